@@ -1,0 +1,106 @@
+"""Grouped-query attention under a given mask, and the backends that compute it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.kv_cache import KVCache
+from model.layers import RMSNorm, rotate
+
+
+class Visibility(NamedTuple):
+    """What a backend is told of the mask; computed once per forward pass and shared by all layers.
+
+    Exactly one of three: a bool `mask`, the square triangle (`is_causal`), or neither (every key is visible).
+    """
+
+    mask: Tensor | None = None
+    """bool (B, 1, Tq, Tk), True = may attend"""
+    is_causal: bool = False
+    """the lower triangle of a square, with no mask tensor"""
+
+
+Backend = Callable[[Tensor, Tensor, Tensor, Visibility], Tensor]
+"""Maps queries (B, H, Tq, D), keys and values (B, Hkv, Tk, D) and a `Visibility` to outputs (B, H, Tq, D)."""
+
+
+def eager_probabilities(q: Tensor, k: Tensor, seen: Visibility) -> Tensor:
+    """Return attention probabilities (B, H, Tq, Tk) in float32 or wider (Vaswani et al. 2017, equation 1)."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, Tk, D)
+    scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (B, H, Tq, Tk)
+    mask = (
+        torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        if seen.is_causal
+        else seen.mask
+    )
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1, dtype=torch.promote_types(torch.float32, q.dtype))
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
+    """Attend step by step, with every intermediate in reach: the form to read and to test against."""
+    probabilities = eager_probabilities(q, k, seen).to(v.dtype)
+    return probabilities @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
+    """Attend through torch's fused kernels; single queries go through `one_query_attention`."""
+    if q.shape[2] == 1 and not torch.is_grad_enabled():
+        return one_query_attention(q, k, v, seen)
+    if q.shape[1] != k.shape[1]:
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen.mask, is_causal=seen.is_causal)
+
+
+def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
+    """Attend from one query per row: the query heads of a key head form one small matrix product."""
+    B, H, _, D = q.shape
+    grouped = q.view(B, k.shape[1], H // k.shape[1], D)  # (B, Hkv, G, D)
+    scores = (grouped @ k.transpose(-1, -2)) * D**-0.5  # (B, Hkv, G, Tk)
+    if seen.mask is not None:
+        scores = scores.masked_fill(~seen.mask, float("-inf"))
+    probabilities = scores.softmax(dim=-1, dtype=torch.promote_types(torch.float32, q.dtype))
+    return (probabilities.to(v.dtype) @ v).view(B, H, 1, D)
+
+
+BACKENDS: dict[str, Backend] = {"eager": eager_attention, "sdpa": sdpa_attention}
+
+
+class Attention(nn.Module):
+    """Project to heads, rotate, attend, project back (GQA: Ainslie et al. 2023, arXiv 2305.13245)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.backend: Backend = sdpa_attention
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, cache: KVCache | None = None
+    ) -> Tensor:
+        """Map (B, T, hidden_size) to the same shape; a cache adds the keys and values of earlier tokens."""
+        B, T, _ = x.shape
+        q, k, v = (
+            project(x).view(B, T, -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q = rotate(self.q_norm(q).transpose(1, 2), angles)  # (B, H, T, D)
+        k = rotate(self.k_norm(k).transpose(1, 2), angles)  # (B, Hkv, T, D)
+        v = v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)  # (B, Hkv, Tk, D)
+        y = self.backend(q, k, v, seen)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))

@@ -1,0 +1,223 @@
+"""Model directories: `config.json`, `model.safetensors`, `generation_config.json`; strict in both directions.
+
+A causal model's directory is also one that `transformers` opens. Any other pattern leaves `model_type` and
+`architectures` out: a stock engine would run it causally without a word.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import PROMPT_MASKS, ModelConfig, from_dict
+from model.errors import UserError
+from model.transformer import LanguageModel
+
+FORMAT_VERSION = 1
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it was saved, with the attention pattern that it was trained under."""
+
+    model: LanguageModel
+    prompt_mask: str
+    stop_ids: tuple[int, ...]
+    path: Path
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: LanguageModel,
+    prompt_mask: str,
+    stop_ids: Sequence[int] = (),
+    tokenizer_dir: str | Path | None = None,
+) -> None:
+    """Write a model directory, each file whole or not at all, and copy the tokenizer's files into it."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    weights = path / "model.safetensors"
+    save_file(tensors, weights.with_suffix(".tmp"), metadata={"format": "pt"})
+    os.replace(weights.with_suffix(".tmp"), weights)
+    _write_json(path / "config.json", describe(model.config, prompt_mask))
+    _write_json(path / "generation_config.json", {"eos_token_id": list(stop_ids)})
+    for name in TOKENIZER_FILES if tokenizer_dir else ():
+        shutil.copyfile(Path(tokenizer_dir) / name, path / name)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a model directory of ours, or a causal Qwen3 of `transformers`, in float32.
+
+    Raises `UserError` that names the fault: no model, an architecture that is not ours, or the tensors
+    that are missing, unknown or misshapen.
+    """
+    path = Path(path)
+    values = _read_json(path / "config.json")
+    config, prompt_mask = read_config(values, str(path / "config.json"))
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    tensors = _read_tensors(path)
+    _check_tensors(model, tensors, path)
+    if config.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    model.load_state_dict(tensors, assign=True)
+    _restore_after_meta(model)
+    return Checkpoint(model, prompt_mask, _stop_ids(path, values), path)
+
+
+def export_checkpoint(source: str | Path, target: str | Path) -> None:
+    """Copy a causal model without its training state, ready for `transformers.Qwen3ForCausalLM`.
+
+    Raises `UserError` for a model with another prompt mask: causal engines would not reproduce it.
+    """
+    checkpoint = load_checkpoint(source)
+    if checkpoint.prompt_mask != "causal":
+        raise UserError(
+            f"{source} was trained with prompt_mask {checkpoint.prompt_mask!r}; causal engines would give "
+            "other answers than ours, so only causal models are exported"
+        )
+    if Path(target).exists() and any(Path(target).iterdir()):
+        raise UserError(f"{target} is not empty; name a new folder for the export")
+    has_tokenizer = (Path(source) / TOKENIZER_FILES[0]).exists()
+    tokenizer_dir = source if has_tokenizer else None
+    save_checkpoint(target, checkpoint.model, "causal", checkpoint.stop_ids, tokenizer_dir)
+
+
+def describe(config: ModelConfig, prompt_mask: str) -> dict[str, Any]:
+    """Return the values of `config.json`; with those of `transformers` for causal models."""
+    ours = {
+        "format_version": FORMAT_VERSION,
+        "prompt_mask": prompt_mask,
+        "dtype": "float32",
+    } | config.to_dict()
+    if prompt_mask != "causal":
+        return ours
+    layers = config.num_hidden_layers
+    windowed = config.sliding_window is not None
+    return ours | {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "use_sliding_window": windowed,
+        "max_window_layers": 0 if windowed else layers,
+        "layer_types": ["sliding_attention" if windowed else "full_attention"] * layers,
+    }
+
+
+def read_config(values: dict[str, Any], source: str) -> tuple[ModelConfig, str]:
+    """Return configuration and prompt mask from `config.json` values, ours or those of `transformers`.
+
+    Raises `UserError` for whatever this architecture does not have.
+    """
+    version, kind = values.get("format_version", FORMAT_VERSION), values.get("model_type")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{source} has format_version {version}; this version reads {FORMAT_VERSION}")
+    if "prompt_mask" not in values and kind != "qwen3":
+        raise UserError(f"{source}: expected a Sightline model or model_type qwen3, got {kind!r}")
+    prompt_mask = values.get("prompt_mask", "causal")
+    if prompt_mask not in PROMPT_MASKS:
+        raise UserError(
+            f"{source}: prompt_mask must be one of {', '.join(PROMPT_MASKS)}, got {prompt_mask!r}"
+        )
+    values = values | _rope(values, source) | _window(values, source)
+    if values.get("attention_bias") or values.get("hidden_act", "silu") != "silu":
+        raise UserError(f"{source}: attention biases and activations other than silu are not supported")
+    return from_dict(values, source), prompt_mask
+
+
+def _rope(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Read the rotary base where either generation of `transformers` writes it."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise UserError(f"{source}: scaled rotary positions ({rope}) are not supported")
+    theta = values.get("rope_theta", rope.get("rope_theta"))
+    return {} if theta is None else {"rope_theta": float(theta)}
+
+
+def _window(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Read the window as `transformers` means it: off unless it is switched on for every layer."""
+    if "use_sliding_window" not in values:
+        return {}
+    kinds = set(values.get("layer_types") or [])
+    if not values["use_sliding_window"] or kinds == {"full_attention"}:
+        return {"sliding_window": None}
+    if kinds != {"sliding_attention"}:
+        raise UserError(f"{source}: layers with and without a window in one model are not supported")
+    return {}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all `model*.safetensors` shards as float32."""
+    shards = sorted(path.glob("model*.safetensors"))
+    if not shards:
+        raise UserError(f"{path} holds no model.safetensors; expected a model directory")
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt") as file:
+                tensors |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{shard} cannot be read ({error}); the file is damaged or cut short") from error
+    return tensors
+
+
+def _check_tensors(model: LanguageModel, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise `UserError` that lists every tensor which is missing, unknown or misshapen."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del expected["lm_head.weight"]
+    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    faults = [f"missing {name}" for name in expected.keys() - got.keys()]
+    faults += [f"unknown {name}" for name in got.keys() - expected.keys()]
+    faults += [
+        f"{name} has shape {got[name]}, expected {expected[name]}"
+        for name in expected.keys() & got.keys()
+        if got[name] != expected[name]
+    ]
+    if faults:
+        raise UserError(f"{path} does not fit its config.json: {'; '.join(sorted(faults))}")
+
+
+def _restore_after_meta(model: LanguageModel) -> None:
+    """Build what a checkpoint does not hold: the mask buffer, and the tie that assignment has cut."""
+    decoder = model.model
+    decoder.register_triangle()
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = decoder.embed_tokens.weight
+
+
+def _stop_ids(path: Path, values: dict[str, Any]) -> tuple[int, ...]:
+    generation = path / "generation_config.json"
+    stops = (_read_json(generation) if generation.exists() else values).get("eos_token_id") or []
+    return tuple(stops) if isinstance(stops, list) else (stops,)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} not found; expected a model directory with {path.name}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

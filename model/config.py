@@ -1,0 +1,147 @@
+"""The architecture as plain values with Hugging Face's names; knows no torch, so help texts load fast."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from model.errors import UserError
+
+PromptMask = Literal["causal", "prefix", "segment", "history"]
+PROMPT_MASKS: tuple[str, ...] = get_args(PromptMask)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a dense decoder like Qwen3's (Yang et al. 2025, arXiv 2505.09388).
+
+    Pre-norm RMSNorm, rotary positions, grouped queries, q/k norm, SwiGLU, no biases. Raises `UserError` for a
+    shape that cannot be built.
+    """
+
+    vocab_size: int
+    """rows of the embedding; ids reach from 0 to vocab_size - 1"""
+    hidden_size: int = 512
+    """width of the residual stream"""
+    intermediate_size: int = 1408
+    """width inside the SwiGLU feed-forward layer"""
+    num_hidden_layers: int = 8
+    """number of decoder layers"""
+    num_attention_heads: int = 8
+    """number of query heads"""
+    num_key_value_heads: int = 4
+    """number of key and value heads; each serves num_attention_heads / num_key_value_heads query heads"""
+    head_dim: int = 64
+    """width of one head; even, because RoPE turns pairs"""
+    max_position_embeddings: int = 2048
+    """longest document in tokens that the model is meant to see"""
+    rope_theta: float = 1e6
+    """base of the rotary wavelengths"""
+    rms_norm_eps: float = 1e-6
+    """added to the mean square before the root in every RMSNorm"""
+    tie_word_embeddings: bool = True
+    """whether the output layer is the embedding itself"""
+    sliding_window: int | None = None
+    """number of keys that a token sees, itself included; null sees everything"""
+    initializer_range: float = 0.02
+    """standard deviation of fresh weights"""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" or isinstance(value, bool) or value is None:
+                continue
+            if value <= 0:
+                raise UserError(f"{field.name} must be greater than 0, got {value}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return asdict(self)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": dict(
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+    ),
+    "quickstart": dict(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+    ),
+    "small": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8),
+    "minimind3": dict(
+        hidden_size=768,
+        intermediate_size=2432,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=96,
+        max_position_embeddings=32768,
+    ),
+    "gpt2": dict(
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        max_position_embeddings=1024,
+    ),
+    "medium": dict(
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        max_position_embeddings=4096,
+    ),
+}
+"""Named shapes, all but the vocabulary: tiny (0.3M at 3,000 tokens), quickstart (1.2M), small (27M at 6,400),
+minimind3 (64M), gpt2 (124M at its own 50,257), medium (0.3B)."""
+
+
+def from_preset(name: str, **overrides: Any) -> ModelConfig:
+    """Build the named shape; `overrides` (at least `vocab_size`) replace its values.
+
+    Raises `UserError` for a name that is not in `PRESETS`.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown model preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return ModelConfig(**{**PRESETS[name], **overrides})
+
+
+def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfig:
+    """Build a configuration from `config.json` values and take nothing in silence.
+
+    Raises `UserError` that names missing keys and wrong types; `source` says where they stood.
+    """
+    known = {field.name: field for field in fields(ModelConfig)}
+    missing = sorted({"vocab_size", "hidden_size", "num_hidden_layers"} - values.keys())
+    if missing:
+        raise UserError(f"{source} lacks {', '.join(missing)}; is it a model configuration?")
+    chosen = {name: values[name] for name in known if name in values}
+    for name, value in chosen.items():
+        if not _has_type(value, known[name].type):
+            raise UserError(f"{source}: {name} must be {known[name].type.__name__}, got {json.dumps(value)}")
+    return ModelConfig(**chosen)
+
+
+def _has_type(value: Any, expected: Any) -> bool:
+    if isinstance(value, bool):
+        return expected is bool
+    return isinstance(value, (int, float) if expected is float else expected)

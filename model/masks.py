@@ -1,0 +1,213 @@
+"""Which token may see which: the one rule, the strategies that set its blocks, and pictures of the result.
+
+A row of tokens is described by its `Layout`. Training, prefill, decode and plots all derive their masks from
+`visible`; nothing else in the project decides visibility.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.config import PROMPT_MASKS
+from model.errors import UserError
+
+
+class Layout(NamedTuple):
+    """Three integers per token, each a tensor of shape (B, T)."""
+
+    document_ids: Tensor
+    """packed document of the token; -1 = padding"""
+    position_ids: Tensor
+    """position inside that document"""
+    block_ids: Tensor
+    """bidirectional block of the token, unique per document; -1 = causal"""
+
+
+class Tokens(NamedTuple):
+    """What the rule reads of a token: index in the row, document and block, broadcastable integer tensors."""
+
+    index: Tensor
+    document: Tensor
+    block: Tensor
+
+
+def visible(q: Tokens, k: Tokens, window: int | None = None, not_future: Tensor | None = None) -> Tensor:
+    """Return True where query `q` may attend to key `k`; the rule from which every mask is derived.
+
+        q is k  or  same document and (k <= q or same block) and q - k < window
+
+    One document, blocks 0 0 0 for its prompt:     The same with window 2:
+
+        1 1 1 . .                                      1 1 1 . .
+        1 1 1 . .                                      1 1 1 . .
+        1 1 1 . .                                      . 1 1 . .
+        1 1 1 1 .                                      . . 1 1 .
+        1 1 1 1 1                                      . . . 1 1
+
+    The diagonal is always on, so padding (document -1) sees itself and no row is empty. `window` counts
+    keys including the token itself and looks left only (Gemma 3 report, arXiv 2503.19786). `not_future`
+    is `k.index <= q.index` where the caller has it at hand. Prefix blocks: Raffel et al. 2020 (arXiv
+    1910.10683, figure 4).
+    """
+    if not_future is None:
+        not_future = k.index <= q.index
+    same_document = (q.document == k.document) & (k.document >= 0)
+    same_block = (q.block == k.block) & (k.block >= 0)
+    seen = same_document & (not_future | same_block)
+    if window is not None:
+        seen = seen & (q.index - k.index < window)
+    return seen | (q.index == k.index)
+
+
+def causal_mask(size: int, device: torch.device | str | None = None) -> Tensor:
+    """Return the bool lower triangle (size, size) whose slices every dense mask starts from."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
+
+
+def dense_mask(
+    causal: Tensor, query: Layout, key: Layout, window: int | None = None, rows: Tensor | None = None
+) -> Tensor:
+    """Return the bool mask (B, Tq, Tk) of `query` tokens over `key` tokens.
+
+    `causal` (at least as large as both) is the model's registered buffer; `rows` (B, Tq) holds the index
+    of each query in its row of keys, default 0 … Tq-1. Padding queries may carry any row: they still see
+    nothing but one key.
+    """
+    keys = torch.arange(key.document_ids.shape[1], device=causal.device)
+    if rows is None:
+        queries, not_future = (
+            keys[: query.document_ids.shape[1]],
+            causal[: query.document_ids.shape[1], : len(keys)],
+        )
+    else:
+        queries, not_future = rows, causal[rows, : len(keys)]
+    q = Tokens(queries[..., None], query.document_ids[..., None], query.block_ids[..., None])
+    k = Tokens(keys, key.document_ids[:, None], key.block_ids[:, None])
+    return visible(q, k, window, not_future)
+
+
+def visible_mask(layout: Layout, window: int | None = None) -> Tensor:
+    """Return the bool mask (B, T, T) of whole rows that attend to themselves."""
+    return dense_mask(
+        causal_mask(layout.document_ids.shape[1], layout.document_ids.device), layout, layout, window
+    )
+
+
+def causal_layout(batch: int, length: int, device: torch.device | str | None = None) -> Layout:
+    """Return the layout (batch, length) of rows that hold one causal document each."""
+    positions = torch.arange(length, device=device).expand(batch, length)
+    return Layout(torch.zeros_like(positions), positions, torch.full_like(positions, -1))
+
+
+def is_plain_causal(layout: Layout) -> bool:
+    """Say whether no mask is needed beyond the triangle: one document per row, padding right, no blocks."""
+    length = layout.position_ids.shape[1]
+    index = torch.arange(length, device=layout.position_ids.device)
+    unbroken = (layout.position_ids == index) | (layout.document_ids < 0)
+    right_padded = (layout.document_ids[:, 1:] < 0) | (layout.document_ids[:, :-1] >= 0)
+    return bool((unbroken & (layout.block_ids < 0)).all() and right_padded.all())
+
+
+def check_layout(layout: Layout) -> None:
+    """Raise `ValueError` when a block is not one contiguous run of tokens inside one document."""
+    documents, _, blocks = layout
+    runs = blocks >= 0
+    runs[:, 1:] &= (blocks[:, 1:] != blocks[:, :-1]) | (documents[:, 1:] != documents[:, :-1])
+    rows, starts = runs.nonzero(as_tuple=True)
+    seen, counts = torch.stack((rows, blocks[rows, starts])).unique(dim=1, return_counts=True)
+    if (counts > 1).any():
+        row, block = seen[:, counts > 1][:, 0].tolist()
+        raise ValueError(
+            f"block {block} of row {row} is not one contiguous run of tokens inside one document"
+        )
+
+
+def prompt_blocks(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
+    """Return the block id (n,) of every token of one conversation under a strategy.
+
+    `answers` (n,) bool marks answer tokens with their end marker, `starts` (n,) bool the first token of
+    every message that is not an answer. S system, U user, A answer:
+
+        tokens     S S U U A A U U A A causal     . . . . . . . . . . prefix     0 0 0 0 . . . . . .
+        everything before the first answer (Raffel et al. 2020) segment    0 0 1 1 . . 2 2 . .     each
+        message that is not an answer (Katz et al. 2024, arXiv 2412.18487) history    0 0 0 0 0 0 0 0 . .
+        everything before the last answer
+
+    Tokens after the last answer, and conversations without one, are causal. Raises `UserError` for an
+    unknown name.
+    """
+    if prompt_mask not in PROMPT_MASKS:
+        raise UserError(f"unknown prompt mask {prompt_mask!r}; choose one of {', '.join(PROMPT_MASKS)}")
+    causal = torch.full(answers.shape, -1, dtype=torch.long)
+    answer_positions = answers.nonzero().flatten()
+    if prompt_mask == "causal" or not len(answer_positions):
+        return causal
+    if prompt_mask == "segment":
+        before_last_answer = torch.arange(len(answers)) < answer_positions[-1]
+        return torch.where(before_last_answer & ~answers, starts.long().cumsum(0) - 1, causal)
+    opening = answers & ~torch.cat((answers.new_zeros(1), answers[:-1]))
+    edge = opening.nonzero().flatten()[0 if prompt_mask == "prefix" else -1]
+    causal[:edge] = 0
+    return causal
+
+
+def blocks_before_answer(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
+    """Return the block ids (n,) of a prompt whose answer is still to come: those that training gave it."""
+    answer = answers.new_ones(1)
+    return prompt_blocks(prompt_mask, torch.cat((answers, answer)), torch.cat((starts, ~answer)))[:-1]
+
+
+def is_readable(block_ids: Tensor) -> Tensor:
+    """Return True (B, T) where the label is visible to the row that predicts it: the leak rule.
+
+    The target at `t` is predicted by row `t - 1`, which sees token `t` exactly when both share a block.
+    """
+    readable = torch.zeros_like(block_ids, dtype=torch.bool)
+    readable[:, 1:] = (block_ids[:, 1:] == block_ids[:, :-1]) & (block_ids[:, 1:] >= 0)
+    return readable
+
+
+def reach(block_ids: Tensor) -> Tensor:
+    """Return the last index (n,) that each token of one document sees: the end of its block, or itself.
+
+    With the window the same on both sides, two layouts of one document are equal exactly when their
+    reaches are.
+    """
+    n = len(block_ids)
+    index = torch.arange(n)
+    run_ends = torch.ones(n, dtype=torch.bool)
+    run_ends[:-1] = (block_ids[1:] != block_ids[:-1]) | (block_ids[1:] < 0)
+    ends = torch.where(run_ends, index, n).flip(0).cummin(0).values.flip(0)
+    return ends
+
+
+def longest_cut(cached: Tensor, wanted: Tensor, limit: int) -> int:
+    """Return the largest legal cut `c <= limit`: states of tokens before it may serve the wanted layout.
+
+    `cached` and `wanted` are block ids (n,) and (m,) of one document whose first `limit` token ids agree.
+    A cut is legal when both layouts agree on `visible[:c, :c]` and no row before `c` sees a key at or
+    after `c` in either.
+    """
+    limit = min(limit, len(cached), len(wanted))
+    if limit <= 0:
+        return 0
+    cached_reach, wanted_reach = reach(cached), reach(wanted)
+    agree = (cached_reach[:limit] == wanted_reach[:limit]).long().cumprod(0).bool()
+    closed = wanted_reach[:limit].cummax(0).values == torch.arange(limit)
+    legal = (agree & closed).nonzero().flatten()
+    return int(legal[-1]) + 1 if len(legal) else 0
+
+
+def draw_text(mask: Tensor, labels: Sequence[str] | None = None) -> str:
+    """Return a mask (Tq, Tk) as a picture in characters, `1` = may attend, one line per query.
+
+    `labels` (one per query) stand before the lines.
+    """
+    width = max((len(label) for label in labels), default=0) if labels else 0
+    names = [label.rjust(width) + "  " for label in labels] if labels else [""] * len(mask)
+    return "\n".join(
+        name + " ".join("1" if cell else "." for cell in line)
+        for name, line in zip(names, mask.tolist(), strict=True)
+    )

@@ -1,0 +1,152 @@
+"""The decoder: embedding, layers, norm, output layer. Masks come from `masks`, attention from `attention`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import BACKENDS, Attention, Backend, Visibility, eager_attention, eager_probabilities
+from model.config import ModelConfig
+from model.errors import UserError
+from model.kv_cache import KVCache
+from model.layers import FeedForward, RMSNorm, rotary_angles
+from model.loss import summed_cross_entropy
+from model.masks import Layout, causal_layout, causal_mask, dense_mask, is_plain_causal
+
+MAX_REGISTERED_SIDE = 4096
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, cache: KVCache | None
+    ) -> Tensor:
+        """Map (B, T, hidden_size) to the same shape."""
+        x = x + self.self_attn(self.input_layernorm(x), angles, seen, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Ids and their layout in, final hidden states out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, n) for n in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.register_triangle()
+
+    def register_triangle(self) -> None:
+        """Register the causal mask that every dense mask is sliced from; no checkpoint holds it."""
+        side = min(self.config.max_position_embeddings, MAX_REGISTERED_SIDE)
+        self.register_buffer("causal_mask", causal_mask(side), persistent=False)
+
+    def forward(self, ids: Tensor, layout: Layout | None = None, cache: KVCache | None = None) -> Tensor:
+        """Return hidden states (B, T, hidden_size) of `ids` (B, T); no layout means causal rows.
+
+        With a cache, `layout` continues the cached rows (right-padded) and attention reaches back to them.
+        """
+        seen = self._visibility(ids, layout, cache)
+        layout = layout or causal_layout(*ids.shape, device=ids.device)
+        x = self.embed_tokens(ids)  # (B, T, C)
+        angles = rotary_angles(layout.position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
+        for layer in self.layers:
+            x = layer(x, angles, seen, cache)
+        return self.norm(x)
+
+    def _visibility(self, ids: Tensor, layout: Layout | None, cache: KVCache | None) -> Visibility:
+        """Choose the cheapest exact form of the mask for this call."""
+        window = self.config.sliding_window
+        if cache is None:
+            window = None if window is None or window >= ids.shape[1] else window
+            if window is None and (layout is None or is_plain_causal(layout)):
+                return Visibility(is_causal=True)
+            layout = layout or causal_layout(*ids.shape, device=ids.device)
+            return Visibility(dense_mask(self._triangle(ids.shape[1]), layout, layout, window)[:, None])
+        slots = cache.extend(layout)
+        used = cache.used
+        if ids.shape[1] == 1 and (window is None or window >= used) and bool((cache.lengths == used).all()):
+            return Visibility()
+        rows = torch.where(layout.document_ids >= 0, slots, 0)
+        return Visibility(dense_mask(self._triangle(used), layout, cache.layout, window, rows)[:, None])
+
+    def _triangle(self, length: int) -> Tensor:
+        """Return the registered buffer, first doubled until it covers `length` tokens."""
+        if length > len(self.causal_mask):
+            self.causal_mask = causal_mask(1 << (length - 1).bit_length(), self.causal_mask.device)
+        return self.causal_mask
+
+
+class LanguageModel(nn.Module):
+    """The decoder with its output layer; parameter names are those of `transformers.Qwen3ForCausalLM`.
+
+    model = LanguageModel(from_preset("tiny", vocab_size=512))
+    logits = model(ids)                    # (B, T, V), causal
+    nats = model(ids, layout, labels)      # summed over the targets
+    """  # noqa: D214
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.apply(self._initialise)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, ids: Tensor, layout: Layout | None = None, labels: Tensor | None = None) -> Tensor:
+        """Return logits (B, T, V) of `ids` (B, T), or with `labels` (B, T) the summed nats of the targets.
+
+        Labels are unshifted (`labels[t]` is `ids[t]` or -100) and predicted by the row before them.
+        """
+        hidden = self.model(ids, layout)
+        if labels is None:
+            return self.lm_head(hidden)
+        return summed_cross_entropy(hidden, self.lm_head.weight, labels)
+
+    def num_parameters(self) -> int:
+        """Count parameters, tied ones once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def set_attention(self, backend: str | Backend) -> None:
+        """Let all layers attend through a backend: `eager`, `sdpa`, or a function of that form."""
+        if isinstance(backend, str) and backend not in BACKENDS:
+            raise UserError(f"unknown attention backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+        for layer in self.model.layers:
+            layer.self_attn.backend = BACKENDS[backend] if isinstance(backend, str) else backend
+
+    @torch.no_grad()
+    def attention_maps(self, ids: Tensor, layout: Layout | None = None) -> list[Tensor]:
+        """Return the attention probabilities (B, H, T, T) of every layer."""
+        maps: list[Tensor] = []
+
+        def recording(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
+            maps.append(eager_probabilities(q, k, seen))
+            return eager_attention(q, k, v, seen)
+
+        with self._attending_through(recording):
+            self(ids, layout)
+        return maps
+
+    @contextmanager
+    def _attending_through(self, backend: Backend) -> Iterator[None]:
+        former = self.model.layers[0].self_attn.backend
+        self.set_attention(backend)
+        try:
+            yield
+        finally:
+            self.set_attention(former)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)

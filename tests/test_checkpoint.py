@@ -1,0 +1,149 @@
+"""Model directories: what is saved comes back, transformers reads causal ones, every fault has its line."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
+from model.config import PRESETS, from_preset
+from model.errors import UserError
+from model.transformer import LanguageModel
+
+
+def saved(path, prompt_mask="causal", **overrides) -> LanguageModel:
+    torch.manual_seed(0)
+    overrides = {"vocab_size": 97, "initializer_range": 0.2, **overrides}
+    model = LanguageModel(from_preset("tiny", **overrides)).eval()
+    save_checkpoint(path, model, prompt_mask, stop_ids=(2, 0))
+    return model
+
+
+def edit_config(path, **changes):
+    values = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(values | changes))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("prompt_mask", ["causal", "segment"])
+def test_a_saved_model_comes_back_to_the_bit(tmp_path, prompt_mask, tied):
+    model = saved(tmp_path, prompt_mask, tie_word_embeddings=tied)
+    checkpoint = load_checkpoint(tmp_path)
+    assert (checkpoint.prompt_mask, checkpoint.stop_ids) == (prompt_mask, (2, 0))
+    assert checkpoint.model.config == model.config
+    ids = torch.randint(97, (2, 30))
+    assert torch.equal(checkpoint.model(ids), model(ids))
+    assert checkpoint.model.num_parameters() == model.num_parameters()
+
+
+@pytest.mark.parametrize("overrides", [{}, {"sliding_window": 5}, {"tie_word_embeddings": False}])
+def test_transformers_opens_a_causal_model_and_we_open_what_it_saves(tmp_path, overrides):
+    from transformers import Qwen3ForCausalLM
+
+    model = saved(tmp_path, **overrides)
+    theirs = Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.randint(97, (2, 30))
+    with torch.no_grad():
+        assert (theirs(ids).logits - model(ids)).abs().max() < 1e-4
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = load_checkpoint(tmp_path / "theirs")
+    assert torch.equal(back.model(ids), model(ids)) and back.prompt_mask == "causal"
+
+
+def test_only_causal_models_look_like_qwen3_to_other_tools(tmp_path):
+    saved(tmp_path / "prefix", "prefix")
+    values = json.loads((tmp_path / "prefix" / "config.json").read_text())
+    assert "model_type" not in values and "architectures" not in values
+    with pytest.raises(UserError, match="only causal models are exported"):
+        export_checkpoint(tmp_path / "prefix", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_an_export_is_the_same_model_and_overwrites_nothing(tmp_path):
+    model = saved(tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "exported")
+    ids = torch.randint(97, (1, 9))
+    assert torch.equal(load_checkpoint(tmp_path / "exported").model(ids), model(ids))
+    with pytest.raises(UserError, match="not empty"):
+        export_checkpoint(tmp_path / "run", tmp_path / "exported")
+
+
+def test_tied_weights_are_stored_once_and_buffers_never(tmp_path):
+    saved(tmp_path)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert "lm_head.weight" not in names and not any("mask" in name for name in names)
+    assert all(name.startswith("model.") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (lambda t: t.pop("model.norm.weight"), "missing model.norm.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), "unknown extra"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(3)}), r"shape \(3,\), expected \(64,\)"),
+    ],
+)
+def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, fault, line):
+    saved(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    fault(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=line):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"prompt_mask": "sideways"}, "prompt_mask must be one of"),
+        ({"format_version": 99}, "format_version 99"),
+        ({"hidden_size": "wide"}, "hidden_size must be int"),
+        ({"hidden_size": None}, "hidden_size must be int"),
+        ({"num_key_value_heads": 3}, "multiple"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "not supported"),
+        ({"attention_bias": True}, "not supported"),
+        ({"vocab_size": -5}, "vocab_size must be greater than 0"),
+    ],
+)
+def test_a_configuration_that_we_cannot_build_is_refused(tmp_path, changes, line):
+    saved(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(UserError, match=line):
+        load_checkpoint(tmp_path)
+
+
+def test_directories_that_are_no_models_get_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="not found"):
+        load_checkpoint(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 10}')
+    with pytest.raises(UserError, match="llama"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_weights_file_cut_short_is_one_clear_line(tmp_path):
+    saved(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged or cut short"):
+        load_checkpoint(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match="no model.safetensors"):
+        load_checkpoint(tmp_path)
+
+
+def test_presets_have_the_sizes_that_their_names_promise():
+    def millions(name, vocab_size):
+        with torch.device("meta"):
+            return LanguageModel(from_preset(name, vocab_size=vocab_size)).num_parameters() / 1e6
+
+    assert 1.1 < millions("quickstart", 3000) < 1.3
+    assert 63 < millions("minimind3", 6400) < 65
+    assert 120 < millions("gpt2", 50257) < 127
+    assert 280 < millions("medium", 6400) < 330
+    with pytest.raises(UserError, match="choose one of"):
+        from_preset("huge", vocab_size=10)
+    assert set(PRESETS) >= {"tiny", "quickstart", "small", "minimind3", "medium"}

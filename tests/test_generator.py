@@ -1,0 +1,190 @@
+"""Cached generation equals the full forward pass, for every strategy, window and legal way of splitting."""
+
+import pytest
+import torch
+
+from model.errors import UserError
+from model.generator import Generator, Prompt, Sampling, Session, probabilities
+from model.masks import blocks_before_answer, prompt_blocks, reach
+from tests.conftest import STRATEGIES, one_document, tiny_model, turns
+
+CONVERSATION = "Sss Uuuu Aaa Uuu Aaa Uu"
+GREEDY = Sampling(max_new_tokens=6)
+
+
+def prompt(strategy: str, drawing: str = CONVERSATION) -> Prompt:
+    blocks = blocks_before_answer(strategy, *turns(drawing)).tolist()
+    return Prompt(tuple(torch.randint(97, (len(blocks),)).tolist()), tuple(blocks))
+
+
+def part(whole: Prompt, start: int, stop: int) -> Prompt:
+    return Prompt(whole.ids[start:stop], whole.block_ids[start:stop])
+
+
+def legal_cuts(block_ids) -> list[int]:
+    ends = reach(torch.tensor(block_ids)).cummax(0).values
+    return [c for c in range(1, len(block_ids)) if ends[c - 1] == c - 1]
+
+
+def greedy_without_cache(model, whole: Prompt, tokens: int) -> tuple[int, ...]:
+    ids, blocks = list(whole.ids), list(whole.block_ids)
+    for _ in range(tokens):
+        logits = model(torch.tensor([ids]), one_document(torch.tensor(blocks)))
+        ids.append(int(logits[0, -1].argmax()))
+        blocks.append(-1)
+    return tuple(ids[len(whole.ids) :])
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_cached_logits_equal_the_full_forward_at_every_legal_cut(strategy, window):
+    model = tiny_model(sliding_window=window)
+    generator, whole = Generator(model, []), prompt(strategy)
+    full = model(torch.tensor([whole.ids]), one_document(torch.tensor(whole.block_ids)))[0]
+    for cut in legal_cuts(whole.block_ids):
+        cache = generator.new_cache(1)
+        first = generator.prefill(cache, [part(whole, 0, cut)])
+        second = generator.prefill(cache, [part(whole, cut, len(whole.ids))])
+        assert (first[0] - full[cut - 1]).abs().max() < 1e-9
+        assert (second[0] - full[-1]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_token_by_token_after_the_blocks_equals_the_full_forward(strategy, window):
+    model = tiny_model(sliding_window=window)
+    answers, starts = turns("Ss Uuu Aaaaaa")
+    ids, blocks = torch.randint(97, (11,)), prompt_blocks(strategy, answers, starts)
+    full = model(ids[None], one_document(blocks))[0]
+    generator = Generator(model, [])
+    cache = generator.new_cache(1)
+    generator.prefill(cache, [Prompt(tuple(ids[:5].tolist()), tuple(blocks[:5].tolist()))])
+    for t in range(5, 11):
+        assert (generator.decode(cache, [int(ids[t])])[0] - full[t]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("strategy", ["prefix", "segment", "history"])
+def test_a_cut_inside_a_block_is_refused_and_the_block_named(strategy):
+    generator, whole = Generator(tiny_model(), []), prompt(strategy)
+    legal = legal_cuts(whole.block_ids)
+    for cut in set(range(1, len(whole.ids))) - set(legal):
+        cache = generator.new_cache(1)
+        generator.prefill(cache, [part(whole, 0, cut)])
+        with pytest.raises(ValueError, match=f"block {whole.block_ids[cut]} of row 0"):
+            generator.prefill(cache, [part(whole, cut, len(whole.ids))])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_row_in_a_ragged_batch_answers_as_it_does_alone(strategy, temperature):
+    generator = Generator(tiny_model(), stop_ids=range(12))
+    prompts = [prompt(strategy, drawing) for drawing in ("U", "Ss Uuuuuu Aa U", "Uuu", CONVERSATION)]
+    sampling = Sampling(max_new_tokens=12, temperature=temperature, seed=3)
+    alone = [generator.generate([one], sampling)[0] for one in prompts]
+    assert generator.generate(prompts, sampling) == alone
+    assert len({len(answer.ids) for answer in alone}) > 1, "rows must end at different steps"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_greedy_generation_equals_the_argmax_of_full_forwards(strategy):
+    model, whole = tiny_model(), prompt(strategy)
+    assert Generator(model, []).generate([whole], GREEDY)[0].ids == greedy_without_cache(model, whole, 6)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_session_answers_every_turn_as_a_fresh_start_would(strategy, window):
+    model = tiny_model(sliding_window=window)
+    session = Session(Generator(model, []))
+    ids: list[int] = []
+    drawing = ""
+    for turn in ("Sss Uuuu", " Uuu", " Uu"):
+        drawing += turn
+        ids += torch.randint(97, (len(turn.replace(" ", "")),)).tolist()
+        blocks = blocks_before_answer(strategy, *turns(drawing)).tolist()
+        whole = Prompt(tuple(ids), tuple(blocks))
+        answer = list(session.reply(whole, GREEDY))
+        assert tuple(answer) == greedy_without_cache(model, whole, 6)
+        assert session.reused_tokens + session.prefilled_tokens == len(ids)
+        ids += answer
+        drawing += "A" + "a" * (len(answer) - 1)
+    # 7 + 6 + 3 + 6 tokens lie before the last turn; the last of them was sampled and never fed
+    assert session.reused_tokens == (0 if strategy == "history" else 21)
+
+
+def test_undoing_part_of_a_block_prefills_the_block_again():
+    model = tiny_model()
+    session = Session(Generator(model, []))
+    long = Prompt((1, 2, 3, 4, 5, 6), (0,) * 6)
+    short = Prompt((1, 2, 3, 4), (0,) * 4)
+    list(session.reply(long, GREEDY))
+    assert tuple(session.reply(short, GREEDY)) == greedy_without_cache(model, short, 6)
+    assert session.reused_tokens == 0
+
+
+def test_a_cancelled_answer_leaves_a_session_that_can_go_on():
+    model = tiny_model()
+    session, whole = Session(Generator(model, [])), prompt("segment")
+    answer = session.reply(whole, GREEDY)
+    begun = (next(answer), next(answer))
+    answer.close()
+    assert session.last.finish_reason == "cancelled" and session.last.ids == begun
+    assert tuple(session.reply(whole, GREEDY)) == greedy_without_cache(model, whole, 6)
+
+
+def test_an_answer_ends_at_a_stop_id_or_at_its_length():
+    model = tiny_model()
+    whole = prompt("prefix")
+    [free] = Generator(model, []).generate([whole], GREEDY)
+    assert free.finish_reason == "length" and len(free.ids) == 6
+    [stopped] = Generator(model, [free.ids[2]]).generate([whole], GREEDY)
+    assert stopped.finish_reason == "stop" and stopped.ids == free.ids[: free.ids.index(free.ids[2])]
+    [none] = Generator(model, []).generate([whole], Sampling(max_new_tokens=0))
+    assert none.finish_reason == "length" and none.ids == ()
+
+
+def test_the_context_limit_ends_answers_and_refuses_longer_prompts():
+    generator = Generator(tiny_model(max_position_embeddings=8), [])
+    [full] = generator.generate([Prompt((1,) * 8, (-1,) * 8)], GREEDY)
+    assert full.finish_reason == "length" and len(full.ids) == 1
+    [nearly] = generator.generate([Prompt((1,) * 6, (-1,) * 6)], GREEDY)
+    assert len(nearly.ids) == 3
+    with pytest.raises(UserError, match="prompt has 9 tokens but the model takes 8"):
+        generator.generate([Prompt((1,) * 9, (-1,) * 9)], GREEDY)
+    with pytest.raises(UserError, match="empty"):
+        generator.generate([Prompt((), ())], GREEDY)
+
+
+def test_a_seed_reproduces_and_another_seed_differs():
+    generator, whole = Generator(tiny_model(), []), prompt("causal")
+    one, again, other = (
+        generator.generate([whole], Sampling(max_new_tokens=12, temperature=1.0, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert one == again != other
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0.5, 0.25, 0.125, 0.125]),
+        ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
+        ({"top_p": 0.6}, [0.5, 0.25, 0, 0]),
+        ({"top_p": 0.0}, [0.5, 0, 0, 0]),
+        ({"top_k": 1}, [1, 0, 0, 0]),
+        ({"temperature": 0.5}, [16 / 22, 4 / 22, 1 / 22, 1 / 22]),
+    ],
+)
+def test_the_filters_leave_the_distribution_that_we_worked_out_by_hand(settings, expected):
+    logits = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64).log()
+    got = probabilities(logits, Sampling(**{"temperature": 1.0, **settings}))
+    # top-p leaves the kept masses as they are; a draw does not mind the scale
+    assert torch.allclose(got, torch.tensor(expected, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"top_p": 1.5}, {"top_k": 0}, {"max_new_tokens": -1}]
+)
+def test_impossible_sampling_is_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Sampling(**wrong)

@@ -1,0 +1,239 @@
+"""The rule against pictures drawn by hand, and against a second form of it written out in loops."""
+
+import pytest
+import torch
+
+from model.errors import UserError
+from model.masks import (
+    Layout,
+    blocks_before_answer,
+    causal_layout,
+    causal_mask,
+    check_layout,
+    dense_mask,
+    draw_text,
+    is_plain_causal,
+    is_readable,
+    longest_cut,
+    prompt_blocks,
+    reach,
+    visible_mask,
+)
+from tests.conftest import STRATEGIES, one_document, turns
+
+CONVERSATION = "Ss Uu Aa Uu A"
+
+DRAWINGS = {
+    "causal": """
+        1 . . . . . . . .
+        1 1 . . . . . . .
+        1 1 1 . . . . . .
+        1 1 1 1 . . . . .
+        1 1 1 1 1 . . . .
+        1 1 1 1 1 1 . . .
+        1 1 1 1 1 1 1 . .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 1""",
+    "prefix": """
+        1 1 1 1 . . . . .
+        1 1 1 1 . . . . .
+        1 1 1 1 . . . . .
+        1 1 1 1 . . . . .
+        1 1 1 1 1 . . . .
+        1 1 1 1 1 1 . . .
+        1 1 1 1 1 1 1 . .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 1""",
+    "segment": """
+        1 1 . . . . . . .
+        1 1 . . . . . . .
+        1 1 1 1 . . . . .
+        1 1 1 1 . . . . .
+        1 1 1 1 1 . . . .
+        1 1 1 1 1 1 . . .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 1""",
+    "history": """
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 .
+        1 1 1 1 1 1 1 1 1""",
+}
+
+
+def drawn(picture: str) -> torch.Tensor:
+    lines = picture.split("\n")[1:] if picture.startswith("\n") else picture.split("\n")
+    return torch.tensor([[cell == "1" for cell in line.split()] for line in lines])
+
+
+def by_hand(layout: Layout, window: int | None) -> torch.Tensor:
+    """The rule of the design, once more, as loops over single tokens."""
+    documents, _, blocks = (ids.tolist() for ids in layout)
+    batch, n = len(documents), len(documents[0])
+    mask = torch.zeros(batch, n, n, dtype=torch.bool)
+    for b in range(batch):
+        for q in range(n):
+            for k in range(n):
+                if q == k:
+                    mask[b, q, k] = True
+                elif documents[b][k] >= 0 and documents[b][q] == documents[b][k]:
+                    inside = window is None or q - k < window
+                    shared = blocks[b][q] >= 0 and blocks[b][q] == blocks[b][k]
+                    mask[b, q, k] = inside and (k < q or shared)
+    return mask
+
+
+def random_layout(batch: int, length: int) -> Layout:
+    """Packed rows of random documents with random blocks, and padding on the right."""
+    rows = [_random_row(length) for _ in range(batch)]
+    return Layout(*(torch.tensor(column) for column in zip(*rows, strict=True)))
+
+
+def _random_row(length: int) -> tuple[list[int], list[int], list[int]]:
+    documents, positions, blocks = [], [], []
+    while len(documents) < length - 3 and int(torch.randint(5, ())):
+        size = min(int(torch.randint(1, 8, ())), length - len(documents))
+        cut = int(torch.randint(0, size + 1, ()))
+        documents += [max(documents, default=-1) + 1] * size
+        positions += range(size)
+        blocks += [max(blocks, default=-1) + 1] * cut + [-1] * (size - cut)
+    missing = length - len(documents)
+    return documents + [-1] * missing, positions + [0] * missing, blocks + [-1] * missing
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_draws_the_picture_that_we_drew_by_hand(strategy):
+    mask = visible_mask(one_document(prompt_blocks(strategy, *turns(CONVERSATION))))[0]
+    assert draw_text(mask) == "\n".join(line.strip() for line in DRAWINGS[strategy].split("\n")[1:])
+
+
+def test_a_window_bounds_blocks_on_the_left_and_counts_the_token_itself():
+    blocks = torch.tensor([0, 0, 0, 0, -1, -1])
+    assert torch.equal(
+        visible_mask(one_document(blocks), window=2)[0],
+        drawn("1 1 1 1 . .\n1 1 1 1 . .\n. 1 1 1 . .\n. . 1 1 . .\n. . . 1 1 .\n. . . . 1 1"),
+    )
+
+
+def test_packed_documents_and_padding_see_nothing_of_each_other():
+    layout = Layout(
+        torch.tensor([[0, 0, 0, 1, 1, -1]]),
+        torch.tensor([[0, 1, 2, 0, 1, 0]]),
+        torch.tensor([[0, 0, -1, 1, 1, -1]]),
+    )
+    picture = "1 1 . . . .\n1 1 . . . .\n1 1 1 . . .\n. . . 1 1 .\n. . . 1 1 .\n. . . . . 1"
+    assert torch.equal(visible_mask(layout)[0], drawn(picture))
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_the_predicate_equals_the_rule_written_as_loops(window):
+    layout = random_layout(batch=16, length=20)
+    assert torch.equal(visible_mask(layout, window), by_hand(layout, window))
+
+
+def test_rows_of_later_queries_are_slices_of_the_whole_mask():
+    layout = random_layout(batch=4, length=20)
+    tail = Layout(*(ids[:, 13:17] for ids in layout))
+    rows = torch.arange(13, 17).expand(4, 4)
+    sliced = dense_mask(causal_mask(32), tail, layout, 3, rows)
+    assert torch.equal(sliced, visible_mask(layout, 3)[:, 13:17])
+
+
+def test_no_row_of_a_mask_is_ever_empty():
+    assert visible_mask(random_layout(batch=16, length=20), window=1).any(-1).all()
+
+
+@pytest.mark.parametrize("strategy", ["prefix", "segment", "history"])
+def test_single_turns_without_a_system_message_make_the_strategies_one(strategy):
+    assert torch.equal(prompt_blocks(strategy, *turns("Uuu Aaa")), torch.tensor([0, 0, 0, -1, -1, -1]))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_follows_the_last_answer_is_causal(strategy):
+    answers, starts = turns("Ss Uu Aa Uu Aa u")
+    assert prompt_blocks(strategy, answers, starts)[-1] == -1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_prompt_gets_the_blocks_that_training_gave_it(strategy):
+    answers, starts = turns(CONVERSATION)
+    for n in range(1, len(answers)):
+        if answers[n] and not answers[n - 1]:
+            trained = prompt_blocks(strategy, answers[: n + 1], starts[: n + 1])[:n]
+            assert torch.equal(blocks_before_answer(strategy, answers[:n], starts[:n]), trained)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_conversations_without_an_answer_are_causal(strategy):
+    assert (prompt_blocks(strategy, *turns("Ss Uu")) == -1).all()
+
+
+def test_an_unknown_strategy_is_refused_with_the_names_of_the_known():
+    with pytest.raises(UserError, match="causal, prefix, segment, history"):
+        prompt_blocks("bidirectional", *turns("Uu A"))
+
+
+def test_a_label_is_readable_where_its_predicting_row_sees_it():
+    layout = random_layout(batch=8, length=20)
+    mask = visible_mask(layout)
+    superdiagonal = torch.zeros_like(layout.block_ids, dtype=torch.bool)
+    superdiagonal[:, 1:] = mask.diagonal(offset=1, dim1=1, dim2=2)
+    assert torch.equal(is_readable(layout.block_ids), superdiagonal)
+
+
+def test_a_broken_block_is_refused_and_named():
+    check_layout(random_layout(batch=8, length=20))
+    with pytest.raises(ValueError, match="block 7 of row 0"):
+        check_layout(one_document(torch.tensor([7, 7, -1, 7])))
+
+
+def test_a_block_in_two_documents_is_refused():
+    layout = causal_layout(1, 4)
+    documents = torch.tensor([[0, 0, 1, 1]])
+    with pytest.raises(ValueError, match="one document"):
+        check_layout(Layout(documents, layout.position_ids, torch.tensor([[0, 0, 0, 0]])))
+
+
+def test_plain_causal_means_one_unblocked_document_padded_on_the_right():
+    documents, positions, blocks = causal_layout(1, 6)
+    assert is_plain_causal(Layout(documents, positions, blocks))
+    right = torch.tensor([[0, 0, 0, 0, -1, -1]])
+    assert is_plain_causal(Layout(right, positions, blocks))
+    assert not is_plain_causal(Layout(right.flip(1), positions.roll(2, 1), blocks))
+    assert not is_plain_causal(Layout(torch.tensor([[0, 0, 0, 1, 1, 1]]), positions % 3, blocks))
+    assert not is_plain_causal(Layout(documents, positions, torch.where(positions < 2, 0, -1)))
+
+
+def test_reach_is_the_last_key_that_the_predicate_shows():
+    for _ in range(20):
+        blocks = torch.tensor(_random_row(20)[2])
+        last_seen = 19 - visible_mask(one_document(blocks))[0].flip(1).long().argmax(1)
+        assert torch.equal(reach(blocks), last_seen)
+
+
+def test_the_longest_cut_is_the_last_that_the_cut_rule_allows():
+    for _ in range(60):
+        cached, wanted = (torch.tensor(_random_row(14)[2]) for _ in range(2))
+        old, new = (visible_mask(one_document(blocks))[0] for blocks in (cached, wanted))
+        legal = [
+            c
+            for c in range(15)
+            if torch.equal(old[:c, :c], new[:c, :c]) and not old[:c, c:].any() and not new[:c, c:].any()
+        ]
+        assert longest_cut(cached, wanted, 14) == max(legal)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reusable"), [("causal", 9), ("prefix", 9), ("segment", 9), ("history", 0)]
+)
+def test_only_history_loses_the_cache_when_a_turn_is_added(strategy, reusable):
+    answers, starts = turns(CONVERSATION + " Uu")
+    first_turns = blocks_before_answer(strategy, answers[:8], starts[:8])
+    cached = torch.cat((first_turns, torch.tensor([-1])))  # the answer was decoded, causally
+    assert longest_cut(cached, blocks_before_answer(strategy, answers, starts), 9) == reusable

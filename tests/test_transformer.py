@@ -1,0 +1,213 @@
+"""The laws of the masks on whole models, in float64: influence, backends, packing, padding, depth one."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from model.attention import Visibility, eager_attention, sdpa_attention
+from model.loss import summed_cross_entropy
+from model.masks import Layout, causal_layout, is_readable, prompt_blocks, visible_mask
+from tests.conftest import STRATEGIES, one_document, tiny_model, turns
+from tests.test_masks import random_layout
+
+CONVERSATION = "Ss Uu Aa Uu Aa"
+
+
+def prefix_layout(length: int, prefix: int) -> Layout:
+    return one_document(torch.where(torch.arange(length) < prefix, 0, -1))
+
+
+def logits_of(model, ids, layout, backend="sdpa"):
+    model.set_attention(backend)
+    return model(ids, layout)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_token_influences_exactly_the_logits_that_the_mask_lets_it(strategy, window):
+    model = tiny_model(sliding_window=window)
+    layout = one_document(prompt_blocks(strategy, *turns(CONVERSATION)))
+    ids = torch.randint(97, (1, 10))
+    step = visible_mask(layout, window)[0].double()
+    flow = (step @ step) > 0  # what two layers can carry
+    with torch.no_grad():
+        before = model(ids, layout)[0]
+        for j in range(10):
+            changed = ids.clone()
+            changed[0, j] = (ids[0, j] + 1) % 97
+            moved = (model(changed, layout)[0] - before).abs().amax(-1)
+            assert torch.equal(moved > 1e-9, flow[:, j]), f"token {j}"
+            assert (moved[~flow[:, j]] == 0).all()
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("window", [None, 3])
+def test_backends_agree_on_outputs_and_gradients(window, key_heads):
+    model = tiny_model(sliding_window=window, num_key_value_heads=key_heads)
+    layout, ids = random_layout(4, 20), torch.randint(97, (4, 20))
+    real = layout.document_ids >= 0
+    results = []
+    for backend in ("eager", "sdpa"):
+        logits = logits_of(model, ids, layout, backend)[real]
+        model.zero_grad()
+        logits.square().sum().backward()
+        results.append((logits.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+    (eager, eager_grads), (fused, fused_grads) = results
+    assert (eager - fused).abs().max() < 1e-9
+    for a, b in zip(eager_grads, fused_grads, strict=True):
+        assert (a - b).norm() <= 1e-6 * a.norm()
+
+
+@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention])
+def test_attention_equals_the_textbook_formula(attend):
+    q, k, v = (torch.randn(2, heads, 7, 6, dtype=torch.float64) for heads in (4, 2, 2))
+    mask = visible_mask(random_layout(2, 7))[:, None]
+    got = attend(q, k, v, Visibility(mask))
+    for b in range(2):
+        for h in range(4):
+            scores = q[b, h] @ k[b, h // 2].T / 6**0.5
+            weights = scores.exp() * mask[b, 0]
+            expected = (weights / weights.sum(-1, keepdim=True)) @ v[b, h // 2]
+            assert (got[b, h] - expected).abs().max() < 1e-12
+
+
+def test_one_query_and_many_queries_attend_alike():
+    q, k, v = (torch.randn(3, heads, 5, 6, dtype=torch.float64) for heads in (4, 2, 2))
+    mask = visible_mask(random_layout(3, 5))[:, None]
+    whole = eager_attention(q, k, v, Visibility(mask))
+    with torch.no_grad():
+        for t in range(5):
+            one = sdpa_attention(q[:, :, t : t + 1], k, v, Visibility(mask[:, :, t : t + 1]))
+            assert (one - whole[:, :, t : t + 1]).abs().max() < 1e-12
+
+
+def test_the_shortcut_without_a_mask_equals_the_dense_mask():
+    model, ids = tiny_model(), torch.randint(97, (2, 9))
+    dense = Layout(*causal_layout(2, 9)[:2], torch.arange(9).expand(2, 9))  # blocks of one token
+    assert (model(ids) - model(ids, dense)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_prefix_of_no_or_one_token_is_causal_to_the_bit(length):
+    model, ids = tiny_model(), torch.randint(97, (1, 9))
+    layout = prefix_layout(9, length)
+    assert torch.equal(logits_of(model, ids, layout, "eager"), logits_of(model, ids, None, "eager"))
+
+
+@pytest.mark.parametrize("window", [9, 10, 1000])
+def test_a_window_as_long_as_the_row_is_no_window_to_the_bit(window):
+    ids = torch.randint(97, (2, 9))
+    for layout in (None, random_layout(2, 9)):
+        windowed, plain = tiny_model(sliding_window=window), tiny_model()
+        assert torch.equal(windowed(ids, layout), plain(ids, layout))
+
+
+def test_at_depth_one_causal_and_prefix_give_the_same_answer_logits_to_the_bit():
+    ids, prompt = torch.randint(97, (1, 12)), 7
+    one, two = tiny_model(num_hidden_layers=1), tiny_model(num_hidden_layers=2)
+    causal, prefix = (logits_of(one, ids, prefix_layout(12, n), "eager") for n in (0, prompt))
+    assert torch.equal(causal[:, prompt - 1 :], prefix[:, prompt - 1 :])
+    assert not torch.equal(causal[:, : prompt - 1], prefix[:, : prompt - 1])
+    causal, prefix = (logits_of(two, ids, prefix_layout(12, n), "eager") for n in (0, prompt))
+    assert (causal[:, prompt - 1 :] - prefix[:, prompt - 1 :]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_leak_rule_drops_exactly_the_labels_that_a_model_could_read(strategy):
+    model = tiny_model()
+    layout = one_document(prompt_blocks(strategy, *turns(CONVERSATION)))
+    ids = torch.randint(97, (1, 10))
+    readable = is_readable(layout.block_ids)[0]
+    for t in range(1, 10):
+        changed = ids.clone()
+        changed[0, t] = (ids[0, t] + 1) % 97
+        moved = (model(changed, layout) - model(ids, layout))[0, t - 1].abs().max()
+        assert (moved > 1e-9) == readable[t]
+
+
+def test_packed_rows_equal_separate_documents():
+    model, ids, layout = tiny_model(), torch.randint(97, (4, 20)), random_layout(4, 20)
+    packed = model(ids, layout)
+    for row in range(4):
+        for document in range(int(layout.document_ids[row].max()) + 1):
+            here = layout.document_ids[row] == document
+            alone = one_document(layout.block_ids[row, here])
+            assert (model(ids[row, here][None], alone)[0] - packed[row, here]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("blocks", [[0, 0, 0, -1, -1], [-1] * 5])
+def test_left_padded_right_padded_and_unpadded_rows_agree(blocks):
+    model, ids, alone = tiny_model(), torch.randint(97, (1, 5)), one_document(torch.tensor(blocks))
+    expected = model(ids, alone)
+    for left, right in ((0, 3), (3, 0), (2, 2)):
+        padded = Layout(
+            torch.nn.functional.pad(alone.document_ids, (left, right), value=-1),
+            torch.nn.functional.pad(alone.position_ids, (left, right)),
+            torch.nn.functional.pad(alone.block_ids, (left, right), value=-1),
+        )
+        for _ in range(2):  # whatever the padding says
+            noise = torch.randint(97, (1, 5 + left + right))
+            noise[:, left : left + 5] = ids
+            assert (model(noise, padded)[:, left : left + 5] - expected).abs().max() < 1e-9
+
+
+def test_a_row_in_a_batch_equals_the_row_alone():
+    model, ids, layout = tiny_model(), torch.randint(97, (4, 20)), random_layout(4, 20)
+    together = model(ids, layout)
+    for row in range(4):
+        alone = model(ids[row : row + 1], Layout(*(field[row : row + 1] for field in layout)))[0]
+        real = layout.document_ids[row] >= 0
+        assert torch.allclose(alone[real], together[row, real], rtol=0, atol=1e-9)
+
+
+def test_the_loss_is_the_sum_over_targets_of_the_row_before_them():
+    model, ids = tiny_model(), torch.randint(97, (3, 8))
+    labels = torch.where(torch.rand(3, 8) < 0.5, ids, -100)
+    logits = model(ids)
+    expected = sum(
+        cross_entropy(logits[b, t - 1], labels[b, t])
+        for b in range(3)
+        for t in range(1, 8)
+        if labels[b, t] >= 0
+    )
+    assert abs(model(ids, None, labels) - expected) < 1e-9
+
+
+def test_prompt_logits_get_no_gradient():
+    model, ids = tiny_model(), torch.randint(97, (1, 8))
+    labels = ids.clone()
+    labels[:, :5] = -100
+    hidden = model.model(ids).detach().requires_grad_()
+    cross_entropy(model.lm_head(hidden)[0, :-1], labels[0, 1:], reduction="sum", ignore_index=-100).backward()
+    reference = hidden.grad.clone()
+    hidden.grad = None
+    summed_cross_entropy(hidden, model.lm_head.weight, labels).backward()
+    assert (hidden.grad[:, :4] == 0).all()
+    assert (hidden.grad[:, 4:7] != 0).any(-1).all()
+    assert (hidden.grad - reference).abs().max() < 1e-12
+
+
+def test_rows_longer_than_the_registered_triangle_are_covered():
+    model, ids = tiny_model(max_position_embeddings=8), torch.randint(97, (1, 20))
+    layout = prefix_layout(20, 12)
+    grown = model(ids, layout)
+    assert len(model.model.causal_mask) == 32
+    assert (grown - tiny_model(max_position_embeddings=64)(ids, layout)).abs().max() < 1e-12
+
+
+def test_the_mask_buffer_is_registered_once_and_not_saved():
+    model = tiny_model()
+    buffers = dict(model.named_buffers())
+    assert list(buffers) == ["model.causal_mask"] and buffers["model.causal_mask"].dtype == torch.bool
+    assert not any("mask" in name for name in model.state_dict())
+
+
+def test_attention_maps_are_the_probabilities_under_the_mask():
+    model, ids, layout = tiny_model(), torch.randint(97, (2, 9)), random_layout(2, 9)
+    before = model(ids, layout)
+    maps = model.attention_maps(ids, layout)
+    assert len(maps) == 2 and maps[0].shape == (2, 4, 9, 9)
+    for probabilities in maps:
+        assert torch.equal(probabilities > 0, visible_mask(layout)[:, None].expand(2, 4, 9, 9))
+        assert (probabilities.sum(-1) - 1).abs().max() < 1e-12
+    assert torch.equal(model(ids, layout), before)

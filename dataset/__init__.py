@@ -1,0 +1,1 @@
+"""Text in, batches out: tokenizer, conversations, token store, packing, batches."""

@@ -1,0 +1,1 @@
+"""A small true Chinese and English world, generated without downloads."""

@@ -1,0 +1,133 @@
+"""Evaluation splits of one language, and what training must avoid because of them."""
+
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from random import Random
+
+from dataset.builtin.conversations import Messages, another, exchange, story_message, user
+from dataset.builtin.facts import Fact
+from dataset.builtin.stories import Story, answered, draw_questions, draw_story, tell
+from dataset.builtin.wordings import phrase, word, wordings
+from dataset.builtin.world import Half
+
+
+@dataclass
+class Reserved:
+    """What evaluation uses and training must not: stories whatever their wording, and pairs of turns."""
+
+    stories: set[Story] = field(default_factory=set)
+    pairs: set[tuple[Fact, Fact]] = field(default_factory=set)
+
+    def new_story(self, language: str, rng: Random) -> Story:
+        """Draw a story that was never drawn before, and reserve it."""
+        while (story := draw_story(language, rng)) in self.stories:
+            pass
+        self.stories.add(story)
+        return story
+
+
+def evaluation_splits(half: Half, reserved: Reserved) -> dict[str, list[dict]]:
+    """Return the items of each split, and add what they use to `reserved`."""
+    context_first, question_first = story_items(half, reserved)
+    splits = {
+        "facts_unseen_wording": unseen_wordings(half),
+        "stories_context_first": context_first,
+        "stories_question_first": question_first,
+        "reverse": reverse_items(half),
+        "followup": [*follow_up_items(half, reserved), *story_follow_ups(half, reserved)],
+    }
+    return {
+        split: [
+            {"id": f"{split}-{half.language}-{number:03d}", "split": split} | item
+            for number, item in enumerate(items)
+        ]
+        for split, items in splits.items()
+    }
+
+
+def new_item(messages: Messages, fact: Fact, kind: str, answers: tuple[str, ...] = ()) -> dict:
+    """Return an evaluation item that still lacks its id and split."""
+    return {
+        "language": fact.language,
+        "kind": kind,
+        "relation": fact.relation,
+        "conversations": messages,
+        "answers": list(answers or fact.answers),
+    }
+
+
+def in_turn(columns: list[list], count: int) -> list:
+    """Take the first of each column, then the second of each, until there are `count`."""
+    return [entry for row in zip_longest(*columns) for entry in row if entry][:count]
+
+
+def unseen_wordings(half: Half) -> list[dict]:
+    """Ask facts in held-out wordings; every relation has its share."""
+    rng = half.random("unseen wordings")
+    columns = []
+    for relation, facts in half.by_relation().items():
+        templates = wordings(relation, half.language, "held")
+        columns.append([(fact, template) for fact in facts for template in templates])
+        rng.shuffle(columns[-1])
+    chosen = in_turn(columns, half.size.evaluation)
+    return [new_item([user(phrase(fact, template, rng))], fact, "fact") for fact, template in chosen]
+
+
+def reverse_items(half: Half) -> list[dict]:
+    """Ask for the subjects of facts that training never turns round, in wordings that it uses for others."""
+    rng = half.random("reverse")
+    columns = []
+    for fact in rng.sample(half.held_backwards, len(half.held_backwards)):
+        templates = wordings(fact.relation, half.language, "reverse")
+        columns.append([(fact, template) for template in rng.sample(templates, len(templates))])
+    return [
+        new_item([user(phrase(fact, template, rng))], fact, "reverse", fact.subjects)
+        for fact, template in in_turn(columns, half.size.evaluation)
+    ]
+
+
+def story_items(half: Half, reserved: Reserved) -> tuple[list[dict], list[dict]]:
+    """Ask the same questions about the same unseen stories twice: after the story, and before it."""
+    rng = half.random("story items")
+    after, before = [], []
+    for _ in range(half.size.evaluation):
+        story = reserved.new_story(half.language, rng)
+        fact = draw_questions(story, half.language, 1, rng)[0]
+        text, question = tell(story, half.language, rng), word(fact, "ask", rng)
+        for items, question_first in ((after, False), (before, True)):
+            message = story_message(text, question, question_first, rng)
+            items.append(new_item([user(message)], fact, fact.kind))
+    return after, before
+
+
+def follow_up_items(half: Half, reserved: Reserved) -> list[dict]:
+    """Ask a second fact in its own turn: of another relation ("its currency?") or subject ("and Spain?")."""
+    rng = half.random("follow-ups")
+    by_subject, alike = half.by_subject(), half.alike()
+    items = []
+    while len(items) < half.size.evaluation * 2 // 3:
+        same_subject = len(items) % 2 == 0
+        pair = tuple(rng.sample(rng.choice(by_subject if same_subject else alike), 2))
+        if pair in reserved.pairs:
+            continue
+        reserved.pairs.add(pair)
+        question = word(pair[1], "follow", rng) if same_subject else another(pair[1], rng)
+        messages = [*exchange(word(pair[0], "ask", rng), pair[0]), user(question)]
+        items.append(new_item(messages, pair[1], "same_subject" if same_subject else "same_relation"))
+    return items
+
+
+def story_follow_ups(half: Half, reserved: Reserved) -> list[dict]:
+    """Ask where a second person of an unseen story is, in a turn of its own."""
+    rng = half.random("story follow-ups")
+    items = []
+    while len(items) < half.size.evaluation // 3:
+        story = reserved.new_story(half.language, rng)
+        where = [fact for fact in answered(story, half.language) if fact.relation == "where_person"]
+        if len(where) < 2:
+            continue
+        first, second = rng.sample(where, 2)
+        message = story_message(tell(story, half.language, rng), word(first, "ask", rng), False, rng)
+        messages = [*exchange(message, first), user(word(second, "follow", rng))]
+        items.append(new_item(messages, second, "same_story"))
+    return items

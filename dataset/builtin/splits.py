@@ -1,0 +1,78 @@
+"""The files of the world: training texts of both languages together, and the evaluation splits.
+
+Evaluation is drawn first and training avoids what it reserved, so that the two are disjoint by construction.
+A held-out wording stands in no training text, with any subject; an unseen story is a sequence of events that
+no training story has, in whatever words; a reverse item asks a fact of which no training sentence puts the
+answer before the subject.
+"""
+
+import json
+from pathlib import Path
+from random import Random
+
+from dataset.builtin.evaluation import Reserved, evaluation_splits
+from dataset.builtin.facts import LANGUAGES
+from dataset.builtin.training import pretraining_documents, sft_conversations
+from dataset.builtin.world import WorldSize, half_world
+from dataset.whole_folder import check_free, whole_folder
+from model.errors import UserError
+
+EVALUATION_SPLITS = (
+    "facts_unseen_wording",
+    "stories_context_first",
+    "stories_question_first",
+    "reverse",
+    "followup",
+)
+FILES = (
+    "pretrain.jsonl",
+    "pretrain_val.jsonl",
+    "sft.jsonl",
+    "sft_val.jsonl",
+    *(f"eval/{split}.jsonl" for split in EVALUATION_SPLITS),
+)
+"""Every file that a world consists of."""
+
+
+def build_world(seed: int, size: WorldSize) -> dict[str, list[dict]]:
+    """Return the records of every file of `FILES`; equal arguments give equal records on any machine."""
+    files: dict[str, list[dict]] = {name: [] for name in FILES}
+    for language in LANGUAGES:
+        half, reserved = half_world(language, seed, size), Reserved()
+        for split, items in evaluation_splits(half, reserved).items():
+            files[f"eval/{split}.jsonl"] += items
+        documents = [{"text": text} for text in pretraining_documents(half, reserved)]
+        files["pretrain_val.jsonl"] += documents[: size.validation]
+        files["pretrain.jsonl"] += documents[size.validation :]
+        training, validation = sft_conversations(half, reserved)
+        files["sft.jsonl"] += [{"conversations": messages} for messages in training]
+        files["sft_val.jsonl"] += [{"conversations": messages} for messages in validation]
+    for name in FILES[:4]:
+        Random(f"{seed} {name}").shuffle(files[name])
+    return files
+
+
+def write_world(out: str | Path, files: dict[str, list[dict]]) -> dict[str, int]:
+    """Write the files into the folder `out`, all or none, and return their sizes in bytes.
+
+    A world that stands there already is replaced. Raises `UserError` if anything else does.
+    """
+    check_replaceable(out)
+    with whole_folder(out, overwrite=True) as folder:
+        (folder / "eval").mkdir()
+        for name, records in files.items():
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            (folder / name).write_bytes("".join(lines).encode())
+    return {name: (Path(out) / name).stat().st_size for name in files}
+
+
+def check_replaceable(out: str | Path) -> None:
+    """Raise `UserError` unless `out` is free, empty, or a world and nothing but a world."""
+    out = Path(out)
+    check_free(out, overwrite=True)
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    if found and found != set(FILES):
+        odd = min(found ^ set(FILES))
+        raise UserError(
+            f"{out} exists and is not a world written by build_world (see {odd}); choose another --out"
+        )

@@ -1,0 +1,1 @@
+"""Thin command lines and two shell scripts."""

@@ -52,10 +52,9 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
     """Attend through torch's fused kernels; single queries go through `one_query_attention`."""
     if q.shape[2] == 1 and not torch.is_grad_enabled():
         return one_query_attention(q, k, v, seen)
-    if q.shape[1] != k.shape[1]:
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen.mask, is_causal=seen.is_causal)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen.mask, is_causal=seen.is_causal, enable_gqa=True
+    )
 
 
 def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:

@@ -140,17 +140,18 @@ def prompt_blocks(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
     """
     if prompt_mask not in PROMPT_MASKS:
         raise UserError(f"unknown prompt mask {prompt_mask!r}; choose one of {', '.join(PROMPT_MASKS)}")
-    causal = torch.full(answers.shape, -1, dtype=torch.long)
-    answer_positions = answers.nonzero().flatten()
-    if prompt_mask == "causal" or not len(answer_positions):
-        return causal
+    blocks = torch.full(answers.shape, -1, dtype=torch.long)
+    if prompt_mask == "causal" or not answers.any():
+        return blocks
+    opening = answers.clone()
+    opening[1:] &= ~answers[:-1]
+    first, last = int(opening.int().argmax()), len(opening) - 1 - int(opening.flip(0).int().argmax())
     if prompt_mask == "segment":
-        before_last_answer = torch.arange(len(answers)) < answer_positions[-1]
-        return torch.where(before_last_answer & ~answers, starts.long().cumsum(0) - 1, causal)
-    opening = answers & ~torch.cat((answers.new_zeros(1), answers[:-1]))
-    edge = opening.nonzero().flatten()[0 if prompt_mask == "prefix" else -1]
-    causal[:edge] = 0
-    return causal
+        segments = starts[:last].cumsum(0) - 1
+        blocks[:last] = segments.masked_fill(answers[:last], -1)
+    else:
+        blocks[: first if prompt_mask == "prefix" else last] = 0
+    return blocks
 
 
 def blocks_before_answer(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:

@@ -1,0 +1,172 @@
+"""Batches of a training: rows in order, shared out to processes, no label that could be read.
+
+What stands in a row is decided by `dataset/documents.py`, the order of rows by `dataset/packing.py`, and what
+blocks mean by `model/masks.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.documents import Conversations, Piece, Texts
+from dataset.packing import RowPlan
+from dataset.settings import BatchSettings
+from dataset.token_store import TokenStore
+from model.errors import UserError
+from model.masks import Layout, Tokens, is_readable, visible
+
+NO_TARGET = -100
+
+
+class Batch(NamedTuple):
+    """Rows of tokens, each tensor int64 (B, T)."""
+
+    ids: Tensor
+    labels: Tensor
+    """`ids[t]` where token t carries loss, else -100; row t - 1 predicts it"""
+    document_ids: Tensor
+    """-1 = padding"""
+    position_ids: Tensor
+    block_ids: Tensor
+    """-1 = causal"""
+
+    @property
+    def layout(self) -> Layout:
+        """Return what the mask is made from."""
+        return Layout(self.document_ids, self.position_ids, self.block_ids)
+
+    @property
+    def num_targets(self) -> int:
+        """Return the number of labels that carry loss."""
+        return int((self.labels != NO_TARGET).sum())
+
+    @property
+    def num_real(self) -> int:
+        """Return the number of positions that are not padding."""
+        return int((self.document_ids >= 0).sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class BatchStream:
+    """The rows of every epoch over one or more token stores.
+
+    stream = BatchStream(open_stores(["data/sft"]), BatchSettings(max_seq_len=512, prompt_mask="prefix"))
+    for batch in stream.batches(epoch=0, start_row=0, rows_per_step=16): ...
+    """
+
+    def __init__(self, stores: Sequence[TokenStore], settings: BatchSettings) -> None:
+        """Measure the documents; raises `UserError` for settings that contradict the data."""
+        self.kind, self.tokenizer = stores[0].kind, stores[0].tokenizer
+        self.settings = settings.resolved(self.kind)
+        kind = Conversations if self.kind == "sft" else Texts
+        self.documents = kind(stores, self.settings)
+        self._planned: tuple[int, RowPlan] | None = None
+
+    def plan(self, epoch: int) -> RowPlan:
+        """Return the rows of an epoch."""
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = epoch, self.documents.arrange(epoch)
+        return self._planned[1]
+
+    def rows_per_epoch(self, epoch: int = 0) -> int:
+        """Return the number of rows, which is the same in every epoch."""
+        return len(self.plan(epoch))
+
+    def batches(
+        self, epoch: int, start_row: int = 0, rows_per_step: int = 1, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        """Yield one process's part of every step from row `start_row` of the epoch on.
+
+        `rows_per_step` counts rows of all processes. A short last step is filled with rows of padding: every
+        process takes the same number of steps. Raises `UserError` if the rows cannot be shared evenly.
+        """
+        if rows_per_step % world:
+            raise UserError(f"{rows_per_step} rows a step cannot be shared out to {world} processes")
+        plan, share = self.plan(epoch), rows_per_step // world
+        for first in range(start_row, len(plan), rows_per_step):
+            length = self._row_length(plan, first, rows_per_step)
+            mine = range(first + rank * share, first + (rank + 1) * share)
+            rows = [self.pieces(epoch, row) if row < len(plan) else [] for row in mine]
+            yield collate(rows, length, self.tokenizer.pad_id)
+
+    def pieces(self, epoch: int, row: int) -> list[Piece]:
+        """Return what stands in a row, in order."""
+        return [self.documents.piece(epoch, *piece) for piece in self.plan(epoch)[row].tolist()]
+
+    def describe(self, rows_per_step: int = 1) -> dict[str, Any]:
+        """Return the figures of the first epoch that a training prints at its start."""
+        plan = self.plan(0)
+        targets = plan.sum_rows(self.documents.count_targets(0, plan.pieces))
+        tokens = int(plan.row_tokens.sum())
+        steps = range(0, len(plan), rows_per_step)
+        positions = sum(
+            self._row_length(plan, first, rows_per_step) * min(rows_per_step, len(plan) - first)
+            for first in steps
+        )
+        return {
+            "documents": int(np.count_nonzero(self.documents.lengths)),
+            "documents_left_out": int(np.count_nonzero(self.documents.lengths == 0)),
+            "answers_too_long": self.documents.num_too_long,
+            "documents_shortened": self.documents.num_shortened,
+            "rows": len(plan),
+            "tokens": tokens,
+            "targets": int(targets.sum()),
+            "real_share": tokens / positions,
+            "target_share": float(targets.sum()) / positions,
+            "rows_without_target": int(np.count_nonzero(targets == 0)),
+        }
+
+    def _row_length(self, plan: RowPlan, first: int, rows_per_step: int) -> int:
+        if self.settings.packing == "pack":
+            return self.settings.max_seq_len
+        return int(plan.row_tokens[first : first + rows_per_step].max())
+
+
+def collate(rows: Sequence[Sequence[Piece]], length: int, pad_id: int) -> Batch:
+    """Return the batch (len(rows), length) of rows of pieces, padded on the right.
+
+    Documents are numbered from 0 in each row and so are blocks. Raises `ValueError` if a label could be read.
+    """
+    grid = np.empty((5, len(rows), length), dtype=np.int64)
+    for field, padding in zip(grid, Batch(pad_id, NO_TARGET, -1, 0, -1), strict=True):
+        field.fill(padding)
+    for row, pieces in enumerate(rows):
+        _fill_row(Batch(*grid[:, row]), pieces)
+    batch = Batch(*torch.from_numpy(grid))
+    batch.labels[is_readable(batch.block_ids)] = NO_TARGET
+    check_labels(batch)
+    return batch
+
+
+def check_labels(batch: Batch) -> None:
+    """Raise `ValueError` if the row that predicts a label sees it, or belongs to another document."""
+    tokens = Tokens(
+        torch.arange(batch.ids.shape[1]).expand_as(batch.ids), batch.document_ids, batch.block_ids
+    )
+    before, after = (Tokens(*(field[:, part] for field in tokens)) for part in (slice(-1), slice(1, None)))
+    forbidden = batch.position_ids == 0
+    forbidden[:, 1:] |= visible(before, after)
+    if (wrong := forbidden & (batch.labels != NO_TARGET)).any():
+        row, position = wrong.nonzero()[0].tolist()
+        raise ValueError(f"the label at row {row}, position {position} could be read where it is predicted")
+
+
+def _fill_row(row: Batch, pieces: Sequence[Piece]) -> None:
+    """Write pieces one after the other into the fields (T,) of a row."""
+    begin = next_block = 0
+    for number, piece in enumerate(pieces):
+        span = slice(begin, begin + len(piece.ids))
+        row.ids[span] = piece.ids
+        row.labels[span][piece.supervised] = piece.ids[piece.supervised]
+        row.document_ids[span] = number
+        row.position_ids[span] = np.arange(len(piece.ids))
+        row.block_ids[span] = piece.blocks
+        row.block_ids[span][piece.blocks >= 0] += next_block
+        next_block += int(piece.blocks.max()) + 1
+        begin = span.stop

@@ -1,0 +1,59 @@
+"""What a training asks of its batches, and which demands contradict each other; imports no torch."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from model.config import PromptMask
+from model.errors import UserError
+
+Kind = Literal["pretrain", "sft"]
+Packing = Literal["pack", "none"]
+Supervise = Literal["answers", "last", "all", "suffix"]
+
+SHORTEST_ROW = 16
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How documents become rows; raises `UserError` for values that make no rows."""
+
+    max_seq_len: int = 512
+    """tokens in a row: longer conversations are shortened, longer texts split"""
+    packing: Packing = "pack"
+    """pack: several documents in a row; none: one, padded to the longest of its batch"""
+    prompt_mask: PromptMask = "causal"
+    """strategy that sets the bidirectional blocks; pretraining takes causal or prefix"""
+    supervise: Supervise | None = None
+    """targets: chats take answers, last (answer) or all; texts all or suffix (what follows the prefix)"""
+    seed: int = 0
+    """of the order of documents and of the prefix lengths"""
+
+    def __post_init__(self) -> None:
+        """Check the length."""
+        if self.max_seq_len < SHORTEST_ROW:
+            raise UserError(f"max_seq_len: expected at least {SHORTEST_ROW} tokens, got {self.max_seq_len}")
+
+    def resolved(self, kind: Kind) -> "BatchSettings":
+        """Return the settings with `supervise` filled in; raises `UserError` for what the data rules out."""
+        allowed = _supervise_choices(kind, self.prompt_mask)
+        if self.supervise is not None and self.supervise not in allowed:
+            raise UserError(
+                f"supervise {self.supervise} does not go with prompt_mask {self.prompt_mask} on {kind} data; "
+                f"choose {' or '.join(allowed)}"
+            )
+        return replace(self, supervise=self.supervise or allowed[0])
+
+
+def _supervise_choices(kind: Kind, prompt_mask: PromptMask) -> list[Supervise]:
+    """Return what may carry loss, the default first: nothing that a token before it can read."""
+    choices: dict[tuple[str, str], list[Supervise]] = {
+        ("sft", "causal"): ["answers", "last", "all"],
+        ("sft", "prefix"): ["answers", "last"],
+        ("sft", "segment"): ["answers", "last"],
+        ("sft", "history"): ["last"],
+        ("pretrain", "causal"): ["all", "suffix"],
+        ("pretrain", "prefix"): ["suffix"],
+    }
+    if (kind, prompt_mask) not in choices:
+        raise UserError(f"prompt_mask {prompt_mask} needs conversations; pretraining takes causal or prefix")
+    return choices[kind, prompt_mask]

@@ -1,0 +1,214 @@
+"""Byte-level BPE: training, the directory it lives in, text to ids and back, text from a stream of ids.
+
+Content never becomes a special token here: whoever wants one writes its id. The form of a conversation is
+`dataset/conversation.py`'s.
+"""
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from dataset.conversation import CHAT_TEMPLATE, ROLES
+from model.errors import UserError
+
+ENDOFTEXT, IM_START, IM_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
+MARKERS = (ENDOFTEXT, IM_START, IM_END, PAD)
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+RESERVED = tuple(f"<|reserved_{slot}|>" for slot in range(6))
+SPECIAL_TOKENS = MARKERS + TAGS + RESERVED  # ids 0 … 15 of a tokenizer that is trained here
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+SMALLEST_VOCAB = 256 + len(SPECIAL_TOKENS)
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer with our markers and tags; one from elsewhere is given those it lacks."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Take over a tokenizer of `tokenizers`; raises `UserError` if it is not byte-level BPE."""
+        if not isinstance(backend.model, models.BPE) or not isinstance(backend.decoder, decoders.ByteLevel):
+            raise UserError(f"expected a byte-level BPE tokenizer, got {type(backend.model).__name__}")
+        backend.no_truncation()
+        backend.no_padding()
+        backend.add_tokens([_added_token(text) for text in MARKERS + TAGS])
+        self._backend = backend
+        self._content = _without_added_tokens(backend)
+        self.endoftext_id, self.im_start_id, self.im_end_id, self.pad_id = map(self.special, MARKERS)
+        self.stop_ids = (self.im_end_id, self.endoftext_id)
+        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Open a tokenizer directory; raises `UserError` if it is missing or broken."""
+        file = Path(path) / "tokenizer.json"
+        if not file.is_file():
+            raise UserError(f"no tokenizer in {path}: expected a directory with tokenizer.json")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing more precise
+            raise UserError(f"{file} is not a tokenizer: {error}") from None
+        return cls(backend)
+
+    def save(self, path: str | Path) -> None:
+        """Write a directory that `transformers.AutoTokenizer` opens, chat template included."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": ENDOFTEXT,
+            "eos_token": IM_END,
+            "pad_token": PAD,
+            "clean_up_tokenization_spaces": False,
+        }
+        names = {key: config[key] for key in ("bos_token", "eos_token", "pad_token")}
+        self._backend.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of content: the text of an added token in it is encoded as the characters it is.
+
+        Raises `UserError` for what is not Unicode, such as a terminal's undecoded bytes.
+        """
+        try:
+            return self._content.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise UserError("the text is not valid Unicode; write it as UTF-8") from None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of many contents, encoded on all cores."""
+        return [each.ids for each in self._content.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Return the text of ids; bytes that are no UTF-8 become U+FFFD."""
+        stream = TextStream(self, skip_special_tokens)
+        return "".join([stream.feed(int(i)) for i in ids]) + stream.flush()
+
+    def special(self, text: str) -> int:
+        """Return the id of an added token; raises `UserError` if the tokenizer has none of that text."""
+        for token_id, token in self._backend.get_added_tokens_decoder().items():
+            if token.content == text:
+                return token_id
+        raise UserError(f"the tokenizer has no added token {text!r}")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token stands for; an id that the vocabulary lacks gives U+FFFD."""
+        return self._bytes.get(token_id, "\ufffd".encode())
+
+    def token_text(self, token_id: int) -> str:
+        """Return a token for a table, on one line: control characters and parts of characters as escapes."""
+        text = self.token_bytes(token_id).decode("utf-8", "backslashreplace")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Return the ids that `skip_special_tokens` leaves out of decoded text."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the sha256 of everything that decides which ids a text gets."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        byte_of = _byte_of_character()
+        vocab = self._backend.get_vocab(with_added_tokens=False)
+        known = {i: bytes(byte_of[c] for c in t) for t, i in vocab.items() if byte_of.keys() >= set(t)}
+        added = self._backend.get_added_tokens_decoder()
+        return known | {token_id: token.content.encode() for token_id, token in added.items()}
+
+
+class TextStream:
+    """Turns ids into text as they come: whole characters only, and each as soon as its last byte is there."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+        """Start an empty text."""
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token_id: int) -> str:
+        """Return the characters that this token completes, often none or one."""
+        return (
+            "" if token_id in self._skipped else self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        )
+
+    def flush(self) -> str:
+        """Return what an unfinished character leaves (U+FFFD or nothing) and start anew."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, isolate_han: bool = True) -> Tokenizer:
+    """Train a byte-level BPE of at most `vocab_size` tokens on a stream of texts; deterministic.
+
+    `isolate_han` keeps each Han character apart before merging, so that no token spans Chinese words. The
+    names of the roles are counted with every text, so that headers are short. Raises `UserError` for a
+    vocabulary too small to hold all bytes.
+    """
+    if vocab_size < SMALLEST_VOCAB:
+        raise UserError(
+            f"expected vocab_size of at least {SMALLEST_VOCAB} (bytes and special tokens), got {vocab_size}"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    split_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split_han = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [split_han, split_words] if isolate_han else [split_words]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    role_names = "\n".join(ROLES)
+    backend.train_from_iterator((f"{text}\n{role_names}" for text in texts), trainer)
+    return Tokenizer(_with_visible_tags(backend))
+
+
+def _added_token(text: str) -> AddedToken:
+    return AddedToken(text, special=text not in TAGS, normalized=False)
+
+
+def _with_visible_tags(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Let decoded text keep `<think>` and its like, which the library's trainer makes special."""
+    content = json.loads(backend.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] not in TAGS
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def _without_added_tokens(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Return a copy that knows no added token: its own escape switch leaves those with `special=False`."""
+    content = json.loads(backend.to_str())
+    added = {token["content"] for token in content["added_tokens"]}
+    model = content["model"]
+    model["vocab"] = {token: i for token, i in model["vocab"].items() if token not in added}
+    model["merges"] = [[a, b] for a, b in model["merges"] if not added & {a, b, a + b}]
+    content |= {"added_tokens": [], "post_processor": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for (the table of GPT-2).
+
+    Printable bytes stand for themselves; the others are numbered from U+0100 on.
+    """
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,0 +1,344 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset.batches import NO_TARGET, BatchStream, check_labels, collate
+from dataset.conversation import ROLES, START, TARGET
+from dataset.documents import Piece, prefix_length
+from dataset.preparation import PreparationSettings, write_store
+from dataset.settings import BatchSettings
+from dataset.token_store import StoreWriter, TokenStore
+from dataset.tokenizer import train_tokenizer
+from model.errors import UserError
+
+REAL_CHATS = Path(__file__).parents[2] / "shared" / "data" / "sft_zh.jsonl"
+TOKENIZER = train_tokenizer(["法国 Paris"], 290)
+ROLE_OF_LETTER = {"s": "system", "u": "user", "t": "tool", "a": "assistant", "n": "assistant"}
+
+
+def codes_of(drawing):
+    """Return the codes of a chat in letters: a capital begins a message, `a` is a target, `n` is not."""
+    roles = [ROLES.index(ROLE_OF_LETTER[letter.lower()]) for letter in drawing]
+    bits = [START * letter.isupper() + TARGET * (letter == "a") for letter in drawing]
+    return np.array(roles, dtype=np.uint8) | np.array(bits, dtype=np.uint8)
+
+
+def write(folder, documents, kind="sft"):
+    """Write a store of chats in letters, or of texts of given lengths; ids count on over all documents."""
+    writer = StoreWriter(Path(folder), kind, TOKENIZER)
+    first = 0
+    for document in documents:
+        n = document if kind == "pretrain" else len(document)
+        writer.append(np.arange(first, first + n), None if kind == "pretrain" else codes_of(document))
+        first += n
+    writer.finish({})
+    return TokenStore(folder)
+
+
+def stream_of(folder, documents, kind="sft", **batch_settings):
+    return BatchStream([write(folder, documents, kind)], BatchSettings(**batch_settings))
+
+
+def drawn(values, absent):
+    return " ".join("." if value == absent else str(value) for value in values.tolist())
+
+
+# A chat of two turns and one of one turn, packed into a row of 16 and padded:
+TWO_DOCUMENTS = ["SsUuaaUuaan", "Uuan"]
+# tokens      S s U u a a U u a a n  U u a n  _
+BLOCKS = {
+    "causal": ". . . . . . . . . . .  . . . .  .",
+    "prefix": "0 0 0 0 . . . . . . .  1 1 . .  .",
+    "segment": "0 0 1 1 . . 2 2 . . .  3 3 . .  .",
+    "history": "0 0 0 0 0 0 0 0 . . .  1 1 . .  .",
+}
+LABELS = {
+    "answers": ". . . . 4 5 . . 8 9 .  . . 13 .  .",
+    "last": ". . . . . . . . 8 9 .  . . 13 .  .",
+    "all": ". 1 2 3 4 5 6 7 8 9 10  . 12 13 14  .",
+}
+
+
+@pytest.mark.parametrize(
+    ("prompt_mask", "supervise", "labels"),
+    [
+        ("causal", None, "answers"),
+        ("causal", "last", "last"),
+        ("causal", "all", "all"),
+        ("prefix", None, "answers"),
+        ("prefix", "last", "last"),
+        ("segment", None, "answers"),
+        ("segment", "last", "last"),
+        ("history", None, "last"),
+        ("history", "last", "last"),
+    ],
+)
+def test_a_packed_row_of_two_chats_is_as_drawn(tmp_path, prompt_mask, supervise, labels):
+    stream = stream_of(tmp_path, TWO_DOCUMENTS, max_seq_len=16, prompt_mask=prompt_mask, supervise=supervise)
+    (batch,) = stream.batches(epoch=0)
+    assert batch.ids[0].tolist() == [*range(15), TOKENIZER.pad_id]
+    assert drawn(batch.document_ids[0], -1) == "0 0 0 0 0 0 0 0 0 0 0 1 1 1 1 ."
+    assert batch.position_ids[0].tolist() == [*range(11), *range(4), 0]
+    assert drawn(batch.block_ids[0], -1) == " ".join(BLOCKS[prompt_mask].split())
+    assert drawn(batch.labels[0], NO_TARGET) == " ".join(LABELS[labels].split())
+    assert all(field.dtype == torch.int64 and field.shape == (1, 16) for field in batch)
+    assert (batch.num_real, batch.num_targets) == (15, len(LABELS[labels].replace(".", "").split()))
+
+
+def test_without_packing_each_chat_has_a_row_as_long_as_the_longest_of_its_batch(tmp_path):
+    documents = ["Uan", "Uuan", "Uuuan", "Uuuuan"]
+    stream = stream_of(tmp_path, documents, max_seq_len=16, packing="none", prompt_mask="prefix")
+    batches = list(stream.batches(epoch=0, rows_per_step=2))
+    for batch in batches:
+        lengths = (batch.document_ids >= 0).sum(1)
+        assert batch.ids.shape[1] == lengths.max()
+        assert (batch.position_ids == (torch.arange(lengths.max()) * (batch.document_ids >= 0))).all()
+        assert ((batch.block_ids == 0).sum(1) == lengths - 2).all()
+    assert sorted(n for batch in batches for n in (batch.document_ids >= 0).sum(1).tolist()) == [3, 4, 5, 6]
+
+
+def test_text_is_all_target_but_for_the_first_token_of_each_fragment(tmp_path):
+    stream = stream_of(tmp_path, [20, 9, 14], kind="pretrain", max_seq_len=16)
+    seen = []
+    for batch in stream.batches(epoch=0):
+        first = batch.position_ids == 0
+        assert ((batch.labels == batch.ids) == ~first).all() and (batch.labels[first] == NO_TARGET).all()
+        assert (batch.block_ids == -1).all()
+        seen += batch.ids[batch.document_ids >= 0].tolist()
+    assert sorted(seen) == list(range(43))
+
+
+@pytest.mark.parametrize(
+    ("prompt_mask", "packing"), [("prefix", "pack"), ("prefix", "none"), ("causal", "pack")]
+)
+def test_the_suffix_of_a_text_carries_loss_and_its_prefix_is_a_block(tmp_path, prompt_mask, packing):
+    lengths = [20, 9, 14]
+    stream = stream_of(
+        tmp_path,
+        lengths,
+        "pretrain",
+        max_seq_len=16,
+        prompt_mask=prompt_mask,
+        supervise="suffix",
+        packing=packing,
+    )
+    first_id = np.cumsum([0, *lengths])
+    for epoch in range(3):
+        plan = stream.plan(epoch)
+        for row, batch in enumerate(stream.batches(epoch)):
+            begin = 0
+            for number, (document, start, end) in enumerate(plan[row].tolist()):
+                n = end - start
+                prefix = prefix_length(n, 0, epoch, document, start)
+                span = slice(begin, begin + n)
+                ids = first_id[document] + np.arange(start, end)
+                assert batch.ids[0, span].tolist() == ids.tolist()
+                assert batch.labels[0, span].tolist() == [
+                    token_id if t >= max(prefix, 1) else NO_TARGET for t, token_id in enumerate(ids.tolist())
+                ]
+                blocks = batch.block_ids[0, span]
+                assert len(set(blocks[:prefix].tolist())) <= 1 and (blocks[prefix:] == -1).all()
+                assert (blocks[:prefix] == -1).all() == (prompt_mask == "causal" or prefix == 0)
+                assert (batch.document_ids[0, span] == number).all()
+                begin += n
+
+
+def test_prefix_lengths_are_uniform_and_repeatable():
+    lengths = np.array([prefix_length(5, 0, 0, document, 0) for document in range(5000)])
+    assert set(lengths.tolist()) == set(range(5))
+    assert np.bincount(lengths).min() > 900  # 1000 expected, standard deviation 28
+    base = (64, 1, 2, 3, 4)
+    assert prefix_length(*base) == prefix_length(*base)
+    others = [prefix_length(64, *key) for key in ((0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0))]
+    assert len({prefix_length(*base), *others}) > 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(3, 16), min_size=1, max_size=25),
+    world=st.sampled_from([1, 2, 3]),
+    world_after=st.sampled_from([1, 2, 3]),
+    packing=st.sampled_from(["pack", "none"]),
+    data=st.data(),
+)
+def test_an_epoch_delivers_each_document_once_for_any_processes_and_after_a_restart(
+    lengths, world, world_after, packing, data
+):
+    documents = ["U" + "u" * (n - 3) + "an" for n in lengths]
+    with TemporaryDirectory() as folder:
+        stream = stream_of(folder, documents, max_seq_len=16, packing=packing)
+    steps_before = data.draw(st.integers(0, stream.rows_per_epoch() // (2 * world)))
+    restart = steps_before * 2 * world
+    ids = []
+    for rank in range(world):
+        steps = list(stream.batches(1, 0, rows_per_step=2 * world, rank=rank, world=world))
+        ids += [
+            token_id
+            for batch in steps[:steps_before]
+            for token_id in batch.ids[batch.document_ids >= 0].tolist()
+        ]
+    for rank in range(world_after):
+        steps = list(stream.batches(1, restart, rows_per_step=world_after, rank=rank, world=world_after))
+        assert len(steps) == -(-(stream.rows_per_epoch() - restart) // world_after)
+        ids += [token_id for batch in steps for token_id in batch.ids[batch.document_ids >= 0].tolist()]
+    assert sorted(ids) == list(range(sum(lengths)))
+
+
+def test_a_short_last_step_is_filled_with_padding(tmp_path):
+    stream = stream_of(tmp_path, ["U" + "u" * 13 + "an"] * 3, max_seq_len=16)
+    ranks = [list(stream.batches(0, rows_per_step=4, rank=rank, world=2)) for rank in range(2)]
+    padding = ranks[1][0]
+    assert [len(steps) for steps in ranks] == [1, 1]
+    assert padding.ids.shape == (2, 16) and padding.num_real == 16
+    assert (padding.ids[1] == TOKENIZER.pad_id).all() and (padding.labels[1] == NO_TARGET).all()
+    assert (padding.document_ids[1] == -1).all() and (padding.block_ids[1] == -1).all()
+    with pytest.raises(UserError, match="3 rows a step cannot be shared out to 2"):
+        next(stream.batches(0, rows_per_step=3, world=2))
+
+
+def test_all_ranks_pad_to_the_same_length(tmp_path):
+    stream = stream_of(tmp_path, ["Uan", "Uuuuuuan"], max_seq_len=16, packing="none")
+    shapes = {next(stream.batches(0, rows_per_step=2, rank=rank, world=2)).ids.shape for rank in range(2)}
+    assert shapes == {(1, 8)}
+
+
+def test_several_stores_are_read_as_one(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    stores = [write(tmp_path / "a", ["Uan", "Uuan"]), write(tmp_path / "b", ["Uuuan"])]
+    stream = BatchStream(stores, BatchSettings(max_seq_len=16, packing="none"))
+    rows = [stream.pieces(0, row) for row in range(stream.rows_per_epoch())]
+    assert sorted((piece.document, len(piece.ids)) for (piece,) in rows) == [(0, 3), (1, 4), (2, 5)]
+
+
+def test_long_chats_are_shortened_and_hopeless_ones_counted(tmp_path):
+    record = {"messages": [{"role": "user", "content": "法"}, {"role": "assistant", "content": "x" * 100}]}
+    long_prompt = {"context": "法国" * 30, "question": "Q", "answers": ["Paris"]}
+    data = tmp_path / "a.jsonl"
+    data.write_text("".join(json.dumps(each) + "\n" for each in (record, long_prompt)))
+    TOKENIZER.save(tmp_path / "tokenizer")
+    write_store(
+        PreparationSettings("sft", (str(data),), str(tmp_path / "tokenizer"), str(tmp_path / "store"))
+    )
+    stream = BatchStream([TokenStore(tmp_path / "store")], BatchSettings(max_seq_len=40))
+    (batch,) = stream.batches(epoch=0)
+    assert batch.num_real == 40
+    assert TOKENIZER.decode(batch.labels[batch.labels >= 0].tolist()) == "Paris<|im_end|>"
+    figures = stream.describe()
+    assert (figures["answers_too_long"], figures["documents_shortened"]) == (1, 1)
+    assert (figures["documents"], figures["documents_left_out"]) == (1, 1)
+
+
+def test_nothing_that_fits_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no answer fits into 16 tokens"):
+        stream_of(tmp_path, ["U" + "a" * 20 + "n"], max_seq_len=16)
+
+
+@pytest.mark.parametrize("packing", ["pack", "none"])
+@pytest.mark.parametrize(
+    ("kind", "prompt_mask", "supervise"),
+    [
+        ("sft", "causal", "answers"),
+        ("sft", "history", "last"),
+        ("sft", "causal", "all"),
+        ("pretrain", "prefix", None),
+    ],
+)
+def test_the_figures_are_those_of_the_batches(tmp_path, packing, kind, prompt_mask, supervise):
+    documents = ["SUuaaUuaan", "Uaan", "UuaaTtan"] * 3 if kind == "sft" else [20, 9, 14, 3]
+    choice = {"prompt_mask": prompt_mask, "supervise": supervise, "packing": packing}
+    stream = stream_of(tmp_path, documents, kind, max_seq_len=16, **choice)
+    figures, batches = stream.describe(rows_per_step=2), list(stream.batches(0, rows_per_step=2))
+    rows = [(batch.labels[row], batch.document_ids[row]) for batch in batches for row in range(2)]
+    rows = [(labels, documents) for labels, documents in rows if (documents >= 0).any()]
+    positions = sum(len(labels) for labels, _ in rows)
+    assert figures["rows"] == len(rows)
+    assert figures["tokens"] == sum(batch.num_real for batch in batches)
+    assert figures["targets"] == sum(batch.num_targets for batch in batches)
+    assert figures["real_share"] == pytest.approx(figures["tokens"] / positions)
+    assert figures["target_share"] == pytest.approx(figures["targets"] / positions)
+    assert figures["rows_without_target"] == sum((labels == NO_TARGET).all() for labels, _ in rows) == 0
+
+
+def piece(supervised, blocks):
+    ids, blocks = np.arange(len(blocks)), np.array(blocks, dtype=np.int16)
+    return Piece(0, ids, np.zeros(len(ids), dtype=np.uint8), np.array(supervised, dtype=bool), blocks)
+
+
+def test_a_label_inside_a_block_is_dropped_but_not_the_first_after_it():
+    batch = collate([[piece([0, 1, 1, 1, 1], [0, 0, 0, -1, -1]), piece([0, 1, 1], [-1, 0, 1])]], 9, pad_id=3)
+    assert drawn(batch.labels[0], NO_TARGET) == ". . . 3 4 . 1 2 ."
+    assert batch.block_ids[0].tolist() == [0, 0, 0, -1, -1, -1, 1, 2, -1]
+
+
+def test_labels_that_could_be_read_raise():
+    batch = collate([[piece([0, 0, 1], [0, 0, -1])]], 4, pad_id=3)
+    for position in (0, 1, 3):
+        wrong = batch._replace(labels=batch.labels.clone())
+        wrong.labels[0, position] = 1
+        with pytest.raises(ValueError, match=f"position {position} could be read"):
+            check_labels(wrong)
+    with pytest.raises(ValueError, match="position 0"):
+        collate([[piece([1, 1], [-1, -1])]], 2, pad_id=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt_mask", "supervise"),
+    [
+        ("sft", "history", "answers"),
+        ("sft", "prefix", "all"),
+        ("sft", "segment", "all"),
+        ("sft", "causal", "suffix"),
+        ("pretrain", "history", None),
+        ("pretrain", "segment", None),
+        ("pretrain", "prefix", "all"),
+        ("pretrain", "causal", "answers"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(kind, prompt_mask, supervise):
+    with pytest.raises(UserError, match="prompt_mask"):
+        BatchSettings(prompt_mask=prompt_mask, supervise=supervise).resolved(kind)
+
+
+def test_a_row_too_short_for_a_chat_is_refused():
+    with pytest.raises(UserError, match="at least 16 tokens, got 8"):
+        BatchSettings(max_seq_len=8)
+
+
+@pytest.mark.skipif(not REAL_CHATS.exists(), reason="the public samples beside the project are absent")
+def test_real_chats_fill_packed_rows(tmp_path):
+    lines = REAL_CHATS.read_text(encoding="utf-8").splitlines(keepends=True)
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(lines[::8]), encoding="utf-8")
+    tokenizer = train_tokenizer(["".join(lines[::100])], 1500)
+    tokenizer.save(tmp_path / "tokenizer")
+    write_store(
+        PreparationSettings("sft", (str(data),), str(tmp_path / "tokenizer"), str(tmp_path / "store"))
+    )
+    figures = BatchStream([TokenStore(tmp_path / "store")], BatchSettings(max_seq_len=512)).describe()
+    assert figures["real_share"] >= 0.97
+    assert figures["documents"] + figures["documents_left_out"] == len(lines[::8])
+
+
+def test_help_does_not_import_torch():
+    code = """
+import sys
+from scripts import prepare_data, train_tokenizer
+for module in (prepare_data, train_tokenizer):
+    sys.argv = ["x", "--help"]
+    try:
+        module.main()
+    except SystemExit as exit_:
+        assert exit_.code == 0
+heavy = {"torch", "transformers", "datasets", "accelerate", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

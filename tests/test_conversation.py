@@ -1,0 +1,203 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset.conversation import ROLES, Message, RecordError, parse_messages, render
+from dataset.tokenizer import SPECIAL_TOKENS, train_tokenizer
+
+REAL_CHATS = Path(__file__).parents[2] / "shared" / "data" / "sft_zh.jsonl"
+TOKENIZER = train_tokenizer(["Hello\nHi\nBye\nBe"] * 9, 340)
+CHAT = [
+    Message("user", "Hello"),
+    Message("assistant", "Hi"),
+    Message("user", "Bye"),
+    Message("assistant", "Bye"),
+]
+
+chats = st.lists(st.builds(Message, st.sampled_from(ROLES), st.text(min_size=1, max_size=6)), max_size=6)
+
+
+def rows_of(rendered):
+    """Return a line per token: text, role, target and start."""
+    return [
+        f"{TOKENIZER.token_text(i)} {ROLES[role]}{' target' * target}{' start' * start}"
+        for i, role, target, start in zip(
+            rendered.ids.tolist(),
+            rendered.roles,
+            rendered.targets.tolist(),
+            rendered.starts.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def test_a_two_turn_chat_is_rendered_token_by_token():
+    assert rows_of(render(CHAT, TOKENIZER)) == [
+        "<|im_start|> user start",
+        "user user",
+        "\\n user",
+        "Hello user",
+        "<|im_end|> user",
+        "\\n user",
+        "<|im_start|> user",
+        "assistant user",
+        "\\n user",
+        "Hi assistant target",
+        "<|im_end|> assistant target",
+        "\\n user start",
+        "<|im_start|> user",
+        "user user",
+        "\\n user",
+        "Bye user",
+        "<|im_end|> user",
+        "\\n user",
+        "<|im_start|> user",
+        "assistant user",
+        "\\n user",
+        "Bye assistant target",
+        "<|im_end|> assistant target",
+        "\\n assistant",
+    ]
+
+
+def test_a_system_and_a_tool_message_begin_where_they_start():
+    messages = [
+        Message("system", "Be"),
+        Message("assistant", "Hi"),
+        Message("tool", "Bye"),
+        Message("user", "Bye"),
+    ]
+    rendered = render(messages, TOKENIZER)
+    starts = rendered.starts.nonzero()[0].tolist()
+    assert [rows_of(rendered)[i] for i in starts] == [
+        "<|im_start|> system start",
+        "\\n tool start",
+        "<|im_start|> user start",
+    ]
+    assert {rows_of(rendered)[i].split()[1] for i in range(starts[1])} == {"system", "assistant"}
+
+
+def test_an_opening_answer_and_a_second_answer_have_headers_of_their_own():
+    assert rows_of(render([Message("assistant", "Hi"), Message("assistant", "Bye")], TOKENIZER)) == [
+        "<|im_start|> assistant start",
+        "assistant assistant",
+        "\\n assistant",
+        "Hi assistant target",
+        "<|im_end|> assistant target",
+        "\\n assistant start",
+        "<|im_start|> assistant",
+        "assistant assistant",
+        "\\n assistant",
+        "Bye assistant target",
+        "<|im_end|> assistant target",
+        "\\n assistant",
+    ]
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    TOKENIZER.save(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def assert_equals_template(messages, theirs):
+    rendered = render(messages, TOKENIZER)
+    plain = [{"role": message.role, "content": message.content} for message in messages]
+    expected = theirs.apply_chat_template(plain, return_dict=True, return_assistant_tokens_mask=True)
+    assert rendered.ids.tolist() == expected["input_ids"]
+    assert rendered.targets.astype(int).tolist() == expected["assistant_masks"]
+    prompt = render(messages, TOKENIZER, generation_prompt=True) if messages[-1].role != "assistant" else None
+    if prompt:
+        assert (
+            prompt.ids.tolist() == theirs.apply_chat_template(plain, add_generation_prompt=True)["input_ids"]
+        )
+
+
+def test_rendering_equals_the_template_on_clean_text(theirs):
+    messages = [Message("system", "Be brief  "), *CHAT, Message("tool", "法国 😀\n"), Message("user", "?")]
+    assert_equals_template(messages, theirs)
+    assert_equals_template(CHAT, theirs)
+
+
+@pytest.mark.skipif(not REAL_CHATS.exists(), reason="the public samples beside the project are absent")
+def test_rendering_equals_the_template_on_real_chats(theirs):
+    with open(REAL_CHATS, encoding="utf-8") as file:
+        chats = [parse_messages(json.loads(line)) for line, _ in zip(file, range(150), strict=False)]
+    for messages in chats:
+        if all(message.content == message.content.lstrip() for message in messages):
+            assert_equals_template(messages, theirs)
+
+
+@settings(max_examples=25)
+@given(chats, st.data())
+def test_a_conversation_begins_with_the_one_before_its_next_message(messages, data):
+    n = data.draw(st.integers(0, len(messages)))
+    whole, part = render(messages, TOKENIZER), render(messages[:n], TOKENIZER)
+    assert whole.ids[: len(part)].tolist() == part.ids.tolist()
+    assert whole.targets[: len(part)].tolist() == part.targets.tolist()
+
+
+@settings(max_examples=25)
+@given(chats.filter(lambda messages: "assistant" in [message.role for message in messages]))
+def test_a_prompt_is_what_stands_before_the_answer(messages):
+    n = [message.role for message in messages].index("assistant")
+    whole, prompt = render(messages, TOKENIZER), render(messages[:n], TOKENIZER, generation_prompt=True)
+    assert whole.ids[: len(prompt)].tolist() == prompt.ids.tolist()
+    assert whole.codes[: len(prompt)].tolist() == prompt.codes.tolist()
+    assert whole.targets[: len(prompt) + 1].tolist() == [False] * len(prompt) + [True]
+
+
+@pytest.mark.parametrize("special", SPECIAL_TOKENS)
+def test_special_tokens_in_content_forge_no_boundary(special):
+    forged = [Message("user", f"x{special}\n"), Message("assistant", f"{special}y{special}")]
+    rendered = render(forged, TOKENIZER)
+    added = [i for i in rendered.ids.tolist() if i < len(SPECIAL_TOKENS)]
+    assert added == [TOKENIZER.im_start_id, TOKENIZER.im_end_id] * 2
+    expected = (
+        f"<|im_start|>user\nx{special}\n<|im_end|>\n<|im_start|>assistant\n{special}y{special}<|im_end|>\n"
+    )
+    assert TOKENIZER.decode(rendered.ids) == expected
+
+
+def test_chat_records_become_messages():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    expected = [Message("user", "a"), Message("assistant", "b")]
+    assert parse_messages({"conversations": turns}) == parse_messages({"messages": turns}) == expected
+
+
+def test_reading_records_ask_last_or_first_and_train_on_the_first_answer():
+    record = {"context": "C", "question": "Q", "answers": ["A", "B"]}
+    assert parse_messages(record) == [Message("user", "C\n\nQ"), Message("assistant", "A")]
+    assert parse_messages(record, "first") == [Message("user", "Q\n\nC"), Message("assistant", "A")]
+
+
+ANSWER = {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({}, "no conversations, messages or question"),
+        ({"messages": "hello"}, "messages are not a list"),
+        ({"messages": []}, "no answer"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "no answer"),
+        ({"messages": [ANSWER, "hello"]}, "a message is not an object"),
+        ({"messages": [ANSWER, {"role": "judge", "content": "a"}]}, "unknown role"),
+        ({"messages": [ANSWER, {"role": ["user"], "content": "a"}]}, "unknown role"),
+        ({"messages": [ANSWER, {"role": "user"}]}, "no content"),
+        ({"messages": [ANSWER, {"role": "user", "content": 3}]}, "content is not a string"),
+        ({"messages": [{"role": "assistant", "content": " "}]}, "content is empty"),
+        ({"messages": [{"role": "assistant", "content": "\ud800"}]}, "content is not valid Unicode"),
+        ({"question": "Q", "context": "C", "answers": []}, "no answer"),
+        ({"question": "Q", "answers": ["A"]}, "no context"),
+    ],
+)
+def test_a_bad_record_has_a_reason(record, reason):
+    with pytest.raises(RecordError, match=f"^{reason}$"):
+        parse_messages(record)

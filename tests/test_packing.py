@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset.packing import one_per_row, pack_whole, split_stream
+
+CAPACITY = 16
+lengths_of_documents = st.lists(st.integers(0, CAPACITY), min_size=1, max_size=40).filter(any).map(np.array)
+lengths_of_texts = st.lists(st.integers(3, 50), min_size=1, max_size=12).map(np.array)
+
+
+def rows_of(plan):
+    return [plan[i].tolist() for i in range(len(plan))]
+
+
+@settings(max_examples=25)
+@given(lengths_of_documents, st.integers(0, 3))
+def test_packing_puts_every_document_whole_into_one_row(lengths, epoch):
+    plan = pack_whole(lengths, CAPACITY, seed=0, epoch=epoch)
+    assert sorted(plan.pieces.tolist()) == [[i, 0, n] for i, n in enumerate(lengths.tolist()) if n]
+    assert plan.row_tokens.max() <= CAPACITY
+    assert plan.row_tokens.tolist() == [sum(end - begin for _, begin, end in row) for row in rows_of(plan)]
+
+
+@settings(max_examples=25)
+@given(lengths_of_documents)
+def test_best_fit_fills_the_fullest_row_that_still_has_room(lengths):
+    rows = []
+    for length in sorted(lengths[lengths > 0].tolist(), reverse=True):
+        fitting = [row for row in rows if sum(row) + length <= CAPACITY]
+        max(fitting, key=sum).append(length) if fitting else rows.append([length])
+    plan = pack_whole(lengths, CAPACITY, seed=0, epoch=0)
+    assert sorted(plan.row_tokens.tolist()) == sorted(map(sum, rows))
+
+
+@pytest.mark.parametrize("arrange", [split_stream, one_per_row])
+@settings(max_examples=25)
+@given(lengths=lengths_of_texts)
+def test_splitting_loses_no_token_but_one_that_nothing_predicts(arrange, lengths):
+    plan = arrange(lengths, CAPACITY, seed=0, epoch=1)
+    seen = np.zeros((len(lengths), lengths.max()), dtype=int)
+    for document, begin, end in plan.pieces.tolist():
+        seen[document, begin:end] += 1
+    missing = [(i, t) for i, n in enumerate(lengths.tolist()) for t in range(n) if seen[i, t] != 1]
+    may_miss = [(i, n - 1) for i, n in enumerate(lengths.tolist())]
+    assert seen.sum() + len(missing) == lengths.sum()
+    assert set(missing) <= set(may_miss)
+    assert plan.row_tokens.min() >= 2 and plan.row_tokens.max() <= CAPACITY
+    if arrange is split_stream:
+        assert len(missing) <= 1 and sorted(plan.row_tokens.tolist())[1:] == [CAPACITY] * (len(plan) - 1)
+
+
+def test_a_stream_is_cut_where_a_row_is_full():
+    # one text of 10 tokens in rows of 4:  0 1 2 3 | 4 5 6 7 | 8 9
+    assert sorted(rows_of(split_stream(np.array([10]), 4, 0, 0))) == [[[0, 0, 4]], [[0, 4, 8]], [[0, 8, 10]]]
+    assert sorted(rows_of(split_stream(np.array([9]), 4, 0, 0))) == [[[0, 0, 4]], [[0, 4, 8]]]
+    assert sorted(rows_of(one_per_row(np.array([9, 5, 4]), 4, 0, 0))) == [
+        [[0, 0, 4]],
+        [[0, 4, 8]],
+        [[1, 0, 4]],
+        [[2, 0, 4]],
+    ]
+
+
+@pytest.mark.parametrize("arrange", [pack_whole, split_stream, one_per_row])
+def test_the_order_depends_on_seed_and_epoch_alone(arrange):
+    lengths = np.tile(np.arange(3, 15), 5)
+    first = rows_of(arrange(lengths, CAPACITY, seed=1, epoch=2))
+    np.random.seed(3)
+    assert rows_of(arrange(lengths, CAPACITY, seed=1, epoch=2)) == first
+    others = [rows_of(arrange(lengths, CAPACITY, *other)) for other in ((1, 3), (2, 2), (2, 1))]
+    assert all(other != first and len(other) == len(first) for other in others)
+
+
+def test_rows_come_in_a_random_order():
+    plan = pack_whole(np.arange(1, 17), CAPACITY, seed=0, epoch=0)
+    longest_of_row = plan.pieces[plan.offsets[:-1], 2].tolist()
+    assert longest_of_row != sorted(longest_of_row, reverse=True)

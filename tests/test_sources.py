@@ -1,0 +1,148 @@
+import io
+import json
+
+import pytest
+
+from dataset.conversation import RecordError, read_text
+from dataset.progress import with_progress
+from dataset.sources import Rejects, accept, check_sources, describe_source, read_records, texts_of
+from dataset.whole_folder import whole_folder
+from model.errors import UserError
+
+
+def test_a_broken_line_costs_that_line_only(tmp_path):
+    file = tmp_path / "a.jsonl"
+    lines = [
+        b'\xef\xbb\xbf{"text": "a"}',
+        b'{"text": ',
+        b"",
+        b"[1]",
+        b'{"text": "\xff"}',
+        b'{"text": "b\\n"}',
+    ]
+    file.write_bytes(b"\r\n".join([*lines, b"[" * 10**5]))
+    records = [(record.line, record.value, record.fault) for record in read_records([str(file)])]
+    assert records == [
+        (1, {"text": "a"}, ""),
+        (2, None, "not JSON"),
+        (4, None, "not a JSON object"),
+        (5, None, "not UTF-8"),
+        (6, {"text": "b\n"}, ""),
+        (7, None, "nested too deeply"),
+    ]
+
+
+def test_a_text_file_is_split_on_blank_lines(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes("\n\n一\n二\n \n\n三\n\n".encode() + b"\xff\n\n" + b"end")
+    records = [(record.line, record.value, record.fault) for record in read_records([str(file)])]
+    assert records == [
+        (3, {"text": "一\n二"}, ""),
+        (7, {"text": "三"}, ""),
+        (9, None, "not UTF-8"),
+        (11, {"text": "end"}, ""),
+    ]
+
+
+def test_files_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
+    for name in "ba":
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "' + name + '"}\n')
+    records = list(read_records([str(tmp_path / "b.jsonl"), str(tmp_path / "a.jsonl")]))
+    assert [record.value["text"] for record in records] == ["b", "a"]
+    assert sum(record.num_bytes for record in records) == 2 * describe_source(tmp_path / "a.jsonl")["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.jsonl", None, "not found"),
+        ("a.jsonl", "", "is empty"),
+        ("a.csv", "x", "ends in .jsonl or .txt"),
+    ],
+)
+def test_what_cannot_be_a_source_is_a_user_error(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        check_sources([str(tmp_path / name)])
+
+
+def account(tmp_path, good, bad, **settings):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a"}\n' * good + '{"text": 3}\n' * bad)
+    rejects = Rejects(**settings)
+    texts = list(accept(read_records([str(file)]), lambda value: read_text(value["text"], "text"), rejects))
+    assert len(texts) == good
+    return rejects
+
+
+def test_rejects_are_counted_by_reason_and_listed_with_file_and_line(tmp_path):
+    listing = io.StringIO()
+    rejects = account(tmp_path, good=2, bad=2, listing=listing)
+    entries = [json.loads(line) for line in listing.getvalue().splitlines()]
+    assert [(entry["file"], entry["line"]) for entry in entries] == [
+        (str(tmp_path / "a.jsonl"), n) for n in (3, 4)
+    ]
+    assert rejects.reasons == {"text is not a string": 2}
+    assert {entry["reason"] for entry in entries} == set(rejects.reasons)
+
+
+def test_too_many_rejects_are_an_error_that_names_the_first(tmp_path):
+    account(tmp_path, good=99, bad=1).check()
+    with pytest.raises(UserError, match=r"a.jsonl line 99: text is not a string \(and 1 more\); 2 of 100"):
+        account(tmp_path, good=98, bad=2).check()
+    account(tmp_path, good=98, bad=2, max_fraction=0.02).check()
+    with pytest.raises(UserError, match="1 of 1 records"):
+        account(tmp_path, good=0, bad=1, max_fraction=1.0).check()
+    with pytest.raises(UserError, match="no records"):
+        account(tmp_path, good=0, bad=0).check()
+    with pytest.raises(UserError, match="between 0 and 1"):
+        Rejects(1.5)
+
+
+def test_a_tokenizer_sees_the_texts_of_every_kind_of_record():
+    assert texts_of({"text": "a"}) == ["a"]
+    assert texts_of({"body": "b"}, "body") == ["b"]
+    assert texts_of({"messages": [{"role": "assistant", "content": "c"}]}) == ["c"]
+    assert texts_of({"context": "d", "question": "e", "answers": ["f"]}) == ["d\n\ne", "f"]
+    with pytest.raises(RecordError):
+        texts_of({"body": "b"})
+
+
+def test_progress_passes_every_record_and_writes_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dataset.progress.LINE_EVERY_SECONDS", 0.0)
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a"}\n' * 4)
+    records = list(with_progress(read_records([str(file)]), file.stat().st_size, "reading"))
+    assert len(records) == 4
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1].startswith("reading: 50%, 2 records")
+    assert lines[-1].startswith("reading: 100%") and lines[-1].endswith(" 0 s left")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError), whole_folder(out) as folder:
+        (folder / "a").write_text("half")
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with whole_folder(out) as folder:
+        (folder / "a").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "a").read_text() == "whole"
+
+
+def test_a_folder_is_replaced_only_on_demand_and_only_by_a_whole_one(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("old")
+    (tmp_path / ".out.partial").mkdir()  # what a killed run left
+    with pytest.raises(UserError, match="exists already"), whole_folder(out):
+        pass
+    with pytest.raises(ZeroDivisionError), whole_folder(out, overwrite=True):
+        raise ZeroDivisionError
+    assert (out / "a").read_text() == "old"
+    with whole_folder(out, overwrite=True) as folder:
+        (folder / "b").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["b"]

@@ -1,0 +1,214 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models
+
+from dataset.conversation import parse_messages, render
+from dataset.preparation import PreparationSettings, write_store
+from dataset.token_store import StoreWriter, TokenStore, open_stores
+from dataset.tokenizer import Tokenizer, train_tokenizer
+from model.errors import UserError
+from scripts.prepare_data import main
+from trainer.command_line import run
+
+TOKENIZER = train_tokenizer(["法国的首都是巴黎 Paris"], 300)
+CHATS = [
+    {
+        "conversations": [
+            {"role": "user", "content": "法国?"},
+            {"role": "assistant", "content": "巴黎<|im_end|>"},
+        ]
+    },
+    {"context": "C", "question": "Q", "answers": ["A"]},
+]
+TEXTS = [{"text": "法国的首都"}, {"text": "Paris"}, {"text": "a"}]
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    TOKENIZER.save(tmp_path / "tokenizer")
+
+    def prepare(kind, records, **changes):
+        data = tmp_path / f"{kind}.jsonl"
+        lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+        data.write_text("".join(line + "\n" for line in lines))
+        paths = {
+            "data": (str(data),),
+            "tokenizer": str(tmp_path / "tokenizer"),
+            "out": str(tmp_path / "store"),
+        }
+        return write_store(PreparationSettings(kind, **(paths | changes)))
+
+    return prepare
+
+
+def test_a_chat_store_gives_back_what_was_rendered(prepare, tmp_path):
+    manifest, _ = prepare("sft", CHATS)
+    store = TokenStore(tmp_path / "store", TOKENIZER)
+    expected = [render(parse_messages(record), TOKENIZER) for record in CHATS]
+    assert len(store) == 2 and store.kind == "sft" and store.ids.dtype == np.uint16
+    for document, rendered in zip([store[0], store[1]], expected, strict=True):
+        assert document.ids.tolist() == rendered.ids.tolist()
+        assert document.codes.tolist() == rendered.codes.tolist()
+    assert store.lengths.tolist() == [len(rendered) for rendered in expected]
+    assert manifest["tokens"] == store.num_tokens == sum(map(len, expected))
+    assert manifest["targets"] == sum(int(rendered.targets.sum()) for rendered in expected)
+    assert manifest["bytes"] == len("法国?巴黎<|im_end|>C\n\nQA".encode())
+    assert manifest["target_bytes"] == len("巴黎<|im_end|>A".encode())
+
+
+def test_a_text_stands_between_document_ends(prepare, tmp_path):
+    manifest, _ = prepare("pretrain", TEXTS)
+    store = TokenStore(tmp_path / "store")
+    end = TOKENIZER.endoftext_id
+    for i, record in enumerate(TEXTS):
+        assert store[i].ids.tolist() == [end, *TOKENIZER.encode(record["text"]), end]
+        assert store[i].targets.all()
+    assert store.codes is None
+    assert manifest["targets"] == manifest["tokens"] - 3
+    assert manifest["target_bytes"] == manifest["bytes"] == len("法国的首都Parisa".encode())
+
+
+def test_the_store_carries_its_tokenizer(prepare, tmp_path):
+    prepare("pretrain", TEXTS)
+    shutil.rmtree(tmp_path / "tokenizer")
+    assert TokenStore(tmp_path / "store").tokenizer.fingerprint == TOKENIZER.fingerprint
+
+
+def test_preparing_again_finds_the_store_finished(prepare, tmp_path):
+    prepare("sft", CHATS)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")}
+    _, was_finished = prepare("sft", CHATS)
+    assert was_finished
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")} == before
+
+
+def test_other_inputs_are_refused_unless_overwritten(prepare, tmp_path):
+    prepare("sft", CHATS)
+    with pytest.raises(UserError, match="prepared with other sources"):
+        prepare("sft", CHATS[:1])
+    with pytest.raises(UserError, match="prepared with other question_position"):
+        prepare("sft", CHATS, question_position="first")
+    assert len(TokenStore(tmp_path / "store")) == 2
+    prepare("sft", CHATS[:1], overwrite=True)
+    assert len(TokenStore(tmp_path / "store")) == 1
+
+
+def test_a_folder_of_something_else_is_never_replaced(prepare, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "diary.txt").write_text("dear")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="exists already"):
+            prepare("sft", CHATS, overwrite=overwrite)
+    assert (tmp_path / "store" / "diary.txt").read_text() == "dear"
+
+
+def test_rejects_stand_in_the_manifest_and_beside_it(prepare, tmp_path):
+    manifest, _ = prepare("pretrain", [*TEXTS, {"text": ""}, "{"], max_reject_fraction=0.4)
+    assert manifest["rejects"] == {"text is empty": 1, "not JSON": 1}
+    assert manifest["records"] == 5 and manifest["documents"] == 3
+    listed = (tmp_path / "store" / "rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in listed] == [4, 5]
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "gone", "offsets", "manifest", "version"])
+def test_a_damaged_store_does_not_open(prepare, tmp_path, change):
+    prepare("sft", CHATS)
+    ids, offsets, manifest = (
+        tmp_path / "store" / name for name in ("ids.bin", "offsets.bin", "manifest.json")
+    )
+    if change == "shorter":
+        ids.write_bytes(ids.read_bytes()[:-1])
+    elif change == "longer":
+        ids.write_bytes(ids.read_bytes() + b"x")
+    elif change == "gone":
+        ids.unlink()
+    elif change == "offsets":
+        offsets.write_bytes(offsets.read_bytes()[:-8] + bytes(8))
+    elif change == "manifest":
+        manifest.write_text("{")
+    else:
+        manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 0'))
+    with pytest.raises(UserError, match="prepare the data again"):
+        TokenStore(tmp_path / "store")
+
+
+def test_a_flipped_bit_is_found_when_the_store_is_prepared_again(prepare, tmp_path):
+    prepare("sft", CHATS)
+    codes = tmp_path / "store" / "codes.bin"
+    codes.write_bytes(bytes([codes.read_bytes()[0] ^ 1]) + codes.read_bytes()[1:])
+    with pytest.raises(UserError, match="codes.bin is damaged"):
+        prepare("sft", CHATS)
+
+
+def test_another_tokenizer_does_not_open_the_store(prepare, tmp_path):
+    prepare("sft", CHATS)
+    with pytest.raises(UserError, match="another tokenizer"):
+        TokenStore(tmp_path / "store", train_tokenizer(["other"], 280))
+    with pytest.raises(UserError, match="no token store"):
+        TokenStore(tmp_path)
+
+
+def test_stores_that_do_not_fit_together_are_refused(prepare, tmp_path):
+    train_tokenizer(["other"], 280).save(tmp_path / "other")
+    prepare("sft", CHATS, out=str(tmp_path / "a"))
+    prepare("pretrain", TEXTS, out=str(tmp_path / "b"))
+    prepare("sft", CHATS, out=str(tmp_path / "c"), tokenizer=str(tmp_path / "other"))
+    assert len(open_stores([tmp_path / "a", tmp_path / "a"])) == 2
+    with pytest.raises(UserError, match="pretrain data"):
+        open_stores([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(UserError, match="different tokenizers"):
+        open_stores([tmp_path / "a", tmp_path / "c"])
+
+
+def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path):
+    backend = tokenizers.Tokenizer(models.BPE({f"t{i}": i for i in range(2**16)}, []))
+    backend.decoder = decoders.ByteLevel()
+    writer = StoreWriter(tmp_path, "pretrain", Tokenizer(backend))
+    writer.append([2**16 + 3, 5])
+    writer.finish({})
+    store = TokenStore(tmp_path)
+    assert store.ids.dtype == np.uint32 and store[0].ids.tolist() == [2**16 + 3, 5]
+
+
+def prepare_by_command(tmp_path, *flags):
+    paths = ["--tokenizer", str(tmp_path / "tokenizer"), "--out", str(tmp_path / "store")]
+    return ["prepare_data", "--kind", "sft", "--data", str(tmp_path / "sft.jsonl"), *paths, *flags]
+
+
+def test_the_command_prints_a_summary(prepare, tmp_path, monkeypatch, capsys):
+    prepare("sft", CHATS)
+    monkeypatch.setattr("sys.argv", prepare_by_command(tmp_path, "--overwrite"))
+    main()
+    assert "documents           2\n" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", prepare_by_command(tmp_path))
+    main()
+    assert "prepared already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "data file not found"),
+        ("", "data file is empty"),
+        ("\n\n", "no records"),
+        ('{"messages": [\n', "line 1: not JSON; 1 of 1 records"),
+        ('{"text": "a"}\n', "no conversations"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, content, message):
+    TOKENIZER.save(tmp_path / "tokenizer")
+    if content is not None:
+        (tmp_path / "sft.jsonl").write_text(content)
+    before = sorted(Path(tmp_path).iterdir())
+    monkeypatch.setattr("sys.argv", prepare_by_command(tmp_path))
+    with pytest.raises(SystemExit) as exit_:
+        run(main)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert message in error and error.count("\n") == 1
+    assert sorted(Path(tmp_path).iterdir()) == before

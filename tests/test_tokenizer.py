@@ -1,0 +1,198 @@
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from dataset.tokenizer import SPECIAL_TOKENS, TAGS, TextStream, Tokenizer, train_tokenizer
+from model.errors import UserError
+
+TEXTS = ["法国的首都是巴黎。法国的货币是欧元。", "The capital of France is Paris.", "你好，世界 😀 hello"] * 5
+TOKENIZER = train_tokenizer(TEXTS, 340)
+SPLIT_TOKENIZER = train_tokenizer(["abc"], 272)  # bytes only: every Chinese character is three tokens
+
+
+def test_the_same_texts_give_the_same_tokenizer():
+    assert train_tokenizer(iter(TEXTS), 340).fingerprint == TOKENIZER.fingerprint
+    assert train_tokenizer(TEXTS[:-1], 320).fingerprint != TOKENIZER.fingerprint
+
+
+def test_special_tokens_have_the_first_ids_in_order():
+    assert [TOKENIZER.special(text) for text in SPECIAL_TOKENS] == list(range(16))
+    assert SPECIAL_TOKENS[:4] == ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
+
+
+def test_padding_never_stops_an_answer():
+    assert TOKENIZER.stop_ids == (TOKENIZER.im_end_id, TOKENIZER.endoftext_id)
+    assert TOKENIZER.pad_id not in TOKENIZER.stop_ids
+
+
+def test_han_characters_stay_apart_unless_asked_otherwise():
+    def longest(tokenizer):
+        texts = [tokenizer.decode([i]) for i in range(16, tokenizer.vocab_size)]
+        return max(sum("一" <= c <= "鿿" for c in text) for text in texts)
+
+    assert longest(TOKENIZER) == 1
+    assert longest(train_tokenizer(TEXTS, 340, isolate_han=False)) > 1
+
+
+def test_role_names_are_short():
+    assert all(len(TOKENIZER.encode(f"{role}\n")) == 2 for role in ("system", "user", "assistant", "tool"))
+
+
+@settings(max_examples=25)
+@given(st.text())
+def test_any_text_comes_back(text):
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", SPECIAL_TOKENS)
+def test_content_never_becomes_an_added_token(text):
+    content = f"a{text}b {text}"
+    ids = TOKENIZER.encode(content)
+    assert not set(ids) & set(range(16))
+    assert TOKENIZER.encode_batch([content]) == [ids]
+    assert TOKENIZER.decode(ids) == content
+
+
+def test_undecoded_bytes_are_a_user_error():
+    with pytest.raises(UserError, match="not valid Unicode"):
+        TOKENIZER.encode("a\udcff")
+
+
+def test_skipping_special_tokens_keeps_tags():
+    ids = [TOKENIZER.im_start_id, TOKENIZER.special("<think>"), *TOKENIZER.encode("x"), TOKENIZER.im_end_id]
+    assert TOKENIZER.decode(ids) == "<|im_start|><think>x<|im_end|>"
+    assert TOKENIZER.decode(ids, skip_special_tokens=True) == "<think>x"
+
+
+def test_transformers_opens_the_saved_directory(tmp_path):
+    from transformers import AutoTokenizer
+
+    TOKENIZER.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    text = "法国 and Paris\n\n  😀"
+    assert theirs.encode(text) == TOKENIZER.encode(text)
+    assert theirs.decode([*range(16), *TOKENIZER.encode(text)]) == TOKENIZER.decode(
+        [*range(16), *TOKENIZER.encode(text)]
+    )
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 2, 3)
+    assert len(theirs) == TOKENIZER.vocab_size
+
+
+def test_saving_and_loading_change_nothing(tmp_path):
+    TOKENIZER.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.fingerprint == TOKENIZER.fingerprint
+    assert loaded.encode("法国 <think>") == TOKENIZER.encode("法国 <think>")
+
+
+@settings(max_examples=25)
+@given(st.text(alphabet=st.sampled_from("aé中😀👩‍🚀 "), max_size=12))
+def test_a_stream_gives_each_character_with_its_last_byte(text):
+    stream, given_so_far, seen = TextStream(SPLIT_TOKENIZER), "", b""
+    for token_id in SPLIT_TOKENIZER.encode(text):
+        given_so_far += stream.feed(token_id)
+        seen += SPLIT_TOKENIZER.token_bytes(token_id)
+        assert given_so_far == seen.decode("utf-8", "ignore")
+    assert given_so_far + stream.flush() == text
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1)))
+def test_a_stream_ends_as_the_full_text_of_any_ids(ids):
+    stream = TextStream(TOKENIZER, skip_special_tokens=False)
+    streamed = "".join([stream.feed(i) for i in ids]) + stream.flush()
+    assert streamed == TOKENIZER.decode(ids) == TOKENIZER._backend.decode(ids, skip_special_tokens=False)
+
+
+def test_an_id_beyond_the_vocabulary_shows_as_a_replacement_character():
+    assert TOKENIZER.decode([99_999]) == "�"
+
+
+def test_token_text_stays_on_one_line():
+    assert TOKENIZER.token_text(TOKENIZER.encode("\n")[0]) == "\\n"
+    assert TOKENIZER.token_text(SPLIT_TOKENIZER.encode("中")[0]) == "\\xe4"
+    assert TOKENIZER.token_text(TOKENIZER.im_end_id) == "<|im_end|>"
+
+
+def test_a_missing_or_broken_directory_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer in"):
+        Tokenizer.load(tmp_path / "nowhere")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="is not a tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_vocabulary_without_room_for_all_bytes_is_refused():
+    with pytest.raises(UserError, match="at least 272"):
+        train_tokenizer(TEXTS, 271)
+
+
+def _foreign(model, trainer, decoder) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoder
+    backend.train_from_iterator(TEXTS, trainer)
+    return backend
+
+
+def test_a_tokenizer_from_elsewhere_gets_the_markers_it_lacks(tmp_path):
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"])
+    backend = _foreign(models.BPE(), trainer, decoders.ByteLevel())
+    backend.add_tokens([AddedToken("<extra>", special=False)])
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.endoftext_id == 0
+    assert len({tokenizer.special(text) for text in SPECIAL_TOKENS[:4] + TAGS}) == 10
+    assert tokenizer.decode(tokenizer.encode("a <extra>")) == "a <extra>"
+    assert tokenizer.special("<extra>") not in tokenizer.encode("a <extra>")
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+def test_a_word_of_the_vocabulary_that_is_also_an_added_token_is_escaped():
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend = _foreign(models.BPE(), trainer, decoders.ByteLevel())
+    word = max(backend.get_vocab(), key=lambda token: len(token) * token.isascii())
+    assert len(backend.encode(word).ids) == 1
+    backend.add_tokens([AddedToken(word, special=False)])
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode(f"{word}{word}")
+    assert tokenizer.special(word) not in ids
+    assert tokenizer.decode(ids) == f"{word}{word}"
+
+
+def test_a_tokenizer_that_is_not_byte_level_is_refused():
+    trainer = trainers.WordPieceTrainer(vocab_size=300)
+    with pytest.raises(UserError, match="byte-level BPE"):
+        Tokenizer(_foreign(models.WordPiece(), trainer, decoders.WordPiece()))
+
+
+def test_an_unknown_special_token_is_a_user_error():
+    with pytest.raises(UserError, match="no added token"):
+        TOKENIZER.special("<nothing>")
+
+
+def test_training_from_the_command_line_writes_a_tokenizer(tmp_path, monkeypatch, capsys):
+    from scripts.train_tokenizer import main
+
+    data = tmp_path / "texts.jsonl"
+    chat = {"conversations": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "Hi"}]}
+    data.write_text("".join(json.dumps(record) + "\n" for record in [{"text": "法国"}, chat]))
+    argv = ["x", "--data", str(data), "--vocab_size", "280", "--out", str(tmp_path / "tok")]
+    monkeypatch.setattr("sys.argv", argv)
+    main()
+    assert Tokenizer.load(tmp_path / "tok").vocab_size == 280
+    assert "bytes per token" in capsys.readouterr().out
+    with pytest.raises(UserError, match="exists already"):
+        main()
+    monkeypatch.setattr("sys.argv", [*argv, "--overwrite"])
+    main()
+    assert [path.name for path in sorted(Path(tmp_path).iterdir())] == ["texts.jsonl", "tok"]
+    (tmp_path / "tok" / "model.safetensors").write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        main()

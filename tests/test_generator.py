@@ -183,7 +183,14 @@ def test_the_filters_leave_the_distribution_that_we_worked_out_by_hand(settings,
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"top_p": 1.5}, {"top_k": 0}, {"max_new_tokens": -1}]
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 1.5},
+        {"top_k": 0},
+        {"max_new_tokens": -1},
+    ],
 )
 def test_impossible_sampling_is_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

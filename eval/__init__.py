@@ -1,0 +1,1 @@
+"""Checkpoints in, evidence out: chat, exact match, likelihood, pictures."""

@@ -1,0 +1,180 @@
+"""Pictures as PNG files: masks of the strategies, and where trained models look; decides no visibility."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from model.config import PROMPT_MASKS
+from model.masks import causal_layout, prompt_blocks, visible_mask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette (2008), which colour-blind readers can tell apart.
+COLOURS = {
+    "hidden": "#f2f2f2",
+    "earlier token": "#56b4e9",
+    "own block, earlier": "#f5d089",
+    "own block, later": "#e69f00",
+}
+MOST_LABELS = 150  # tokens; longer rows are drawn small and without labels
+# whichever is installed; none comes with the project
+HAN_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "WenQuanYi Micro Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "SimHei",
+)
+
+# a short chat of (is answer, tokens); a header is drawn as one token, and of the ends only those of answers
+EXAMPLE = (
+    (False, "[system] Be brief"),
+    (False, "[user] Capital of Peru ? [assistant]"),
+    (True, "Lima [end]"),
+    (False, "[user] Its currency ? [assistant]"),
+    (True, "sol [end]"),
+)
+
+
+@dataclass(frozen=True)
+class MaskPanel:
+    """One mask to draw."""
+
+    title: str
+    mask: Tensor
+    """bool (T, T), True = may attend"""
+    block_ids: Tensor
+    """(T,), -1 = causal"""
+
+
+def strategy_panels() -> tuple[list[MaskPanel], list[str]]:
+    """Return the masks of all strategies over the example chat, and its token labels."""
+    tokens = [
+        (label, is_answer, n == 0 and not is_answer)
+        for is_answer, text in EXAMPLE
+        for n, label in enumerate(text.split())
+    ]
+    labels, answers, starts = zip(*tokens, strict=True)
+    answers, starts = torch.tensor(answers), torch.tensor(starts)
+    blocks = {name: prompt_blocks(name, answers, starts) for name in PROMPT_MASKS}
+    return [mask_panel(name, block_ids) for name, block_ids in blocks.items()], list(labels)
+
+
+def mask_panel(title: str, block_ids: Tensor, window: int | None = None) -> MaskPanel:
+    """Return the panel of one conversation, unpacked, whose blocks (T,) are given."""
+    layout = causal_layout(1, len(block_ids))._replace(block_ids=block_ids[None])
+    return MaskPanel(title, visible_mask(layout, window)[0], block_ids)
+
+
+def save_masks(path: str | Path, panels: Sequence[MaskPanel], labels: Sequence[str]) -> None:
+    """Draw masks side by side: a row per token that looks, a column per token that is seen."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    side = _side(len(labels))
+    figure = _figure((side + 0.3) * len(panels) + 1.0, side + 1.6)
+    for i, panel in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        colours = ListedColormap(list(COLOURS.values()))
+        axes.imshow(_cell_kinds(panel).numpy(), cmap=colours, vmin=0, vmax=len(COLOURS) - 1)
+        _label_tokens(axes, labels, rows=i == 0)
+        axes.set_title(panel.title, fontsize=12, fontweight="bold", pad=8)
+    legend = [Patch(facecolor=colour, edgecolor="#999999", label=name) for name, colour in COLOURS.items()]
+    figure.legend(
+        handles=legend,
+        title="the token of the row sees the token of the column:",
+        loc="outside lower center",
+        ncols=2 if len(panels) == 1 else len(legend),
+        frameon=False,
+        fontsize=10,
+    )
+    _write(figure, path)
+
+
+def save_attention(path: str | Path, maps: dict[str, Sequence[Tensor]], labels: Sequence[str]) -> None:
+    """Draw where models look: a row per model, a column per layer, probabilities averaged over heads.
+
+    `maps` holds for each title one tensor (1, H, T, T) per layer. Colour is the square root of the
+    probability, so that small weights show.
+    """
+    num_layers = max(len(layers) for layers in maps.values())
+    side = _side(len(labels))
+    figure = _figure((side + 0.3) * num_layers + 1.0, (side + 0.5) * len(maps) + 0.8)
+    for i, (title, layers) in enumerate(maps.items()):
+        for j, probabilities in enumerate(layers):
+            axes = figure.add_subplot(len(maps), num_layers, i * num_layers + j + 1)
+            axes.imshow(probabilities[0].mean(0).float().sqrt().numpy(), cmap="cividis", vmin=0, vmax=1)
+            _label_tokens(axes, labels, rows=j == 0, columns=i == 0)
+            axes.set_title(f"{title}, layer {j + 1}", fontsize=10)
+    _write(figure, path)
+
+
+def _side(num_tokens: int) -> float:
+    """Return the side of a panel in inches: room for a label per token, where there are labels."""
+    return max(2.4, 0.19 * num_tokens) if num_tokens <= MOST_LABELS else 8.0
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _write(figure: "Figure", path: str | Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def _cell_kinds(panel: MaskPanel) -> Tensor:
+    """Return the index into `COLOURS` of each cell (T, T); a later token is seen in one's own block only."""
+    index = torch.arange(len(panel.mask))
+    is_later = index[None, :] > index[:, None]
+    same_block = (panel.block_ids[:, None] == panel.block_ids) & (panel.block_ids >= 0)
+    return torch.where(panel.mask, 1 + same_block.long() + is_later, 0)
+
+
+def _label_tokens(axes, labels: Sequence[str], rows: bool, columns: bool = True) -> None:
+    axes.spines[:].set_visible(False)
+    axes.tick_params(which="both", length=0)
+    if len(labels) > MOST_LABELS:
+        axes.set(xticks=[], yticks=[])
+        return
+    names, ticks = printable(labels), range(len(labels))
+    style = {"fontsize": 8, "family": ["DejaVu Sans", *_han_fonts()]}
+    axes.set_yticks(ticks, names if rows else [""] * len(names), **style)
+    axes.set_xticks(ticks, names if columns else [""] * len(names), rotation=90, **style)
+    axes.tick_params(top=columns, bottom=False, labeltop=columns, labelbottom=False)
+    axes.set_xticks([t - 0.5 for t in ticks], minor=True)
+    axes.set_yticks([t - 0.5 for t in ticks], minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.6)
+
+
+def printable(labels: Iterable[str]) -> list[str]:
+    """Return labels with a glyph here for every character; the others become code points such as U+6CD5."""
+    return ["".join(c if _has_glyph(c) else f"U+{ord(c):04X}" for c in label) for label in labels]
+
+
+@cache
+def _han_fonts() -> list[str]:
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return [name for name in HAN_FONTS if name in installed]
+
+
+@cache
+def _has_glyph(character: str) -> bool:
+    from matplotlib.font_manager import findfont, get_font
+
+    families = ["DejaVu Sans", *_han_fonts()]
+    return any(get_font(findfont(name)).get_char_index(ord(character)) for name in families)

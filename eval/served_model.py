@@ -1,0 +1,64 @@
+"""A checkpoint opened for use: weights, tokenizer, and the attention pattern that it was trained with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.tokenizer import Tokenizer
+from model.checkpoint import load_checkpoint
+from model.config import PROMPT_MASKS
+from model.errors import UserError
+from model.generator import Generator
+from model.transformer import LanguageModel
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What chat, evaluation and pictures need of a checkpoint."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    prompt_mask: str
+    stop_ids: tuple[int, ...]
+    path: Path
+
+    def generator(self) -> Generator:
+        """Return a generator that ends at any stop id of the checkpoint."""
+        return Generator(self.model, self.stop_ids)
+
+
+def open_model(
+    path: str | Path, prompt_mask: str | None = None, allow_mask_mismatch: bool = False
+) -> ServedModel:
+    """Open a checkpoint directory, by default with the mask that stands in its configuration.
+
+    Raises `UserError` for a directory that is missing, broken or holds a tokenizer larger than the model, and
+    for a `prompt_mask` other than the trained one without `allow_mask_mismatch`.
+    """
+    checkpoint = load_checkpoint(path)
+    tokenizer = Tokenizer.load(path)
+    takes = checkpoint.model.config.vocab_size
+    if tokenizer.vocab_size > takes:
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens but the model takes {takes}; "
+            "use the tokenizer that the model was trained with"
+        )
+    mask = choose_mask(checkpoint.prompt_mask, prompt_mask, allow_mask_mismatch)
+    stop_ids = checkpoint.stop_ids or tokenizer.stop_ids
+    return ServedModel(checkpoint.model.eval(), tokenizer, mask, stop_ids, Path(path))
+
+
+def choose_mask(trained: str, wanted: str | None, allow_mismatch: bool) -> str:
+    """Return the mask to serve a model with; another than `trained` must be allowed (`UserError`)."""
+    if wanted is not None and wanted not in PROMPT_MASKS:
+        raise UserError(f"unknown prompt mask {wanted!r}; choose one of {', '.join(PROMPT_MASKS)}")
+    if allow_mismatch and wanted in (None, trained):
+        raise UserError(
+            f"--allow_mask_mismatch changes nothing here: the model is served with its own mask, {trained}; "
+            "leave it out, or name another mask with --prompt_mask"
+        )
+    if wanted not in (None, trained) and not allow_mismatch:
+        raise UserError(
+            f"the model was trained with prompt_mask {trained} but is asked to run with {wanted}; "
+            "leave --prompt_mask out, or add --allow_mask_mismatch to do it all the same"
+        )
+    return wanted or trained

@@ -1,0 +1,43 @@
+"""What an evaluation can be told; imports no torch."""
+
+from dataclasses import dataclass
+
+from dataset.conversation import QuestionPosition
+from model.config import PromptMask
+from model.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Which model is measured on what, and how."""
+
+    model: str
+    """model directory"""
+    data: tuple[str, ...] = ()
+    """.jsonl files of questions: chats with accepted answers, or reading comprehension"""
+    loss_data: tuple[str, ...] = ()
+    """token stores whose validation loss is measured"""
+    out: str | None = None
+    """folder for results.json and predictions.jsonl; an evaluation that lies there already is not repeated"""
+    question_position: QuestionPosition = "last"
+    """where the question stands in records of context, question and answers"""
+    max_new_tokens: int = 64
+    """most tokens of an answer"""
+    max_seq_len: int = 512
+    """tokens of a row when the loss is measured; no more than the model takes"""
+    batch_size: int = 64
+    """questions, or rows, computed at a time"""
+    prompt_mask: PromptMask | None = None
+    """attention pattern over the prompt; by default the one that the model was trained with"""
+    allow_mask_mismatch: bool = False
+    """measure the model with a --prompt_mask that it was not trained with"""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no evaluation."""
+        if not self.data and not self.loss_data:
+            raise UserError(
+                "nothing to measure: give --data (questions), --loss_data (token stores), or both"
+            )
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: expected at least 1, got {getattr(self, name)}")

@@ -1,0 +1,26 @@
+"""Draw the masks of all strategies over a short chat: the picture of the README."""
+
+from dataclasses import dataclass
+
+from trainer.command_line import parse, run
+
+
+@dataclass(frozen=True)
+class DrawMasksSettings:
+    """Flags of the picture."""
+
+    out: str = "docs/masks.png"
+    """file to write"""
+
+
+def main() -> None:
+    """Draw the picture."""
+    settings = parse(DrawMasksSettings, "Draw the masks of all strategies over a short chat.")
+    from eval.plots import save_masks, strategy_panels
+
+    save_masks(settings.out, *strategy_panels())
+    print(f"{settings.out} is drawn")
+
+
+if __name__ == "__main__":
+    run(main)

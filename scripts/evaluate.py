@@ -1,0 +1,70 @@
+"""Measure a model: exact match on questions, and the loss on prepared text."""
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from eval.settings import EvaluationSettings
+from trainer.command_line import parse, run
+
+if TYPE_CHECKING:
+    from eval.evaluation import Evaluation
+
+
+def main() -> None:
+    """Measure what is not measured yet, and print the tables."""
+    settings = parse(EvaluationSettings, "Measure exact match and loss of a model.")
+    from eval.evaluation import evaluate, find, save
+    from eval.served_model import open_model
+
+    served = open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch)
+    evaluation = find(served, settings)
+    if evaluation:
+        print(f"{settings.out} holds this evaluation already")
+    else:
+        evaluation, predictions = evaluate(served, settings, Counter())
+        if settings.out:
+            save(settings.out, evaluation, predictions)
+    show(evaluation)
+
+
+class Counter:
+    """Says on stderr how far a long measurement has come."""
+
+    def __init__(self) -> None:
+        self._what, self._count, self._due = "", 0, time.monotonic() + 2
+
+    def __call__(self, what: str, count: int) -> None:
+        """Count `count` more of something."""
+        self._count = count + (self._count if what == self._what else 0)
+        self._what = what
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + 5
+            print(f"{self._count} {what}", file=sys.stderr)
+
+
+def show(found: "Evaluation") -> None:
+    """Print exact match by split, kind and language, and the losses."""
+    from rich.console import Console
+
+    from eval.tables import score_table
+
+    console = Console(highlight=False, markup=False)
+    totals = [cell for cell in found.cells if not (cell.language or cell.kind)]
+    if totals:
+        languages = dict.fromkeys(cell.language for cell in found.cells)
+        by_language = {name or "all": [c for c in found.cells if c.language == name] for name in languages}
+        console.print(score_table(by_language))
+        questions, stopped, too_long = (
+            sum(getattr(cell, name) for cell in totals) for name in ("questions", "stopped", "too_long")
+        )
+        console.print(f"{stopped / questions:.1%} of {questions} answers ended by themselves")
+        if too_long:
+            console.print(f"{too_long} questions do not fit the model's context and count as wrong")
+    for store, loss in found.losses.items():
+        in_bytes = f", {loss.bits_per_byte:.4f} bits/byte" if loss.bits_per_byte else ""
+        console.print(f"{store}: {loss.nats_per_token:.4f} nats/token{in_bytes} ({loss.targets:,} targets)")
+
+
+if __name__ == "__main__":
+    run(main)

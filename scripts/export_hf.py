@@ -1,0 +1,28 @@
+"""Copy a causal model to a directory that `transformers.Qwen3ForCausalLM` opens."""
+
+from dataclasses import dataclass
+
+from trainer.command_line import parse, run
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Flags of the export."""
+
+    model: str
+    """directory of a model with prompt_mask causal; causal engines would not apply another"""
+    out: str
+    """directory to write, new or empty"""
+
+
+def main() -> None:
+    """Export and say what can be done with the result."""
+    settings = parse(ExportSettings, "Export a causal model for transformers.")
+    from model.checkpoint import export_checkpoint
+
+    export_checkpoint(settings.model, settings.out)
+    print(f'{settings.out} is written: transformers.Qwen3ForCausalLM.from_pretrained("{settings.out}")')
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,115 @@
+"""Print one row of a training as a table, and its mask as a picture: what is seen, and what carries loss."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dataset.settings import Packing, Supervise
+from model.config import PromptMask
+from model.errors import UserError
+from trainer.command_line import parse, run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dataset.batches import Batch, BatchStream
+
+WIDEST_PICTURE_TOKENS = 80
+
+
+@dataclass(frozen=True)
+class ShowBatchSettings:
+    """Flags of the picture; those of the batch mean what they mean for a trainer."""
+
+    data: tuple[str, ...]
+    """token stores"""
+    prompt_mask: PromptMask = "causal"
+    """attention pattern over the prompt"""
+    row: int = 0
+    """which row of the epoch, counted from 0"""
+    epoch: int = 0
+    """which epoch, counted from 0"""
+    max_seq_len: int = 512
+    """tokens of a row"""
+    packing: Packing = "pack"
+    """pack: several documents in a row; none: one"""
+    supervise: Supervise | None = None
+    """which tokens carry loss; the default depends on data and mask"""
+    seed: int = 0
+    """of the order of the data"""
+    png: str | None = None
+    """file to draw the mask into"""
+
+
+def main() -> None:
+    """Print the row that was asked for."""
+    settings = parse(ShowBatchSettings, "Show a row of a training: tokens, blocks, labels and mask.")
+    from dataset.batches import BatchStream
+    from dataset.settings import BatchSettings
+    from dataset.token_store import open_stores
+    from model.masks import visible_mask
+
+    names = ("max_seq_len", "packing", "prompt_mask", "supervise", "seed")
+    batch_settings = BatchSettings(**{name: getattr(settings, name) for name in names})
+    stream = BatchStream(open_stores(settings.data), batch_settings)
+    rows = stream.rows_per_epoch(settings.epoch)
+    if not 0 <= settings.row < rows:
+        raise UserError(f"--row: expected 0 to {rows - 1}, got {settings.row}")
+    batch = next(stream.batches(settings.epoch, settings.row, rows_per_step=1))
+    tokens = [stream.tokenizer.token_text(token_id) for token_id in batch.ids[0].tolist()]
+    print_table(stream, settings, batch, tokens)
+    mask = visible_mask(batch.layout)[0]
+    print_mask(mask, tokens)
+    if settings.png:
+        draw_png(settings.png, f"{settings.prompt_mask}, row {settings.row}", mask, batch, tokens)
+
+
+def print_table(
+    stream: "BatchStream", settings: ShowBatchSettings, batch: "Batch", tokens: list[str]
+) -> None:
+    """Print a line per token of a batch of one row."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from dataset.conversation import ROLES
+
+    pieces = stream.pieces(settings.epoch, settings.row)
+    names = ROLES if stream.kind == "sft" else ("text",) * len(ROLES)
+    roles = [names[code] for piece in pieces for code in piece.roles]
+    table = Table("position", "token", "role", "document", "block", "label", box=box.SIMPLE_HEAD)
+    columns = (batch.position_ids, batch.document_ids, batch.block_ids, batch.labels)
+    documents = [*batch.document_ids[0].tolist(), -1]
+    for t, role in enumerate(roles):
+        position, document, block, label = (column[0, t].item() for column in columns)
+        named_block, target = "causal" if block < 0 else str(block), tokens[t] if label >= 0 else ""
+        row = (str(position), tokens[t], role, str(document), named_block, target)
+        table.add_row(*row, end_section=documents[t + 1] != document)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(table)
+    console.print(
+        f"row {settings.row} of {stream.rows_per_epoch(settings.epoch)}: {batch.num_real} tokens, "
+        f"{len(pieces)} documents, {batch.num_targets} labels, {batch.ids.numel() - batch.num_real} padding"
+    )
+
+
+def print_mask(mask: "Tensor", tokens: list[str]) -> None:
+    """Print the mask (T, T) of a row, or its beginning where the row is long."""
+    from eval.drawings import draw_mask
+
+    shown = min(len(tokens), WIDEST_PICTURE_TOKENS)
+    if shown < len(tokens):
+        print(f"the mask of the first {shown} tokens (--png draws all):")
+    print(draw_mask(mask[:shown, :shown], tokens[:shown]))
+
+
+def draw_png(path: str, title: str, mask: "Tensor", batch: "Batch", tokens: list[str]) -> None:
+    """Draw the mask (T, T) of the real tokens of a row into a file."""
+    from eval.plots import MaskPanel, save_masks
+
+    real = batch.num_real
+    save_masks(path, [MaskPanel(title, mask[:real, :real], batch.block_ids[0, :real])], tokens[:real])
+    print(f"{path} is drawn")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,254 @@
+"""Conversations on top of the generator's session, and the chat program in a pseudo-terminal."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from dataset.conversation import Message, render
+from eval.chat import ChatSession, RawSession, Turn, prompt_of, raw_prompt, render_turns
+from eval.drawings import describe_blocks, draw_mask, draw_masks
+from eval.served_model import choose_mask
+from eval.terminal import parse_setting
+from model.errors import UserError
+from model.generator import Sampling
+from model.masks import causal_mask
+from tests.conftest import STRATEGIES
+from tests.serving import save_model, served_model, small_tokenizer
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "PROMPT_TOOLKIT_NO_CPR": "1"}
+SHORT = Sampling(max_new_tokens=8)
+
+
+def say(session, text: str) -> str:
+    return "".join(session.ask(text))
+
+
+def fresh_answer(session: ChatSession, turns: list[Turn], question: str) -> tuple[int, ...]:
+    """What the generator says to the whole conversation at once, without any session."""
+    rendered = render_turns(session.served.tokenizer, session.system, turns, question)
+    prompt = prompt_of(rendered, session.served.prompt_mask)
+    [completion] = session.served.generator().generate([prompt], session.sampling)
+    return completion.ids
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_turn_gets_what_a_fresh_prefill_of_the_conversation_gives(strategy):
+    session = ChatSession(served_model(strategy), SHORT, system="Be brief.")
+    for question in ("Capital of Peru?", "它的货币呢？", "And?"):
+        before = list(session.turns)
+        say(session, question)
+        assert session.turns[-1].answer_ids == fresh_answer(session, before, question)
+
+
+def test_turns_after_undo_retry_and_a_new_system_message_get_what_a_fresh_prefill_gives():
+    session = ChatSession(served_model("segment"), SHORT)
+    for question in ("one", "two", "three"):
+        say(session, question)
+    session.undo()
+    say(session, "four")
+    assert session.turns[-1].answer_ids == fresh_answer(session, session.turns[:-1], "four")
+    session.system = "Be kind."
+    say(session, "five")
+    assert session.turns[-1].answer_ids == fresh_answer(session, session.turns[:-1], "five")
+    "".join(session.retry())
+    assert [turn.question for turn in session.turns] == ["one", "two", "four", "five"]
+    assert session.turns[-1].answer_ids == fresh_answer(session, session.turns[:-1], "five")
+
+
+def test_a_new_turn_prefills_only_what_the_mask_does_not_let_it_reuse():
+    reused = {}
+    for strategy in STRATEGIES:
+        session = ChatSession(served_model(strategy), SHORT)
+        say(session, "Capital of Peru?")
+        say(session, "And?")
+        reused[strategy] = session.last.reused_tokens
+    assert reused["history"] == 0
+    assert reused["causal"] == reused["prefix"] == reused["segment"] > 0
+
+
+def test_the_streamed_text_is_the_text_of_the_sampled_ids():
+    session = ChatSession(served_model("causal"), Sampling(max_new_tokens=9, temperature=1.0))
+    for _ in range(20):  # many of these answers end in the middle of a character
+        text = say(session, "法国的首都是哪里？")
+        ids = session.turns[-1].answer_ids
+        assert text == session.served.tokenizer.decode(ids, skip_special_tokens=True)
+        assert session.last.tokens == len(ids) == 9 and session.last.finish_reason == "length"
+        session.reset()
+        session.change_sampling(seed=session.sampling.seed + 1)
+
+
+def test_answers_enter_the_next_prompt_as_they_were_sampled():
+    tokenizer = small_tokenizer()
+    sampled = tuple(token_id for letter in "currency" for token_id in tokenizer.encode(letter))
+    assert sampled != tuple(tokenizer.encode("currency"))
+    ids = render_turns(tokenizer, "", [Turn("Q", sampled)], "And?").ids.tolist()
+    assert any(tuple(ids[i : i + len(sampled)]) == sampled for i in range(len(ids)))
+
+
+def test_a_rendered_chat_equals_the_renderer_of_the_training():
+    tokenizer = small_tokenizer()
+    turns = [Turn("Q", tuple(tokenizer.encode("Lima"))), Turn("R", ())]
+    messages = [Message("system", "S"), Message("user", "Q"), Message("assistant", "Lima")]
+    messages += [Message("user", "R"), Message("assistant", ""), Message("user", "T")]
+    ours, trained = render_turns(tokenizer, "S", turns, "T"), render(messages, tokenizer, True)
+    assert (ours.ids == trained.ids).all() and (ours.codes == trained.codes).all()
+
+
+def test_a_cancelled_answer_stays_in_the_conversation():
+    session = ChatSession(served_model("prefix"), Sampling(max_new_tokens=50))
+    pieces = []
+    for piece in session.ask("Capital of Peru?", is_cancelled=lambda: len(pieces) >= 3):
+        pieces.append(piece)
+    assert session.last.finish_reason == "cancelled" and 3 <= session.last.tokens <= 4
+    assert len(session.turns[0].answer_ids) == session.last.tokens
+    say(session, "And?")
+    assert session.turns[1].answer_ids == fresh_answer(session, session.turns[:1], "And?")
+
+
+def test_whole_oldest_turns_go_when_the_context_is_full():
+    session = ChatSession(served_model("prefix", context=96), SHORT, system="Be brief.")
+    dropped = 0
+    for n in range(12):
+        say(session, f"Question {n}?")
+        dropped += session.dropped_turns
+        assert session.last.prefilled_tokens + session.last.reused_tokens + session.last.tokens <= 96
+    assert dropped == 12 - len(session.turns) and 1 < len(session.turns) < 12
+    assert [turn.question for turn in session.turns] == [f"Question {n}?" for n in range(dropped, 12)]
+    assert session.turns[-1].answer_ids == fresh_answer(session, session.turns[:-1], "Question 11?")
+
+
+def test_a_question_that_never_fits_leaves_the_conversation_as_it_was():
+    session = ChatSession(served_model("causal", context=96), SHORT)
+    say(session, "Capital of Peru?")
+    turns = list(session.turns)
+    with pytest.raises(UserError, match=r"prompt has \d+ tokens but the model takes 96"):
+        say(session, "word " * 200)
+    assert session.turns == turns
+    say(session, "And?")
+    assert len(session.turns) == 2
+
+
+def test_retry_without_a_turn_is_refused():
+    session = ChatSession(served_model("causal"), SHORT)
+    with pytest.raises(UserError, match="no turn"):
+        "".join(session.retry())
+
+
+def test_a_retry_that_does_not_fit_leaves_the_conversation_as_it_was():
+    session = ChatSession(served_model("causal", context=96), SHORT)
+    say(session, "Capital of Peru?")
+    turns = list(session.turns)
+    session.system = "word " * 200
+    with pytest.raises(UserError, match="prompt has"):
+        "".join(session.retry())
+    assert session.turns == turns
+
+
+def test_retry_at_a_temperature_draws_another_answer():
+    session = ChatSession(served_model("causal"), Sampling(max_new_tokens=20, temperature=1.0))
+    first, second = say(session, "Q"), "".join(session.retry())
+    assert first != second and len(session.turns) == 1
+
+
+def test_reset_forgets_turns_and_states():
+    session = ChatSession(served_model("causal"), SHORT)
+    first = say(session, "Q")
+    session.reset()
+    assert session.turns == [] and say(session, "Q") == first and session.last.reused_tokens == 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_raw_text_is_one_document_in_one_block_unless_the_model_is_causal(strategy):
+    tokenizer = small_tokenizer()
+    prompt = raw_prompt("Lima", tokenizer, strategy)
+    assert prompt.ids == (tokenizer.endoftext_id, *tokenizer.encode("Lima"))
+    assert set(prompt.block_ids) == ({-1} if strategy == "causal" else {0})
+
+
+def test_a_raw_session_continues_each_text_on_its_own():
+    session = RawSession(served_model("causal"), SHORT)
+    assert say(session, "Lima") == (say(session, "Peru"), say(session, "Lima"))[1]
+
+
+def test_another_mask_than_the_trained_one_needs_permission():
+    assert choose_mask("prefix", None, False) == choose_mask("prefix", "prefix", False) == "prefix"
+    assert choose_mask("prefix", "causal", True) == "causal"
+    with pytest.raises(UserError, match="trained with prompt_mask prefix"):
+        choose_mask("prefix", "causal", False)
+    for wanted in (None, "prefix"):
+        with pytest.raises(UserError, match="changes nothing"):
+            choose_mask("prefix", wanted, True)
+
+
+def test_settings_are_read_by_their_types():
+    assert parse_setting("temperature", "0.7") == 0.7 and parse_setting("top_k", "none") is None
+    for name, value in (("top_k", "many"), ("seed", "1.5"), ("colour", "red")):
+        with pytest.raises(UserError):
+            parse_setting(name, value)
+
+
+def test_text_drawings_keep_columns_straight_under_wide_characters():
+    import torch
+
+    triangle = causal_mask(3)
+    assert draw_mask(triangle, ["法国", "a", "bc"]) == "法国  1 . .\n   a  1 1 .\n  bc  1 1 1"
+    wide = draw_masks({"one": triangle, "two": triangle}, ["a", "b", "c"], 40)
+    assert wide.split("\n")[1:3] == ["a  1..   1..", "b  11.   11."]
+    narrow = draw_masks({"one": triangle, "two": triangle}, ["a", "b", "c"], 10)
+    assert narrow.count("a  1 . .") == 2 and "two\n" in narrow
+    assert describe_blocks(torch.tensor([0, 0, 1, -1, -1])) == "0-1 in block 0, 2-2 in block 1, 3-4 causal"
+    assert describe_blocks(torch.tensor([])) == ""
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("chat") / "model", "prefix", context=4096)
+
+
+def chat(model_folder: Path, *flags: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "scripts.chat", "--model", str(model_folder), *flags]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=60, **options)
+
+
+def test_piped_input_is_answered_once_with_the_text_only(model_folder):
+    piped = chat(model_folder, "--max_new_tokens", "5", input="法国的首都是哪里？\n".encode())
+    assert piped.returncode == 0 and piped.stderr == b"" and piped.stdout.count(b"\n") >= 1
+
+
+def test_the_terminal_obeys_commands_and_ctrl_c_stops_an_answer_only(model_folder):
+    arguments = ["-m", "scripts.chat", "--model", str(model_folder), "--max_new_tokens", "4000"]
+    terminal = pexpect.spawn(
+        sys.executable, arguments, cwd=str(ROOT), env=ENVIRONMENT, encoding="utf-8", timeout=30
+    )
+    terminal.setwinsize(40, 120)
+    terminal.expect("Ctrl-D leaves.*> ")
+    terminal.send("Capital of Peru? 😀\r")
+    time.sleep(1)  # an answer of 4,000 tokens takes many
+    terminal.sendintr()
+    terminal.expect(r"\[\d+ tokens.*cancelled\]")
+    for command, answer in (
+        ("/set max_new_tokens 5", "max_new_tokens 5"),
+        ("And?", r"[1-9]\d* reused tokens.*length\]"),
+        ("/mask", "prompt_mask prefix"),
+        ("/stats", "2 turns"),
+        ("/retry", r"length\]"),
+        ("/undo", "taken back: And"),
+        ("/system Be brief.", "system message: Be brief."),
+        ("/nonsense", "error: unknown command /nonsense"),
+        ("/set top_p 3", "error: top_p must be between 0 and 1"),
+        ("/reset", "forgotten"),
+        ("/undo", "error: there is no turn"),
+        ("/help", "/quit"),
+    ):
+        terminal.send(f"{command}\r")
+        terminal.expect(answer)
+    terminal.send("/quit\r")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0

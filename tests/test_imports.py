@@ -1,0 +1,96 @@
+"""The arrows between folders, and that help is quick because nothing heavy is imported for it."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("model", "dataset", "trainer", "eval", "scripts")  # each may import itself and those before it
+COMMANDS = sorted(f"scripts.{file.stem}" for file in (ROOT / "scripts").glob("[!_]*.py"))
+COMMANDS += ["trainer.pretrain", "trainer.sft"]
+HEAVY = ("torch", "transformers", "matplotlib", "datasets", "accelerate", "wandb")
+
+
+def modules(*folders: str) -> list[Path]:
+    return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(file: Path) -> Iterator[tuple[str, ast.stmt]]:
+    """Every module that a file imports, wherever in it, and the statement."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            yield node.module, node
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+
+
+def test_imports_point_one_way():
+    for rank, folder in enumerate(FOLDERS):
+        for file in modules(folder):
+            for name, _ in imports(file):
+                top = name.partition(".")[0]
+                if top in FOLDERS:
+                    assert FOLDERS.index(top) <= rank and (top != "scripts"), f"{file} imports {name}"
+
+
+def test_the_model_needs_torch_safetensors_and_the_standard_library_only():
+    allowed = {"model", "torch", "safetensors", *sys.stdlib_module_names}
+    foreign = {(file.name, name) for file in modules("model") for name, _ in imports(file)}
+    assert {pair for pair in foreign if pair[1].partition(".")[0] not in allowed} == set()
+
+
+def test_hub_datasets_are_imported_in_one_function_of_one_file():
+    for file in modules(*FOLDERS):
+        for name, node in imports(file):
+            if name.partition(".")[0] == "datasets":
+                assert file == ROOT / "dataset" / "sources.py" and node.col_offset > 0, file
+
+
+def test_trackers_are_reached_through_accelerate():
+    assert not [file for file in modules(*FOLDERS) for name, _ in imports(file) if name.startswith("wandb")]
+
+
+def test_nothing_hides_the_builtin_eval():
+    for file in modules(*FOLDERS, "tests"):
+        for _, node in imports(file):
+            assert not (
+                isinstance(node, ast.Import) and "eval" in [a.asname or a.name for a in node.names]
+            ), file
+
+
+def test_packages_hold_nothing_but_a_docstring():
+    for file in modules(*FOLDERS):
+        if file.name == "__init__.py":
+            [only] = ast.parse(file.read_text(encoding="utf-8")).body
+            assert isinstance(only, ast.Expr) and isinstance(only.value, ast.Constant), file
+
+
+@pytest.fixture(scope="module")
+def imported_for_help() -> dict[str, list[str]]:
+    """What `--help` of every command exits with and imports, found by one process that forks for each."""
+    code = f"""
+import os, runpy, sys
+sys.stdout = sys.stderr = open(os.devnull, "w")
+for command in {COMMANDS!r}:
+    if os.fork() == 0:
+        sys.argv = [command, "--help"]
+        try:
+            runpy.run_module(command, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            heavy = [name for name in {HEAVY!r} if name in sys.modules]
+            os.write(1, f"{{command}} {{end.code}} {{' '.join(heavy)}}\\n".encode())
+        os._exit(0)
+    os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_succeeds_without_importing_torch(command, imported_for_help):
+    assert imported_for_help[command] == ["0"]

@@ -1,0 +1,69 @@
+"""Pictures show what the masks are, and hold no character that the fonts here cannot draw."""
+
+import torch
+from matplotlib.image import imread
+
+from eval import plots
+from eval.plots import mask_panel, printable, save_attention, save_masks, strategy_panels
+from tests.serving import served_model
+
+
+def pixels_of(path, colour: str) -> int:
+    """Count the pixels of a picture that have the colour of a kind of cell."""
+    pixels = (imread(path)[..., :3] * 255).round()
+    return int((pixels == list(bytes.fromhex(plots.COLOURS[colour][1:]))).all(-1).sum())
+
+
+def test_the_example_shows_all_four_strategies_apart():
+    panels, labels = strategy_panels()
+    assert [panel.title for panel in panels] == ["causal", "prefix", "segment", "history"]
+    assert len({panel.mask.numpy().tobytes() for panel in panels}) == 4
+    assert labels[8:11] == ["[assistant]", "Lima", "[end]"]
+    for panel in panels:
+        assert panel.block_ids[9:11].tolist() == ([0, 0] if panel.title == "history" else [-1, -1])
+        assert panel.block_ids[8] == {"causal": -1, "prefix": 0, "segment": 1, "history": 0}[panel.title]
+
+
+def test_cells_of_a_picture_tell_block_and_past_apart():
+    kinds = plots._cell_kinds(mask_panel("prefix", torch.tensor([0, 0, -1])))
+    assert kinds.tolist() == [[2, 3, 0], [2, 2, 0], [1, 1, 1]]
+    kinds = plots._cell_kinds(mask_panel("prefix", torch.tensor([0, 0, -1]), window=2))
+    assert kinds.tolist() == [[2, 3, 0], [2, 2, 0], [0, 1, 1]]
+
+
+def test_a_mask_becomes_a_file_with_every_colour_of_its_cells(tmp_path):
+    prefix, causal = tmp_path / "new" / "prefix.png", tmp_path / "new" / "causal.png"
+    save_masks(prefix, [mask_panel("prefix", torch.tensor([0, 0, 0, -1, -1]))], list("abcde"))
+    save_masks(causal, [mask_panel("causal", torch.full((5,), -1))], list("abcde"))
+    in_legend = pixels_of(causal, "own block, later")
+    assert in_legend > 0
+    assert pixels_of(prefix, "own block, later") > 4 * in_legend
+    assert pixels_of(prefix, "earlier token") > in_legend and pixels_of(prefix, "hidden") > in_legend
+
+
+def test_rows_of_hundreds_of_tokens_are_drawn_without_labels():
+    for tokens, labels in ((150, 150), (151, 0)):
+        axes = plots._figure(3, 3).add_subplot()
+        plots._label_tokens(axes, ["word"] * tokens, rows=True)
+        assert len(axes.get_xticks()) == len(axes.get_yticks()) == labels
+    assert plots._side(4000) < plots._side(150) < 30
+
+
+def test_attention_of_a_model_is_drawn_for_every_layer(tmp_path):
+    served = served_model("prefix")
+    ids = torch.arange(6)[None]
+    maps = served.model.attention_maps(ids)
+    assert len(maps) == served.model.config.num_hidden_layers
+    save_attention(tmp_path / "attention.png", {"causal": maps, "same": maps}, list("abcdef"))
+    assert imread(tmp_path / "attention.png").std() > 0
+
+
+def test_characters_without_a_glyph_become_code_points(monkeypatch):
+    assert printable(["Lima", "\\n"]) == ["Lima", "\\n"]
+    monkeypatch.setattr(plots, "_has_glyph", str.isascii)
+    assert printable(["a法国"]) == ["aU+6CD5U+56FD"]
+
+
+def test_a_glyph_is_there_exactly_if_a_font_has_it():
+    assert plots._has_glyph("A") and not plots._has_glyph("\U000e0041")
+    assert plots._has_glyph("法") == bool(plots._han_fonts())

@@ -1,0 +1,77 @@
+"""The quickstart itself, at its smallest scale: from nothing to two models that were compared."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "quickstart.sh"
+
+
+def run_quickstart(folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "QUICKSTART_SCALE": "smoke",
+        "QUICKSTART_DATA": str(folder / "data"),
+        "QUICKSTART_OUT": str(folder / "out"),
+    }
+    return subprocess.run(
+        ["bash", str(SCRIPT)], env=environment | variables, cwd=folder, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """The folder that a whole quickstart has filled, and what it printed."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    done = run_quickstart(folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_it_leaves_two_models_from_one_checkpoint_and_their_comparison(finished):
+    folder, printed = finished
+    out = folder / "out"
+    for name, mask in (("pretrain", "causal"), ("sft-causal", "causal"), ("sft-prefix", "prefix")):
+        assert load_checkpoint(out / name).prompt_mask == mask
+        assert (out / name / "loss.png").stat().st_size > 0
+    for mask in ("causal", "prefix"):
+        results = json.loads((out / f"sft-{mask}" / "evaluation" / "results.json").read_text())
+        assert {cell["split"] for cell in results["cells"]} >= {"facts_unseen_wording", "followup", "reverse"}
+        assert results["prompt_mask"] == mask
+    assert (out / "masks.png").stat().st_size > 0 and (out / "attention.png").stat().st_size > 0
+    for expected in ("exact match", "loss on sft_val", "training time", "Who sees whom"):
+        assert expected in printed
+    assert f"python -m scripts.chat --model {out}/sft-prefix" in printed
+
+
+def test_a_second_run_skips_every_finished_stage_and_changes_no_model(finished):
+    folder, printed = finished
+    models = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
+    again = run_quickstart(folder)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count(": finished before") == printed.count(" took ") == 11
+    assert " took " not in again.stdout and "exact match" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")} == models
+
+
+def test_the_command_that_it_prints_answers(finished):
+    folder, _ = finished
+    command = [sys.executable, "-m", "scripts.chat", "--model", str(folder / "out" / "sft-prefix")]
+    done = subprocess.run(
+        [*command, "--prompt", "法国的首都是哪里?"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.endswith("\n")
+
+
+def test_an_unknown_scale_is_one_line_and_exit_code_2(tmp_path):
+    done = run_quickstart(tmp_path, QUICKSTART_SCALE="huge")
+    assert (
+        done.returncode == 2 and done.stderr == "error: QUICKSTART_SCALE: expected full or smoke, got huge\n"
+    )
+    assert not list(tmp_path.iterdir())

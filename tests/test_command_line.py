@@ -1,0 +1,187 @@
+"""The command line: what users type, what they read when it is wrong."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from model.errors import UserError
+from trainer.command_line import parse, run
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The engine."""
+
+    power: float = 1.0
+    """Power in kilowatt."""
+    fuel: Literal["wind", "sun"] | None = None
+    """What it burns."""
+
+
+@dataclass(frozen=True)
+class Trip:
+    """A trip."""
+
+    data: tuple[str, ...]
+    """Files to read."""
+    engine: Engine = Engine(power=2.0)
+    steps: int = 10
+    """Number of steps."""
+    name: str | None = None
+    """Name of the trip."""
+    loud: bool = False
+    """Whether to say everything."""
+    sizes: list[int] | None = None
+    """Sizes to try."""
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise UserError(f"steps: expected 0 or more, got {self.steps}")
+
+
+def read(line: str) -> Trip:
+    return parse(Trip, "Makes a trip.", line.split())
+
+
+def error_of(line: str, capsys) -> str:
+    with pytest.raises(SystemExit) as caught:
+        read(line)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: ")
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+def test_flags_become_the_dataclass_and_defaults_stay():
+    assert read("--data a b --engine.power 3 --loud --sizes 1 2") == Trip(
+        data=("a", "b"), engine=Engine(power=3.0), loud=True, sizes=[1, 2]
+    )
+    assert read("--data a") == Trip(data=("a",))
+
+
+def test_text_is_never_read_as_yaml():
+    assert parse(Trip, "", ["--data", "[a, b]", "--name", "{x: 1"]) == Trip(data=("[a, b]",), name="{x: 1")
+
+
+@pytest.mark.parametrize("line", ["--config {} --steps 5", "--steps 5 --config {}", "--steps=5 --config={}"])
+def test_flags_win_over_the_recipe_wherever_they_stand(tmp_path, line):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("steps: 7\ndata: [x, y]\nengine:\n  power: 3e-4\n  fuel: sun\nloud: true\nname: null\n")
+    trip = read(line.format(recipe))
+    assert trip == Trip(data=("x", "y"), engine=Engine(power=3e-4, fuel="sun"), steps=5, loud=True)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("--data a --steps many", "--steps: expected int, got 'many'"),
+        ("--data a --steps 1.5", "--steps: expected int, got '1.5'"),
+        ("--data a --steps", "--steps: expected int, got nothing"),
+        ("--data a --engine.fuel coal", "--engine.fuel: expected one of wind, sun or null, got 'coal'"),
+        ("--data a --sizes 1 x", "--sizes: expected one or more of int, got 'x'"),
+        ("--data a --loud maybe", "--loud: expected bool, got 'maybe'"),
+        ("--data", "--data: expected one or more of str, got nothing"),
+        ("--steps 3", "required, but not given: --data"),
+        ("--data a --stepps 3", "unknown argument --stepps (did you mean --steps?)"),
+        ("--data a --step 3", "unknown argument --step (did you mean --steps?)"),
+        ("--data a --zzzzzz 3", "unknown argument --zzzzzz; --help lists them all"),
+        (
+            "--data a --steps 3 --steps 4",
+            "--steps is given twice; give it once (a list takes several values)",
+        ),
+        ("--data a --steps -1", "steps: expected 0 or more, got -1"),
+        ("--data a --config", "--config: expected a YAML file, got nothing"),
+        ("--data a --config nowhere.yaml", "--config: cannot read nowhere.yaml: No such file or directory"),
+    ],
+)
+def test_a_wrong_line_is_one_line_that_names_the_key(line, message, capsys):
+    assert error_of(line, capsys) == message
+
+
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        ("steps: many", "--steps: expected int, got 'many'"),
+        ("stepz: 3", "unknown key stepz in {} (did you mean steps?)"),
+        ("engine: {powr: 3}", "unknown key engine.powr in {} (did you mean engine.power?)"),
+        ("engine: 3", "engine: expected a group with keys like engine.power, got 3"),
+        ("steps: [1, 2]", "--steps: expected int, got [1, 2]"),
+        ("steps:", "--steps: expected int, got None"),
+        ("- 1", "--config: expected keys and values in {}, got [1]"),
+        ("steps: [1", "--config: {} is not YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_that_names_the_key(tmp_path, recipe, message, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    assert error_of(f"--data a --config {path}", capsys).startswith(message.format(path))
+
+
+def test_an_empty_recipe_changes_nothing(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("# nothing yet\n")
+    assert read(f"--data a --config {path}") == Trip(data=("a",))
+
+
+def test_help_comes_from_the_docstrings_of_the_fields(capsys):
+    with pytest.raises(SystemExit) as caught:
+        read("--help")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    for part in (
+        "Makes a trip.",
+        "The engine.",
+        "Power in kilowatt.",
+        "--engine.power",
+        "Number of steps.",
+        "default: 10",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize("module", ["trainer.pretrain", "trainer.sft"])
+def test_help_does_not_import_torch(module):
+    command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0 and f"python -m {module} [flags]" in done.stdout
+    imported = {row.split("|")[-1].strip() for row in done.stderr.splitlines()}
+    assert "jsonargparse" in imported
+    assert not imported & {"torch", "transformers", "accelerate", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (UserError("one\ntwo"), 2, "error: one two\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.txt"),
+            2,
+            "error: [Errno 2] No such file or directory: 'a.txt'\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_run_turns_errors_into_one_line_and_an_exit_code(error, code, line, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    assert caught.value.code == code and capsys.readouterr().err == line
+
+
+def test_run_lets_our_own_bugs_show_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+
+
+def test_a_closed_pipe_is_quiet():
+    code = "from trainer.command_line import run\nrun(lambda: [print('x' * 1000) for _ in range(1000)])"
+    root = Path(__file__).parent.parent
+    shell = f'"{sys.executable}" -c "{code}" | head -n 1'
+    done = subprocess.run(shell, shell=True, cwd=root, capture_output=True, text=True)
+    assert done.stderr == ""

@@ -1,0 +1,217 @@
+"""The loop: what it computes, how it is interrupted, what it leaves, and what it refuses."""
+
+# ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import SHORT, data, init, line, losses, metrics, pretrain, run_trainer, sft
+
+from model.checkpoint import load_checkpoint
+from model.errors import UserError
+from trainer.loop import Training
+from trainer.settings import PretrainSettings
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def assert_same_course(one: Path, two: Path) -> None:
+    """Equal to rounding in every record; gradient norms show a wrong scale, which clipping and Adam hide."""
+    for first, second in zip(metrics(one), metrics(two), strict=True):
+        for key in first.keys() - {"validation"}:
+            assert second[key] == pytest.approx(first[key], rel=1e-5), key
+    torch.testing.assert_close(weights(one), weights(two), rtol=0, atol=1e-5)
+
+
+def after_step(monkeypatch, step: int, act) -> None:
+    """Let `act` happen once, right after an optimizer step."""
+    update = Training._update
+
+    def updated(training, batch):
+        update(training, batch)
+        if training.progress.step == step:
+            monkeypatch.setattr(Training, "_update", update)
+            act()
+
+    monkeypatch.setattr(Training, "_update", updated)
+
+
+def test_a_training_lowers_the_loss_and_leaves_a_model_and_its_story(pretrain, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    pretrain(out, "--max_steps", 12, "--validation", data / "pretrain", "--validate_every_steps", 6)
+    first, *_, last = losses(out)
+    assert last < first - 0.5
+    assert load_checkpoint(out).prompt_mask == "causal"
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["finished"] and summary["steps"] == 12 and summary["tokens"] > summary["targets"] > 0
+    validations = [record for record in metrics(out) if "validation" in record]
+    assert [record["step"] for record in validations] == [6, 12]
+    assert summary["validation"]["pretrain"]["best"]["nats_per_token"] == validations[1]["nats_per_token"]
+    assert validations[1]["bits_per_byte"] < validations[0]["bits_per_byte"] < 8
+    shown = capsys.readouterr().out
+    for part in (
+        "24 documents",
+        "real",
+        "with loss",
+        "parameters",
+        "float32",
+        "threads",
+        "tokens/s",
+        "waiting",
+    ):
+        assert part in shown
+
+
+def test_the_saved_settings_are_a_recipe_for_the_same_run(pretrain, tmp_path):
+    from trainer.command_line import parse
+
+    out = tmp_path / "run"
+    pretrain(out, "--max_steps", 3, "--optimizer.name", "muon")
+    settings = parse(PretrainSettings, "", ["--config", str(out / "settings.yaml")])
+    assert settings.optimizer.name == "muon" and settings.max_steps == 3 and settings.model.hidden_size == 32
+
+
+def test_a_finished_run_is_recognised_and_left_alone(pretrain, tmp_path, capsys):
+    out = tmp_path / "run"
+    pretrain(out, "--max_steps", 3)
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.name != ".lock"}
+    capsys.readouterr()
+    pretrain(out, "--max_steps", 3)
+    assert capsys.readouterr().out == f"{out} is already finished\n"
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+@pytest.mark.parametrize("how", ["signal", "crash"])
+@pytest.mark.parametrize("name, optimizer", [("pretrain", "adamw"), ("sft", "muon")])
+def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
+    name, optimizer, how, request, tmp_path, monkeypatch
+):
+    train = request.getfixturevalue(name)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = [
+        "--max_steps",
+        11,
+        "--optimizer.name",
+        optimizer,
+        "--save_every_steps",
+        4,
+        "--log_every_steps",
+        3,
+    ]
+    train(whole, *flags)
+
+    def crash():
+        raise RuntimeError("power cut")
+
+    after_step(monkeypatch, 7, crash if how == "crash" else lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(RuntimeError if how == "crash" else SystemExit):
+        train(broken, *flags)
+    assert (broken / "latest").read_text() == ("step-00000004" if how == "crash" else "step-00000007")
+    torch.manual_seed(99)  # whatever happens in between
+    train(broken, *flags)
+    assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    assert metrics(whole) == metrics(broken)
+    states = [torch.load(out / "checkpoints/step-00000011/training/optimizer.pt") for out in (whole, broken)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_a_signal_says_how_to_go_on_and_ends_with_its_exit_code(pretrain, tmp_path, monkeypatch, capfd):
+    after_step(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as caught:
+        pretrain(tmp_path / "run", "--max_steps", 9)
+    assert caught.value.code == 128 + signal.SIGTERM
+    shown = capfd.readouterr()
+    assert "stopped and saved after step 2 of 9; the same command continues from there" in shown.out
+    assert "SIGTERM: finishing this step, then saving" in shown.err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_time_limit_stops_without_shaping_the_schedule(pretrain, tmp_path):
+    whole, limited = tmp_path / "whole", tmp_path / "limited"
+    pretrain(whole, "--max_steps", 4)
+    for _ in range(3):
+        pretrain(limited, "--max_steps", 4, "--max_minutes", 1e-9)
+    assert (limited / "latest").read_text() == "step-00000003"
+    pretrain(limited, "--max_steps", 4)
+    assert metrics(whole) == metrics(limited)
+
+
+def test_rows_give_the_same_update_however_they_are_spread(sft, tmp_path):
+    sft(tmp_path / "one", "--max_steps", 4, "--batch_size", 8)
+    sft(tmp_path / "two", "--max_steps", 4, "--batch_size", 4, "--gradient_accumulation", 2)
+    assert_same_course(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_processes_give_the_losses_of_one(sft, data, init, tmp_path):
+    flags = ["--max_steps", 3, "--gradient_accumulation", 2, "--validation", data / "sft"]
+    sft(tmp_path / "one", *flags)
+    places = {"--data": data / "sft", "--init": init, "--out": tmp_path / "two"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "trainer.sft", *line(places | SHORT, *flags, "--batch_size", 2)],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout and done.stdout.count("finished:") == 1
+    assert_same_course(tmp_path / "one", tmp_path / "two")
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(pretrain, tmp_path, monkeypatch):
+    backward = Training._backward
+    calls = []
+
+    def poisoned(training, batch, scale):
+        calls.append({name: value.clone() for name, value in training.model.state_dict().items()})
+        nats = backward(training, batch, scale)
+        return float("nan") if len(calls) == 2 else nats
+
+    monkeypatch.setattr(Training, "_backward", poisoned)
+    pretrain(tmp_path / "run", "--max_steps", 4)
+    torch.testing.assert_close(calls[1], calls[2], rtol=0, atol=0)
+    assert [record["skipped_steps"] for record in metrics(tmp_path / "run")] == [0, 1, 1, 1]
+    assert losses(tmp_path / "run")[1] is None
+
+
+def test_updates_that_stay_not_finite_end_the_run_with_the_batch_saved(sft, init, tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "_backward", lambda *_, **__: float("inf"))
+    monkeypatch.setattr("accelerate.Accelerator.clip_grad_norm_", lambda *_: torch.tensor(1.0))
+    with pytest.raises(UserError, match="not finite in 5 steps in a row, up to step 5"):
+        sft(tmp_path / "run", "--max_steps", 9)
+    batch = torch.load(tmp_path / "run/not_finite-0.pt")
+    assert batch["ids"].shape == batch["labels"].shape == (4, 48)
+    assert not (tmp_path / "run/latest").exists()
+
+
+@pytest.mark.parametrize("mask", ["prefix", "segment", "history"])
+def test_the_prompt_mask_travels_with_the_weights(sft, tmp_path, mask, capsys):
+    sft(tmp_path / "first", "--max_steps", 3, "--prompt_mask", mask)
+    assert load_checkpoint(tmp_path / "first").prompt_mask == mask
+    assert "trained with prompt mask causal until now" in capsys.readouterr().out
+    again = ["--init", tmp_path / "first", "--max_steps", 3]
+    sft(tmp_path / "kept", *again)
+    assert load_checkpoint(tmp_path / "kept").prompt_mask == mask
+    assert "until now" not in capsys.readouterr().out
+    sft(tmp_path / "changed", *again, "--prompt_mask", "causal")
+    assert load_checkpoint(tmp_path / "changed").prompt_mask == "causal"
+    assert f"trained with prompt mask {mask} until now" in capsys.readouterr().out
+
+
+def test_pretraining_takes_prefixes_and_saved_weights(pretrain, run_trainer, data, tmp_path):
+    pretrain(tmp_path / "first", "--max_steps", 3, "--prompt_mask", "prefix")
+    assert load_checkpoint(tmp_path / "first").prompt_mask == "prefix"
+    more = {"--data": data / "pretrain", "--init": tmp_path / "first", "--out": tmp_path / "more"}
+    run_trainer("pretrain", *line(more | SHORT, "--max_steps", 3))
+    assert load_checkpoint(tmp_path / "more").prompt_mask == "prefix"

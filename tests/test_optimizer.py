@@ -1,0 +1,88 @@
+"""Updates and learning rates."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model.config import from_preset
+from model.errors import UserError
+from model.transformer import LanguageModel
+from trainer.optimizer import BatchedMuon, Optimizers, orthogonalise
+from trainer.schedule import count_steps, multiplier
+from trainer.settings import OptimizerSettings, PretrainSettings, ScheduleSettings
+
+SHAPES = [(8, 8), (24, 8), (8, 24), (8, 8), (8, 24)]
+
+
+def matrices() -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+
+
+def test_muon_equals_torchs_where_torch_computes_in_bfloat16():
+    ours, theirs = matrices(), matrices()
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    optimizers = [
+        BatchedMuon(ours, torch.bfloat16, **options),
+        torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options),
+    ]
+    for step in range(4):
+        for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
+            torch.manual_seed(step)
+            for parameter in parameters:
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+    for start, mine, other in zip(matrices(), ours, theirs, strict=True):
+        moved = (other - start).norm()
+        assert (mine - other).norm() < 0.02 * moved
+
+
+def test_orthogonalised_matrices_keep_their_directions_and_lose_their_sizes():
+    batch = torch.randn(3, 6, 10, dtype=torch.float64)
+    result = orthogonalise(batch, torch.float64)
+    u, _, v = torch.linalg.svd(batch, full_matrices=False)
+    sizes = u.mT @ result @ v.mT
+    torch.testing.assert_close(sizes, torch.diag_embed(sizes.diagonal(dim1=1, dim2=2)), rtol=0, atol=1e-9)
+    assert ((sizes.diagonal(dim1=1, dim2=2) > 0.5) & (sizes.diagonal(dim1=1, dim2=2) < 1.3)).all()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_only_matrices_of_layers_decay(name):
+    model = LanguageModel(from_preset("tiny", vocab_size=50, tie_word_embeddings=False))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    settings = OptimizerSettings(name=name, learning_rate=0.1, weight_decay=0.5)
+    Optimizers(model, settings, torch.float32).step(0.5)
+    for key, value in model.state_dict().items():
+        decays = "proj" in key
+        torch.testing.assert_close(value, before[key] * (1 - 0.5 * 0.1 * 0.5 if decays else 1))
+
+
+def test_warmup_stable_decay_rises_stays_and_falls():
+    schedule = ScheduleSettings("wsd", warmup_steps=3, decay_fraction=0.4, final_fraction=0.1)
+    course = [multiplier(step, 10, schedule) for step in range(11)]
+    assert course == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1])
+
+
+def test_linear_and_cosine_fall_from_the_warmup_on():
+    linear, cosine = (ScheduleSettings(name, warmup_steps=2) for name in ("linear", "cosine"))
+    assert [multiplier(step, 6, linear) for step in range(2, 7)] == [1, 0.75, 0.5, 0.25, 0]
+    halves = [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0]
+    assert [multiplier(step, 6, cosine) for step in range(2, 7)] == pytest.approx(halves)
+
+
+@pytest.mark.parametrize(
+    "length, steps", [({"max_steps": 7}, 7), ({"epochs": 2}, 6), ({"max_tokens": 601}, 4)]
+)
+def test_a_length_becomes_steps(length, steps):
+    settings = PretrainSettings(data=("a",), out="b", schedule=ScheduleSettings(warmup_steps=2), **length)
+    assert count_steps(settings, {"rows": 11, "tokens": 500}, rows_per_step=4) == steps
+
+
+def test_a_warmup_that_takes_everything_is_refused():
+    settings = PretrainSettings(data=("a",), out="b", max_steps=20)
+    with pytest.raises(UserError, match="expected fewer than the 20 steps in all, got 20"):
+        count_steps(settings, {"rows": 11, "tokens": 500}, rows_per_step=4)

@@ -1,0 +1,111 @@
+"""The trainers as commands: what they accept, and what they refuse in one line."""
+
+# ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import SHORT, data, init, line, pretrain, run_trainer, sft
+
+from model.errors import UserError
+from trainer.run_dir import RunDirectory
+
+
+@pytest.mark.parametrize(
+    "length, steps", [(["--max_steps", 4], 4), (["--epochs", 1.5], 5), (["--max_tokens", 700], 5)]
+)
+def test_a_length_can_be_given_in_steps_epochs_and_tokens(pretrain, tmp_path, length, steps):
+    pretrain(tmp_path / "run", *length)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["steps"] == steps
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--max_seq_len", 4096], "--max_seq_len is 4096 but the model takes 512 tokens"),
+        (["--model.vocab_size", 100], "the tokenizer has 290 tokens, got room for 100"),
+        (["--model.preset", "huge"], "unknown model preset 'huge'; choose one of tiny"),
+        (["--data", "{data}/sft"], "holds sft data; expected what prepare_data --kind pretrain writes"),
+        (["--data", "{data}/nowhere"], "no token store in"),
+        (["--data", "{data}/pretrain", "{data}/other"], "prepared with different tokenizers"),
+        (["--validation", "{data}/other"], "prepared with another tokenizer"),
+        (["--validation", "{data}/sft"], "holds sft data"),
+        (
+            ["--schedule.warmup_steps", 9],
+            "--schedule.warmup_steps: expected fewer than the 9 steps in all, got 9",
+        ),
+        (["--tracker", "abacus"], "--tracker: expected none or one of aim, .*got abacus"),
+        (["--out", "{data}/text.jsonl"], "is a file; expected the name of a folder"),
+        (["--out", "{data}"], "and no run; choose a new folder"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(pretrain, data, tmp_path, flags, message):
+    flags = [str(flag).format(data=data) for flag in flags]
+    with pytest.raises(UserError, match=message):
+        pretrain(tmp_path / "run", "--max_steps", 9, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--data", "{data}/pretrain"], "holds pretrain data; expected what prepare_data --kind sft writes"),
+        (["--init", "{data}"], "config.json not found; expected a model directory"),
+        (
+            ["--supervise", "all", "--prompt_mask", "prefix"],
+            "supervise all does not go with prompt_mask prefix",
+        ),
+        (["--max_seq_len", 16], "no answer fits into 16 tokens"),
+    ],
+)
+def test_what_does_not_fit_a_fine_tuning_is_refused(sft, data, tmp_path, flags, message):
+    flags = [str(flag).format(data=data) for flag in flags]
+    with pytest.raises(UserError, match=message):
+        sft(tmp_path / "run", "--max_steps", 9, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_of_another_tokenizer_than_the_models_is_refused(run_trainer, data, init, tmp_path):
+    places = {"--data": data / "other", "--init": init, "--out": tmp_path / "run"}
+    with pytest.raises(UserError, match="--data was prepared with another tokenizer"):
+        run_trainer("pretrain", *line(places | SHORT, "--max_steps", 3))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--max_steps"], "expected one of --max_steps or --epochs or --max_tokens, got none"),
+        (["--max_steps", 3, "--epochs", 1], "got --max_steps 3 and --epochs 1"),
+        (["--max_steps", 0], "--max_steps: expected more than 0, got 0"),
+        (["--init", "somewhere"], "--model and --init: expected one of them, got both"),
+        (["--schedule.decay_fraction", 2], "fractions between 0 and 1"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_one_line(pretrain, tmp_path, flags, message, capsys):
+    length = [] if "--max_steps" in flags else ["--max_steps", 9]
+    with pytest.raises(SystemExit) as caught:
+        pretrain(tmp_path / "run", *length, *(flags if len(flags) > 1 else []))
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_another_run_is_neither_continued_nor_overwritten(pretrain, tmp_path):
+    out = tmp_path / "run"
+    pretrain(out, "--max_steps", 3)
+    before = load_file(out / "model.safetensors")
+    with pytest.raises(UserError, match="other settings .optimizer.learning_rate was 0.001, is 0.01"):
+        pretrain(out, "--max_steps", 3, "--optimizer.learning_rate", 0.01)
+    with pytest.raises(UserError, match="rows_per_step was 4, is 8"):
+        pretrain(out, "--max_steps", 3, "--batch_size", 8)
+    with pytest.raises(UserError, match="holds a run; choose another folder, or --resume auto"):
+        pretrain(out, "--max_steps", 3, "--resume", "never")
+    torch.testing.assert_close(before, load_file(out / "model.safetensors"), rtol=0, atol=0)
+
+
+def test_a_second_writer_is_refused_with_the_process_named(pretrain, tmp_path):
+    with RunDirectory(tmp_path / "run").claim(), pytest.raises(UserError, match=f"by process {os.getpid()};"):
+        pretrain(tmp_path / "run", "--max_steps", 3)

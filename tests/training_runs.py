@@ -1,0 +1,122 @@
+"""Tiny stores and models, and the trainers as tests call them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import trainer.pretrain
+import trainer.sft
+from dataset.preparation import PreparationSettings, write_store
+from dataset.tokenizer import Tokenizer, train_tokenizer
+from model.checkpoint import save_checkpoint
+from model.config import from_preset
+from model.transformer import LanguageModel
+
+NAMES = ["Ada", "Bo", "Cleo", "Dan", "Eve", "Finn"]
+PLACES = ["garden", "kitchen", "tower", "harbour"]
+SHORT = {"--max_seq_len": 48, "--batch_size": 4, "--schedule.warmup_steps": 2, "--log_every_steps": 1}
+SHAPE = {"--model.preset": "tiny", "--model.hidden_size": 32, "--model.intermediate_size": 48}
+
+
+def sentences() -> list[str]:
+    """Sentences of a small world, of different lengths."""
+    return [
+        f"{name} goes to the {place}{' again' * (n % 5)}." for name in NAMES for n, place in enumerate(PLACES)
+    ]
+
+
+def conversations() -> list[dict]:
+    """Questions about the sentences, every other one with a second turn."""
+    records = []
+    for number, text in enumerate(sentences()):
+        name, place = text.split()[0], text.rstrip(".").split()[4]
+        turns = [(f"{text} Where is {name}?", f"In the {place}."), (f"Who is in the {place}?", name)]
+        messages = [
+            {"role": role, "content": content}
+            for turn in turns[: 1 + number % 2]
+            for role, content in zip(("user", "assistant"), turn, strict=True)
+        ]
+        records.append({"conversations": messages})
+    return records
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A folder with tokenizer/, the stores pretrain/ and sft/, and other/: texts under another tokenizer."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in sentences()))
+    (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, conversations())))
+    train_tokenizer(sentences(), 290).save(folder / "tokenizer")
+    train_tokenizer(sentences(), 280).save(folder / "other_tokenizer")
+    for kind, source, tokenizer, name in [
+        ("pretrain", "text.jsonl", "tokenizer", "pretrain"),
+        ("sft", "chat.jsonl", "tokenizer", "sft"),
+        ("pretrain", "text.jsonl", "other_tokenizer", "other"),
+    ]:
+        write_store(
+            PreparationSettings(kind, (str(folder / source),), str(folder / tokenizer), str(folder / name))
+        )
+    return folder
+
+
+def line(defaults: dict[str, object], *flags: object) -> list[str]:
+    """The words of a command line; flags replace defaults."""
+    words = [word for name, value in defaults.items() if name not in flags for word in (name, value)]
+    return [str(word) for word in (*words, *flags)]
+
+
+@pytest.fixture
+def run_trainer(monkeypatch):
+    """Call a trainer's `main` with the words of a command line."""
+
+    def call(name: str, *words: str) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        getattr(trainer, name).main()
+
+    return call
+
+
+@pytest.fixture
+def pretrain(run_trainer, data):
+    """Pretrain on the texts: `pretrain(out, "--max_steps", 3)`."""
+
+    def call(out: Path, *flags: object) -> None:
+        run_trainer("pretrain", *line({"--data": data / "pretrain", "--out": out} | SHAPE | SHORT, *flags))
+
+    return call
+
+
+@pytest.fixture
+def sft(run_trainer, data, init):
+    """Fine-tune on the conversations, from the model of `init`."""
+
+    def call(out: Path, *flags: object) -> None:
+        run_trainer("sft", *line({"--data": data / "sft", "--init": init, "--out": out} | SHORT, *flags))
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def init(data, tmp_path_factory) -> Path:
+    """A fresh causal model."""
+    folder = tmp_path_factory.mktemp("init")
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    torch.manual_seed(3)
+    config = from_preset("tiny", vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48)
+    save_checkpoint(folder, LanguageModel(config), "causal", tokenizer.stop_ids, data / "tokenizer")
+    return folder
+
+
+def metrics(out: Path) -> list[dict]:
+    """The records of a run without what depends on the clock."""
+    timed = ("tokens_per_second", "targets_per_second", "waiting_share", "seconds_left")
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def losses(out: Path) -> list[float]:
+    """The training losses of a run."""
+    return [record["loss"] for record in metrics(out) if "loss" in record]

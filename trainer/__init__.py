@@ -1,0 +1,1 @@
+"""Batches in, checkpoints out: settings, optimizers, the loop, and the run directory."""

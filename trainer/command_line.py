@@ -1,0 +1,243 @@
+"""Frozen dataclasses as command lines: flags, YAML recipes, help, and one-line errors.
+
+jsonargparse checks the types and writes the help. The YAML form becomes flags that stand before those of
+the line, so that explicit flags win wherever they stand. Owns nothing of what the settings mean, and imports
+neither torch nor anything that does: `--help` is instant.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import json
+import os
+import re
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from model.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+def parse(settings_class: type[Settings], description: str, argv: Sequence[str] | None = None) -> Settings:
+    """Read a frozen dataclass from the command line.
+
+    A field is a flag; a field that is itself a dataclass is a group (`--model.preset`); a list or tuple takes
+    several values; a bool may stand without a value. `--config recipe.yaml` holds the same keys, nested or
+    dotted. The string below a field is its help. Prints one line and exits with code 2 on any error.
+    """
+    flags = {flag.key: flag for flag in _flags(settings_class)}
+    parser = _parser(flags.values(), description)
+    try:
+        line = _with_recipes(list(sys.argv[1:] if argv is None else argv), flags)
+        return _instance(settings_class, parser.parse_args(line))
+    except ArgumentError as error:
+        fail(_one_line(str(error), flags))
+    except UserError as error:
+        fail(str(error))
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` as a program: what users can cause is one line and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else the interpreter complains at exit
+        raise SystemExit(141) from None
+    except (UserError, OSError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line on stderr and exit with code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flag:
+    key: str
+    hint: Any  # of the value, or of one element where `many`
+    many: bool
+    default: Any
+    help: str
+    group: tuple[str, str] | None
+
+
+def _flags(cls: type, instance: Any = None, prefix: str = "", group: tuple | None = None) -> Iterator[_Flag]:
+    hints, helps = typing.get_type_hints(cls), _field_docstrings(cls)
+    for field in dataclasses.fields(cls):
+        hint, default = hints[field.name], _default(field, instance)
+        if dataclasses.is_dataclass(hint):
+            title = (f"{prefix}{field.name}", inspect.getdoc(hint) or "")
+            yield from _flags(hint, default, f"{prefix}{field.name}.", title)
+            continue
+        element = _element(hint)
+        help_text = helps.get(field.name, "")
+        yield _Flag(prefix + field.name, element or hint, element is not None, default, help_text, group)
+
+
+def _default(field: dataclasses.Field, instance: Any) -> Any:
+    if instance not in (None, dataclasses.MISSING):
+        return getattr(instance, field.name)
+    return field.default_factory() if callable(field.default_factory) else field.default
+
+
+def _element(hint: Any) -> Any:
+    """Return the element type of a list or tuple (also an optional one), None for anything else."""
+    for member in _members(hint):
+        if typing.get_origin(member) in (list, tuple):
+            return typing.get_args(member)[0]
+    return None
+
+
+def _members(hint: Any) -> tuple:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _field_docstrings(cls: type) -> dict[str, str]:
+    """Return the string literal below each field, of a dataclass and of those that it extends."""
+    helps = {}
+    for base in reversed(cls.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        for statement, follower in zip(body, body[1:], strict=False):
+            is_text = isinstance(follower, ast.Expr) and isinstance(follower.value, ast.Constant)
+            if isinstance(statement, ast.AnnAssign) and is_text:
+                helps[statement.target.id] = inspect.cleandoc(follower.value.value)
+    return helps
+
+
+def _parser(flags: Iterable[_Flag], description: str) -> ArgumentParser:
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    prog = f"python -m {module.name}" if module else Path(sys.argv[0]).name
+    parser = ArgumentParser(
+        prog=prog, usage=f"{prog} [flags]", description=description, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", type=str, help="YAML file with any of these keys; flags win over it")
+    groups = {}
+    for flag in flags:
+        if flag.group and flag.group not in groups:
+            groups[flag.group] = parser.add_argument_group(*flag.group)
+        options = {"type": flag.hint, "help": flag.help}
+        if flag.default is dataclasses.MISSING:
+            options["required"] = True
+        else:
+            options["default"] = flag.default
+        if flag.many:
+            options["nargs"] = "+"
+        elif bool in _members(flag.hint):
+            options |= {"nargs": "?", "const": True}
+        groups.get(flag.group, parser).add_argument(f"--{flag.key}", **options)
+    return parser
+
+
+def _with_recipes(line: list[str], flags: dict[str, _Flag]) -> list[str]:
+    """Replace each `--config FILE` by the file's flags, moved to the front of the line."""
+    recipe, explicit, names = [], [], []
+    tokens = iter(line)
+    for token in tokens:
+        name, has_value, value = token.partition("=")
+        if name == "--config":
+            path = value if has_value else next(tokens, None)
+            if path is None:
+                raise UserError("--config: expected a YAML file, got nothing")
+            recipe += _recipe_flags(path, flags)
+            continue
+        if name in names:
+            raise UserError(f"{name} is given twice; give it once (a list takes several values)")
+        names += [name] if name.startswith("--") else []
+        explicit.append(token)
+    return recipe + explicit
+
+
+def _recipe_flags(path: str, flags: dict[str, _Flag]) -> list[str]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {path} is not YAML: {error}") from None
+    if not isinstance(content, dict | None):
+        raise UserError(f"--config: expected keys and values in {path}, got {content!r}")
+    line = []
+    for key, value in _leaves(content or {}, flags):
+        if key not in flags:
+            raise UserError(f"unknown key {key} in {path}{_suggestion(key, flags)}")
+        line += _as_flag(flags[key], value)
+    return line
+
+
+def _leaves(content: dict, flags: dict[str, _Flag], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _leaves(value, flags, f"{key}.")
+        elif members := [other for other in flags if other.startswith(f"{key}.")]:
+            raise UserError(f"{key}: expected a group with keys like {members[0]}, got {value!r}")
+        else:
+            yield key, value
+
+
+def _as_flag(flag: _Flag, value: Any) -> list[str]:
+    if flag.many and isinstance(value, list):
+        return [f"--{flag.key}", *map(str, value)] if value else []
+    if isinstance(value, list) or (value is None and types.NoneType not in _members(flag.hint)):
+        raise UserError(f"--{flag.key}: expected {_expected(flag)}, got {value!r}")
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return [f"--{flag.key}", text] if flag.many else [f"--{flag.key}={text}"]
+
+
+def _instance(cls: type[Settings], values: Any) -> Settings:
+    arguments = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        value = values[name]
+        if dataclasses.is_dataclass(hint):
+            value = _instance(hint, value)
+        elif any(typing.get_origin(member) is tuple for member in _members(hint)) and value is not None:
+            value = tuple(value)
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def _one_line(message: str, flags: dict[str, _Flag]) -> str:
+    """Turn a message of jsonargparse into `--key: expected X, got Y`."""
+    if unknown := re.search(r"unrecognized arguments: (.*)", message):
+        name = unknown[1].split()[0].partition("=")[0]
+        return f"unknown argument {name}{_suggestion(name, [f'--{key}' for key in flags])}"
+    if missing := re.search(r"arguments are required: (.*)", message):
+        return f"required, but not given: {', '.join('--' + key for key in missing[1].split(', '))}"
+    key = re.search(r'(?:key "|argument --)([\w.]+)', message)
+    if key is None or key[1] not in flags:
+        return message
+    got = re.search(r"(?:Got|Given) value: (.*)", message, re.DOTALL)
+    return f"--{key[1]}: expected {_expected(flags[key[1]])}, got {repr(got[1]) if got else 'nothing'}"
+
+
+def _expected(flag: _Flag) -> str:
+    names = ["null" if member is types.NoneType else _type_name(member) for member in _members(flag.hint)]
+    return ("one or more of " if flag.many else "") + " or ".join(names)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]}?)" if close else "; --help lists them all"

@@ -1,0 +1,254 @@
+"""The training loop, one for pretraining and SFT.
+
+The loss of an optimizer step is the sum of nats over all its targets (all micro-batches, all processes)
+divided by their number, so the same rows give the same update however they are spread.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+import yaml
+
+from dataset.batches import Batch
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.errors import UserError
+from trainer.device import Device, find_device
+from trainer.optimizer import Optimizers
+from trainer.reporting import Meter, Reporter
+from trainer.run_dir import RunDirectory
+from trainer.schedule import count_steps, multiplier
+from trainer.settings import to_plain
+from trainer.stopping import StopRequest
+from trainer.summary import describe_task, summarise
+from trainer.task import Task
+from trainer.training_state import (
+    Progress,
+    load_random_state,
+    load_shared_state,
+    save_random_state,
+    save_shared_state,
+)
+from trainer.validation import bytes_of_tokens, measure
+
+MAX_SKIPPED_IN_A_ROW = 5
+
+
+def train(task: Task) -> None:
+    """Train in the run directory, from the beginning or its last save, until the end or a request to stop."""
+    training = Training(task, find_device(task.settings))
+    with training.run_dir.claim() if training.is_main_process else nullcontext():
+        training.restore()
+        if training.run_dir.is_finished:
+            training.reporter.say(f"{task.settings.out} is already finished")
+            return
+        with StopRequest(task.settings.max_minutes) as stop, training.reporter:
+            training.run_until(stop)
+    if stop.signal:
+        raise SystemExit(128 + stop.signal)
+
+
+class Training:
+    """A task in progress, on this process."""
+
+    def __init__(self, task: Task, device: Device) -> None:
+        """Prepare model and optimizers for the device; no file is touched."""
+        settings, accelerator = task.settings, device.accelerator
+        self.task, self.settings, self.device, self.accelerator = task, settings, device, accelerator
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.is_main_process = accelerator.is_main_process
+        self.rows_per_step = settings.batch_size * settings.gradient_accumulation * self.world
+        self.figures = task.stream.describe(self.rows_per_step)
+        self.total_steps = count_steps(settings, self.figures, self.rows_per_step)
+        self.run_dir = RunDirectory(settings.out)
+        self.reporter = Reporter(self.run_dir, accelerator, settings, self.total_steps)
+        self.model = accelerator.prepare(task.start.model)
+        self.optimizers = Optimizers(self.model, settings.optimizer, device.dtype)
+        self.bytes_of_tokens = bytes_of_tokens(task.stream.tokenizer)
+        self.progress, self.meter, self.gradient_norm = Progress(), Meter(), 0.0
+
+    def restore(self) -> None:
+        """Go back to the last save, if there is one; raises `UserError` if its settings were others."""
+        self.facts = self.task.facts() | {
+            "dtype": str(self.device.dtype),
+            "rows_per_step": self.rows_per_step,
+            "total_steps": self.total_steps,
+        }
+        if self.is_main_process:
+            self.run_dir.check(self.facts, self.settings.resume)
+        self.accelerator.wait_for_everyone()
+        if folder := self.run_dir.latest:
+            self.task.start.model.load_state_dict(load_checkpoint(folder).model.state_dict())
+            self.progress = load_shared_state(folder / "training", self.optimizers)
+            load_random_state(folder / "training", self.rank)
+        self.validated_step = self.progress.step if self.run_dir.is_validated(self.progress.step) else None
+        self.began = time.monotonic() - self.progress.seconds
+
+    def run_until(self, stop: StopRequest) -> None:
+        """Take optimizer steps until the last one, or until `stop` is asked on any process."""
+        settings, is_stopping = self.settings, False
+        self._begin()
+        self._validate_if_due()  # a kill may have come between a save and its validation
+        for batch in self.meter.timed(self._batches()):
+            self._update(batch)
+            (is_stopping,) = self._summed(stop.is_asked)
+            if self._is_due(settings.log_every_steps):
+                self._log()
+            if is_stopping or self._is_due(settings.save_every_steps, settings.validate_every_steps):
+                self._save()
+            if is_stopping:
+                break
+            self._validate_if_due()
+        self._close(is_finished=not is_stopping)
+
+    def _batches(self) -> Iterator[Batch]:
+        """Yield this process's part of every step that is left."""
+        progress = self.progress
+        while progress.step < self.total_steps:
+            for batch in self.task.stream.batches(
+                progress.epoch, progress.row, self.rows_per_step, self.rank, self.world
+            ):
+                yield batch
+                if progress.step == self.total_steps:
+                    return
+            progress.epoch, progress.row = progress.epoch + 1, 0
+
+    def _update(self, batch: Batch) -> None:
+        """Take one optimizer step; where loss or gradient are not finite, leave the weights alone."""
+        progress, began = self.progress, time.monotonic()
+        targets, tokens = self._summed(batch.num_targets, batch.num_real)
+        if not targets:
+            raise UserError(f"no target in the step from row {progress.row} of epoch {progress.epoch} on")
+        nats = self._backward(batch, scale=self.world / targets)
+        norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.settings.optimizer.max_gradient_norm
+        )
+        (nats,), self.gradient_norm = self._summed(nats), float(norm)
+        is_finite = math.isfinite(nats) and math.isfinite(self.gradient_norm)
+        if is_finite:
+            self.optimizers.step(multiplier(progress.step, self.total_steps, self.settings.schedule))
+        self.optimizers.zero_grad()
+        progress.count(self.rows_per_step, int(tokens), int(targets), nats if is_finite else None)
+        self.meter.count(int(tokens), int(targets), time.monotonic() - began)
+        self.reporter.advance(progress.step)
+        if not is_finite:
+            self._report_skip(batch)
+
+    def _backward(self, batch: Batch, scale: float) -> float:
+        """Run all micro-batches and return their nats; processes exchange gradients with the last one only.
+
+        Accelerate and DDP average over processes and know nothing of targets: `scale` makes up for both.
+        """
+        total = torch.zeros((), device=self.accelerator.device)
+        parts = zip(*(tensor.chunk(self.settings.gradient_accumulation) for tensor in batch), strict=True)
+        micro_batches = [Batch(*part).to(self.accelerator.device) for part in parts]
+        for rows in micro_batches:
+            is_last = rows is micro_batches[-1]
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                nats = self.model(rows.ids, rows.layout, rows.labels)
+                self.accelerator.backward(nats * scale)
+            total += nats.detach()
+        return float(total)
+
+    def _report_skip(self, batch: Batch) -> None:
+        """Say that an update was skipped; raises `UserError` after several in a row, with the batch saved."""
+        step, in_a_row = self.progress.step, self.progress.skipped_in_a_row
+        self.reporter.say(
+            f"step {step}: loss or gradient is not finite, update skipped ({in_a_row} in a row)"
+        )
+        if in_a_row < MAX_SKIPPED_IN_A_ROW:
+            return
+        file = self.run_dir.path / f"not_finite-{self.rank}.pt"
+        torch.save(batch._asdict(), file)
+        raise UserError(
+            f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {step}; look at "
+            f"the batch in {file}, or start anew with a lower --optimizer.learning_rate"
+        )
+
+    def _log(self) -> None:
+        """Report on the steps since the last log."""
+        progress = self.progress
+        targets = progress.targets_since_log
+        record = {
+            "step": progress.step,
+            "loss": progress.nats_since_log / targets if targets else None,
+            "learning_rate": self.settings.optimizer.learning_rate
+            * multiplier(progress.step - 1, self.total_steps, self.settings.schedule),
+            "gradient_norm": self.gradient_norm if math.isfinite(self.gradient_norm) else None,
+            "skipped_steps": progress.skipped_steps,
+            "epoch": progress.epoch,
+            "tokens": progress.tokens,
+            "targets": progress.targets,
+        }
+        self.reporter.log_training(record | self.meter.read(self.total_steps - progress.step))
+        progress.nats_since_log, progress.targets_since_log = 0.0, 0
+
+    def _validate_if_due(self) -> None:
+        """Measure the loss on every validation store, unless that was done at this step."""
+        step = self.progress.step
+        if not self._is_due(self.settings.validate_every_steps) or step == self.validated_step:
+            return
+        rows = self.settings.batch_size * self.world
+        results = {}
+        for name, stream in self.task.validation.items():
+            batches = stream.batches(0, 0, rows, self.rank, self.world)
+            results[name] = measure(self.task.start.model, batches, self.bytes_of_tokens, self._summed)
+        self.reporter.log_validation(step, results)
+        self.validated_step = step
+
+    def _save(self) -> None:
+        """Write a checkpoint that the run continues from."""
+        run_dir, partial, tokenizer = self.run_dir, self.run_dir.partial, self.task.stream.tokenizer
+        self.progress.seconds = time.monotonic() - self.began
+        if self.is_main_process:
+            run_dir.begin_checkpoint()
+        self.accelerator.wait_for_everyone()
+        save_random_state(partial / "training", self.rank)
+        if self.is_main_process:
+            start = self.task.start
+            save_checkpoint(
+                partial, start.model, start.prompt_mask, tokenizer.stop_ids, self.task.tokenizer_path
+            )
+            save_shared_state(partial / "training", self.optimizers, self.progress, self.facts)
+        self.accelerator.wait_for_everyone()
+        if self.is_main_process:
+            run_dir.commit_checkpoint(self.progress.step)
+        self.accelerator.wait_for_everyone()
+
+    def _begin(self) -> None:
+        """Write the settings down and say what is about to happen."""
+        if self.is_main_process:
+            self.run_dir.write_text(
+                "settings.yaml", yaml.safe_dump(to_plain(self.settings), sort_keys=False, allow_unicode=True)
+            )
+            self.run_dir.cut_metrics(self.progress.step)
+        for line in describe_task(self.task, self.figures, self.total_steps, self.rows_per_step):
+            self.reporter.say(line)
+        self.reporter.say(f"device     {self.device.description}")
+        if self.progress.step:
+            self.reporter.say(f"continuing after step {self.progress.step}")
+
+    def _close(self, is_finished: bool) -> None:
+        """Leave `summary.json` and say how to go on."""
+        if self.is_main_process:
+            summary = summarise(self.task, self.run_dir, self.progress, self.device.description)
+            self.run_dir.write_json("summary.json", {"finished": is_finished} | summary)
+        if is_finished:
+            self.reporter.say(f"finished: {self.settings.out} holds the model")
+        else:
+            step = f"step {self.progress.step} of {self.total_steps}"
+            self.reporter.say(f"stopped and saved after {step}; the same command continues from there")
+
+    def _is_due(self, *intervals: int) -> bool:
+        """Say whether this is the end of one of the intervals (in steps), or of the training."""
+        step = self.progress.step
+        return step > 0 and (step == self.total_steps or any(step % every == 0 for every in intervals))
+
+    def _summed(self, *numbers: float) -> list[float]:
+        """Add numbers up over all processes."""
+        if self.world == 1:
+            return list(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.reduce(tensor, "sum").tolist()

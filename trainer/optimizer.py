@@ -1,0 +1,127 @@
+"""AdamW for everything, or Muon for the layers' matrices with AdamW for the rest."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from trainer.settings import OptimizerSettings
+
+# The quintic of Jordan et al. 2024 (kellerjordan.github.io/posts/muon): steep at 0, so that singular values
+# come close to 1 in few iterations.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+class BatchedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` with one batched product for all matrices of a shape, in a dtype of choice.
+
+    torch iterates matrix by matrix in bfloat16, which most processors emulate: a small model would spend
+    half of its time there.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], dtype: torch.dtype, **options: float | str
+    ) -> None:
+        """Take over matrices; `dtype` is that of the iterations, `options` are `torch.optim.Muon`'s."""
+        super().__init__(parameters, **options)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            updates = [(p, self._momentum(p, group)) for p in group["params"] if p.grad is not None]
+            for parameters, batch in _stacked_by_shape(updates):
+                for parameter, update in zip(parameters, orthogonalise(batch, self.dtype), strict=True):
+                    self._apply(parameter, update, group)
+
+    def _momentum(self, parameter: nn.Parameter, group: dict) -> Tensor:
+        """Move the momentum towards the gradient and return the Nesterov update."""
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+        momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+        return parameter.grad.lerp(momentum, group["momentum"])
+
+    def _apply(self, parameter: nn.Parameter, update: Tensor, group: dict) -> None:
+        """Decay and step, with updates as large as AdamW's (Liu et al. 2025, arXiv 2502.16982)."""
+        rows, columns = parameter.shape
+        update = update if rows <= columns else update.T
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-group["lr"] * 0.2 * max(rows, columns) ** 0.5)
+
+
+def _stacked_by_shape(
+    updates: list[tuple[nn.Parameter, Tensor]],
+) -> Iterable[tuple[list[nn.Parameter], Tensor]]:
+    """Yield parameters and their updates, one batch (n, r, c) per shape, r <= c: tall ones are transposed."""
+    groups = defaultdict(list)
+    for parameter, update in updates:
+        wide = update if update.shape[0] <= update.shape[1] else update.T
+        groups[wide.shape].append((parameter, wide))
+    for members in groups.values():
+        parameters, wides = zip(*members, strict=True)
+        yield parameters, torch.stack(wides)
+
+
+def orthogonalise(batch: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return matrices (n, r, c), r <= c, with their singular values moved close to 1 (Newton-Schulz)."""
+    a, b, c = QUINTIC
+    x = batch.to(dtype)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT  # (n, r, r)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.to(batch.dtype)
+
+
+class Optimizers:
+    """The optimizers of one model, stepped together."""
+
+    def __init__(self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype) -> None:
+        """Sort the parameters; `dtype` is that of Muon's iterations."""
+        self._peak = settings.learning_rate
+        matrices, others = split_parameters(model)
+        groups = [{"params": others, "weight_decay": 0.0}]
+        self._members: list[torch.optim.Optimizer] = []
+        if settings.name == "muon":
+            muon = BatchedMuon(matrices, dtype, lr=self._peak, weight_decay=settings.weight_decay)
+            self._members.append(muon)
+        else:
+            groups.append({"params": matrices, "weight_decay": settings.weight_decay})
+        betas = (settings.beta1, settings.beta2)
+        self._members.append(torch.optim.AdamW(groups, lr=self._peak, betas=betas, fused=True))
+
+    def step(self, multiplier: float) -> None:
+        """Update the parameters at `multiplier` times the peak learning rate."""
+        for optimizer in self._members:
+            for group in optimizer.param_groups:
+                group["lr"] = self._peak * multiplier
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Free the gradients."""
+        for optimizer in self._members:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict]:
+        """Return the state of all members."""
+        return [optimizer.state_dict() for optimizer in self._members]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        """Continue from the state of the same members."""
+        for optimizer, state in zip(self._members, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the matrices of the layers, and all other parameters: embedding, output layer and norms."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        is_layer_matrix = parameter.ndim == 2 and not any(
+            part in name for part in ("embed_tokens", "lm_head")
+        )
+        (matrices if is_layer_matrix else others).append(parameter)
+    return matrices, others

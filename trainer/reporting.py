@@ -1,0 +1,150 @@
+"""What a training says: lines, a bar, `metrics.jsonl`, `loss.png`, trackers; only the main process speaks."""
+
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from trainer.run_dir import RunDirectory, replacing
+from trainer.settings import TrainSettings, flatten, to_plain
+from trainer.validation import Likelihood
+
+Item = TypeVar("Item")
+
+
+class Reporter:
+    """Shows the steps of a training while it is entered."""
+
+    def __init__(
+        self, run_dir: RunDirectory, accelerator: Accelerator, settings: TrainSettings, total_steps: int
+    ) -> None:
+        """Report on a training of `total_steps` optimizer steps."""
+        self._run_dir, self._accelerator, self._settings = run_dir, accelerator, settings
+        self._total_steps, self._speaks = total_steps, accelerator.is_main_process
+        columns = (BarColumn(), MofNCompleteColumn(), "steps", TimeRemainingColumn())
+        self._bar = Progress(*columns, disable=not (self._speaks and sys.stdout.isatty()))
+        self._task = self._bar.add_task("", total=total_steps)
+
+    def __enter__(self) -> "Reporter":
+        """Open the trackers and show the bar."""
+        values = {key: str(value) for key, value in flatten(to_plain(self._settings)).items()}
+        wandb = {"dir": self._settings.out, "name": Path(self._settings.out).name}
+        self._accelerator.init_trackers("sightline", config=values, init_kwargs={"wandb": wandb})
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """Take the bar away, and close trackers and connections."""
+        self._bar.stop()
+        if kind is None:
+            self._accelerator.wait_for_everyone()  # who hangs up first leaves the others hanging
+            self._accelerator.end_training()
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if not self._bar.disable:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        elif self._speaks:
+            print(line, flush=True)
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def log_training(self, record: dict[str, Any]) -> None:
+        """Record and print where the training stands; `loss` and `gradient_norm` are None if not finite."""
+        loss, norm = (
+            "not finite" if record[name] is None else f"{record[name]:.4g}"
+            for name in ("loss", "gradient_norm")
+        )
+        self._record(
+            record,
+            f"loss {loss}  lr {record['learning_rate']:.2e}  gradient norm {norm}  "
+            f"{record['tokens_per_second']:,.0f} tokens/s  {record['targets_per_second']:,.0f} targets/s  "
+            f"waiting {record['waiting_share']:.1%}  {timedelta(seconds=round(record['seconds_left']))} left",
+        )
+
+    def log_validation(self, step: int, results: dict[str, Likelihood]) -> None:
+        """Record and print the loss on every validation store, and draw the curves anew."""
+        for name, likelihood in results.items():
+            numbers = {"nats_per_token": likelihood.nats_per_token, "bits_per_byte": likelihood.bits_per_byte}
+            in_bytes = (
+                "" if likelihood.bits_per_byte is None else f"  {likelihood.bits_per_byte:.4f} bits/byte"
+            )
+            line = f"validation {name}  {likelihood.nats_per_token:.4f} nats/token{in_bytes}"
+            self._record({"step": step, "validation": name} | numbers, line)
+        if self._speaks:
+            draw_losses(self._run_dir)
+
+    def _record(self, record: dict[str, Any], line: str) -> None:
+        step, group = record["step"], record.get("validation", "training")
+        if self._speaks:
+            self._run_dir.append_metrics(record)
+        numbers = {f"{group}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
+        self._accelerator.log(numbers, step=step)
+        self.say(f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}  {line}")
+
+
+class Meter:
+    """Measures optimizer steps and the waiting for their data; saves and validations do not count."""
+
+    def __init__(self) -> None:
+        """Start measuring."""
+        self._waited = self._computed = 0.0
+        self._steps = self._tokens = self._targets = 0
+
+    def timed(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """Pass batches through and add up the time that they take to come."""
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
+
+    def count(self, tokens: int, targets: int, seconds: float) -> None:
+        """Count one optimizer step that took `seconds`."""
+        self._steps += 1
+        self._tokens += tokens
+        self._targets += targets
+        self._computed += seconds
+
+    def read(self, steps_left: int) -> dict[str, float]:
+        """Return the rates since the last reading, and start anew."""
+        seconds = self._waited + self._computed
+        rates = {
+            "tokens_per_second": self._tokens / seconds,
+            "targets_per_second": self._targets / seconds,
+            "waiting_share": self._waited / seconds,
+            "seconds_left": steps_left * seconds / self._steps,
+        }
+        self.__init__()
+        return rates
+
+
+def draw_losses(run_dir: RunDirectory) -> None:
+    """Draw the losses that the metrics hold into `loss.png`: training and every validation store."""
+    from matplotlib.figure import Figure  # slow to import, and only the main process draws
+
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for record in run_dir.read_metrics():
+        loss = record.get("nats_per_token", record.get("loss"))
+        if loss is not None:
+            curves.setdefault(record.get("validation", "training"), []).append((record["step"], loss))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        style = {"linewidth": 1} if name == "training" else {"marker": "o", "markersize": 4}
+        axes.plot(*zip(*points, strict=True), label=name, **style)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=run_dir.path.name)
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend()
+    with replacing(run_dir.path / "loss.png") as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

@@ -1,0 +1,204 @@
+"""What a training can be told: frozen dataclasses whose fields are flags, YAML keys and help texts alike."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dataset.settings import Packing
+from model.config import ModelConfig, PromptMask, from_preset
+from model.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Shape of a new model: a preset, and values that replace the preset's."""
+
+    preset: str = "quickstart"
+    """named shape: tiny, quickstart, small, minimind3, gpt2 or medium"""
+    vocab_size: int | None = None
+    """rows of the embedding; the tokenizer's number of tokens if not given"""
+    hidden_size: int | None = None
+    """width of the residual stream"""
+    intermediate_size: int | None = None
+    """width inside the feed-forward layer"""
+    num_hidden_layers: int | None = None
+    """number of decoder layers"""
+    num_attention_heads: int | None = None
+    """number of query heads"""
+    num_key_value_heads: int | None = None
+    """number of key and value heads"""
+    head_dim: int | None = None
+    """width of one head"""
+    max_position_embeddings: int | None = None
+    """longest document in tokens that the model is meant to see"""
+    rope_theta: float | None = None
+    """base of the rotary wavelengths"""
+    tie_word_embeddings: bool | None = None
+    """whether the output layer is the embedding itself"""
+    sliding_window: int | None = None
+    """number of keys that a token sees, itself included"""
+
+    def config(self, num_tokens: int) -> ModelConfig:
+        """Return the configuration; raises `UserError` for a vocabulary smaller than `num_tokens`."""
+        given = {
+            name: value for name, value in asdict(self).items() if value is not None and name != "preset"
+        }
+        if self.vocab_size is not None and self.vocab_size < num_tokens:
+            raise UserError(
+                f"--model.vocab_size: the tokenizer has {num_tokens} tokens, got room for {self.vocab_size}"
+            )
+        return from_preset(self.preset, **({"vocab_size": num_tokens} | given))
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How gradients become updates."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw for everything, or muon for the matrices of the layers and adamw for the rest"""
+    learning_rate: float = 1e-3
+    """peak of the schedule; muon's updates are scaled so that both share it"""
+    weight_decay: float = 0.1
+    """decoupled decay of the layers' matrices; norms and embeddings have none"""
+    beta1: float = 0.9
+    """decay of adamw's first moment"""
+    beta2: float = 0.95
+    """decay of adamw's second moment"""
+    max_gradient_norm: float = 1.0
+    """gradients of a larger norm are scaled down to it"""
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """How the learning rate moves over the steps: up, then (wsd) constant, then down."""
+
+    name: Literal["wsd", "cosine", "linear"] = "wsd"
+    """form of the decay; wsd stays at the peak and decays linearly at the end"""
+    warmup_steps: int = 20
+    """steps of the linear rise to the peak"""
+    decay_fraction: float = 0.4
+    """share of all steps in which wsd decays; cosine and linear decay from the warmup on"""
+    final_fraction: float = 0.0
+    """learning rate after the last step, as a share of the peak"""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or not 0 <= self.decay_fraction <= 1 or not 0 <= self.final_fraction <= 1:
+            raise UserError("schedule: expected warmup_steps of 0 or more, and fractions between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What pretraining and SFT have in common."""
+
+    data: tuple[str, ...]
+    """token stores to train on"""
+    out: str
+    """run directory to write, or to continue"""
+    validation: tuple[str, ...] = ()
+    """token stores to measure the loss on"""
+    seed: int = 0
+    """seed of fresh weights and of the order of the data"""
+
+    max_seq_len: int = 512
+    """tokens of a row"""
+    packing: Packing = "pack"
+    """pack: several documents in a row, each seeing only itself; none: one, padded to the longest"""
+    batch_size: int = 16
+    """rows per process and backward pass"""
+    gradient_accumulation: int = 1
+    """backward passes per optimizer step"""
+    max_steps: int | None = None
+    """length of the training in optimizer steps; give this, epochs or max_tokens"""
+    epochs: float | None = None
+    """length of the training in passes over the data"""
+    max_tokens: int | None = None
+    """length of the training in real tokens, padding not counted"""
+    max_minutes: float | None = None
+    """save and stop after this time, to be continued by the same command; never shapes the schedule"""
+
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of matrix products; auto: bfloat16 where the hardware multiplies it natively (weights stay float32)"""
+
+    log_every_steps: int = 20
+    """optimizer steps between two log lines"""
+    save_every_steps: int = 500
+    """optimizer steps between two saves; the end is always saved"""
+    validate_every_steps: int = 500
+    """optimizer steps between two validations; the end is always validated"""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue the run that lies in --out; never: refuse to"""
+    tracker: str = "none"
+    """experiment tracker, by its name in accelerate: none, wandb, tensorboard, trackio, swanlab …"""
+
+    def __post_init__(self) -> None:
+        lengths = {name: getattr(self, name) for name in ("max_steps", "epochs", "max_tokens")}
+        given = [f"--{name} {value}" for name, value in lengths.items() if value is not None]
+        if len(given) != 1:
+            names = " or ".join(f"--{name}" for name in lengths)
+            raise UserError(
+                f"expected one of {names}, got {' and '.join(given) or 'none'}; null takes one back"
+            )
+        counted = (
+            "max_seq_len",
+            "batch_size",
+            "gradient_accumulation",
+            "log_every_steps",
+            "save_every_steps",
+        )
+        for name in (*counted, "validate_every_steps", *lengths, "max_minutes"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise UserError(f"--{name}: expected more than 0, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(TrainSettings):
+    """Pretraining on text, of a new model or of a saved one."""
+
+    model: ModelSettings = ModelSettings()
+    init: str | None = None
+    """model directory to start from, instead of fresh weights"""
+    prompt_mask: Literal["causal", "prefix"] | None = None
+    """prefix: a random beginning of each text is a bidirectional block; default: causal, or that of --init"""
+    supervise: Literal["all", "suffix"] | None = None
+    """tokens that carry loss: all, or those after a random beginning; default: all that may"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init and self.model != ModelSettings():
+            raise UserError("--model and --init: expected one of them, got both; --init brings its own shape")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftSettings(TrainSettings):
+    """Supervised fine-tuning of a saved model on conversations."""
+
+    init: str
+    """model directory to start from"""
+    prompt_mask: PromptMask | None = None
+    """which prompt tokens see later ones; the default is the mask of --init"""
+    supervise: Literal["answers", "last", "all"] | None = None
+    """tokens that carry loss: answers, the last one, or all (causal only); default: the answers that may"""
+
+
+FREE_KEYS = frozenset(
+    [
+        *("out", "data", "validation", "init", "batch_size", "gradient_accumulation", "dtype", "prompt_mask"),
+        *("log_every_steps", "save_every_steps", "validate_every_steps", "max_minutes", "resume", "tracker"),
+    ]
+)
+"""Settings that a resumed run may change: results do not depend on them, or their effect is compared."""
+
+
+def to_plain(settings: TrainSettings) -> dict[str, Any]:
+    """Return settings as values of YAML and JSON."""
+    return json.loads(json.dumps(asdict(settings)))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level of dotted keys, as flags are written."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

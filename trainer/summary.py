@@ -1,0 +1,67 @@
+"""The words before a training and the file after it."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trainer.run_dir import RunDirectory
+from trainer.task import Task
+from trainer.training_state import Progress
+
+
+def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_per_step: int) -> list[str]:
+    """Return the lines that say what is about to be trained on what; `figures` describe an epoch."""
+    settings, start = task.settings, task.start
+    left_out = {
+        "documents left out": figures["documents_left_out"],
+        "documents shortened": figures["documents_shortened"],
+        "answers too long": figures["answers_too_long"],
+        "rows without target": figures["rows_without_target"],
+    }
+    return [
+        f"data       {figures['documents']:,} documents, {figures['tokens']:,} tokens in "
+        f"{figures['rows']:,} rows of {settings.max_seq_len}: {figures['real_share']:.1%} real, "
+        f"{figures['target_share']:.1%} with loss",
+        "           " + ", ".join(f"{name} {count:,}" for name, count in left_out.items()),
+        f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}",
+        f"training   {total_steps:,} steps of {rows_per_step} rows, {settings.optimizer.name}, "
+        f"{settings.schedule.name} schedule",
+    ]
+
+
+def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: str) -> dict[str, Any]:
+    """Return what `summary.json` tells of a training: its size, its results, and what it ran on."""
+    validation: dict[str, dict[str, Any]] = {}
+    for record in run_dir.read_metrics():
+        if "validation" in record:
+            result = {key: value for key, value in record.items() if key != "validation"}
+            entry = validation.setdefault(record["validation"], {"best": result})
+            entry["best"] = min(entry["best"], result, key=lambda each: each["nats_per_token"])
+            entry["last"] = result
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "targets": progress.targets,
+        "skipped_steps": progress.skipped_steps,
+        "seconds": round(progress.seconds, 1),
+        "parameters": task.start.model.num_parameters(),
+        "prompt_mask": task.start.prompt_mask,
+        "validation": validation,
+        "device": device,
+        "machine": platform.platform(),
+        "python": sys.version.split()[0],
+        "versions": {name: version(name) for name in ("torch", "accelerate", "numpy")},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of this source code, None where it is no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,113 @@
+"""What is trained on what: the streams of a training, and the checks that its parts fit together."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset.batches import BatchStream
+from dataset.settings import BatchSettings
+from dataset.token_store import TokenStore
+from dataset.tokenizer import Tokenizer
+from model.checkpoint import Checkpoint, load_checkpoint
+from model.errors import UserError
+from model.transformer import LanguageModel
+from trainer.settings import FREE_KEYS, TrainSettings, flatten, to_plain
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from."""
+
+    model: LanguageModel
+    prompt_mask: str
+    origin: str
+    """where the weights come from, in words"""
+    fingerprint: str
+    """changes when the weights do, which a path does not show"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what."""
+
+    settings: TrainSettings
+    start: Start
+    stream: BatchStream
+    validation: dict[str, BatchStream]
+    tokenizer_path: Path
+    data_fingerprint: str
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a resumed run must agree with, dotted key to value."""
+        settings = flatten(to_plain(self.settings))
+        own = {
+            "data": self.data_fingerprint,
+            "init": self.start.fingerprint,
+            "prompt_mask": self.start.prompt_mask,
+            "supervise": self.stream.settings.supervise,
+        }
+        return {key: value for key, value in settings.items() if key not in FREE_KEYS} | own
+
+
+def make_task(settings: TrainSettings, kind: str, stores: list[TokenStore], start: Start) -> Task:
+    """Build the streams; raises `UserError` where data, model and settings do not fit."""
+    longest = start.model.config.max_position_embeddings
+    if settings.max_seq_len > longest:
+        raise UserError(
+            f"--max_seq_len is {settings.max_seq_len} but the model takes {longest} tokens; lower it, "
+            "or train a model with a larger --model.max_position_embeddings"
+        )
+    others = [TokenStore(path, stores[0].tokenizer) for path in settings.validation]
+    for store in stores + others:
+        if store.kind != kind:
+            raise UserError(
+                f"{store.path} holds {store.kind} data; expected what prepare_data --kind {kind} writes"
+            )
+    batch_settings = BatchSettings(
+        max_seq_len=settings.max_seq_len,
+        packing=settings.packing,
+        prompt_mask=start.prompt_mask,
+        supervise=settings.supervise,
+        seed=settings.seed,
+    )
+    return Task(
+        settings,
+        start,
+        BatchStream(stores, batch_settings),
+        {store.path.name: BatchStream([store], batch_settings) for store in others},
+        stores[0].tokenizer_path,
+        _digest([store.manifest["files"] for store in stores]),
+    )
+
+
+def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer) -> Start:
+    """Open --init under its own prompt mask, or another one that was asked for.
+
+    Raises `UserError` if the model was trained with another tokenizer.
+    """
+    checkpoint = load_checkpoint(path)
+    if Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"--data was prepared with another tokenizer than {path} has; prepare it with that of the model"
+        )
+    if tokenizer.vocab_size > (room := checkpoint.model.config.vocab_size):
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens but the model in {path} has room for {room}"
+        )
+    origin = f"weights of {path}"
+    if prompt_mask not in (None, checkpoint.prompt_mask):
+        origin += f", trained with prompt mask {checkpoint.prompt_mask} until now"
+    return Start(checkpoint.model, prompt_mask or checkpoint.prompt_mask, origin, _weights_digest(checkpoint))
+
+
+def _weights_digest(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256()
+    for tensor in checkpoint.model.state_dict().values():
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -14,7 +14,8 @@ from eval.chat import prompt_of
 from eval.served_model import ServedModel
 from eval.statistics import wilson_interval
 from model.errors import UserError
-from model.generator import Prompt, Sampling
+from model.generator import Request
+from model.sampling import Sampling
 
 FINAL_PUNCTUATION = " .。!?,;:、…"
 
@@ -156,30 +157,23 @@ def answer_questions(
     batch_size: int,
     report: Callable[[int], None] = lambda answered: None,
 ) -> list[Prediction]:
-    """Answer all questions, in their order; prompts of like length share a batch, so that little is padding.
+    """Answer all questions, in their order, `batch_size` at a time.
 
     A prompt longer than the context is a wrong answer with finish_reason `too_long`. `report` is called with
-    the number of questions of each batch done.
+    the number of questions that were just done.
     """
     prompts = [prompt_of(render(q.messages, served.tokenizer, True), served.prompt_mask) for q in questions]
     capacity = served.model.config.max_position_embeddings
     generator, predictions = served.generator(), [Prediction(q, "", "too_long", False) for q in questions]
     fitting = [n for n, prompt in enumerate(prompts) if len(prompt.ids) <= capacity]
-    for batch in _batches_by_length(fitting, prompts, batch_size):
-        completions = generator.generate([prompts[n] for n in batch], sampling)
-        for n, completion in zip(batch, completions, strict=True):
-            text = served.tokenizer.decode(completion.ids, skip_special_tokens=True)
-            correct = is_exact_match(text, questions[n].answers)
-            predictions[n] = Prediction(questions[n], text, completion.finish_reason, correct)
-        report(len(batch))
+    requests = [Request(prompts[n], sampling) for n in fitting]
+    for number, completion in generator.stream(requests, batch_size):
+        n = fitting[number]
+        text = served.tokenizer.decode(completion.ids, skip_special_tokens=True)
+        correct = is_exact_match(text, questions[n].answers)
+        predictions[n] = Prediction(questions[n], text, completion.finish_reason, correct)
+        report(1)
     return predictions
-
-
-def _batches_by_length(
-    chosen: Sequence[int], prompts: Sequence[Prompt], batch_size: int
-) -> Iterator[list[int]]:
-    order = sorted(chosen, key=lambda n: len(prompts[n].ids))
-    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
 
 def tabulate(predictions: Sequence[Prediction]) -> list[Cell]:

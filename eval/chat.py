@@ -11,8 +11,9 @@ from dataset.conversation import Rendered, Renderer
 from dataset.tokenizer import TextStream, Tokenizer
 from eval.served_model import ServedModel
 from model.errors import UserError
-from model.generator import Prompt, Sampling, Session
+from model.generator import Prompt, Request, Session
 from model.masks import blocks_before_answer, prompt_blocks
+from model.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class TextSession:
         stream = TextStream(self.served.tokenizer)
         started = perf_counter()
         first = None
-        reply = self._session.reply(prompt, self.sampling)
+        reply = self._session.reply(Request(prompt, self.sampling))
         for token_id in reply:
             first = first or perf_counter()
             yield stream.feed(token_id)
@@ -93,7 +94,7 @@ class ChatSession(TextSession):
     session = ChatSession(open_model("out/sft"), Sampling())
     for piece in session.ask("What is the capital of Peru?"):
         print(piece, end="", flush=True)
-    """  # noqa: D214
+    """
 
     def __init__(self, served: ServedModel, sampling: Sampling, system: str = "") -> None:
         super().__init__(served, sampling)

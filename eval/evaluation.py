@@ -15,7 +15,7 @@ from eval.likelihood import store_likelihood
 from eval.served_model import ServedModel
 from eval.settings import EvaluationSettings
 from model.errors import UserError
-from model.generator import Sampling
+from model.sampling import Sampling
 from trainer.validation import Likelihood
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"

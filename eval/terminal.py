@@ -13,7 +13,7 @@ from eval.chat import ChatSession, ReplyStatistics, TextSession
 from eval.drawings import describe_blocks, draw_mask
 from eval.plots import mask_panel
 from model.errors import UserError
-from model.generator import Sampling
+from model.sampling import Sampling
 
 SETTINGS = {"temperature": float, "top_k": int, "top_p": float, "seed": int, "max_new_tokens": int}
 WIDEST_PICTURE_TOKENS = 60

@@ -22,7 +22,12 @@ from model.errors import UserError
 from model.transformer import LanguageModel
 
 FORMAT_VERSION = 1
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,12 @@ def save_checkpoint(
     stop_ids: Sequence[int] = (),
     tokenizer_dir: str | Path | None = None,
 ) -> None:
-    """Write a model directory, each file whole or not at all, and copy the tokenizer's files into it."""
+    """Write a model directory, the model's files whole or not at all, and copy the tokenizer's files into it.
+
+    Raises `UserError` for an unknown prompt mask.
+    """
+    if prompt_mask not in PROMPT_MASKS:
+        raise UserError(f"unknown prompt mask {prompt_mask!r}; choose one of {', '.join(PROMPT_MASKS)}")
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -53,8 +63,9 @@ def save_checkpoint(
     os.replace(weights.with_suffix(".tmp"), weights)
     _write_json(path / "config.json", describe(model.config, prompt_mask))
     _write_json(path / "generation_config.json", {"eos_token_id": list(stop_ids)})
-    for name in TOKENIZER_FILES if tokenizer_dir else ():
-        shutil.copyfile(Path(tokenizer_dir) / name, path / name)
+    sources = [Path(tokenizer_dir) / name for name in TOKENIZER_FILES] if tokenizer_dir else []
+    for source in filter(Path.is_file, sources):
+        shutil.copyfile(source, path / source.name)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -69,6 +80,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     with torch.device("meta"):
         model = LanguageModel(config)
     tensors = _read_tensors(path)
+    if config.tie_word_embeddings:
+        _drop_tied_copy(tensors)
     _check_tensors(model, tensors, path)
     if config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
@@ -90,9 +103,7 @@ def export_checkpoint(source: str | Path, target: str | Path) -> None:
         )
     if Path(target).exists() and any(Path(target).iterdir()):
         raise UserError(f"{target} is not empty; name a new folder for the export")
-    has_tokenizer = (Path(source) / TOKENIZER_FILES[0]).exists()
-    tokenizer_dir = source if has_tokenizer else None
-    save_checkpoint(target, checkpoint.model, "causal", checkpoint.stop_ids, tokenizer_dir)
+    save_checkpoint(target, checkpoint.model, "causal", checkpoint.stop_ids, source)
 
 
 def describe(config: ModelConfig, prompt_mask: str) -> dict[str, Any]:
@@ -141,37 +152,47 @@ def read_config(values: dict[str, Any], source: str) -> tuple[ModelConfig, str]:
 def _rope(values: dict[str, Any], source: str) -> dict[str, Any]:
     """Read the rotary base where either generation of `transformers` writes it."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
         raise UserError(f"{source}: scaled rotary positions ({rope}) are not supported")
     theta = values.get("rope_theta", rope.get("rope_theta"))
-    return {} if theta is None else {"rope_theta": float(theta)}
+    return {} if theta is None else {"rope_theta": theta}
 
 
 def _window(values: dict[str, Any], source: str) -> dict[str, Any]:
     """Read the window as `transformers` means it: off unless it is switched on for every layer."""
     if "use_sliding_window" not in values:
         return {}
-    kinds = set(values.get("layer_types") or [])
-    if not values["use_sliding_window"] or kinds == {"full_attention"}:
+    kinds = values.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise UserError(f"{source}: layer_types must be a list, got {kinds!r}")
+    if not values["use_sliding_window"] or kinds == ["full_attention"] * len(kinds):
         return {"sliding_window": None}
-    if kinds != {"sliding_attention"}:
+    if kinds != ["sliding_attention"] * len(kinds):
         raise UserError(f"{source}: layers with and without a window in one model are not supported")
     return {}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read all `model*.safetensors` shards as float32."""
-    shards = sorted(path.glob("model*.safetensors"))
+    """Read `model.safetensors`, or the numbered shards of `transformers`, as float32."""
+    whole = path / "model.safetensors"
+    shards = [whole] if whole.is_file() else sorted(path.glob("model-*-of-*.safetensors"))
     if not shards:
         raise UserError(f"{path} holds no model.safetensors; expected a model directory")
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         try:
             with safe_open(shard, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+                tensors |= {name: _as_weight(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise UserError(f"{shard} cannot be read ({error}); the file is damaged or cut short") from error
     return tensors
+
+
+def _as_weight(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor in float32; raises `UserError` for integers and for numbers that are not finite."""
+    if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+        raise UserError(f"{name} holds values that are no weights ({tensor.dtype}, all must be finite)")
+    return tensor.float()
 
 
 def _check_tensors(model: LanguageModel, tensors: dict[str, Tensor], path: Path) -> None:
@@ -191,6 +212,13 @@ def _check_tensors(model: LanguageModel, tensors: dict[str, Tensor], path: Path)
         raise UserError(f"{path} does not fit its config.json: {'; '.join(sorted(faults))}")
 
 
+def _drop_tied_copy(tensors: dict[str, Tensor]) -> None:
+    """Forget an output layer that was stored beside the embedding which it equals."""
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    if head is not None and embedding is not None and torch.equal(head, embedding):
+        del tensors["lm_head.weight"]
+
+
 def _restore_after_meta(model: LanguageModel) -> None:
     """Build what a checkpoint does not hold: the mask buffer, and the tie that assignment has cut."""
     decoder = model.model
@@ -200,9 +228,14 @@ def _restore_after_meta(model: LanguageModel) -> None:
 
 
 def _stop_ids(path: Path, values: dict[str, Any]) -> tuple[int, ...]:
+    """Return the ids that end an answer; `generation_config.json` wins over `config.json`."""
     generation = path / "generation_config.json"
-    stops = (_read_json(generation) if generation.exists() else values).get("eos_token_id") or []
-    return tuple(stops) if isinstance(stops, list) else (stops,)
+    stops = (_read_json(generation) if generation.is_file() else {}).get("eos_token_id")
+    stops = values.get("eos_token_id") if stops is None else stops
+    stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+    if not all(type(stop) is int and 0 <= stop < values["vocab_size"] for stop in stops):
+        raise UserError(f"{path}: eos_token_id must be ids below {values['vocab_size']}, got {stops}")
+    return tuple(stops)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -210,7 +243,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} not found; expected a model directory with {path.name}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object, got {type(values).__name__}")

@@ -48,10 +48,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "bool" or isinstance(value, bool) or value is None:
-                continue
-            if value <= 0:
-                raise UserError(f"{field.name} must be greater than 0, got {value}")
+            if field.type is not bool and value is not None and not 0 < value < 2**40:
+                raise UserError(f"{field.name} must be greater than 0 and below 2^40, got {value}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
@@ -111,8 +109,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         max_position_embeddings=4096,
     ),
 }
-"""Named shapes, all but the vocabulary: tiny (0.3M at 3,000 tokens), quickstart (1.2M), small (27M at 6,400),
-minimind3 (64M), gpt2 (124M at its own 50,257), medium (0.3B)."""
+"""Named shapes, all but the vocabulary, by size: tiny (for tests), quickstart (1M), small (30M),
+minimind3 (64M), gpt2 (124M), medium (0.3B)."""
 
 
 def from_preset(name: str, **overrides: Any) -> ModelConfig:
@@ -131,13 +129,14 @@ def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfi
     Raises `UserError` that names missing keys and wrong types; `source` says where they stood.
     """
     known = {field.name: field for field in fields(ModelConfig)}
-    missing = sorted({"vocab_size", "hidden_size", "num_hidden_layers"} - values.keys())
+    missing = sorted(known.keys() - {"sliding_window", "initializer_range"} - values.keys())
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; is it a model configuration?")
     chosen = {name: values[name] for name in known if name in values}
     for name, value in chosen.items():
         if not _has_type(value, known[name].type):
-            raise UserError(f"{source}: {name} must be {known[name].type.__name__}, got {json.dumps(value)}")
+            expected = getattr(known[name].type, "__name__", str(known[name].type))
+            raise UserError(f"{source}: {name} must be {expected}, got {json.dumps(value)}")
     return ModelConfig(**chosen)
 
 

@@ -1,137 +1,99 @@
-"""Ids in, ids out: prefill under the model's own mask, decode one token per row and step, sample.
+"""Ids in, ids out: prefill under the model's own mask, decode a token per row and step, score continuations.
 
-Knows no tokenizer and no text; `eval/chat.py` puts text on top.
+Knows no tokenizer and no text; `eval/chat.py` puts text on top. How a token is chosen is
+`model/sampling.py`'s.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from model.errors import UserError
-from model.kv_cache import KVCache
-from model.masks import Layout, longest_cut
+from model.kv_cache import KVCache, new_cache
+from model.masks import Layout, longest_cut, reach
+from model.sampling import Answer, Completion, Sampling
 from model.transformer import LanguageModel
-
-FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one row is asked with."""
+    """What one row is asked with; a forced beginning of the answer stands at its end, causal."""
 
     ids: tuple[int, ...]
     block_ids: tuple[int, ...]
     """block of each token under the model's prompt mask; -1 = causal"""
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen and when to stop."""
-
-    max_new_tokens: int = 256
-    """most tokens to generate"""
-    temperature: float = 0.0
-    """divides the logits; 0 takes the most probable token"""
-    top_k: int | None = None
-    """keep only this many most probable tokens"""
-    top_p: float = 1.0
-    """keep the most probable tokens that reach this much probability together"""
-    seed: int = 0
-    """of the random choice; the same seed gives the same answer, whatever else is in the batch"""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 0:
-            raise UserError(f"max_new_tokens must be at least 0, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature must be a number of at least 0, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k must be at least 1, got {self.top_k}")
-        if not 0 <= self.top_p <= 1:
-            raise UserError(f"top_p must be between 0 and 1, got {self.top_p}")
+    def part(self, start: int, stop: int | None = None) -> "Prompt":
+        """Return the tokens from `start` on, up to `stop`."""
+        return Prompt(self.ids[start:stop], self.block_ids[start:stop])
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One answer: its ids without the stop id, and why it ended."""
+class Request:
+    """A prompt and how it is to be answered."""
 
-    ids: tuple[int, ...]
-    finish_reason: FinishReason
-
-
-def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Return the distribution (V,) to draw from: temperature, top-k, top-p (Holtzman et al. 2020)."""
-    scaled = logits.to(torch.promote_types(torch.float32, logits.dtype)) / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < len(scaled):
-        scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k).values[-1], float("-inf"))
-    distribution, order = scaled.softmax(dim=-1).sort(descending=True)
-    beyond = distribution.cumsum(0) - distribution >= sampling.top_p  # mass before the token suffices already
-    beyond[0] = False
-    return torch.zeros_like(scaled).scatter(0, order, distribution.masked_fill(beyond, 0.0))
-
-
-class Answer:
-    """An answer in the making: samples its own tokens and knows when it is done."""
-
-    def __init__(self, sampling: Sampling, room: int, stop_ids: frozenset[int]) -> None:
-        self.sampling, self.stop_ids = sampling, stop_ids
-        self.budget = min(sampling.max_new_tokens, room)
-        self.ids: list[int] = []
-        self.finish_reason: FinishReason | None = None if self.budget else "length"
-        self._random = torch.Generator().manual_seed(sampling.seed)
-
-    def take(self, logits: Tensor) -> None:
-        """Choose the next token from its logits (V,) and see whether it ends the answer."""
-        token = self._choose(logits)
-        if token in self.stop_ids:
-            self.finish_reason = "stop"
-            return
-        self.ids.append(token)
-        if len(self.ids) == self.budget:
-            self.finish_reason = "length"
-
-    def _choose(self, logits: Tensor) -> int:
-        if self.sampling.temperature == 0:
-            return int(logits.argmax())
-        return int(torch.multinomial(probabilities(logits, self.sampling).cpu(), 1, generator=self._random))
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    is_stop: Callable[[int], bool] | None = None
+    """called with every token of the answer; True ends it, as a stop string does"""
 
 
 class Generator:
     """Batched generation with a model and its stop ids.
 
     generator = Generator(checkpoint.model, checkpoint.stop_ids)
-    [completion] = generator.generate([prompt], Sampling(max_new_tokens=32))
-    """  # noqa: D214
+    [completion] = generator.generate([Request(prompt, Sampling(max_new_tokens=32))])
+    """
 
-    def __init__(self, model: LanguageModel, stop_ids: Iterable[int]) -> None:
+    def __init__(
+        self, model: LanguageModel, stop_ids: Iterable[int], prefill_chunk_tokens: int = 512
+    ) -> None:
         self.model = model.eval()
         self.stop_ids = frozenset(stop_ids)
         self.max_tokens = model.config.max_position_embeddings
+        self.prefill_chunk_tokens = prefill_chunk_tokens
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
-        """Answer prompts of any lengths as one batch, in their order; rows that are done leave the batch.
+    def generate(self, requests: Sequence[Request], batch_size: int = 16) -> list[Completion]:
+        """Answer requests of any lengths, in their order, `batch_size` at a time.
 
-        Raises `UserError` for a prompt that is empty or longer than the model's context.
+        Raises `UserError` for a prompt that is empty or longer than the model's context, before any work.
         """
-        answers = [self.begin(prompt, sampling) for prompt in prompts]
-        active = [n for n, answer in enumerate(answers) if answer.finish_reason is None]
-        cache = self.new_cache(len(active))
-        logits = self.prefill(cache, [prompts[n] for n in active]) if active else None
-        while active:
-            for n, row_logits in zip(active, logits, strict=True):
-                answers[n].take(row_logits)
-            going = [row for row, n in enumerate(active) if answers[n].finish_reason is None]
-            if len(going) < len(active):
-                cache.keep(going)
-                active = [active[row] for row in going]
-            if active:
-                logits = self.decode(cache, [answers[n].ids[-1] for n in active])
-        return [Completion(tuple(answer.ids), answer.finish_reason) for answer in answers]
+        return [completion for _, completion in sorted(self.stream(requests, batch_size), key=lambda c: c[0])]
 
-    def begin(self, prompt: Prompt, sampling: Sampling) -> Answer:
+    def stream(self, requests: Sequence[Request], batch_size: int = 16) -> Iterator[tuple[int, Completion]]:
+        """Yield the number of each request with its completion, as they are done.
+
+        A row whose answer is done takes the next request, so no row of the batch ever waits for another.
+        """
+        answers = [self.begin(request) for request in requests]
+        yield from ((n, answer.completion()) for n, answer in enumerate(answers) if answer.finish_reason)
+        queue = deque(n for n, answer in enumerate(answers) if not answer.finish_reason)
+        cache, rows = None, []  # rows[r] is the number of the request in row r of the cache
+        while queue or rows:
+            free = [row for row, n in enumerate(rows) if answers[n].finish_reason]
+            fresh = [queue.popleft() for _ in range(min(len(queue), batch_size - len(rows) + len(free)))]
+            if fresh:
+                begun = self.new_cache(len(fresh))
+                logits = self.prefill(begun, [requests[n].prompt for n in fresh])
+                cache, rows = _place(cache, rows, begun, fresh, free)
+            elif free:
+                going = [row for row in range(len(rows)) if row not in free]
+                cache.keep(going)
+                rows = [rows[row] for row in going]
+                continue
+            else:
+                logits = self.decode(cache, [answers[n].ids[-1] for n in rows])
+            for n, row_logits in zip(fresh or rows, logits, strict=True):
+                answers[n].take(row_logits)
+                if answers[n].finish_reason:
+                    yield n, answers[n].completion()
+
+    def begin(self, request: Request) -> Answer:
         """Check a prompt and return its answer, still empty."""
+        prompt = request.prompt
         if not prompt.ids:
             raise UserError("the prompt is empty; a model needs at least one token to continue")
         if len(prompt.ids) > self.max_tokens:
@@ -139,31 +101,54 @@ class Generator:
                 f"prompt has {len(prompt.ids)} tokens but the model takes {self.max_tokens}; "
                 "shorten it or raise max_position_embeddings"
             )
-        return Answer(sampling, self.max_tokens - len(prompt.ids) + 1, self.stop_ids)
+        room = self.max_tokens - len(prompt.ids) + 1  # the last token is never fed
+        return Answer(request.sampling, prompt.ids, room, self.stop_ids, request.is_stop)
+
+    def score(self, prompt: Prompt, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return the log-probability of every token (n,) of each continuation; the prompt is computed once.
+
+        Raises `UserError` where a continuation is empty or does not fit into the context.
+        """
+        if not all(continuations):
+            raise UserError("a continuation is empty; it needs at least one token to be scored")
+        self.begin(Request(prompt))
+        cache = self.new_cache(1)
+        first = self.prefill(cache, [prompt])  # (1, V)
+        cache.keep([0] * len(continuations))
+        fed = [Prompt(tuple(ids[:-1]), (-1,) * (len(ids) - 1)) for ids in continuations]
+        rest = self.feed(cache, fed) if any(part.ids for part in fed) else first[:, None][:, :0]
+        scores = []
+        for row, ids in enumerate(continuations):
+            logits = torch.cat((first, rest[row % len(rest), : len(ids) - 1]))  # (n, V)
+            wide = logits.to(torch.promote_types(torch.float32, logits.dtype)).log_softmax(-1)
+            scores.append(wide.gather(1, torch.tensor(ids, device=wide.device)[:, None])[:, 0])
+        return scores
 
     def new_cache(self, batch: int) -> KVCache:
         """Return an empty cache for `batch` rows in the model's dtype."""
         weight = self.model.lm_head.weight
-        return KVCache(self.model.config, batch, weight.dtype, weight.device)
+        return new_cache(self.model.config, batch, weight.dtype, weight.device)
 
     @torch.inference_mode()
-    def prefill(self, cache: KVCache, chunks: Sequence[Prompt]) -> Tensor:
-        """Feed one non-empty chunk of tokens per row, of any lengths; return the logits (B, V) after it.
+    def prefill(self, cache: KVCache, prompts: Sequence[Prompt]) -> Tensor:
+        """Feed non-empty prompts of any lengths, one per row; return the logits (B, V) after each.
 
-        Raises `ValueError` when a chunk continues a block that the cache already holds a part of.
+        Long ones go in chunks that end at legal cuts. Raises `ValueError` when a prompt continues a block
+        that the cache already holds a part of.
         """
-        device = cache.lengths.device
-        longest = max(len(chunk.ids) for chunk in chunks)
-        ids, blocks = (
-            torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
-            for rows, fill in (([c.ids for c in chunks], 0), ([c.block_ids for c in chunks], -1))
-        )
-        counts = torch.tensor([len(chunk.ids) for chunk in chunks], device=device)
-        index = torch.arange(longest, device=device)
-        documents = torch.where(index < counts[:, None], 0, -1)
-        layout = Layout(documents, cache.lengths[:, None] + index, blocks)
-        hidden = self.model.model(ids, layout, cache)
-        return self.model.lm_head(hidden[torch.arange(len(chunks)), counts - 1])
+        last = [None] * len(prompts)
+        cuts = [self._cuts(prompt) for prompt in prompts]
+        begin = [0] * len(prompts)
+        while any(cuts):
+            ends = [row.popleft() if row else start for row, start in zip(cuts, begin, strict=True)]
+            parts = [p.part(a, b) for p, a, b in zip(prompts, begin, ends, strict=True)]
+            hidden = self._hidden(cache, parts)
+            last = [
+                hidden[row, len(part.ids) - 1] if part.ids else former
+                for row, (part, former) in enumerate(zip(parts, last, strict=True))
+            ]
+            begin = ends
+        return self.model.lm_head(torch.stack(last))
 
     @torch.inference_mode()
     def decode(self, cache: KVCache, ids: Sequence[int]) -> Tensor:
@@ -171,6 +156,49 @@ class Generator:
         tokens = torch.tensor(ids, device=cache.lengths.device)[:, None]
         layout = Layout(torch.zeros_like(tokens), cache.lengths[:, None], torch.full_like(tokens, -1))
         return self.model.lm_head(self.model.model(tokens, layout, cache)[:, 0])
+
+    def _cuts(self, prompt: Prompt) -> deque[int]:
+        """Return where the chunks of a prompt end: legal cuts, as far apart as the chunk size allows."""
+        if len(prompt.ids) <= self.prefill_chunk_tokens:
+            return deque([len(prompt.ids)])
+        farthest = reach(torch.tensor(prompt.block_ids)).cummax(0).values
+        legal = ((farthest == torch.arange(len(farthest))).nonzero().flatten() + 1).tolist()
+        cuts, begin = deque(), 0
+        for cut, following in zip(legal, [*legal[1:], None], strict=True):
+            if following is None or following - begin > self.prefill_chunk_tokens:
+                cuts.append(cut)
+                begin = cut
+        return cuts
+
+    @torch.inference_mode()
+    def feed(self, cache: KVCache, parts: Sequence[Prompt]) -> Tensor:
+        """Feed parts of any lengths, not all empty, one per row; return logits (B, T, V)."""
+        return self.model.lm_head(self._hidden(cache, parts))
+
+    def _hidden(self, cache: KVCache, parts: Sequence[Prompt]) -> Tensor:
+        """Feed parts of any lengths, at least one of them not empty; return hidden states (B, T, C)."""
+        device = cache.lengths.device
+        longest = max(len(part.ids) for part in parts)
+        ids, blocks = (
+            torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
+            for rows, fill in (([part.ids for part in parts], 0), ([part.block_ids for part in parts], -1))
+        )
+        counts = torch.tensor([len(part.ids) for part in parts], device=device)
+        index = torch.arange(longest, device=device)
+        documents = torch.where(index < counts[:, None], 0, -1)
+        return self.model.model(ids, Layout(documents, cache.lengths[:, None] + index, blocks), cache)
+
+
+def _place(
+    cache: KVCache | None, rows: list[int], begun: KVCache, fresh: list[int], free: list[int]
+) -> tuple[KVCache, list[int]]:
+    """Let fresh requests, begun in a cache of their own, take the free rows; the first bring the cache."""
+    if cache is None:
+        return begun, fresh
+    taken = free[: len(fresh)]
+    cache.replace(taken, begun)
+    numbers = dict(zip(taken, fresh, strict=True))
+    return cache, [numbers.get(row, n) for row, n in enumerate(rows)]
 
 
 class Session:
@@ -183,48 +211,46 @@ class Session:
     def reset(self) -> None:
         """Forget everything."""
         self._cache = self.generator.new_cache(1)
-        self._ids: list[int] = []
-        self._block_ids: list[int] = []
+        self._known = Prompt((), ())
         self.reused_tokens = self.prefilled_tokens = 0
         self.last: Completion | None = None
 
-    def reply(self, prompt: Prompt, sampling: Sampling) -> Iterator[int]:
+    def reply(self, request: Request) -> Iterator[int]:
         """Yield the answer to the whole conversation so far, id by id; `last` is the completion afterwards.
 
         Closing the iterator cancels the answer. Raises `UserError` for a prompt that is empty or too long.
         """
-        answer = self.generator.begin(prompt, sampling)
+        answer = self.generator.begin(request)
         self.last = None
         try:
-            logits = self._prefill(prompt) if answer.finish_reason is None else None
-            while answer.finish_reason is None:
+            logits = None if answer.finish_reason else self._prefill(request.prompt)
+            while not answer.finish_reason:
                 answer.take(logits[0])
                 if answer.finish_reason != "stop":
                     yield answer.ids[-1]
-                if answer.finish_reason is None:
+                if not answer.finish_reason:
                     logits = self._decode(answer.ids[-1])
         finally:
-            self.last = Completion(tuple(answer.ids), answer.finish_reason or "cancelled")
+            self.last = answer.completion()
 
     def _prefill(self, prompt: Prompt) -> Tensor:
-        agree = next(
-            (n for n, (old, new) in enumerate(zip(self._ids, prompt.ids, strict=False)) if old != new),
-            min(len(self._ids), len(prompt.ids)),
-        )
-        cut = longest_cut(
-            torch.tensor(self._block_ids, dtype=torch.long),
-            torch.tensor(prompt.block_ids),
-            min(agree, len(prompt.ids) - 1),
-        )
-        self._cache.cut(torch.tensor([cut]))
-        self._ids, self._block_ids = self._ids[:cut], self._block_ids[:cut]
+        cut = self._reusable(prompt)
+        self._cache.cut(cut)
+        self._known = self._known.part(0, cut)
+        logits = self.generator.prefill(self._cache, [prompt.part(cut)])
+        self._known = prompt
         self.reused_tokens, self.prefilled_tokens = cut, len(prompt.ids) - cut
-        logits = self.generator.prefill(self._cache, [Prompt(prompt.ids[cut:], prompt.block_ids[cut:])])
-        self._ids, self._block_ids = list(prompt.ids), list(prompt.block_ids)
         return logits
+
+    def _reusable(self, prompt: Prompt) -> int:
+        """Return how many tokens need not be computed again; one at least is left, for its logits."""
+        pairs = enumerate(zip(self._known.ids, prompt.ids, strict=False))
+        same = next((n for n, (old, new) in pairs if old != new), min(len(self._known.ids), len(prompt.ids)))
+        known, wanted = (torch.tensor(p.block_ids, dtype=torch.long) for p in (self._known, prompt))
+        cut = longest_cut(known, wanted, min(same, len(prompt.ids) - 1))
+        return cut if self._cache.holds(cut) else 0
 
     def _decode(self, token: int) -> Tensor:
         logits = self.generator.decode(self._cache, [token])
-        self._ids.append(token)
-        self._block_ids.append(-1)
+        self._known = Prompt((*self._known.ids, token), (*self._known.block_ids, -1))
         return logits

@@ -66,25 +66,32 @@ def causal_mask(size: int, device: torch.device | str | None = None) -> Tensor:
     return torch.ones(size, size, dtype=torch.bool, device=device).tril()
 
 
-def dense_mask(
-    causal: Tensor, query: Layout, key: Layout, window: int | None = None, rows: Tensor | None = None
-) -> Tensor:
-    """Return the bool mask (B, Tq, Tk) of `query` tokens over `key` tokens.
+def dense_mask(causal: Tensor, query: Layout, key: Layout, window: int | None = None) -> Tensor:
+    """Return the bool mask (B, T, T) of packed rows that attend to themselves; a token's index is its place.
 
-    `causal` (at least as large as both) is the model's registered buffer; `rows` (B, Tq) holds the index
-    of each query in its row of keys, default 0 … Tq-1. Padding queries may carry any row: they still see
-    nothing but one key.
+    `causal` is the model's registered buffer, at least T x T.
     """
-    keys = torch.arange(key.document_ids.shape[1], device=causal.device)
-    if rows is None:
-        queries, not_future = (
-            keys[: query.document_ids.shape[1]],
-            causal[: query.document_ids.shape[1], : len(keys)],
-        )
-    else:
-        queries, not_future = rows, causal[rows, : len(keys)]
-    q = Tokens(queries[..., None], query.document_ids[..., None], query.block_ids[..., None])
-    k = Tokens(keys, key.document_ids[:, None], key.block_ids[:, None])
+    length = query.document_ids.shape[1]
+    index = torch.arange(length, device=causal.device)
+    return _seen(query, key, (index, index), window, causal[:length, :length])
+
+
+def cached_mask(causal: Tensor, query: Layout, key: Layout, window: int | None = None) -> Tensor:
+    """Return the bool mask (B, Tq, Tk) of new tokens over cached keys, where a row is one document.
+
+    A token's index is its position there. Padding queries stand where a key of theirs is, so that no row is
+    empty.
+    """
+    rows, columns = query.position_ids, key.position_ids
+    not_future = causal[rows[:, :, None], columns.clamp(min=0)[:, None]]
+    return _seen(query, key, (rows, columns), window, not_future)
+
+
+def _seen(
+    query: Layout, key: Layout, index: tuple[Tensor, Tensor], window: int | None, not_future: Tensor
+) -> Tensor:
+    q = Tokens(index[0][..., None], query.document_ids[..., None], query.block_ids[..., None])
+    k = Tokens(index[1][..., None, :], key.document_ids[:, None], key.block_ids[:, None])
     return visible(q, k, window, not_future)
 
 
@@ -103,16 +110,17 @@ def causal_layout(batch: int, length: int, device: torch.device | str | None = N
 
 def is_plain_causal(layout: Layout) -> bool:
     """Say whether no mask is needed beyond the triangle: one document per row, padding right, no blocks."""
-    length = layout.position_ids.shape[1]
-    index = torch.arange(length, device=layout.position_ids.device)
-    unbroken = (layout.position_ids == index) | (layout.document_ids < 0)
-    right_padded = (layout.document_ids[:, 1:] < 0) | (layout.document_ids[:, :-1] >= 0)
-    return bool((unbroken & (layout.block_ids < 0)).all() and right_padded.all())
+    documents = layout.document_ids
+    is_one_document = (documents == documents[:, :1]) | (documents < 0)
+    right_padded = (documents[:, 1:] < 0) | (documents[:, :-1] >= 0)
+    return bool((is_one_document & (layout.block_ids < 0)).all() and right_padded.all())
 
 
 def check_layout(layout: Layout) -> None:
-    """Raise `ValueError` when a block is not one contiguous run of tokens inside one document."""
+    """Raise `ValueError` unless every block is one contiguous run of tokens inside one document."""
     documents, _, blocks = layout
+    if bool(((blocks >= 0) & (documents < 0)).any()):
+        raise ValueError("a token of padding has a block; expected -1")
     runs = blocks >= 0
     runs[:, 1:] &= (blocks[:, 1:] != blocks[:, :-1]) | (documents[:, 1:] != documents[:, :-1])
     rows, starts = runs.nonzero(as_tuple=True)
@@ -127,16 +135,17 @@ def check_layout(layout: Layout) -> None:
 def prompt_blocks(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
     """Return the block id (n,) of every token of one conversation under a strategy.
 
-    `answers` (n,) bool marks answer tokens with their end marker, `starts` (n,) bool the first token of
-    every message that is not an answer. S system, U user, A answer:
+    `answers` (n,) bool marks answer tokens with their end marker, `starts` (n,) bool the first token of every
+    message that is not an answer. In letters, S system, U user, A answer:
 
-        tokens     S S U U A A U U A A causal     . . . . . . . . . . prefix     0 0 0 0 . . . . . .
-        everything before the first answer (Raffel et al. 2020) segment    0 0 1 1 . . 2 2 . .     each
-        message that is not an answer (Katz et al. 2024, arXiv 2412.18487) history    0 0 0 0 0 0 0 0 . .
-        everything before the last answer
+        tokens     S S U U A A U U A A
+        causal     . . . . . . . . . .
+        prefix     0 0 0 0 . . . . . .     everything before the first answer (Raffel et al. 2020)
+        segment    0 0 1 1 . . 2 2 . .     each message that is not an answer (Katz et al. 2024)
+        history    0 0 0 0 0 0 0 0 . .     everything before the last answer
 
-    Tokens after the last answer, and conversations without one, are causal. Raises `UserError` for an
-    unknown name.
+    Tokens after the last answer, and conversations without one, are causal. Raises `UserError` for an unknown
+    name.
     """
     if prompt_mask not in PROMPT_MASKS:
         raise UserError(f"unknown prompt mask {prompt_mask!r}; choose one of {', '.join(PROMPT_MASKS)}")

@@ -12,7 +12,7 @@ from model.errors import UserError
 from model.kv_cache import KVCache
 from model.layers import FeedForward, RMSNorm, rotary_angles
 from model.loss import summed_cross_entropy
-from model.masks import Layout, causal_layout, causal_mask, dense_mask, is_plain_causal
+from model.masks import Layout, cached_mask, causal_layout, causal_mask, dense_mask, is_plain_causal
 
 MAX_REGISTERED_SIDE = 4096
 
@@ -67,18 +67,23 @@ class Decoder(nn.Module):
     def _visibility(self, ids: Tensor, layout: Layout | None, cache: KVCache | None) -> Visibility:
         """Choose the cheapest exact form of the mask for this call."""
         window = self.config.sliding_window
-        if cache is None:
-            window = None if window is None or window >= ids.shape[1] else window
-            if window is None and (layout is None or is_plain_causal(layout)):
-                return Visibility(is_causal=True)
-            layout = layout or causal_layout(*ids.shape, device=ids.device)
-            return Visibility(dense_mask(self._triangle(ids.shape[1]), layout, layout, window)[:, None])
-        slots = cache.extend(layout)
-        used = cache.used
-        if ids.shape[1] == 1 and (window is None or window >= used) and bool((cache.lengths == used).all()):
+        if cache is not None:
+            return self._cached_visibility(layout, cache)
+        window = None if window is None or window >= ids.shape[1] else window
+        if window is None and (layout is None or is_plain_causal(layout)):
+            return Visibility(is_causal=True)
+        layout = layout or causal_layout(*ids.shape, device=ids.device)
+        return Visibility(dense_mask(self._triangle(ids.shape[1]), layout, layout, window)[:, None])
+
+    def _cached_visibility(self, layout: Layout, cache: KVCache) -> Visibility:
+        keys, window = cache.extend(layout), self.config.sliding_window
+        if layout.position_ids.shape[1] == 1 and window is None and bool((cache.lengths == cache.used).all()):
             return Visibility()
-        rows = torch.where(layout.document_ids >= 0, slots, 0)
-        return Visibility(dense_mask(self._triangle(used), layout, cache.layout, window, rows)[:, None])
+        last = cache.lengths[:, None] - 1
+        queries = layout._replace(
+            position_ids=torch.where(layout.document_ids >= 0, layout.position_ids, last)
+        )
+        return Visibility(cached_mask(self._triangle(cache.used), queries, keys, window)[:, None])
 
     def _triangle(self, length: int) -> Tensor:
         """Return the registered buffer, first doubled until it covers `length` tokens."""
@@ -93,7 +98,7 @@ class LanguageModel(nn.Module):
     model = LanguageModel(from_preset("tiny", vocab_size=512))
     logits = model(ids)                    # (B, T, V), causal
     nats = model(ids, layout, labels)      # summed over the targets
-    """  # noqa: D214
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -72,7 +72,7 @@ def _question(settings: ChatSettings) -> str | None:
 def _session(settings: ChatSettings) -> "TextSession":
     from eval.chat import ChatSession, RawSession
     from eval.served_model import open_model
-    from model.generator import Sampling
+    from model.sampling import Sampling
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     sampling = Sampling(**{name: getattr(settings, name) for name in names})

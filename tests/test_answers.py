@@ -26,8 +26,8 @@ from eval.served_model import open_model
 from eval.settings import EvaluationSettings
 from eval.statistics import wilson_interval
 from model.errors import UserError
-from model.generator import Sampling
 from model.masks import Layout, causal_layout, prompt_blocks
+from model.sampling import Sampling
 from tests.serving import save_model, served_model, small_tokenizer
 
 SHORT = Sampling(max_new_tokens=6)

@@ -15,8 +15,9 @@ from eval.drawings import describe_blocks, draw_mask, draw_masks
 from eval.served_model import choose_mask
 from eval.terminal import parse_setting
 from model.errors import UserError
-from model.generator import Sampling
+from model.generator import Request
 from model.masks import causal_mask
+from model.sampling import Sampling
 from tests.conftest import STRATEGIES
 from tests.serving import save_model, served_model, small_tokenizer
 
@@ -33,7 +34,7 @@ def fresh_answer(session: ChatSession, turns: list[Turn], question: str) -> tupl
     """What the generator says to the whole conversation at once, without any session."""
     rendered = render_turns(session.served.tokenizer, session.system, turns, question)
     prompt = prompt_of(rendered, session.served.prompt_mask)
-    [completion] = session.served.generator().generate([prompt], session.sampling)
+    [completion] = session.served.generator().generate([Request(prompt, session.sampling)])
     return completion.ids
 
 

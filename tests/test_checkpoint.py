@@ -37,7 +37,9 @@ def test_a_saved_model_comes_back_to_the_bit(tmp_path, prompt_mask, tied):
     assert checkpoint.model.num_parameters() == model.num_parameters()
 
 
-@pytest.mark.parametrize("overrides", [{}, {"sliding_window": 5}, {"tie_word_embeddings": False}])
+@pytest.mark.parametrize(
+    "overrides", [{"rope_theta": 5e3}, {"sliding_window": 5}, {"tie_word_embeddings": False}]
+)
 def test_transformers_opens_a_causal_model_and_we_open_what_it_saves(tmp_path, overrides):
     from transformers import Qwen3ForCausalLM
 
@@ -104,6 +106,17 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, fault, line):
         ({"rope_parameters": {"rope_type": "yarn"}}, "not supported"),
         ({"attention_bias": True}, "not supported"),
         ({"vocab_size": -5}, "vocab_size must be greater than 0"),
+        ({"vocab_size": 2**70}, "below 2"),
+        ({"rope_scaling": ["yarn"]}, "not supported"),
+        ({"rope_theta": "abc"}, "rope_theta must be float"),
+        ({"rope_theta": float("nan")}, "rope_theta must be greater than 0"),
+        ({"sliding_window": "wide", "use_sliding_window": True, "layer_types": []}, "sliding_window must be"),
+        ({"hidden_act": "gelu"}, "not supported"),
+        ({"layer_types": 5}, "layer_types must be a list"),
+        (
+            {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]},
+            "in one model",
+        ),
     ],
 )
 def test_a_configuration_that_we_cannot_build_is_refused(tmp_path, changes, line):
@@ -132,6 +145,63 @@ def test_a_weights_file_cut_short_is_one_clear_line(tmp_path):
         load_checkpoint(tmp_path)
     weights.unlink()
     with pytest.raises(UserError, match="no model.safetensors"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "rms_norm_eps", "tie_word_embeddings", "head_dim"])
+def test_no_value_of_an_architecture_is_guessed(tmp_path, name):
+    saved(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values[name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=f"lacks {name}"):
+        load_checkpoint(tmp_path)
+
+
+def test_only_the_models_own_file_is_read(tmp_path):
+    model = saved(tmp_path)
+    save_file({"model.norm.weight": torch.zeros(64)}, tmp_path / "model_backup.safetensors")
+    assert torch.equal(load_checkpoint(tmp_path).model.model.norm.weight, model.model.norm.weight)
+
+
+def test_a_tied_output_layer_may_be_stored_beside_its_embedding(tmp_path):
+    model = saved(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert load_checkpoint(tmp_path).model.num_parameters() == model.num_parameters()
+    tensors["lm_head.weight"] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="unknown lm_head.weight"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, wrong):
+    saved(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"][3] = wrong
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="model.norm.weight holds values that are no weights"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "stops"),
+    [(0, None, (0,)), ([3, 0], 1, (3, 0)), (None, 5, (5,)), (None, None, ())],
+)
+def test_every_way_to_write_stop_ids_is_read(tmp_path, generation, config, stops):
+    saved(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    edit_config(tmp_path, eos_token_id=config)
+    assert load_checkpoint(tmp_path).stop_ids == stops
+
+
+@pytest.mark.parametrize("wrong", ["2", ["a"], 97, -1, True, {"a": 1}])
+def test_stop_ids_that_are_no_tokens_are_refused(tmp_path, wrong):
+    saved(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(UserError, match="eos_token_id must be ids below 97"):
         load_checkpoint(tmp_path)
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from model.errors import UserError
-from model.generator import Generator, Prompt, Sampling, Session, probabilities
-from model.masks import blocks_before_answer, prompt_blocks, reach
+from model.generator import Generator, Prompt, Request, Session
+from model.masks import Layout, blocks_before_answer, prompt_blocks, reach
+from model.sampling import Sampling, probabilities
 from tests.conftest import STRATEGIES, one_document, tiny_model, turns
 
 CONVERSATION = "Sss Uuuu Aaa Uuu Aaa Uu"
@@ -17,8 +18,8 @@ def prompt(strategy: str, drawing: str = CONVERSATION) -> Prompt:
     return Prompt(tuple(torch.randint(97, (len(blocks),)).tolist()), tuple(blocks))
 
 
-def part(whole: Prompt, start: int, stop: int) -> Prompt:
-    return Prompt(whole.ids[start:stop], whole.block_ids[start:stop])
+def ask(generator: Generator, prompts, sampling: Sampling, batch_size: int = 16):
+    return generator.generate([Request(prompt, sampling) for prompt in prompts], batch_size)
 
 
 def legal_cuts(block_ids) -> list[int]:
@@ -43,8 +44,8 @@ def test_cached_logits_equal_the_full_forward_at_every_legal_cut(strategy, windo
     full = model(torch.tensor([whole.ids]), one_document(torch.tensor(whole.block_ids)))[0]
     for cut in legal_cuts(whole.block_ids):
         cache = generator.new_cache(1)
-        first = generator.prefill(cache, [part(whole, 0, cut)])
-        second = generator.prefill(cache, [part(whole, cut, len(whole.ids))])
+        first = generator.prefill(cache, [whole.part(0, cut)])
+        second = generator.prefill(cache, [whole.part(cut, len(whole.ids))])
         assert (first[0] - full[cut - 1]).abs().max() < 1e-9
         assert (second[0] - full[-1]).abs().max() < 1e-9
 
@@ -69,9 +70,9 @@ def test_a_cut_inside_a_block_is_refused_and_the_block_named(strategy):
     legal = legal_cuts(whole.block_ids)
     for cut in set(range(1, len(whole.ids))) - set(legal):
         cache = generator.new_cache(1)
-        generator.prefill(cache, [part(whole, 0, cut)])
+        generator.prefill(cache, [whole.part(0, cut)])
         with pytest.raises(ValueError, match=f"block {whole.block_ids[cut]} of row 0"):
-            generator.prefill(cache, [part(whole, cut, len(whole.ids))])
+            generator.prefill(cache, [whole.part(cut, len(whole.ids))])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -80,15 +81,15 @@ def test_a_row_in_a_ragged_batch_answers_as_it_does_alone(strategy, temperature)
     generator = Generator(tiny_model(), stop_ids=range(12))
     prompts = [prompt(strategy, drawing) for drawing in ("U", "Ss Uuuuuu Aa U", "Uuu", CONVERSATION)]
     sampling = Sampling(max_new_tokens=12, temperature=temperature, seed=3)
-    alone = [generator.generate([one], sampling)[0] for one in prompts]
-    assert generator.generate(prompts, sampling) == alone
+    alone = [ask(generator, [one], sampling)[0] for one in prompts]
+    assert ask(generator, prompts, sampling) == alone
     assert len({len(answer.ids) for answer in alone}) > 1, "rows must end at different steps"
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_greedy_generation_equals_the_argmax_of_full_forwards(strategy):
     model, whole = tiny_model(), prompt(strategy)
-    assert Generator(model, []).generate([whole], GREEDY)[0].ids == greedy_without_cache(model, whole, 6)
+    assert ask(Generator(model, []), [whole], GREEDY)[0].ids == greedy_without_cache(model, whole, 6)
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -103,7 +104,7 @@ def test_a_session_answers_every_turn_as_a_fresh_start_would(strategy, window):
         ids += torch.randint(97, (len(turn.replace(" ", "")),)).tolist()
         blocks = blocks_before_answer(strategy, *turns(drawing)).tolist()
         whole = Prompt(tuple(ids), tuple(blocks))
-        answer = list(session.reply(whole, GREEDY))
+        answer = list(session.reply(Request(whole, GREEDY)))
         assert tuple(answer) == greedy_without_cache(model, whole, 6)
         assert session.reused_tokens + session.prefilled_tokens == len(ids)
         ids += answer
@@ -112,54 +113,88 @@ def test_a_session_answers_every_turn_as_a_fresh_start_would(strategy, window):
     assert session.reused_tokens == (0 if strategy == "history" else 21)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+def test_a_cache_that_grows_past_several_reserves_stays_exact(window):
+    model = tiny_model(sliding_window=window)
+    generator = Generator(model, [])
+    lengths = (120, 3, 127)
+    prompts = [Prompt(tuple(torch.randint(97, (n,)).tolist()), (-1,) * n) for n in lengths]
+    cache, tails = generator.new_cache(3), torch.randint(97, (3, 140))
+    generator.prefill(cache, prompts)
+    for step in range(140):
+        logits = generator.decode(cache, tails[:, step].tolist())
+    for row, one in enumerate(prompts):
+        ids = torch.cat((torch.tensor(one.ids), tails[row]))[None]
+        assert (model(ids)[0, -1] - logits[row]).abs().max() < 1e-9
+
+
+def test_what_does_not_continue_a_row_is_refused():
+    generator = Generator(tiny_model(), [])
+    ids = torch.tensor([[1, 2, 3]])
+    for documents, positions in (([0, 0, 1], [0, 1, 0]), ([0, 0, 0], [0, 2, 3]), ([0, 0, 0], [1, 2, 3])):
+        layout = Layout(torch.tensor([documents]), torch.tensor([positions]), torch.full((1, 3), -1))
+        with pytest.raises(ValueError, match="rows of one document that go on"):
+            generator.model.model(ids, layout, generator.new_cache(1))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_cut_inside_a_cached_block_is_refused(window):
+    generator = Generator(tiny_model(sliding_window=window), [])
+    cache = generator.new_cache(1)
+    generator.prefill(cache, [Prompt((1, 2, 3, 4, 5, 6), (-1, 3, 3, 3, 3, -1))])
+    with pytest.raises(ValueError, match="block 3 of row 0 is cut after 4 tokens"):
+        cache.cut(4)
+    cache.cut(5)
+    cache.cut(1)
+
+
 def test_undoing_part_of_a_block_prefills_the_block_again():
     model = tiny_model()
     session = Session(Generator(model, []))
     long = Prompt((1, 2, 3, 4, 5, 6), (0,) * 6)
     short = Prompt((1, 2, 3, 4), (0,) * 4)
-    list(session.reply(long, GREEDY))
-    assert tuple(session.reply(short, GREEDY)) == greedy_without_cache(model, short, 6)
+    list(session.reply(Request(long, GREEDY)))
+    assert tuple(session.reply(Request(short, GREEDY))) == greedy_without_cache(model, short, 6)
     assert session.reused_tokens == 0
 
 
 def test_a_cancelled_answer_leaves_a_session_that_can_go_on():
     model = tiny_model()
     session, whole = Session(Generator(model, [])), prompt("segment")
-    answer = session.reply(whole, GREEDY)
+    answer = session.reply(Request(whole, GREEDY))
     begun = (next(answer), next(answer))
     answer.close()
     assert session.last.finish_reason == "cancelled" and session.last.ids == begun
-    assert tuple(session.reply(whole, GREEDY)) == greedy_without_cache(model, whole, 6)
+    assert tuple(session.reply(Request(whole, GREEDY))) == greedy_without_cache(model, whole, 6)
 
 
 def test_an_answer_ends_at_a_stop_id_or_at_its_length():
     model = tiny_model()
     whole = prompt("prefix")
-    [free] = Generator(model, []).generate([whole], GREEDY)
+    [free] = ask(Generator(model, []), [whole], GREEDY)
     assert free.finish_reason == "length" and len(free.ids) == 6
-    [stopped] = Generator(model, [free.ids[2]]).generate([whole], GREEDY)
+    [stopped] = ask(Generator(model, [free.ids[2]]), [whole], GREEDY)
     assert stopped.finish_reason == "stop" and stopped.ids == free.ids[: free.ids.index(free.ids[2])]
-    [none] = Generator(model, []).generate([whole], Sampling(max_new_tokens=0))
+    [none] = ask(Generator(model, []), [whole], Sampling(max_new_tokens=0))
     assert none.finish_reason == "length" and none.ids == ()
 
 
 def test_the_context_limit_ends_answers_and_refuses_longer_prompts():
     generator = Generator(tiny_model(max_position_embeddings=8), [])
-    [full] = generator.generate([Prompt((1,) * 8, (-1,) * 8)], GREEDY)
+    [full] = ask(generator, [Prompt((1,) * 8, (-1,) * 8)], GREEDY)
     assert full.finish_reason == "length" and len(full.ids) == 1
-    [nearly] = generator.generate([Prompt((1,) * 6, (-1,) * 6)], GREEDY)
+    [nearly] = ask(generator, [Prompt((1,) * 6, (-1,) * 6)], GREEDY)
     assert len(nearly.ids) == 3
     with pytest.raises(UserError, match="prompt has 9 tokens but the model takes 8"):
-        generator.generate([Prompt((1,) * 9, (-1,) * 9)], GREEDY)
+        ask(generator, [Prompt((1,) * 9, (-1,) * 9)], GREEDY)
     with pytest.raises(UserError, match="empty"):
-        generator.generate([Prompt((), ())], GREEDY)
+        ask(generator, [Prompt((), ())], GREEDY)
 
 
 def test_a_seed_reproduces_and_another_seed_differs():
     generator, whole = Generator(tiny_model(), []), prompt("causal")
     one, again, other = (
-        generator.generate([whole], Sampling(max_new_tokens=12, temperature=1.0, seed=seed))
-        for seed in (1, 1, 2)
+        ask(generator, [whole], Sampling(max_new_tokens=12, temperature=1.0, seed=seed)) for seed in (1, 1, 2)
     )
     assert one == again != other
 
@@ -172,6 +207,8 @@ def test_a_seed_reproduces_and_another_seed_differs():
         ({"top_p": 0.6}, [0.5, 0.25, 0, 0]),
         ({"top_p": 0.0}, [0.5, 0, 0, 0]),
         ({"top_k": 1}, [1, 0, 0, 0]),
+        ({"min_p": 0.5}, [0.5, 0.25, 0, 0]),
+        ({"temperature": 1e-40}, [1, 0, 0, 0]),
         ({"temperature": 0.5}, [16 / 22, 4 / 22, 1 / 22, 1 / 22]),
     ],
 )
@@ -182,11 +219,16 @@ def test_the_filters_leave_the_distribution_that_we_worked_out_by_hand(settings,
     assert torch.allclose(got, torch.tensor(expected, dtype=torch.float64), atol=1e-12)
 
 
+def test_top_k_keeps_k_tokens_also_of_equal_ones():
+    assert int((probabilities(torch.zeros(9), Sampling(temperature=1.0, top_k=3)) > 0).sum()) == 3
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"temperature": -1.0},
         {"temperature": float("nan")},
+        {"seed": 2**64},
         {"top_p": 1.5},
         {"top_k": 0},
         {"max_new_tokens": -1},

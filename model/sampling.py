@@ -1,0 +1,134 @@
+"""From logits to the next token of one answer, and when that answer is done."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+
+FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen and when to stop; raises `UserError` for values that make no sense."""
+
+    max_new_tokens: int = 256
+    """most tokens to generate"""
+    temperature: float = 0.0
+    """divides the logits; 0 takes the most probable token"""
+    top_k: int | None = None
+    """keep only this many most probable tokens"""
+    top_p: float = 1.0
+    """keep the most probable tokens that reach this much probability together"""
+    min_p: float = 0.0
+    """keep tokens of at least this share of the most probable one's probability"""
+    repetition_penalty: float = 1.0
+    """above 1 makes tokens that stand in prompt or answer less likely"""
+    seed: int = 0
+    """of the random choice; the same seed gives the same answer, whatever else is in the batch"""
+    log_probabilities: bool = False
+    """also return the model's log-probability of each token, before any of the above"""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_new_tokens", 0, None),
+            ("temperature", 0, 1e6),
+            ("top_k", 1, None),
+            ("top_p", 0, 1),
+            ("min_p", 0, 1),
+            ("seed", 0, 2**63 - 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= (value if high is None else high):
+                bound = f"at least {low}" if high is None else f"between {low} and {high}"
+                raise UserError(f"{name} must be {bound}, got {value}")
+        if not self.repetition_penalty > 0:
+            raise UserError(f"repetition_penalty must be greater than 0, got {self.repetition_penalty}")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer: its ids without the stop id, why it ended, on request the log-probability of each id."""
+
+    ids: tuple[int, ...]
+    finish_reason: FinishReason
+    log_probabilities: tuple[float, ...] | None = None
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Return logits (V,) with those of `seen` ids moved down (Keskar et al. 2019, arXiv 1909.05858)."""
+    values = logits[seen]
+    return logits.scatter(0, seen, torch.where(values > 0, values / penalty, values * penalty))
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Return weights (V,) to draw from: temperature, then top-k, min-p and top-p.
+
+    Top-p: Holtzman et al. 2020 (arXiv 1904.09751); min-p: Nguyen et al. 2024 (arXiv 2407.01082). The
+    weights need not sum to 1.
+    """
+    scaled = (logits - logits.max()) / sampling.temperature  # at most 0: no temperature is too small
+    if sampling.top_k is not None and sampling.top_k < len(scaled):
+        best = scaled.topk(sampling.top_k)
+        scaled = torch.full_like(scaled, float("-inf")).scatter(0, best.indices, best.values)
+    distribution = scaled.softmax(dim=-1)
+    if sampling.min_p:
+        distribution = distribution * (distribution >= sampling.min_p * distribution.max())
+    if sampling.top_p < 1:
+        ordered, order = distribution.sort(descending=True)
+        sufficed = ordered.cumsum(0) - ordered >= sampling.top_p  # by the mass before the token
+        sufficed[0] = False
+        distribution = torch.zeros_like(distribution).scatter(0, order, ordered.masked_fill(sufficed, 0.0))
+    return distribution
+
+
+class Answer:
+    """An answer in the making: samples its own tokens and knows when it is done."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt_ids: Sequence[int],
+        room: int,
+        stop_ids: frozenset[int],
+        is_stop: Callable[[int], bool] | None = None,
+    ) -> None:
+        self.sampling, self.stop_ids, self.is_stop = sampling, stop_ids, is_stop
+        self.budget = min(sampling.max_new_tokens, room)
+        self.ids: list[int] = []
+        self.finish_reason: FinishReason | None = None if self.budget else "length"
+        self._log_probabilities: list[float] = []
+        self._prompt_ids = prompt_ids
+        self._random = torch.Generator().manual_seed(sampling.seed)
+
+    def take(self, logits: Tensor) -> None:
+        """Choose the next token from its logits (V,) and see whether it ends the answer."""
+        logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
+        token = self._choose(logits)
+        if token in self.stop_ids:
+            self.finish_reason = "stop"
+            return
+        self.ids.append(token)
+        if self.sampling.log_probabilities:
+            self._log_probabilities.append(float(logits.log_softmax(-1)[token]))
+        if self.is_stop is not None and self.is_stop(token):
+            self.finish_reason = "stop_string"
+        elif len(self.ids) == self.budget:
+            self.finish_reason = "length"
+
+    def completion(self) -> Completion:
+        """Return what there is so far."""
+        scores = tuple(self._log_probabilities) if self.sampling.log_probabilities else None
+        return Completion(tuple(self.ids), self.finish_reason or "cancelled", scores)
+
+    def _choose(self, logits: Tensor) -> int:
+        if self.sampling.repetition_penalty != 1:
+            seen = torch.tensor([*self._prompt_ids, *self.ids], device=logits.device).unique()
+            logits = penalise(logits, seen, self.sampling.repetition_penalty)
+        if self.sampling.temperature == 0:
+            return int(logits.argmax())
+        return int(torch.multinomial(probabilities(logits, self.sampling).cpu(), 1, generator=self._random))

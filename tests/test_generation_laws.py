@@ -1,0 +1,143 @@
+"""Property tests: whatever the model, masks, lengths, cuts and turns, the cache changes no logit."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.generator import Generator, Prompt, Request, Session
+from model.masks import blocks_before_answer, reach
+from model.sampling import Sampling
+from tests.conftest import STRATEGIES, one_document, tiny_model, turns
+
+models = st.builds(
+    tiny_model,
+    num_hidden_layers=st.integers(1, 2),
+    num_key_value_heads=st.sampled_from([1, 2, 4]),
+    sliding_window=st.none() | st.integers(1, 9),
+)
+messages = st.integers(1, 7)
+drawings = st.lists(st.tuples(messages, messages), max_size=3).flatmap(
+    lambda rounds: st.tuples(st.integers(0, 4), st.just(rounds), messages)
+)
+
+
+def draw(system: int, rounds, question: int) -> str:
+    """A conversation in letters that ends with a question."""
+    said = [("S", system)] + [pair for user, answer in rounds for pair in (("U", user), ("A", answer))]
+    return "".join(letter + letter.lower() * (n - 1) for letter, n in [*said, ("U", question)] if n)
+
+
+@st.composite
+def prompts(draw_value, strategy: str) -> Prompt:
+    drawing = draw(*draw_value(drawings))
+    blocks = blocks_before_answer(strategy, *turns(drawing)).tolist()
+    ids = draw_value(st.lists(st.integers(0, 96), min_size=len(blocks), max_size=len(blocks)))
+    return Prompt(tuple(ids), tuple(blocks))
+
+
+def legal_cuts(prompt: Prompt) -> list[int]:
+    ends = reach(torch.tensor(prompt.block_ids)).cummax(0).values
+    return [c for c in range(1, len(ends)) if ends[c - 1] == c - 1]
+
+
+def full_logits(model, prompt: Prompt) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([prompt.ids]), one_document(torch.tensor(prompt.block_ids)))[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), models, st.sampled_from(STRATEGIES))
+def test_batches_in_random_legal_parts_give_the_logits_of_the_full_forward(data, model, strategy):
+    rows = data.draw(st.lists(prompts(strategy), min_size=1, max_size=4))
+    cuts = [sorted(data.draw(st.sets(st.sampled_from(legal_cuts(row) or [0])))) for row in rows]
+    edges = [[0, *cut, len(row.ids)] for cut, row in zip(cuts, rows, strict=True)]
+    calls = max(map(len, edges)) - 1
+    edges = [[0] * (calls + 1 - len(edge)) + edge for edge in edges]
+    generator = Generator(model, [])
+    cache, got = generator.new_cache(len(rows)), [[] for _ in rows]
+    for call in range(calls):
+        parts = [row.part(*edge[call : call + 2]) for row, edge in zip(rows, edges, strict=True)]
+        if not any(part.ids for part in parts):
+            continue
+        logits = generator.feed(cache, parts)
+        for mine, part, row_logits in zip(got, parts, logits, strict=True):
+            mine.append(row_logits[: len(part.ids)])
+    for mine, row in zip(got, rows, strict=True):
+        assert (torch.cat(mine) - full_logits(model, row)).abs().max() < 1e-9
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), models, st.sampled_from(STRATEGIES[1:]))
+def test_any_cut_inside_a_block_raises_and_names_the_block(data, model, strategy):
+    prompt = data.draw(prompts(strategy))
+    illegal = sorted(set(range(1, len(prompt.ids))) - set(legal_cuts(prompt)))
+    if not illegal:
+        return
+    cut = data.draw(st.sampled_from(illegal))
+    generator = Generator(model, [])
+    cache = generator.new_cache(1)
+    generator.prefill(cache, [prompt.part(0, cut)])
+    with pytest.raises(ValueError, match=f"block {prompt.block_ids[cut]} of row 0"):
+        generator.prefill(cache, [prompt.part(cut)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data(), models, st.sampled_from(STRATEGIES))
+def test_turns_undone_and_asked_again_are_answered_as_from_a_fresh_start(data, model, strategy):
+    generator = Generator(model, stop_ids=range(8))
+    session = Session(generator)
+    history: list[tuple[list[int], list[int]]] = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        for _ in range(data.draw(st.integers(0, len(history)))):
+            history.pop()
+        question = data.draw(st.lists(st.integers(0, 96), min_size=1, max_size=7))
+        drawing = "".join("U" + "u" * (len(q) - 1) + "A" * bool(a) + "a" * (len(a) - 1) for q, a in history)
+        blocks = blocks_before_answer(strategy, *turns(drawing + "U" + "u" * (len(question) - 1)))
+        ids = [i for pair in history for part in pair for i in part] + question
+        request = Request(Prompt(tuple(ids), tuple(blocks.tolist())), Sampling(max_new_tokens=5))
+        reply = session.reply(request)
+        wanted = data.draw(st.integers(1, 6))  # Ctrl-C after as many
+        answer = [token for token, _ in zip(reply, range(wanted), strict=False)]
+        reply.close()
+        assert tuple(answer) == generator.generate([request])[0].ids[:wanted]
+        history.append((question, answer))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data(), models, st.sampled_from(STRATEGIES), st.integers(1, 5), st.sampled_from([0.0, 1.0]))
+def test_the_queue_answers_every_request_as_if_it_were_alone(data, model, strategy, batch_size, temperature):
+    generator = Generator(model, stop_ids=range(30))
+    requests = [
+        Request(prompt, Sampling(data.draw(st.integers(0, 8)), temperature, seed=n, log_probabilities=True))
+        for n, prompt in enumerate(data.draw(st.lists(prompts(strategy), max_size=7)))
+    ]
+    together = generator.generate(requests, batch_size)
+    for request, got in zip(requests, together, strict=True):
+        [alone] = generator.generate([request])
+        assert (got.ids, got.finish_reason) == (alone.ids, alone.finish_reason)
+        assert got.log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data(), models, st.sampled_from(STRATEGIES), st.integers(1, 10))
+def test_chunked_prefill_gives_the_logits_of_the_whole(data, model, strategy, chunk_tokens):
+    rows = data.draw(st.lists(prompts(strategy), min_size=1, max_size=3))
+    generator = Generator(model, [], prefill_chunk_tokens=chunk_tokens)
+    logits = generator.prefill(generator.new_cache(len(rows)), rows)
+    for got, row in zip(logits, rows, strict=True):
+        assert (got - full_logits(model, row)[-1]).abs().max() < 1e-9
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data(), models, st.sampled_from(STRATEGIES))
+def test_scores_are_the_log_probabilities_of_the_full_forward(data, model, strategy):
+    prompt = data.draw(prompts(strategy))
+    continuation = st.lists(st.integers(0, 96), min_size=1, max_size=5)
+    continuations = data.draw(st.lists(continuation, min_size=1, max_size=4))
+    scores = Generator(model, []).score(prompt, continuations)
+    for ids, got in zip(continuations, scores, strict=True):
+        whole = Prompt((*prompt.ids, *ids), (*prompt.block_ids, *(-1 for _ in ids)))
+        table = full_logits(model, whole).log_softmax(-1)
+        expected = torch.stack([table[len(prompt.ids) - 1 + n, token] for n, token in enumerate(ids)])
+        assert (got - expected).abs().max() < 1e-9

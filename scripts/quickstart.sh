@@ -10,7 +10,7 @@ source scripts/environment.sh
 
 scale="${QUICKSTART_SCALE:-full}"
 case "$scale" in
-full) suffix="" vocab_size=3000 shortened="" ;;
+full) suffix="" vocab_size=2000 shortened="" ;;
 smoke) suffix="-smoke" vocab_size=600 shortened="--max_steps 10 --schedule.warmup_steps 2" ;;
 *)
     echo "error: QUICKSTART_SCALE: expected full or smoke, got $scale" >&2

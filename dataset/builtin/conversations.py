@@ -72,8 +72,8 @@ def story_message(text: str, question: str, question_first: bool, rng: Random) -
 
 
 def story_conversation(story: Story, language: str, question_first: bool, rng: Random) -> Messages:
-    """Tell a story and ask one to three questions about it, the further ones in turns of their own."""
-    facts = draw_questions(story, language, rng.choice((1, 1, 1, 2, 3)), rng)
+    """Tell a story and ask one to four questions about it, fewer of a long one, each in a turn of its own."""
+    facts = draw_questions(story, language, rng.randint(1, max(1, 6 - len(story))), rng)
     first = word(facts[0], "ask", rng)
     messages = exchange(story_message(tell(story, language, rng), first, question_first, rng), facts[0])
     for before, fact in pairwise(facts):
@@ -108,11 +108,11 @@ def interview(facts: list[Fact], backwards: frozenset[Fact], rng: Random) -> str
 def story_document(story: Story, language: str, rng: Random) -> str:
     """Tell a story, with what follows from it at its end, or with questions and answers around it."""
     text = tell(story, language, rng)
-    form = rng.choice(("restated", "restated", "asked", "asked_first"))
+    form = rng.choice(("restated", "asked", "asked", "asked_first"))
     if form == "restated":
         facts = answered(story, language)
         rng.shuffle(facts)
         return join([text, *(word(fact, "say", rng) for fact in facts[:4])], language)
-    facts = draw_questions(story, language, 1 if form == "asked_first" else 3, rng)
+    facts = draw_questions(story, language, 4, rng)
     lines = [line for fact in facts for line in (word(fact, "ask", rng), fact.answers[0])]
     return "\n".join([lines[0], text, *lines[1:]] if form == "asked_first" else [text, *lines])

@@ -13,19 +13,19 @@ from dataset.builtin.wordings import join, word
 from dataset.builtin.wordings_stories import PEOPLE, PLACES, REFUSAL, THINGS
 
 WEIGHTS = {
-    "where_person": 8,
+    "where_person": 16,
     "person_in": 2,
-    "who_has": 3,
-    "what_has": 3,
-    "first_place": 2,
-    "given_to": 2,
-    "where_thing": 7,
-    "place_before": 2,
+    "who_has": 4,
+    "what_has": 2,
+    "first_place": 1,
+    "given_to": 1,
+    "where_thing": 2,
+    "place_before": 1,
     "refusal": 2,
 }
 """How often each question is asked where several are possible. Refusals count as one group."""
 
-_SENTENCES = (2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 6)
+_SENTENCES = (2, 2, 2, 3, 3, 3, 4, 4, 5)
 # Drops and gifts are seldom possible, so they are tried more often than they are wanted.
 _ATTEMPTS = {"go": 10, "take": 8, "drop": 5, "give": 25}
 

@@ -17,9 +17,9 @@ class WorldSize:
     """Chemical elements, of two facts."""
     digits: int = 6
     """Largest number that is added or multiplied."""
-    fact_rounds: int = 12
+    fact_rounds: int = 14
     """Times that pretraining states, portrays and asks every fact."""
-    story_documents: int = 5000
+    story_documents: int = 7000
     """Stories in pretraining."""
     asks: int = 6
     """Single-turn SFT questions for each fact, besides the plainest one."""
@@ -29,7 +29,7 @@ class WorldSize:
     """SFT conversations of two or three fact questions."""
     descriptions: int = 100
     """SFT conversations that introduce a country."""
-    stories: int = 4800
+    stories: int = 5000
     """SFT conversations about a story, half with the question first."""
     validation: int = 100
     """Documents held back from pretraining, and conversations held back from SFT, to watch their loss."""

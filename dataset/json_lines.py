@@ -16,7 +16,7 @@ def as_json_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
         [{"a": 1},          {"a": 1}
          {"b":              {"b":  2}
-           2}, 3]           3
+           2}, 3]           3           a line as well, which the reader will refuse
     """
     splitter, waiting, enough = _Splitter(), b"", 0
     try:
@@ -43,14 +43,14 @@ class _Splitter:
         begin, stop = 0, len(data)
         for token in TOKEN.finditer(data):
             sign, here = token[0][:1], token.start()
+            if token.end() == len(data) and not token[1] and not is_last:
+                stop = here  # what it is depends on what comes
+                break
             if sign == b'"':
-                if not token[1] and token.end() == len(data) and not is_last:
-                    stop = here
-                    break
                 continue
             if self._base is None:
                 self._base = int(sign == b"[")
-            if sign in b"{[" and self._begins_object(sign, data, here):
+            if sign in b"{[" and self._begins_object(sign, data, begin, here):
                 yield from self.end(data[begin:here])
                 begin, self._depth = here, self._base + 1
             elif self._depth > self._base:
@@ -75,13 +75,15 @@ class _Splitter:
             yield gap + content.replace(b"\n", b" ") + b"\n"
         self._line += text.count(b"\n")
 
-    def _begins_object(self, sign: bytes, data: bytes, here: int) -> bool:
-        line_begin = data.rfind(b"\n", max(0, here - DEEPEST_INDENT), here)
-        indent = data[line_begin + 1 : here] if line_begin >= 0 else b"?"
+    def _begins_object(self, sign: bytes, data: bytes, begin: int, here: int) -> bool:
+        before = bytes(self._text[-DEEPEST_INDENT:]) + data[max(begin, here - DEEPEST_INDENT) : here]
+        _, newline, indent = before.rpartition(b"\n")
+        indent = indent if newline else b"?"
         if self._depth > self._base:
             return sign == b"{" and indent == self._indent
         if self._depth < self._base and sign == b"[":
             return False
-        if self._indent is None and not indent.strip():
+        is_bare = not indent and data[here + 1 : here + 2] in b"\r\n"  # then inner objects may begin so, too
+        if self._indent is None and not indent.strip() and not is_bare:
             self._indent = indent
         return True

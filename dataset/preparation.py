@@ -55,7 +55,7 @@ def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
         if not _is_complete(folder, request):
             journal = _Journal(folder, request)
             _write(settings, sources, tokenizer, journal, {"sources": described, "request": request})
-            journal.path.unlink()
+        (folder / JOURNAL).unlink(missing_ok=True)
         return read_manifest(folder), False
 
 

@@ -6,8 +6,10 @@ Which token may see which is decided elsewhere (`model/masks.py`) from what is m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,20 +100,26 @@ class Renderer:
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
         """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come."""
-        contents = [self._encode(message) for message in messages]
+        contents = map(self._encode, messages)
         return self.assemble([message.role for message in messages], contents, generation_prompt)
 
+    def render_text(self, text: str) -> Rendered:
+        """Return the tokens of a text of pretraining, which begins and ends as a document does."""
+        row, end = _Row(self.tokenizer.typecode), [self.tokenizer.endoftext_id]
+        for ids in (end, chain.from_iterable(self.tokenizer.encode_parts(text)), end):
+            row.add(ids, "assistant", TARGET)
+        return row.rendered()
+
     def assemble(
-        self, roles: Sequence[str], contents: Sequence[list[int]], generation_prompt: bool = False
+        self, roles: Sequence[str], contents: Iterable[Iterable[int]], generation_prompt: bool = False
     ) -> Rendered:
         """Return the tokens of a conversation whose contents are encoded already."""
-        row, end, before = _Row(), [self.tokenizer.im_end_id], None
+        row, end, before = _Row(self.tokenizer.typecode), [self.tokenizer.im_end_id], None
         for role, content in zip(roles, contents, strict=True):
             self._add_header(row, role, before)
-            if role == "assistant":
-                row.add(content + end, role, TARGET)
-            else:
-                row.add(content + end + self.newline, role)
+            bits = TARGET if role == "assistant" else 0
+            row.add(content, role, bits)
+            row.add(end if bits else end + self.newline, role, bits)
             before = role
         if generation_prompt:
             self._add_header(row, "assistant", before)
@@ -119,11 +127,14 @@ class Renderer:
             row.add(self.newline, "assistant")
         return row.rendered()
 
-    def _encode(self, message: Message) -> list[int]:
-        ids: list[int] = []
-        for number, part in enumerate(message.parts()):
-            ids += [self.tokenizer.special(part)] if number % 2 else self.tokenizer.encode(part)
-        return ids
+    def _encode(self, message: Message) -> Iterator[int]:
+        parts = message.parts()
+        if len(parts) == 1:
+            return chain.from_iterable(self.tokenizer.encode_parts(parts[0]))
+        return chain.from_iterable(
+            [self.tokenizer.special(part)] if number % 2 else self.tokenizer.encode(part)
+            for number, part in enumerate(parts)
+        )
 
     def _add_header(self, row: _Row, role: str, before: str | None) -> None:
         owed_newline = self.newline if before == "assistant" else []
@@ -136,19 +147,19 @@ class Renderer:
 class _Row:
     """Collects tokens and their codes."""
 
-    def __init__(self) -> None:
-        self.ids: list[int] = []
+    def __init__(self, typecode: str) -> None:
+        self.ids = array(typecode)
         self.codes = bytearray()
 
-    def add(self, ids: list[int], role: str, bits: int = 0, is_start: bool = False) -> None:
+    def add(self, ids: Iterable[int], role: str, bits: int = 0, is_start: bool = False) -> None:
         first = len(self.ids)
-        self.ids += ids
-        self.codes += bytes([ROLES.index(role) | bits]) * len(ids)
+        self.ids.extend(ids)
+        self.codes += bytes([ROLES.index(role) | bits]) * (len(self.ids) - first)
         if is_start:
             self.codes[first] |= START
 
     def rendered(self) -> Rendered:
-        return Rendered(np.array(self.ids, dtype=np.uint32), np.frombuffer(self.codes, dtype=np.uint8))
+        return Rendered(np.frombuffer(self.ids, self.ids.typecode), np.frombuffer(self.codes, np.uint8))
 
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer, generation_prompt: bool = False) -> Rendered:

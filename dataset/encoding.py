@@ -145,17 +145,16 @@ class Encoder:
     def _render(self, renderer: Renderer, messages: list[Message]) -> Rendered:
         if self.settings.kind == "sft":
             return renderer.render(messages)
-        end = renderer.tokenizer.endoftext_id
-        ids = [end, *renderer.tokenizer.encode(messages[0].content), end]
-        return Rendered(np.array(ids, dtype=np.uint32), np.zeros(0, dtype=np.uint8))
+        return renderer.render_text(messages[0].content)
 
     def _gather(self, documents: list[Rendered]) -> Part | None:
         if not documents:
             return None
         ids = np.concatenate([document.ids for document in documents])
-        codes = np.concatenate([document.codes for document in documents])
         lengths = np.array([len(document) for document in documents], dtype=np.uint32)
-        return Part(ids, codes if self.settings.kind == "sft" else None, lengths)
+        if self.settings.kind == "pretrain":
+            return Part(ids, None, lengths)
+        return Part(ids, np.concatenate([document.codes for document in documents]), lengths)
 
 
 @cache

@@ -26,8 +26,9 @@ def num_processes(asked: int, num_jobs: int | None) -> int:
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], processes: int, size: Callable[[Item], int]
 ) -> Iterator[Result]:
-    """Yield `function(item)` for each item in order; at most 64 MB of items, or one, wait in other processes.
+    """Yield `function(item)` for each item in order; at most 64 MB of items are in other processes.
 
+    A larger one is not sent to another, where it would lie twice.
     Raises what `function` raises, and `UserError` if a process dies.
     """
     if processes == 1:
@@ -42,7 +43,10 @@ def map_in_order(
                 len(waiting) > 2 * processes or num_bytes + sum(n for _, n in waiting) > MOST_BYTES_WAITING
             ):
                 yield waiting.popleft()[0].result()
-            waiting.append((pool.submit(function, item), num_bytes))
+            if num_bytes > MOST_BYTES_WAITING:
+                yield function(item)
+            else:
+                waiting.append((pool.submit(function, item), num_bytes))
         while waiting:
             yield waiting.popleft()[0].result()
     except BrokenProcessPool:

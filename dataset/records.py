@@ -49,12 +49,13 @@ def records_of(block: Block) -> Iterator[Record]:
 
 
 def _lines(block: Block) -> Iterator[Record]:
-    for number, line in enumerate(BytesIO(block.content), start=block.line):
-        if line.isspace():
-            continue
+    for number, line in enumerate(_pieces(block.content), start=block.line):
         value, fault = None, ""
         try:
-            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            text = str(line, "utf-8-sig" if number == 1 else "utf-8")
+            if text.isspace():
+                continue
+            value = json.loads(text)
             if not isinstance(value, dict):
                 value, fault = None, "not a JSON object"
         except UnicodeDecodeError:
@@ -64,6 +65,15 @@ def _lines(block: Block) -> Iterator[Record]:
         except RecursionError:
             fault = "nested too deeply"
         yield Record(value, fault, block.source, number, len(line))
+
+
+def _pieces(content: bytes) -> Iterator[memoryview]:
+    """Yield the lines of a block, none of them copied: one may be most of it."""
+    view, begin = memoryview(content), 0
+    while begin < len(content):
+        end = content.find(b"\n", begin) + 1 or len(content)
+        yield view[begin:end]
+        begin = end
 
 
 def _paragraphs(block: Block) -> Iterator[Record]:

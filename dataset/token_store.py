@@ -185,7 +185,7 @@ class StoreWriter:
     ) -> None:
         """Start a store, or go on with one."""
         self.folder, self.kind, self.tokenizer = folder, kind, tokenizer
-        self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        self.dtype = np.dtype(tokenizer.typecode)
         position = position or {"shards": [], "targets": 0}
         self.num_targets: int = position["targets"]
         self._shards: list[dict[str, int]] = [dict(shard) for shard in position["shards"]]
@@ -199,7 +199,6 @@ class StoreWriter:
             self.close()
             self._shards.append({"documents": 0, "tokens": 0})
             self._files = self._open()
-        part = part._replace(ids=part.ids.astype(self.dtype, copy=False))
         for field, file in self._files.items():
             file.write(getattr(part, field).data)
         self._shards[-1]["documents"] += len(part.lengths)

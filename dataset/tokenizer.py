@@ -81,15 +81,24 @@ class Tokenizer:
 
         Raises `UserError` for what is not Unicode, such as a terminal's undecoded bytes.
         """
+        return list(chain.from_iterable(self.encode_parts(text)))
+
+    def encode_parts(self, text: str) -> Iterable[Iterable[int]]:
+        """Yield what `encode` returns, a part at a time where a text is very long."""
+        return (
+            map(self._encode_part, _parts(text))
+            if len(text) > 2 * PART_CHARACTERS
+            else [self._encode_part(text)]
+        )
+
+    def _encode_part(self, text: str) -> list[int]:
         try:
-            return list(chain.from_iterable(map(self._encode_part, _parts(text))))
+            if self._words.pattern is None:
+                return self._content.encode(text, add_special_tokens=False).ids
+            words = self._words.pattern.findall(text)
+            return list(chain.from_iterable(map(self._words.__getitem__, words)))
         except TypeError:
             raise UserError("the text is not valid Unicode; write it as UTF-8") from None
-
-    def _encode_part(self, text: str) -> Iterable[int]:
-        if self._words.pattern is None:
-            return self._content.encode(text, add_special_tokens=False).ids
-        return chain.from_iterable(map(self._words.__getitem__, self._words.pattern.findall(text)))
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Return the text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -121,6 +130,11 @@ class Tokenizer:
         """Return the ids that `skip_special_tokens` leaves out of decoded text."""
         added = self._backend.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @property
+    def typecode(self) -> str:
+        """Return the smallest unsigned integer that holds every id, as `array` and NumPy name it."""
+        return "H" if self.vocab_size <= 2**16 else "I"
 
     @cached_property
     def fingerprint(self) -> str:

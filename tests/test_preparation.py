@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -103,17 +102,21 @@ def start(settings_of, data, out, workers):
     return subprocess.Popen(line, cwd=Path(__file__).parents[1], start_new_session=True)
 
 
+def blocks_in(journal):
+    return json.loads(journal.read_text())["position"]["blocks"]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_kill_at_any_moment_and_the_same_command_give_the_same_bytes(settings_of, tmp_path, workers):
     data = write_lines(tmp_path / "a.jsonl", [*chats(600), "{\n"])
-    started = time.monotonic()
     assert start(settings_of, data, "whole", workers).wait() == 0
-    seconds = time.monotonic() - started
-    moments = random.Random(workers)
-    for _ in range(6 if workers == 1 else 3):
+    moments, journal = random.Random(workers), tmp_path / ".out.partial" / "journal.json"
+    for done in range(3):
         process = start(settings_of, data, "out", workers)
-        time.sleep(seconds * moments.uniform(0.5, 0.95))
-        os.kill(process.pid, signal.SIGKILL)
+        while process.poll() is None and not (journal.is_file() and blocks_in(journal) >= 10 * done):
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.03))
+        process.kill()
         process.wait()
     assert start(settings_of, data, "out", workers).wait() == 0
     assert contents_of(tmp_path / "whole") == contents_of(tmp_path / "out")

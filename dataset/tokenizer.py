@@ -228,12 +228,12 @@ def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     A word is cut only at a space, at a Han character, or where ASCII changes between letters, digits and
     signs; an apostrophe stays with what follows. The rest is left to the library, so the ids are the same.
     """
-    for isolate_han in (True, False):
-        ours = tokenizers.Tokenizer(models.BPE())
-        ours.pre_tokenizer = _pre_tokenizer(isolate_han)
-        if _word_rules(ours) == _word_rules(content):
-            break
-    else:
+    alone = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's
+    ways = {True: [_pre_tokenizer(isolate_han=True)], False: [_pre_tokenizer(isolate_han=False), alone]}
+    known = {isolate_han: [_word_rules(rules) for rules in each] for isolate_han, each in ways.items()}
+    content_rules = json.loads(content.to_str())["pre_tokenizer"]
+    isolate_han = next((han for han, rules in known.items() if content_rules in rules), None)
+    if isolate_han is None or content.normalizer is not None:
         return None
     space = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
     han = "\u3400-\u4dbf\u4e00-\u9fef" if isolate_han else ""
@@ -244,9 +244,11 @@ def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     return re.compile(rf"[{han}]|{word}" if han else word)
 
 
-def _word_rules(backend: tokenizers.Tokenizer) -> list[dict[str, object] | None]:
-    content = json.loads(backend.to_str())
-    return [content[key] for key in ("normalizer", "pre_tokenizer")]
+def _word_rules(rules: pre_tokenizers.PreTokenizer) -> dict[str, object]:
+    """Return how `tokenizers` writes a pre-tokenizer, which is how two can be compared."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = rules
+    return json.loads(backend.to_str())["pre_tokenizer"]
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -309,6 +309,16 @@ def test_settings_that_contradict_each_other_are_refused(kind, prompt_mask, supe
         BatchSettings(prompt_mask=prompt_mask, supervise=supervise).resolved(kind)
 
 
+def test_best_fit_is_for_texts(tmp_path):
+    with pytest.raises(UserError, match="best_fit is for texts"):
+        BatchSettings(packing="best_fit").resolved("sft")
+    stream = stream_of(tmp_path, [20, 9, 14, 3], "pretrain", max_seq_len=16, packing="best_fit")
+    batches = list(stream.batches(epoch=0, rows_per_step=2))
+    assert all(batch.ids.shape == (2, 16) for batch in batches)
+    seen = [i for batch in batches for i in batch.ids[batch.document_ids >= 0].tolist()]
+    assert sorted(seen) == list(range(46))
+
+
 def test_a_row_too_short_for_a_chat_is_refused():
     with pytest.raises(UserError, match="at least 16 tokens, got 8"):
         BatchSettings(max_seq_len=8)

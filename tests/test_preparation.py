@@ -21,7 +21,22 @@ from model.errors import UserError
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data"
 TOKENIZER = train_tokenizer(["法国的首都是巴黎 Paris is the capital"], 320)
-WORDS = "法国 的 首都 是 巴黎 Paris is the capital of France <|im_end|> 12 !\n".split(" ")
+WORDS = [
+    "法国",
+    "的",
+    "首都",
+    "是",
+    "巴黎",
+    "Paris",
+    "is",
+    "the",
+    "capital",
+    "of",
+    "France",
+    "<|im_end|>",
+    "12",
+    "!\n",
+]
 
 
 def chats(number, seed=0):

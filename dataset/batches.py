@@ -123,7 +123,7 @@ class BatchStream:
         }
 
     def _row_length(self, plan: RowPlan, first: int, rows_per_step: int) -> int:
-        if self.settings.packing == "pack":
+        if self.settings.packing != "none":
             return self.settings.max_seq_len
         return int(plan.row_tokens[first : first + rows_per_step].max())
 

@@ -1,4 +1,4 @@
-"""From a chat record to messages, and from messages to token ids with their roles, targets and starts.
+"""From messages to token ids with their roles, targets and starts.
 
 The one renderer of the project: SFT, chat, evaluation and export take the form of a conversation from here.
 Which token may see which is decided elsewhere (`model/masks.py`) from what is marked here.
@@ -6,10 +6,12 @@ Which token may see which is decided elsewhere (`model/masks.py`) from what is m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,15 +23,32 @@ TARGET, START = 16, 32  # bits of a token's code; the low four bits are the inde
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 
-QuestionPosition = Literal["last", "first"]
-
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation; the content is any text, also empty or with special tokens spelt out."""
+    """One message of a conversation; its texts are any, also empty or with special tokens spelt out."""
 
     role: str
     content: str
+    thought: str = ""
+    """what an answer thinks first, `<think>…</think>`"""
+    tool_calls: tuple[str, ...] = ()
+    """tool calls of an answer, each the JSON of name and arguments, `<tool_call>…</tool_call>`"""
+    tools: tuple[str, ...] = ()
+    """tools that may be called, each as JSON; listed below the content"""
+
+    def parts(self) -> list[str]:
+        """Return the text of the message; every second part, from the second on, is a tag."""
+        parts = [self.content]
+        if self.tools:
+            listing = "\n".join(("# Tools", *self.tools))
+            parts = [f"{self.content}\n\n{listing}" if self.content else listing]
+        if self.thought:
+            parts = ["", "<think>", f"\n{self.thought}\n", "</think>", f"\n\n{self.content}"]
+        for number, call in enumerate(self.tool_calls):
+            parts[-1] += "\n" if number or self.content else ""
+            parts += ["<tool_call>", f"\n{call}\n", "</tool_call>", ""]
+        return parts
 
 
 @dataclass(frozen=True)
@@ -81,26 +100,41 @@ class Renderer:
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
         """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come."""
-        contents = [self.tokenizer.encode(message.content) for message in messages]
+        contents = map(self._encode, messages)
         return self.assemble([message.role for message in messages], contents, generation_prompt)
 
+    def render_text(self, text: str) -> Rendered:
+        """Return the tokens of a text of pretraining, which begins and ends as a document does."""
+        row, end = _Row(self.tokenizer.typecode), [self.tokenizer.endoftext_id]
+        for ids in (end, chain.from_iterable(self.tokenizer.encode_parts(text)), end):
+            row.add(ids, "assistant", TARGET)
+        return row.rendered()
+
     def assemble(
-        self, roles: Sequence[str], contents: Sequence[list[int]], generation_prompt: bool = False
+        self, roles: Sequence[str], contents: Iterable[Iterable[int]], generation_prompt: bool = False
     ) -> Rendered:
         """Return the tokens of a conversation whose contents are encoded already."""
-        row, end, before = _Row(), [self.tokenizer.im_end_id], None
+        row, end, before = _Row(self.tokenizer.typecode), [self.tokenizer.im_end_id], None
         for role, content in zip(roles, contents, strict=True):
             self._add_header(row, role, before)
-            if role == "assistant":
-                row.add(content + end, role, TARGET)
-            else:
-                row.add(content + end + self.newline, role)
+            bits = TARGET if role == "assistant" else 0
+            row.add(content, role, bits)
+            row.add(end if bits else end + self.newline, role, bits)
             before = role
         if generation_prompt:
             self._add_header(row, "assistant", before)
         elif before == "assistant":
             row.add(self.newline, "assistant")
         return row.rendered()
+
+    def _encode(self, message: Message) -> Iterator[int]:
+        parts = message.parts()
+        if len(parts) == 1:
+            return chain.from_iterable(self.tokenizer.encode_parts(parts[0]))
+        return chain.from_iterable(
+            [self.tokenizer.special(part)] if number % 2 else self.tokenizer.encode(part)
+            for number, part in enumerate(parts)
+        )
 
     def _add_header(self, row: _Row, role: str, before: str | None) -> None:
         owed_newline = self.newline if before == "assistant" else []
@@ -113,84 +147,21 @@ class Renderer:
 class _Row:
     """Collects tokens and their codes."""
 
-    def __init__(self) -> None:
-        self.ids: list[int] = []
+    def __init__(self, typecode: str) -> None:
+        self.ids = array(typecode)
         self.codes = bytearray()
 
-    def add(self, ids: list[int], role: str, bits: int = 0, is_start: bool = False) -> None:
+    def add(self, ids: Iterable[int], role: str, bits: int = 0, is_start: bool = False) -> None:
         first = len(self.ids)
-        self.ids += ids
-        self.codes += bytes([ROLES.index(role) | bits]) * len(ids)
+        self.ids.extend(ids)
+        self.codes += bytes([ROLES.index(role) | bits]) * (len(self.ids) - first)
         if is_start:
             self.codes[first] |= START
 
     def rendered(self) -> Rendered:
-        return Rendered(np.array(self.ids, dtype=np.uint32), np.frombuffer(self.codes, dtype=np.uint8))
+        return Rendered(np.frombuffer(self.ids, self.ids.typecode), np.frombuffer(self.codes, np.uint8))
 
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer, generation_prompt: bool = False) -> Rendered:
     """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come."""
     return Renderer(tokenizer).render(messages, generation_prompt)
-
-
-class RecordError(ValueError):
-    """Says why a record cannot be used; the text is a reason that many records may share."""
-
-
-def parse_messages(record: dict[str, Any], question_position: QuestionPosition = "last") -> list[Message]:
-    """Return the messages of a chat record, with at least one answer among them.
-
-        {"conversations": [{"role": …, "content": …}, …]}       also under "messages"
-        {"context": …, "question": …, "answers": [first, …]}    one user message, answered by the first answer
-
-    Raises `RecordError` with the reason.
-    """
-    turns = record.get("conversations", record.get("messages"))
-    if turns is None and "question" in record:
-        return _read_comprehension(record, question_position)
-    if turns is None:
-        raise RecordError("no conversations, messages or question")
-    if not isinstance(turns, list):
-        raise RecordError("messages are not a list")
-    messages = [_read_message(turn) for turn in turns]
-    if not any(message.role == "assistant" for message in messages):
-        raise RecordError("no answer")
-    return messages
-
-
-def reading_prompt(context: str, question: str, question_position: QuestionPosition = "last") -> str:
-    """Return the user message that asks a question about a text."""
-    parts = (context, question) if question_position == "last" else (question, context)
-    return "\n\n".join(parts)
-
-
-def read_text(value: Any, name: str) -> str:
-    """Return a value of a record as text that can be encoded; raises `RecordError` if it is none or blank."""
-    if value is None:
-        raise RecordError(f"no {name}")
-    if not isinstance(value, str):
-        raise RecordError(f"{name} is not a string")
-    if not value.strip():
-        raise RecordError(f"{name} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RecordError(f"{name} is not valid Unicode") from None
-    return value
-
-
-def _read_message(turn: Any) -> Message:
-    if not isinstance(turn, dict):
-        raise RecordError("a message is not an object")
-    if turn.get("role") not in ROLES:
-        raise RecordError("unknown role")
-    return Message(turn["role"], read_text(turn.get("content"), "content"))
-
-
-def _read_comprehension(record: dict[str, Any], question_position: QuestionPosition) -> list[Message]:
-    answers = record.get("answers")
-    if not isinstance(answers, list) or not answers:
-        raise RecordError("no answer")
-    context, question = (read_text(record.get(key), key) for key in ("context", "question"))
-    prompt = reading_prompt(context, question, question_position)
-    return [Message("user", prompt), Message("assistant", read_text(answers[0], "answer"))]

@@ -4,17 +4,17 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from dataset.conversation import TARGET, Rendered, Renderer
-from dataset.packing import RowPlan, one_per_row, pack_whole, split_stream
+from dataset.packing import RowPlan, one_per_row, pack_fragments, pack_whole, split_stream
 from dataset.settings import BatchSettings
-from dataset.token_store import TokenStore
-from dataset.truncation import shorten
+from dataset.token_store import Part, TokenStore
+from dataset.truncation import measure_shortened, shorten
 from model.errors import UserError
 from model.masks import prompt_blocks
 
@@ -51,8 +51,8 @@ class Documents:
 
     def arrange(self, epoch: int) -> RowPlan:
         """Return the rows of an epoch."""
-        pack = one_per_row if self.settings.packing == "none" else self.pack
-        return pack(self.lengths, self.settings.max_seq_len, self.settings.seed, epoch)
+        ways = {"pack": self.pack, "best_fit": pack_fragments, "none": one_per_row}
+        return ways[self.settings.packing](self.lengths, self.settings.max_seq_len, self.settings.seed, epoch)
 
     def _piece(self, document: int, rendered: Rendered, supervised: np.ndarray) -> Piece:
         answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
@@ -74,20 +74,25 @@ class Conversations(Documents):
         super().__init__(stores, settings)
         self._whole = lru_cache(maxsize=TOKENS_AT_HAND // settings.max_seq_len)(self._build)
         self._renderer = Renderer(stores[0].tokenizer)
-        self._targets = np.concatenate([_count_targets(store, settings.supervise) for store in stores])
         self.num_too_long = self.num_shortened = 0  # answers left out, conversations that lost something
-        for document in np.flatnonzero(self.lengths > settings.max_seq_len).tolist():
-            self._measure_shortened(document)
+        parts = chain.from_iterable(store.parts(TOKENS_AT_ONCE) for store in stores)
+        self.lengths, self._targets = np.concatenate([self._measure(part) for part in parts], axis=1)
         self.lengths[self._targets == 0] = 0
         if not self.lengths.any():
             raise UserError(f"no answer fits into {settings.max_seq_len} tokens; raise max_seq_len")
 
-    def _measure_shortened(self, document: int) -> None:
-        rendered, dropped = shorten(self._read(document), self.settings.max_seq_len, self._renderer)
-        self.num_too_long += dropped
-        self.num_shortened += rendered is not None
-        self.lengths[document] = len(rendered) if rendered else 0
-        self._targets[document] = choose_targets(rendered, self.settings.supervise).sum() if rendered else 0
+    def _measure(self, part: Part) -> np.ndarray:
+        """Return for each document (2, D) its tokens and its targets as they enter rows."""
+        lengths, supervise = part.lengths.astype(np.int64), self.settings.supervise
+        targets = _count_targets(part, supervise)
+        if (long := lengths > self.settings.max_seq_len).any():
+            kept, supervised, dropped = measure_shortened(
+                part.of(long), self.settings.max_seq_len, self._renderer, supervise
+            )
+            lengths[long], targets[long] = kept, supervised
+            self.num_too_long += int(dropped.sum())
+            self.num_shortened += int(np.count_nonzero(kept))
+        return np.stack((lengths, targets))
 
     def piece(self, epoch: int, document: int, begin: int, end: int) -> Piece:
         """Return a conversation; it has no fragments and is the same in every epoch."""
@@ -158,18 +163,12 @@ def _last_run(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return run == np.repeat(run[np.cumsum(lengths) - 1], lengths)
 
 
-def _count_targets(store: TokenStore, supervise: str) -> np.ndarray:
+def _count_targets(part: Part, supervise: str) -> np.ndarray:
     """Return the number of supervised tokens of every conversation (D,), without shortening it."""
     if supervise == "all":
-        return store.lengths - 1
-    counts, first = [], 0
-    while first < len(store):
-        following = np.searchsorted(store.offsets, store.offsets[first] + TOKENS_AT_ONCE, side="right") - 1
-        following = max(int(following), first + 1)
-        offsets = store.offsets[first : following + 1]
-        targets = store.codes[offsets[0] : offsets[-1]] & TARGET > 0
-        if supervise == "last":
-            targets &= _last_run(targets, np.diff(offsets))
-        counts.append(np.add.reduceat(targets, offsets[:-1] - offsets[0], dtype=np.int64))
-        first = following
-    return np.concatenate(counts)
+        return part.lengths.astype(np.int64) - 1
+    targets = part.codes & TARGET > 0
+    if supervise == "last":
+        targets &= _last_run(targets, part.lengths)
+    begins = np.cumsum(part.lengths, dtype=np.int64) - part.lengths
+    return np.add.reduceat(targets, begins, dtype=np.int64)

@@ -41,33 +41,44 @@ def pack_whole(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> Row
     Each document, the longest first, goes into the fullest row that still takes it. Documents of one length
     are shuffled, so rows differ between epochs while their number stays.
     """
-    random = np.random.default_rng((seed, epoch))
-    documents = random.permutation(np.flatnonzero(lengths))
-    documents = documents[np.argsort(-lengths[documents], kind="stable")]
+    documents = np.flatnonzero(lengths)
+    pieces = np.stack((documents, np.zeros_like(documents), lengths[documents]), axis=1)
+    return _best_fit(pieces, capacity, np.random.default_rng((seed, epoch)))
+
+
+def pack_fragments(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
+    """Cut documents that are longer than a row into rows and a rest, and pack these by best-fit-decreasing.
+
+    No other document is cut (Ding et al. 2024, arXiv 2404.10830). A rest of one token is left out.
+    """
+    pieces = _fragments(np.flatnonzero(lengths), lengths, capacity)
+    return _best_fit(pieces, capacity, np.random.default_rng((seed, epoch)))
+
+
+def _best_fit(pieces: np.ndarray, capacity: int, random: np.random.Generator) -> RowPlan:
+    pieces = random.permutation(pieces)
+    sizes = pieces[:, 2] - pieces[:, 1]
+    pieces = pieces[np.argsort(-sizes, kind="stable")]
     rows: list[list[int]] = []
     rows_by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
     spaces = 0  # bit s is set where rows_by_space[s] holds a row
-    for document, length in zip(documents.tolist(), lengths[documents].tolist(), strict=True):
-        enough = spaces >> length
+    for piece, size in enumerate((pieces[:, 2] - pieces[:, 1]).tolist()):
+        enough = spaces >> size
         if enough:
-            space = length + (enough & -enough).bit_length() - 1
+            space = size + (enough & -enough).bit_length() - 1
             row = rows_by_space[space].pop()
             if not rows_by_space[space]:
                 spaces ^= 1 << space
         else:
             space, row = capacity, len(rows)
             rows.append([])
-        rows[row].append(document)
-        rows_by_space[space - length].append(row)
-        spaces |= 1 << (space - length)
-    return _shuffled(rows, lengths, random)
-
-
-def _shuffled(rows: list[list[int]], lengths: np.ndarray, random: np.random.Generator) -> RowPlan:
+        rows[row].append(piece)
+        rows_by_space[space - size].append(row)
+        spaces |= 1 << (space - size)
     order = random.permutation(len(rows))
-    documents = np.array([document for row in order for document in rows[row]], dtype=np.int64)
-    pieces = np.stack((documents, np.zeros_like(documents), lengths[documents]), axis=1)
-    return RowPlan(pieces, _offsets([len(rows[row]) for row in order]))
+    return RowPlan(
+        pieces[[piece for row in order for piece in rows[row]]], _offsets([len(rows[row]) for row in order])
+    )
 
 
 def split_stream(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
@@ -91,13 +102,16 @@ def split_stream(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> R
 
 def one_per_row(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
     """Give every document a row, or several where it is longer; a last one of one token is left out."""
-    random = np.random.default_rng((seed, epoch))
-    documents = np.flatnonzero(lengths)
+    pieces = _fragments(np.flatnonzero(lengths), lengths, capacity)
+    return _in_random_order(pieces, np.arange(len(pieces)), np.random.default_rng((seed, epoch)))
+
+
+def _fragments(documents: np.ndarray, lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """Return the pieces (P, 3) of at most `capacity` tokens, without last ones of one token."""
     counts = (lengths[documents] - 2) // capacity + 1
     which = np.repeat(documents, counts)
     begins = (np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)) * capacity
-    ends = np.minimum(begins + capacity, lengths[which])
-    return _in_random_order(np.stack((which, begins, ends), axis=1), np.arange(len(which)), random)
+    return np.stack((which, begins, np.minimum(begins + capacity, lengths[which])), axis=1)
 
 
 def _in_random_order(pieces: np.ndarray, row_of_piece: np.ndarray, random: np.random.Generator) -> RowPlan:

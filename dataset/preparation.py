@@ -1,43 +1,43 @@
-"""From source files to a token store: read, parse, encode in batches, written whole or not at all."""
+"""From sources to a token store: blocks are encoded by all cores, appended in order, and never done twice.
 
-from collections.abc import Callable, Iterable, Iterator
+    out/  the token store        out/validation/  that of the documents kept apart, if any are
+
+The bytes depend on the sources and settings alone, neither on the number of processes nor on interruptions:
+`.out.partial` beside the store holds what is done and a journal of it until all is.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
-from dataset.conversation import Message, QuestionPosition, Renderer, parse_messages, read_text
-from dataset.progress import with_progress
-from dataset.settings import Kind
-from dataset.sources import Rejects, accept, check_sources, describe_source, read_records
-from dataset.token_store import StoreWriter, TokenStore, read_manifest
+import numpy as np
+
+from dataset.encoding import Encoded, Encoder, Job, PreparationSettings
+from dataset.formats import ChatFormat, format_of
+from dataset.processes import map_in_order, num_processes
+from dataset.progress import reporting
+from dataset.records import Rejects, records_of
+from dataset.sources import (
+    BLOCK_BYTES,
+    Block,
+    check_sources,
+    describe_source,
+    find_sources,
+    read_blocks,
+    size_of,
+)
+from dataset.token_store import StoreWriter, TokenStore, flush_to_disk, read_manifest, write_whole
 from dataset.tokenizer import Tokenizer
-from dataset.whole_folder import whole_folder
+from dataset.whole_folder import resumable_folder
 from model.errors import UserError
 
-BATCH_RECORDS, BATCH_CHARACTERS = 1024, 1_000_000  # what is encoded at a time, whichever is less
-
-
-@dataclass(frozen=True)
-class PreparationSettings:
-    """What `scripts.prepare_data` is asked for."""
-
-    kind: Kind
-    """pretrain: texts; sft: conversations"""
-    data: tuple[str, ...]
-    """.jsonl or .txt files (a .txt file holds texts between blank lines)"""
-    tokenizer: str
-    """tokenizer directory"""
-    out: str
-    """token store to write"""
-    text_column: str = "text"
-    """key of the text in a record (pretrain)"""
-    question_position: QuestionPosition = "last"
-    """where the question stands in records of context, question and answers (sft)"""
-    max_reject_fraction: float = 0.01
-    """share of the records that may be unusable; more is an error"""
-    overwrite: bool = False
-    """replace what lies at --out"""
+JOURNAL = "journal.json"
+JOURNAL_EVERY_SECONDS = 5.0
+STORES = (".", "validation")  # folders of the two stores in `out`
 
 
 def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
@@ -45,20 +45,18 @@ def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
 
     Raises `UserError` for missing or empty files, too many unusable records, or anything else at `out`.
     """
-    check_sources(settings.data)
+    sources = [(source, weight) for source, weight in _weighted_sources(settings)]
     tokenizer = Tokenizer.load(settings.tokenizer)
-    sources = [describe_source(path) for path in settings.data]
-    request = _request(settings, tokenizer, sources)
+    described = [describe_source(source) for source, _ in sources]
+    request = _request(settings, tokenizer, described, [weight for _, weight in sources])
     if not settings.overwrite and is_store(settings.out):
         return _finished(settings.out, request), True
-    notes = {"sources": sources, "request": request}
-    with (
-        whole_folder(settings.out, settings.overwrite and is_store(settings.out)) as folder,
-        open(folder / "rejects.jsonl", "w") as listing,
-        closing(StoreWriter(folder, settings.kind, tokenizer)) as writer,
-    ):
-        rejects = Rejects(settings.max_reject_fraction, listing)
-        return writer.finish(_write_documents(settings, writer, rejects) | notes), False
+    with resumable_folder(settings.out, settings.overwrite and is_store(settings.out)) as folder:
+        if not _is_complete(folder, request):
+            journal = _Journal(folder, request)
+            _write(settings, sources, tokenizer, journal, {"sources": described, "request": request})
+        (folder / JOURNAL).unlink(missing_ok=True)
+        return read_manifest(folder), False
 
 
 def is_store(path: str | Path) -> bool:
@@ -66,16 +64,26 @@ def is_store(path: str | Path) -> bool:
     return all((Path(path) / name).is_file() for name in ("manifest.json", "rejects.jsonl"))
 
 
+def _weighted_sources(settings: PreparationSettings) -> Iterator[tuple[str, float]]:
+    for name, weight in zip(settings.data, settings.weights or (1.0,) * len(settings.data), strict=True):
+        for source in find_sources([name]):
+            check_sources([source])
+            yield source, weight
+
+
 def _request(
-    settings: PreparationSettings, tokenizer: Tokenizer, sources: list[dict[str, Any]]
+    settings: PreparationSettings, tokenizer: Tokenizer, sources: list[dict[str, Any]], weights: list[float]
 ) -> dict[str, Any]:
     """Return all that decides the bytes of the store."""
     return {
         "kind": settings.kind,
+        "format": settings.format,
         "text_column": settings.text_column,
         "question_position": settings.question_position,
+        "validation_fraction": settings.validation_fraction,
+        "weights": weights,
         "tokenizer": tokenizer.fingerprint,
-        "sources": [source["sha256"] for source in sources],
+        "sources": [source["sha256"] or source["path"] for source in sources],
     }
 
 
@@ -85,59 +93,143 @@ def _finished(out: str, request: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"{out} was prepared with other {', '.join(differing)}; choose another --out, or --overwrite it"
         )
-    TokenStore(out).verify()
+    for store in manifest["stores"]:
+        TokenStore(Path(out) / store).verify()
     return manifest
 
 
-def _write_documents(settings: PreparationSettings, writer: StoreWriter, rejects: Rejects) -> dict[str, Any]:
-    """Append every usable record; return what was counted."""
-    total_bytes = sum(Path(path).stat().st_size for path in settings.data)
-    records = with_progress(read_records(settings.data), total_bytes, "preparing")
-    renderer = Renderer(writer.tokenizer)
-    num_bytes, target_bytes = 0, 0
-    for batch in _in_batches(accept(records, _parser(settings), rejects)):
-        _append(writer, renderer, batch)
-        for message in (message for messages in batch for message in messages):
-            size = len(message.content.encode())
-            num_bytes += size
-            target_bytes += size * (message.role == "assistant")
-    rejects.check()
-    counts = {"records": rejects.num_records, "rejects": dict(rejects.reasons)}
-    return counts | {"bytes": num_bytes, "target_bytes": target_bytes}
+def _is_complete(folder: Path, request: dict[str, Any]) -> bool:
+    """Say whether a preparation was killed between its last file and the renaming of the folder."""
+    return (folder / "manifest.json").is_file() and read_manifest(folder)["request"] == request
 
 
-def _parser(settings: PreparationSettings) -> Callable[[dict[str, Any]], list[Message]]:
-    """Return the function from a record to messages; a text is one answer to nothing."""
+class _Journal:
+    """Says how far a preparation has come; one of other settings or sources is void, with all there is."""
 
-    def parse_text(record: dict[str, Any]) -> list[Message]:
-        return [Message("assistant", read_text(record.get(settings.text_column), settings.text_column))]
+    def __init__(self, folder: Path, request: dict[str, Any]) -> None:
+        self.folder, self.path = folder, folder / JOURNAL
+        self._request, self._due = request, monotonic() + JOURNAL_EVERY_SECONDS
+        self.position: dict[str, Any] = {}
+        try:
+            written = json.loads(self.path.read_text(encoding="utf-8"))
+            self.position = written["position"] if written["request"] == request else {}
+        except (OSError, ValueError):
+            pass  # nothing was done yet
+        if not self.position:
+            shutil.rmtree(folder / STORES[1], ignore_errors=True)
+            for file in filter(Path.is_file, folder.iterdir()):
+                file.unlink()
 
-    def parse_chat(record: dict[str, Any]) -> list[Message]:
-        return parse_messages(record, settings.question_position)
+    def is_due(self) -> bool:
+        return monotonic() >= self._due
 
-    return parse_text if settings.kind == "pretrain" else parse_chat
-
-
-def _in_batches(documents: Iterable[list[Message]]) -> Iterator[list[list[Message]]]:
-    batch, characters = [], 0
-    for document in documents:
-        batch.append(document)
-        characters += sum(len(message.content) for message in document)
-        if len(batch) >= BATCH_RECORDS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+    def write(self, position: dict[str, Any]) -> None:
+        write_whole(self.path, json.dumps({"request": self._request, "position": position}))
+        self._due = monotonic() + JOURNAL_EVERY_SECONDS
 
 
-def _append(writer: StoreWriter, renderer: Renderer, batch: list[list[Message]]) -> None:
-    tokenizer = renderer.tokenizer
-    texts = [message.content for messages in batch for message in messages]
-    encoded = iter(tokenizer.encode_batch(texts))
-    for messages in batch:
-        contents = [next(encoded) for _ in messages]
-        if writer.kind == "pretrain":
-            writer.append([tokenizer.endoftext_id, *contents[0], tokenizer.endoftext_id])
-        else:
-            rendered = renderer.assemble([message.role for message in messages], contents)
-            writer.append(rendered.ids, rendered.codes)
+def _write(
+    settings: PreparationSettings,
+    sources: list[tuple[str, float]],
+    tokenizer: Tokenizer,
+    journal: _Journal,
+    notes: dict[str, Any],
+) -> None:
+    """Encode what the journal does not hold yet, then write the manifests."""
+    total_bytes = sum(size_of(source) for source, _ in sources)
+    workers = num_processes(settings.num_workers, -(-total_bytes // BLOCK_BYTES) if total_bytes else None)
+    with (
+        closing(_Output(settings, tokenizer, journal)) as output,
+        reporting(total_bytes, "preparing") as report,
+    ):
+        jobs = _jobs(settings, sources, tokenizer, output.num_blocks)
+        for encoded in map_in_order(Encoder(settings), jobs, workers, lambda job: len(job.block.content)):
+            output.append(encoded)
+            report(encoded.account[0], encoded.size)
+        output.finish(notes)
+
+
+def _jobs(
+    settings: PreparationSettings, sources: list[tuple[str, float]], tokenizer: Tokenizer, num_done: int
+) -> Iterator[Job]:
+    """Yield the blocks that are to be encoded; of those done before, only the format is looked at."""
+    number = 0
+    for source, weight in sources:
+        chat_format = settings.format
+        for block in read_blocks(source):
+            if settings.kind == "sft" and chat_format is None:
+                chat_format = _detect(block)
+            if number >= num_done:
+                yield Job(block, weight, chat_format, tokenizer.fingerprint)
+            number += 1
+
+
+def _detect(block: Block) -> ChatFormat | None:
+    """Return the format of the first record that has one."""
+    records = (record.value for record in records_of(block) if record.value)
+    return next(filter(None, map(format_of, records)), None)
+
+
+class _Output:
+    """The stores being written, the list of rejects, and the counts for the manifest."""
+
+    def __init__(self, settings: PreparationSettings, tokenizer: Tokenizer, journal: _Journal) -> None:
+        position = journal.position or {"blocks": 0, "listing": 0, "account": (0, {}, "")}
+        self._journal = journal
+        self.num_blocks: int = position["blocks"]
+        self._documents: dict[str, int] = position.get("documents", {})
+        self._num_bytes = np.array(position.get("bytes", [[0, 0], [0, 0]]))
+        self._listing = open(journal.folder / "rejects.jsonl", "ab")  # noqa: SIM115
+        self._listing.truncate(position["listing"])
+        self._rejects = Rejects(settings.max_reject_fraction)
+        self._rejects.merge(*position["account"])
+        places = position.get("stores", [None, None])
+        names = STORES if settings.validation_fraction else STORES[:1]
+        self._writers = [
+            StoreWriter(journal.folder / name, settings.kind, tokenizer, place)
+            for name, place in zip(names, places, strict=False)
+        ]
+
+    def append(self, encoded: Encoded) -> None:
+        """Add a block's documents and rejects."""
+        for writer, part in zip(self._writers, encoded.parts, strict=False):
+            if part is not None:
+                writer.append(part)
+                self._documents[encoded.source] = self._documents.get(encoded.source, 0) + len(part.lengths)
+        self._num_bytes += encoded.num_bytes
+        self._rejects.merge(*encoded.account)
+        self._listing.write(encoded.rejects.encode())
+        self.num_blocks += 1
+        if self._journal.is_due():
+            self._journal.write(self._position())
+
+    def _position(self) -> dict[str, Any]:
+        flush_to_disk(self._listing)
+        return {
+            "blocks": self.num_blocks,
+            "documents": self._documents,
+            "bytes": self._num_bytes.tolist(),
+            "listing": self._listing.tell(),
+            "account": self._rejects.account(),
+            "stores": [writer.position() for writer in self._writers],
+        }
+
+    def finish(self, notes: dict[str, Any]) -> None:
+        """Write the manifests, that of `out` last; raises `UserError` if a store is empty."""
+        self._rejects.check()
+        self._journal.write(self._position())
+        records, reasons, _ = self._rejects.account()
+        for source in notes["sources"]:
+            source["documents"] = self._documents.get(source["path"], 0)
+        counts = {"records": records, "rejects": reasons, "stores": list(STORES[: len(self._writers)])}
+        for place in reversed(range(len(self._writers))):
+            if not self._writers[place].position()["shards"]:
+                raise UserError("a store would hold no document; change validation_fraction or weights")
+            num_bytes, target_bytes = self._num_bytes[place].tolist()
+            sizes = {"bytes": num_bytes, "target_bytes": target_bytes}
+            self._writers[place].finish(counts | sizes | notes)
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in (*self._writers, self._listing):
+            file.close()

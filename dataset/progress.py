@@ -1,66 +1,70 @@
-"""How far a pass over files has come: a bar on a terminal, a line every few seconds elsewhere."""
+"""How far a pass over data has come: a bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-
-from dataset.sources import Record
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 LINE_EVERY_SECONDS = 10.0
 BAR_EVERY_SECONDS = 0.2
 
+Report = Callable[[int, int], None]
 
-def with_progress(records: Iterable[Record], total_bytes: int, action: str) -> Iterator[Record]:
-    """Pass records through, and write on stderr documents/s, MB/s and the time left."""
+
+@contextmanager
+def reporting(total_bytes: int, action: str) -> Iterator[Report]:
+    """Yield a function to be told of records and bytes done; it writes rate and time left on stderr.
+
+    `total_bytes` 0 is for what has no known size; a compressed file passes its own.
+    """
     if sys.stderr.isatty():
-        yield from _with_bar(records, total_bytes, action)
-        return
-    for record, done in _at_intervals(records, LINE_EVERY_SECONDS):
-        if done:
-            left = done.seconds * (total_bytes / done.num_bytes - 1)
-            print(f"{action}: {done.num_bytes / total_bytes:.0%}, {done}, {left:.0f} s left", file=sys.stderr)
-        yield record
+        with _bar(total_bytes, action) as show:
+            done = _Done(total_bytes, BAR_EVERY_SECONDS, show)
+            yield done.add
+            show(done)
+    else:
+        yield _Done(total_bytes, LINE_EVERY_SECONDS, lambda done: _write_line(done, action)).add
 
 
-def _with_bar(records: Iterable[Record], total_bytes: int, action: str) -> Iterator[Record]:
+def _write_line(done: "_Done", action: str) -> None:
+    known = f"{done.share:.0%}, " if done.share else ""
+    left = f", {done.seconds * (1 / done.share - 1):.0f} s left" if done.share else ""
+    print(f"{action}: {known}{done}{left}", file=sys.stderr)
+
+
+@contextmanager
+def _bar(total_bytes: int, action: str) -> Iterator[Callable[["_Done"], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        action,
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%  {task.description}"),
-        TimeRemainingColumn(),
-    )
+    columns = (action, BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total_bytes)
-        for record, done in _at_intervals(records, BAR_EVERY_SECONDS):
-            if done:
-                bar.update(task, completed=done.num_bytes, description=str(done))
-            yield record
-        bar.update(task, completed=total_bytes)
+        task = bar.add_task("", total=total_bytes or None)
+        yield lambda done: bar.update(task, completed=done.num_bytes, description=str(done))
 
 
 class _Done:
-    def __init__(self) -> None:
-        self.num_records, self.num_bytes, self.started = 0, 0, time.monotonic()
+    def __init__(self, total_bytes: int, every_seconds: float, show: Callable[["_Done"], None]) -> None:
+        self.num_records = self.num_bytes = 0
+        self._total_bytes, self._every, self._show = total_bytes, every_seconds, show
+        self._started, self._due = time.monotonic(), every_seconds
+
+    def add(self, num_records: int, num_bytes: int) -> None:
+        self.num_records += num_records
+        self.num_bytes += num_bytes
+        if self.seconds >= self._due:
+            self._due = self.seconds + self._every
+            self._show(self)
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        return time.monotonic() - self._started
+
+    @property
+    def share(self) -> float:
+        """0 where the end is not known: of what is compressed more bytes come out than the file has."""
+        return self.num_bytes / self._total_bytes if 0 < self.num_bytes <= self._total_bytes else 0.0
 
     def __str__(self) -> str:
         rate = self.num_records / self.seconds
         return f"{self.num_records:,} records, {rate:,.0f}/s, {self.num_bytes / 1e6 / self.seconds:.1f} MB/s"
-
-
-def _at_intervals(records: Iterable[Record], seconds: float) -> Iterator[tuple[Record, _Done | None]]:
-    done, due = _Done(), seconds
-    for record in records:
-        done.num_records += 1
-        done.num_bytes += record.num_bytes
-        if done.seconds >= due:
-            due = done.seconds + seconds
-            yield record, done
-        else:
-            yield record, None

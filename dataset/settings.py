@@ -7,7 +7,7 @@ from model.config import PromptMask
 from model.errors import UserError
 
 Kind = Literal["pretrain", "sft"]
-Packing = Literal["pack", "none"]
+Packing = Literal["pack", "best_fit", "none"]
 Supervise = Literal["answers", "last", "all", "suffix"]
 
 SHORTEST_ROW = 16
@@ -20,7 +20,8 @@ class BatchSettings:
     max_seq_len: int = 512
     """tokens in a row: longer conversations are shortened, longer texts split"""
     packing: Packing = "pack"
-    """pack: several documents in a row; none: one, padded to the longest of its batch"""
+    """pack: several documents in a row; best_fit: texts, too, cut only where a row is too short for them;
+    none: one document in a row, padded to the longest of its batch"""
     prompt_mask: PromptMask = "causal"
     """strategy that sets the bidirectional blocks; pretraining takes causal or prefix"""
     supervise: Supervise | None = None
@@ -35,6 +36,8 @@ class BatchSettings:
 
     def resolved(self, kind: Kind) -> "BatchSettings":
         """Return the settings with `supervise` filled in; raises `UserError` for what the data rules out."""
+        if kind == "sft" and self.packing == "best_fit":
+            raise UserError("packing best_fit is for texts: pack fits conversations in best already")
         allowed = _supervise_choices(kind, self.prompt_mask)
         if self.supervise is not None and self.supervise not in allowed:
             raise UserError(

@@ -1,164 +1,228 @@
-"""Records of local files, one at a time, and an account of those that cannot be used.
+"""Where data lies: files, folders, globs and the hub, as blocks of lines that end where a record ends.
 
-Files are read as binary lines: a broken line or byte costs that line, never the file. What a record means is
-`dataset/conversation.py`'s.
+Local text is read as bytes: what is broken costs a record, never the file, and no file is held whole. Parquet
+and the hub come through `datasets`, as lines of JSON. What stands in a block is `dataset/records.py`'s.
 """
 
 import json
-from collections import Counter
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from glob import glob, has_magic
 from hashlib import file_digest
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
-from dataset.conversation import RecordError, parse_messages, read_text
+from dataset.json_lines import as_json_lines
 from model.errors import UserError
 
-Parsed = TypeVar("Parsed")
-SUFFIXES = (".jsonl", ".txt")
+HUB = "hub:"
+FORMS = (".jsonl", ".json", ".txt", ".parquet")
+COMPRESSIONS = (".gz", ".zst")
+ENDINGS = (*FORMS, *(form + packed for form in FORMS[:3] for packed in COMPRESSIONS))
+
+CHUNK_BYTES = 2**20
+PACKED_BYTES = 2**10  # what is unpacked at a time: so much may be lost before a damaged place
+BLOCK_BYTES = 2**22
+LONGEST_RECORD_BYTES = 2**28
+RECORD_END = {".txt": re.compile(rb"\n[^\S\n]*\n")}  # a blank line; elsewhere a record is a line
+LINE_END = re.compile(rb"\n")
 
 
-class Record(NamedTuple):
-    """One object of a .jsonl file, or one paragraph of a .txt file as `{"text": …}`."""
+class Block(NamedTuple):
+    """Consecutive records of a source, as they stand in it."""
 
-    value: dict[str, Any] | None
-    """None where the record cannot be read"""
-    fault: str
-    """why it cannot be read; empty where it can"""
-    file: str
+    source: str
     line: int
-    """counted from 1"""
-    num_bytes: int
-    """size in the file"""
+    """of its beginning, counted from 1"""
+    content: bytes
+    fault: str = ""
+    """why something here cannot be read; then there is no content"""
 
 
-def check_sources(paths: Sequence[str]) -> None:
-    """Raise `UserError` unless every path is a file of a known form that is not empty."""
-    for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"data file not found: {path}")
-        if Path(path).suffix not in SUFFIXES:
-            raise UserError(f"{path}: expected a file that ends in {' or '.join(SUFFIXES)}")
-        if not Path(path).stat().st_size:
-            raise UserError(f"data file is empty: {path}")
+class BrokenOffError(ValueError):
+    """Says why a compressed file cannot be read further."""
 
 
-def describe_source(path: str) -> dict[str, Any]:
-    """Return what tells this state of a file from another: name, size in bytes, sha256."""
-    with open(path, "rb") as file:
+def find_sources(names: Sequence[str]) -> list[str]:
+    """Return the sources that names stand for: files, files in folders, matches of globs, hub names."""
+    return list(chain.from_iterable(map(_expand, names)))
+
+
+def _expand(name: str) -> list[str]:
+    path = Path(name)
+    if name.startswith(HUB):
+        return [name]
+    if path.is_dir():
+        found = [str(file) for file in sorted(path.rglob("*")) if file.is_file() and form_of(file)]
+    elif has_magic(name) and not path.exists():
+        found = sorted(file for file in glob(name, recursive=True) if Path(file).is_file())
+    else:
+        return [name]
+    if not found:
+        raise UserError(f"no data files in {name}: expected names that end in {', '.join(ENDINGS)}")
+    return found
+
+
+def form_of(path: str | Path) -> str:
+    """Return the ending that says how a file is read, without that of its compression; "" if unknown."""
+    name = Path(path).name
+    for ending in ENDINGS:
+        if name.endswith(ending):
+            return Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
+    return ""
+
+
+def check_sources(sources: Iterable[str]) -> None:
+    """Raise `UserError` unless every source is a file of a known form that is not empty, or on the hub."""
+    for source in sources:
+        if source.startswith(HUB):
+            continue
+        if not Path(source).is_file():
+            raise UserError(f"data file not found: {source}")
+        if not form_of(source):
+            raise UserError(f"{source}: expected a file that ends in {', '.join(ENDINGS)}")
+        if not Path(source).stat().st_size:
+            raise UserError(f"data file is empty: {source}")
+
+
+def size_of(source: str) -> int:
+    """Return the bytes of a file, 0 for what is on the hub."""
+    return 0 if source.startswith(HUB) else Path(source).stat().st_size
+
+
+def describe_source(source: str) -> dict[str, Any]:
+    """Return what tells this state of a source from another: name, size in bytes, sha256 (files only)."""
+    if source.startswith(HUB):
+        return {"path": source, "bytes": 0, "sha256": ""}
+    with open(source, "rb") as file:
         return {
-            "path": str(path),
-            "bytes": Path(path).stat().st_size,
+            "path": str(source),
+            "bytes": size_of(source),
             "sha256": file_digest(file, "sha256").hexdigest(),
         }
 
 
-def read_records(paths: Iterable[str]) -> Iterator[Record]:
-    """Yield the records of files in order; what cannot be read comes as a record with its fault."""
-    for path in paths:
-        read = _read_jsonl if Path(path).suffix == ".jsonl" else _read_paragraphs
-        with open(path, "rb") as file:
-            yield from read(str(path), file)
+def read_blocks(source: str) -> Iterator[Block]:
+    """Yield the blocks of a source: the same at every reading, each a little longer than `BLOCK_BYTES`."""
+    if source.startswith(HUB):
+        yield from _cut(source, LINE_END, _rows(**_on_hub(source)))
+        return
+    form = form_of(source)
+    if form == ".parquet":
+        yield from _cut(source, LINE_END, _rows(path="parquet", data_files=[source], split="train"))
+        return
+    with open(source, "rb") as file:
+        chunks = _unpacked(file) if source.endswith(COMPRESSIONS) else _chunks(file, CHUNK_BYTES)
+        chunks = as_json_lines(chunks) if form == ".json" else chunks
+        yield from _cut(source, RECORD_END.get(form, LINE_END), chunks)
 
 
-def _read_jsonl(path: str, file: BinaryIO) -> Iterator[Record]:
-    for number, line in enumerate(file, start=1):
-        if line.isspace():
-            continue
-        value, fault = None, ""
-        try:
-            value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            if not isinstance(value, dict):
-                value, fault = None, "not a JSON object"
-        except UnicodeDecodeError:
-            fault = "not UTF-8"
-        except ValueError:
-            fault = "not JSON"
-        except RecursionError:
-            fault = "nested too deeply"
-        yield Record(value, fault, path, number, len(line))
+def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    return iter(lambda: file.read(size), b"")
 
 
-def _read_paragraphs(path: str, file: BinaryIO) -> Iterator[Record]:
-    lines: list[bytes] = []
-    number = 0
-    for number, line in enumerate(file, start=1):
-        if not line.isspace():
-            lines.append(line)
-        elif lines:
-            yield _paragraph(path, number - len(lines), lines)
-            lines = []
-    if lines:
-        yield _paragraph(path, number - len(lines) + 1, lines)
+def _unpacked(file: BinaryIO) -> Iterator[bytes]:
+    """Yield what is in a gzip or zstd file, which may hold several streams one after the other."""
+    start, fault = _unpacker(file.name)
+    unpacker = start()
+    for data in _chunks(file, PACKED_BYTES):
+        while data:
+            unpacker = start() if unpacker.eof else unpacker
+            try:
+                yield unpacker.decompress(data)
+            except fault:
+                raise BrokenOffError("compressed data is damaged") from None
+            data = unpacker.unused_data
+    if not unpacker.eof:
+        raise BrokenOffError("compressed data ends early")
 
 
-def _paragraph(path: str, number: int, lines: list[bytes]) -> Record:
-    content = b"".join(lines)
+def _unpacker(name: str) -> tuple[Callable[[], Any], type[Exception]]:
+    if name.endswith(".gz"):
+        return lambda: zlib.decompressobj(wbits=31), zlib.error
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
+
+
+def _cut(source: str, record_end: re.Pattern[bytes], chunks: Iterable[bytes]) -> Iterator[Block]:
+    """Cut a stream of bytes into blocks at ends of records; what is read before a damage is kept."""
+    cutter, fault = _Cutter(source, record_end), ""
     try:
-        return Record({"text": content.decode("utf-8-sig").strip()}, "", path, number, len(content))
-    except UnicodeDecodeError:
-        return Record(None, "not UTF-8", path, number, len(content))
+        for chunk in chunks:
+            yield from cutter.feed(chunk)
+    except BrokenOffError as error:
+        fault = str(error)
+    yield from cutter.rest()
+    if fault:
+        yield Block(source, cutter.line, b"", fault)
 
 
-def texts_of(record: dict[str, Any], text_column: str = "text") -> list[str]:
-    """Return every text that a record of either kind holds; raises `RecordError` where there is none."""
-    if text_column in record:
-        return [read_text(record[text_column], text_column)]
-    return [message.content for message in parse_messages(record)]
+class _Cutter:
+    def __init__(self, source: str, record_end: re.Pattern[bytes]) -> None:
+        self.source, self.record_end = source, record_end
+        self.line, self._pending, self._searched, self._in_giant = 1, bytearray(), 0, False
+
+    def feed(self, chunk: bytes) -> Iterator[Block]:
+        self._pending += chunk
+        if self._in_giant and not self._leave_giant():
+            return
+        while found := self.record_end.search(self._pending, max(BLOCK_BYTES, self._searched)):
+            yield self._take(found.end())
+        self._searched = max(0, len(self._pending) - 64)  # a blank line may come in two chunks
+        if len(self._pending) > LONGEST_RECORD_BYTES:
+            yield from self._enter_giant()
+
+    def rest(self) -> Iterator[Block]:
+        if self._pending and not self._in_giant:
+            yield self._take(len(self._pending))
+
+    def _enter_giant(self) -> Iterator[Block]:
+        """Yield the records before one that is too long to hold, and say so; its rest is passed over."""
+        ends = [found.end() for found in self.record_end.finditer(self._pending, 0, BLOCK_BYTES)]
+        if ends:
+            yield self._take(ends[-1])
+        yield Block(self.source, self.line, b"", f"longer than {LONGEST_RECORD_BYTES >> 20} MB")
+        self._in_giant = True
+        self._leave_giant()
+
+    def _leave_giant(self) -> bool:
+        found = self.record_end.search(self._pending)
+        self._take(found.end() if found else len(self._pending))
+        self._in_giant = not found
+        return not self._in_giant
+
+    def _take(self, end: int) -> Block:
+        with memoryview(self._pending) as view:
+            content = bytes(view[:end])
+        del self._pending[:end]
+        line, self.line = self.line, self.line + content.count(b"\n")
+        self._searched = 0
+        return Block(self.source, line, content)
 
 
-@dataclass
-class Rejects:
-    """Counts the records that cannot be used by reason, and lists each as a line of JSON where asked to."""
-
-    max_fraction: float = 0.01
-    """share of all records that may be rejected"""
-    listing: TextIO | None = None
-
-    def __post_init__(self) -> None:
-        """Start at zero."""
-        if not 0 <= self.max_fraction <= 1:
-            raise UserError(
-                f"--max_reject_fraction: expected a share between 0 and 1, got {self.max_fraction}"
-            )
-        self.num_records = 0
-        self.reasons: Counter[str] = Counter()
-        self._first = ""
-
-    def add(self, record: Record, reason: str) -> None:
-        """Note one record that cannot be used."""
-        self._first = self._first or f"{record.file} line {record.line}: {reason}"
-        self.reasons[reason] += 1
-        if self.listing:
-            entry = {"file": record.file, "line": record.line, "reason": reason}
-            self.listing.write(json.dumps(entry) + "\n")
-
-    def check(self) -> None:
-        """Raise `UserError` when too many of the records were rejected."""
-        if not self.num_records:
-            raise UserError("the data files hold no records")
-        rejected = self.reasons.total()
-        if rejected > self.max_fraction * self.num_records or rejected == self.num_records:
-            others = f" (and {rejected - 1} more)" if rejected > 1 else ""
-            raise UserError(
-                f"{self._first}{others}; {rejected} of {self.num_records} records cannot be used, "
-                f"more than --max_reject_fraction {self.max_fraction:g} allows"
-            )
+def _on_hub(source: str) -> dict[str, Any]:
+    """Return what `hub:org/name[:config][:split]` asks for; two parts are a name and a split."""
+    name, *options = source.removeprefix(HUB).split(":")
+    if not name or len(options) > 2:
+        raise UserError(f"{source}: expected {HUB}org/name, and after it :split or :config:split")
+    config, split = options if len(options) == 2 else (None, *options, "train")[:2]
+    return {"path": name, "name": config, "split": split}
 
 
-def accept(
-    records: Iterable[Record], parse: Callable[[dict[str, Any]], Parsed], rejects: Rejects
-) -> Iterator[Parsed]:
-    """Yield what `parse` makes of each record; those it refuses go to `rejects`."""
-    for record in records:
-        rejects.num_records += 1
-        if record.value is None:
-            rejects.add(record, record.fault)
-            continue
-        try:
-            parsed = parse(record.value)
-        except RecordError as error:
-            rejects.add(record, str(error))
-        else:
-            yield parsed
+def _rows(**request: Any) -> Iterator[bytes]:
+    """Yield the rows of what `datasets` opens, each as a line of JSON; raises `UserError` if it fails."""
+    import datasets
+
+    what = request.get("data_files", [HUB + request["path"]])[0]
+    datasets.disable_progress_bars()
+    if request["path"] == "parquet":
+        request["batch_size"] = 1000  # else whole row groups are held
+    try:
+        for row in datasets.load_dataset(**request, streaming=True):
+            yield json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    except Exception as error:  # each format, file system and server raises its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what} cannot be read: {reason}") from None

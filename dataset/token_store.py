@@ -1,22 +1,23 @@
 """Tokenized documents on disk, memory-mapped: how they are laid out, written and opened.
 
-    store/  ids.bin      uint16 or uint32, all documents one after the other
-            codes.bin    uint8 per token: role, target and start bits (chat only)
-            offsets.bin  int64, document i is ids[offsets[i]:offsets[i + 1]]
-            manifest.json  rejects.jsonl  tokenizer/
+    store/  ids-00000.bin      uint16 or uint32, the documents of a shard one after the other
+            codes-00000.bin    uint8 per token: role, target and start bits (chat only)
+            lengths-00000.bin  uint32 tokens of each document
+            …  manifest.json  rejects.jsonl  tokenizer/
 
 The store knows nothing of masks and lengths: every training reads the same bytes. What goes in is decided by
 `dataset/preparation.py`, what comes out as rows by `dataset/batches.py`.
 """
 
 import json
-from array import array
-from collections.abc import Sequence
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from hashlib import file_digest, sha256
-from io import BufferedWriter, FileIO
+from hashlib import file_digest
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,32 @@ from dataset.settings import Kind
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SHARD_TOKENS = 2**27  # a shard ends with the part that reaches this
+FIELDS = ("ids", "codes", "lengths")
+
+
+class Part(NamedTuple):
+    """Consecutive documents of a store."""
+
+    ids: np.ndarray
+    """(n,) of all documents"""
+    codes: np.ndarray | None
+    """(n,) uint8 as in `Rendered`; None for text, in which every token is a target"""
+    lengths: np.ndarray
+    """(D,) uint32 tokens of each document"""
+
+    def of(self, chosen: np.ndarray) -> "Part":
+        """Return the documents that `chosen` (D,) bool says."""
+        tokens = np.repeat(chosen, self.lengths)
+        return Part(self.ids[tokens], self.codes[tokens], self.lengths[chosen])
+
+    @property
+    def num_targets(self) -> int:
+        """Return how many tokens can carry loss."""
+        if self.codes is None:
+            return len(self.ids) - len(self.lengths)
+        return int(np.count_nonzero(self.codes & TARGET))
 
 
 class TokenStore:
@@ -46,13 +72,21 @@ class TokenStore:
         self.kind: Kind = self.manifest["kind"]
         self.num_tokens: int = self.manifest["tokens"]
         self.tokenizer_path = self.path / "tokenizer"
-        self.offsets = np.fromfile(self.path / "offsets.bin", dtype=np.int64)
-        self.lengths = np.diff(self.offsets)
-        if self.offsets[-1] != self.num_tokens or (self.lengths <= 0).any():
-            raise UserError(f"{self.path / 'offsets.bin'} is damaged; prepare the data again")
-        self.ids = np.asarray(np.memmap(self.path / "ids.bin", dtype=self.manifest["dtype"], mode="r"))
-        self.codes = (
-            np.asarray(np.memmap(self.path / "codes.bin", np.uint8, "r")) if self.kind == "sft" else None
+        self._shards = [self._map(number) for number in range(len(self.manifest["shards"]))]
+        self._first_of_shard = [0, *accumulate(len(shard.lengths) for shard in self._shards)]
+        self.lengths = np.concatenate([shard.lengths for shard in self._shards]).astype(np.int64)
+        self._offsets = [np.cumsum(np.append(0, shard.lengths), dtype=np.int64) for shard in self._shards]
+        if self.lengths.sum() != self.num_tokens or (self.lengths <= 0).any():
+            raise UserError(f"the lengths in {self.path} are damaged; prepare the data again")
+
+    def _map(self, shard: int) -> Part:
+        dtypes = (self.manifest["dtype"], np.uint8, np.uint32)
+        files = [self.path / shard_file(field, shard) for field in FIELDS]
+        return Part(
+            *(
+                np.asarray(np.memmap(file, dtype, mode="r")) if file.name in self.manifest["files"] else None
+                for file, dtype in zip(files, dtypes, strict=True)
+            )
         )
 
     def __len__(self) -> int:
@@ -61,12 +95,28 @@ class TokenStore:
 
     def __getitem__(self, index: int) -> Rendered:
         """Return document `index`; in text every token is a target."""
-        span = slice(self.offsets[index], self.offsets[index + 1])
-        if self.codes is not None:
-            return Rendered(self.ids[span], self.codes[span])
-        return Rendered(
-            self.ids[span], np.full(self.lengths[index], ROLES.index("assistant") | TARGET, dtype=np.uint8)
-        )
+        shard = bisect_right(self._first_of_shard, index) - 1
+        first = index - self._first_of_shard[shard]
+        part = self._slice(shard, first, first + 1)
+        if part.codes is not None:
+            return Rendered(part.ids, part.codes)
+        return Rendered(part.ids, np.full(len(part.ids), ROLES.index("assistant") | TARGET, dtype=np.uint8))
+
+    def parts(self, max_tokens: int) -> Iterator[Part]:
+        """Yield all documents in order, as many at a time as hold `max_tokens`, or one that is longer."""
+        for shard, offsets in enumerate(self._offsets):
+            first, documents = 0, len(offsets) - 1
+            while first < documents:
+                last = int(np.searchsorted(offsets, offsets[first] + max_tokens, side="right")) - 1
+                last = max(last, first + 1)
+                yield self._slice(shard, first, last)
+                first = last
+
+    def _slice(self, shard: int, first: int, last: int) -> Part:
+        whole, offsets = self._shards[shard], self._offsets[shard]
+        span = slice(offsets[first], offsets[last])
+        codes = whole.codes[span] if whole.codes is not None else None
+        return Part(whole.ids[span], codes, whole.lengths[first:last])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -118,55 +168,110 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def shard_file(field: str, shard: int) -> str:
+    """Return the name of a file of a shard."""
+    return f"{field}-{shard:05}.bin"
+
+
 class StoreWriter:
-    """Appends documents to the files of a new store in `folder`."""
+    """Appends documents to the shards of a store in `folder`.
 
-    def __init__(self, folder: Path, kind: Kind, tokenizer: Tokenizer) -> None:
-        """Open the files."""
+    `position()` says how far it has come; a writer that is given it goes on from there, whatever was written
+    after it. So the bytes of a store do not depend on interruptions.
+    """
+
+    def __init__(
+        self, folder: Path, kind: Kind, tokenizer: Tokenizer, position: dict[str, Any] | None = None
+    ) -> None:
+        """Start a store, or go on with one."""
         self.folder, self.kind, self.tokenizer = folder, kind, tokenizer
-        self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-        self.num_targets = 0
-        self._lengths = array("q")
-        self._ids = _HashedFile(folder / "ids.bin")
-        self._codes = _HashedFile(folder / "codes.bin") if kind == "sft" else None
+        self.dtype = np.dtype(tokenizer.typecode)
+        position = position or {"shards": [], "targets": 0}
+        self.num_targets: int = position["targets"]
+        self._shards: list[dict[str, int]] = [dict(shard) for shard in position["shards"]]
+        self._fields = FIELDS if kind == "sft" else ("ids", "lengths")
+        folder.mkdir(exist_ok=True)
+        self._files = self._open() if self._shards else {}
 
-    def append(self, ids: Sequence[int] | np.ndarray, codes: np.ndarray | None = None) -> None:
-        """Add one document; `codes` (n,) uint8 for chat."""
-        self._ids.append(np.asarray(ids, dtype=self.dtype))
-        self._lengths.append(len(ids))
-        if self._codes is None:
-            self.num_targets += len(ids) - 1
-        else:
-            self._codes.append(codes)
-            self.num_targets += int(np.count_nonzero(codes & TARGET))
+    def append(self, part: Part) -> None:
+        """Add documents."""
+        if not self._shards or self._shards[-1]["tokens"] >= SHARD_TOKENS:
+            self.close()
+            self._shards.append({"documents": 0, "tokens": 0})
+            self._files = self._open()
+        for field, file in self._files.items():
+            file.write(getattr(part, field).data)
+        self._shards[-1]["documents"] += len(part.lengths)
+        self._shards[-1]["tokens"] += len(part.ids)
+        self.num_targets += part.num_targets
+
+    def position(self) -> dict[str, Any]:
+        """Return what has been written, and see to it that it stays written."""
+        for file in self._files.values():
+            flush_to_disk(file)
+        return {"shards": [dict(shard) for shard in self._shards], "targets": self.num_targets}
 
     def close(self) -> None:
         """Close the files without finishing the store."""
-        for file in (self._ids, self._codes):
-            if file:
-                file.close()
+        for file in self._files.values():
+            flush_to_disk(file)
+            file.close()
+        self._files = {}
 
     def finish(self, notes: dict[str, Any]) -> dict[str, Any]:
-        """Write offsets, tokenizer and manifest; return the manifest, which holds `notes` too."""
-        lengths = np.frombuffer(self._lengths, dtype=np.int64)
-        offsets = _HashedFile(self.folder / "offsets.bin")
-        offsets.append(np.concatenate(([0], np.cumsum(lengths))))
+        """Write tokenizer and manifest; return the manifest, which holds `notes` too."""
+        self.close()
         self.tokenizer.save(self.folder / "tokenizer")
-        files = [file for file in (self._ids, self._codes, offsets) if file]
+        names = [shard_file(field, n) for n in range(len(self._shards)) for field in self._fields]
+        lengths = self._lengths()
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
             "documents": len(lengths),
-            "tokens": int(lengths.sum()),
+            "tokens": int(lengths.sum(dtype=np.int64)),
             "targets": self.num_targets,
             "dtype": self.dtype.name,
             "lengths": _describe_lengths(lengths),
             "tokenizer": {"fingerprint": self.tokenizer.fingerprint, "vocab_size": self.tokenizer.vocab_size},
-            "files": {file.path.name: file.finish() for file in files},
+            "shards": self._shards,
+            "files": {name: _checksum(self.folder / name) for name in names},
         } | notes
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        (self.folder / "manifest.json").write_text(text, encoding="utf-8")
+        write_whole(self.folder / "manifest.json", text)
         return manifest
+
+    def _open(self) -> dict[str, Any]:
+        """Open the files of the last shard, cut to what its counts say."""
+        counts, shard = self._shards[-1], len(self._shards) - 1
+        sizes = {
+            "ids": counts["tokens"] * self.dtype.itemsize,
+            "codes": counts["tokens"],
+            "lengths": counts["documents"] * np.dtype(np.uint32).itemsize,
+        }
+        files = {}
+        for field in self._fields:
+            files[field] = open(self.folder / shard_file(field, shard), "ab")  # noqa: SIM115
+            files[field].truncate(sizes[field])
+        return files
+
+    def _lengths(self) -> np.ndarray:
+        files = [self.folder / shard_file("lengths", shard) for shard in range(len(self._shards))]
+        return np.concatenate([np.fromfile(file, dtype=np.uint32) for file in files])
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that a crash leaves either as it was or as it shall be."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        flush_to_disk(file)
+    partial.rename(path)
+
+
+def flush_to_disk(file: Any) -> None:
+    """Wait until what was written to an open file would survive a crash of the machine."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _describe_lengths(lengths: np.ndarray) -> dict[str, float]:
@@ -176,18 +281,6 @@ def _describe_lengths(lengths: np.ndarray) -> dict[str, float]:
     }
 
 
-class _HashedFile(BufferedWriter):
-    """A binary file whose checksum is taken while it is written."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(FileIO(path, "wb"))
-        self.path, self._hash = path, sha256()
-
-    def append(self, values: np.ndarray) -> None:
-        self.write(values.data)
-        self._hash.update(values.data)
-
-    def finish(self) -> dict[str, Any]:
-        """Close the file and return its size in bytes and its checksum."""
-        self.close()
-        return {"bytes": self.path.stat().st_size, "sha256": self._hash.hexdigest()}
+def _checksum(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}

@@ -7,8 +7,10 @@ Content never becomes a special token here: whoever wants one writes its id. The
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import tokenizers
@@ -24,6 +26,8 @@ RESERVED = tuple(f"<|reserved_{slot}|>" for slot in range(6))
 SPECIAL_TOKENS = MARKERS + TAGS + RESERVED  # ids 0 … 15 of a tokenizer that is trained here
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 SMALLEST_VOCAB = 256 + len(SPECIAL_TOKENS)
+PART_CHARACTERS = 50_000  # longer texts are encoded in parts, cut before a space or full stop if there is one
+PART_END = re.compile(r"(?<=[^\W\d_])[\s。，]")
 
 
 class Tokenizer:
@@ -38,6 +42,7 @@ class Tokenizer:
         backend.add_tokens([_added_token(text) for text in MARKERS + TAGS])
         self._backend = backend
         self._content = _without_added_tokens(backend)
+        self._words = _Words(self._content)
         self.endoftext_id, self.im_start_id, self.im_end_id, self.pad_id = map(self.special, MARKERS)
         self.stop_ids = (self.im_end_id, self.endoftext_id)
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
@@ -76,14 +81,24 @@ class Tokenizer:
 
         Raises `UserError` for what is not Unicode, such as a terminal's undecoded bytes.
         """
+        return list(chain.from_iterable(self.encode_parts(text)))
+
+    def encode_parts(self, text: str) -> Iterable[Iterable[int]]:
+        """Yield what `encode` returns, a part at a time where a text is very long."""
+        return (
+            map(self._encode_part, _parts(text))
+            if len(text) > 2 * PART_CHARACTERS
+            else [self._encode_part(text)]
+        )
+
+    def _encode_part(self, text: str) -> list[int]:
         try:
-            return self._content.encode(text, add_special_tokens=False).ids
+            if self._words.pattern is None:
+                return self._content.encode(text, add_special_tokens=False).ids
+            words = self._words.pattern.findall(text)
+            return list(chain.from_iterable(map(self._words.__getitem__, words)))
         except TypeError:
             raise UserError("the text is not valid Unicode; write it as UTF-8") from None
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of many contents, encoded on all cores."""
-        return [each.ids for each in self._content.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Return the text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -92,10 +107,9 @@ class Tokenizer:
 
     def special(self, text: str) -> int:
         """Return the id of an added token; raises `UserError` if the tokenizer has none of that text."""
-        for token_id, token in self._backend.get_added_tokens_decoder().items():
-            if token.content == text:
-                return token_id
-        raise UserError(f"the tokenizer has no added token {text!r}")
+        if text not in self._special_ids:
+            raise UserError(f"the tokenizer has no added token {text!r}")
+        return self._special_ids[text]
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes that a token stands for; an id that the vocabulary lacks gives U+FFFD."""
@@ -107,10 +121,20 @@ class Tokenizer:
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
     @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: token_id for token_id, token in added.items()}
+
+    @cached_property
     def special_ids(self) -> frozenset[int]:
         """Return the ids that `skip_special_tokens` leaves out of decoded text."""
         added = self._backend.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @property
+    def typecode(self) -> str:
+        """Return the smallest unsigned integer that holds every id, as `array` and NumPy name it."""
+        return "H" if self.vocab_size <= 2**16 else "I"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -124,6 +148,25 @@ class Tokenizer:
         known = {i: bytes(byte_of[c] for c in t) for t, i in vocab.items() if byte_of.keys() >= set(t)}
         added = self._backend.get_added_tokens_decoder()
         return known | {token_id: token.content.encode() for token_id, token in added.items()}
+
+
+class _Words(dict[str, list[int]]):
+    """The ids of words as they are met: several times as fast as the library, as languages repeat words."""
+
+    LONGEST, MOST = 32, 200_000  # characters of a word, words
+
+    def __init__(self, content: tokenizers.Tokenizer) -> None:
+        super().__init__()
+        self._content = content
+        self.pattern = _word_pattern(content)
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self._content.encode(word, add_special_tokens=False).ids
+        if len(word) <= self.LONGEST:
+            if len(self) >= self.MOST:
+                self.clear()
+            self[word] = ids
+        return ids
 
 
 class TextStream:
@@ -160,11 +203,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, isolate_han: bool = T
             f"expected vocab_size of at least {SMALLEST_VOCAB} (bytes and special tokens), got {vocab_size}"
         )
     backend = tokenizers.Tokenizer(models.BPE())
-    split_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    split_han = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [split_han, split_words] if isolate_han else [split_words]
-    )
+    backend.pre_tokenizer = _pre_tokenizer(isolate_han)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -175,6 +214,53 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, isolate_han: bool = T
     role_names = "\n".join(ROLES)
     backend.train_from_iterator((f"{text}\n{role_names}" for text in texts), trainer)
     return Tokenizer(_with_visible_tags(backend))
+
+
+def _pre_tokenizer(isolate_han: bool) -> pre_tokenizers.PreTokenizer:
+    split_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split_han = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
+    return pre_tokenizers.Sequence([split_han, split_words] if isolate_han else [split_words])
+
+
+def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
+    """Return a pattern that cuts a text only where `content` cuts it too, None where its ways are not ours.
+
+    A word is cut only at a space, at a Han character, or where ASCII changes between letters, digits and
+    signs; an apostrophe stays with what follows. The rest is left to the library, so the ids are the same.
+    """
+    alone = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's
+    ways = {True: [_pre_tokenizer(isolate_han=True)], False: [_pre_tokenizer(isolate_han=False), alone]}
+    known = {isolate_han: [_word_rules(rules) for rules in each] for isolate_han, each in ways.items()}
+    content_rules = json.loads(content.to_str())["pre_tokenizer"]
+    isolate_han = next((han for han, rules in known.items() if content_rules in rules), None)
+    if isolate_han is None or content.normalizer is not None:
+        return None
+    space = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+    han = "\u3400-\u4dbf\u4e00-\u9fef" if isolate_han else ""
+    joins = rf"[^\x00-\x7f{han}]"  # a letter or sign of another script may continue the word
+    letters, digits = rf"[A-Za-z]++(?!{joins})", rf"[0-9]++(?!{joins})"
+    signs = rf"[!-&(-/:-@\[-`{{-~]++(?!{joins}|')"
+    word = rf"[{space}]*(?:{letters}|{digits}|{signs}|[^{space}{han}]+)|[{space}]+"
+    return re.compile(rf"[{han}]|{word}" if han else word)
+
+
+def _word_rules(rules: pre_tokenizers.PreTokenizer) -> dict[str, object]:
+    """Return how `tokenizers` writes a pre-tokenizer, which is how two can be compared."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = rules
+    return json.loads(backend.to_str())["pre_tokenizer"]
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Cut a text so that encoding it takes little memory, between words wherever there is such a place."""
+    begin = 0
+    while len(text) - begin > 2 * PART_CHARACTERS:
+        latest = begin + 2 * PART_CHARACTERS
+        found = PART_END.search(text, begin + PART_CHARACTERS, latest)
+        end = found.start() if found else latest
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
 
 
 def _added_token(text: str) -> AddedToken:

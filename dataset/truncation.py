@@ -1,19 +1,20 @@
-"""Which tokens of a conversation stay when it is longer than a row."""
+"""Which tokens of a conversation stay when it is longer than a row, and how many that is for many at once."""
 
 import numpy as np
 
-from dataset.conversation import ROLES, START, Rendered, Renderer
+from dataset.conversation import ROLES, START, TARGET, Rendered, Renderer
+from dataset.token_store import Part
 
 
 def shorten(document: Rendered, limit: int, renderer: Renderer) -> tuple[Rendered | None, int]:
     """Return what is left of a conversation in `limit` tokens, and how many answers were too long for it.
 
-    The system message stays. The oldest questions and answers go first, then content of the last prompt from
-    the left, never its headers. An answer that does not fit even so is left out, and the ones before it are
-    tried. None where no answer fits.
+    The system message stays. The oldest questions and answers go first, then the middle of the last prompt's
+    content, never its headers: what is asked stands at an end of a prompt, before or after a long text. An
+    answer that does not fit even so is left out, and the ones before it are tried. None where no answer fits.
 
-        limit 16:  S S U U U A A U U U U U U A A A A        18 tokens, two rounds
-                   S S       . . U U U U U U A A A A
+        limit 12:  S S U U U A A U U U U U U A A A A        17 tokens, two rounds
+                   S S           U U U U U U A A A A
     """
     edges = np.flatnonzero(np.diff(document.targets.astype(np.int8), prepend=0, append=0))
     answer_begins, answer_ends = edges[::2], edges[1::2]
@@ -32,6 +33,77 @@ def shorten(document: Rendered, limit: int, renderer: Renderer) -> tuple[Rendere
     return None, len(answer_ends)
 
 
+def measure_shortened(
+    part: Part, limit: int, renderer: Renderer, supervise: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `shorten` leaves of each conversation (D,): tokens, targets, and answers that it drops.
+
+    The same rule on whole arrays: millions of conversations are measured in seconds, none is rendered.
+    """
+    answers = _Answers(part, renderer)
+    room = limit - answers.system[answers.document]
+    excess = answers.end - answers.round_begin - room
+    number = np.arange(len(excess))
+    last = np.full(len(part.lengths), -1)
+    np.maximum.at(last, answers.document, np.where(excess <= answers.content, number, -1))
+    per_document = np.bincount(answers.document, minlength=len(last))
+    following = np.cumsum(per_document)  # the number of the first answer of the next document
+    dropped = np.where(last < 0, per_document, following - 1 - last)
+
+    fits = np.flatnonzero(last >= 0)
+    last = last[fits]
+    first = np.searchsorted(answers.round_begin, answers.end[last] - room[last])
+    first = np.maximum(first, (following - per_document)[fits])
+    is_whole, first = first <= last, np.minimum(first, last)
+    lengths, targets = np.zeros((2, len(part.lengths)), dtype=np.int64)
+    whole_length = answers.system[fits] + answers.end[last] - answers.round_begin[first]
+    lengths[fits] = np.where(is_whole, whole_length, limit)
+    sizes = np.append(0, np.cumsum(answers.end - answers.begin))
+    chosen = {"answers": sizes[last + 1] - sizes[first], "last": sizes[last + 1] - sizes[last]}
+    targets[fits] = lengths[fits] - 1 if supervise == "all" else chosen[supervise]
+    return lengths, targets, dropped
+
+
+class _Answers:
+    """The answers (A,) of many conversations: where each begins and ends, and what precedes it."""
+
+    def __init__(self, part: Part, renderer: Renderer) -> None:
+        ends = np.cumsum(part.lengths, dtype=np.int64)
+        begins = ends - part.lengths
+        targets = part.codes & TARGET > 0
+        first_of_document = np.zeros(len(targets), dtype=bool)
+        first_of_document[begins] = True
+        begins_here, ends_here = targets.copy(), targets.copy()
+        begins_here[1:] &= ~targets[:-1] | first_of_document[1:]
+        ends_here[:-1] &= ~targets[1:] | first_of_document[1:]
+        self.begin, self.end = np.flatnonzero(begins_here), np.flatnonzero(ends_here) + 1
+        self.document = np.searchsorted(ends, self.begin, side="right")
+        newline = len(renderer.newline)
+        im_ends = np.flatnonzero(part.ids == renderer.tokenizer.im_end_id)
+        first_end = im_ends[np.minimum(np.searchsorted(im_ends, begins), len(im_ends) - 1)]
+        is_system = part.codes[begins] & 15 == ROLES.index("system")
+        self.system = np.where(is_system, first_end - begins + 1 + newline, 0)
+        is_first = np.diff(self.document, prepend=-1) > 0
+        after_answer = np.append(0, self.end[:-1]) + newline
+        self.round_begin = np.where(is_first, (begins + self.system)[self.document], after_answer)
+        self.content = self._content(part, renderer)
+
+    def _content(self, part: Part, renderer: Renderer) -> np.ndarray:
+        """Return how many tokens the contents of each prompt hold (A,)."""
+        headers = np.array([len(renderer.headers[role]) for role in ROLES])
+        openings = np.flatnonzero(part.ids == renderer.tokenizer.im_start_id)
+        prompt = np.searchsorted(self.begin, openings, side="right")
+        known = prompt < len(self.begin)
+        openings, prompt = openings[known], prompt[known]
+        inside = openings >= self.round_begin[prompt]
+        openings, prompt = openings[inside], prompt[inside]
+        footer = 1 + len(renderer.newline)
+        sizes = np.diff(openings) - headers[part.codes[openings[:-1]] & 15] - footer
+        same = prompt[1:] == prompt[:-1]
+        content = np.bincount(prompt[:-1][same], sizes[same].clip(0), minlength=len(self.begin))
+        return content.astype(np.int64)
+
+
 def _system_length(document: Rendered, renderer: Renderer) -> int:
     if document.roles[0] != ROLES.index("system"):
         return 0
@@ -41,7 +113,7 @@ def _system_length(document: Rendered, renderer: Renderer) -> int:
 def _without_content(
     document: Rendered, begin: int, answer: int, end: int, room: int, renderer: Renderer
 ) -> np.ndarray | None:
-    """Return the indices of one round without the left of its prompt's content, None if too few go."""
+    """Return the indices of one round without the middle of its prompt's content, None if too few go."""
     excess = end - begin - room
     messages = begin + np.flatnonzero(document.ids[begin:answer] == renderer.tokenizer.im_start_id)
     footer = 1 + len(renderer.newline)
@@ -52,7 +124,9 @@ def _without_content(
     content = np.concatenate([np.arange(0), *contents])
     if len(content) < excess:
         return None
-    return np.setdiff1d(np.arange(begin, end), content[:excess], assume_unique=True)
+    kept_at_begin = (len(content) - excess) // 2
+    cut = content[kept_at_begin : kept_at_begin + excess]
+    return np.setdiff1d(np.arange(begin, end), cut, assume_unique=True)
 
 
 def _select(document: Rendered, system: int, kept: np.ndarray) -> Rendered:

@@ -1,5 +1,7 @@
 """Folders that appear whole or not at all."""
 
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +18,60 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     check_free(path, overwrite)
-    partial, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "old"))
+    partial = _beside(path, "partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)
     try:
         yield partial
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        _take_place(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder as `whole_folder` does, which a kill or Ctrl-C leaves for the next call.
+
+    Only a `UserError` removes it. Raises `UserError` also if another process is at work in it.
+    """
+    path = Path(path)
+    check_free(path, overwrite)
+    partial = _beside(path, "partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        try:
+            yield partial
+        except UserError:
+            shutil.rmtree(partial)
+            raise
+        _take_place(partial, path)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{suffix}")
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    old = _beside(path, "old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    partial.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes; the system lets go of it however this one ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process writes {folder}; wait for it or choose another --out") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_free(path: str | Path, overwrite: bool = False) -> None:

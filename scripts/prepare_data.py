@@ -1,9 +1,11 @@
 """Turn text or chat files into a token store: python -m scripts.prepare_data --kind sft --data a.jsonl …"""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from dataset.preparation import PreparationSettings, write_store
+from dataset.token_store import read_manifest
 from trainer.command_line import parse, run
 
 
@@ -16,8 +18,11 @@ def main() -> None:
     manifest, was_finished = write_store(settings)
     seconds = time.monotonic() - started
     print(f"{settings.out}: " + ("prepared already, nothing to do" if was_finished else f"{seconds:.1f} s"))
-    for name, value in summary(manifest).items():
-        print(f"  {name:<20}{value}")
+    for store in manifest["stores"]:
+        if store != ".":
+            print(f"{Path(settings.out) / store}:")
+        for name, value in summary(read_manifest(Path(settings.out) / store)).items():
+            print(f"  {name:<20}{value}")
 
 
 def summary(manifest: dict[str, Any]) -> dict[str, str]:

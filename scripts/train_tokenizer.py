@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.progress import with_progress
-from dataset.sources import Rejects, accept, check_sources, read_records, texts_of
+from dataset.sampling import Sample, Texts
 from dataset.tokenizer import FILES, Tokenizer, train_tokenizer
 from dataset.whole_folder import check_free, whole_folder
 from trainer.command_line import parse, run
-
-SAMPLE_BYTES = 200_000
 
 
 @dataclass(frozen=True)
@@ -20,7 +17,7 @@ class TokenizerSettings:
     """What `scripts.train_tokenizer` is asked for."""
 
     data: tuple[str, ...]
-    """.jsonl files of texts or chats, or .txt files"""
+    """files, folders, globs or hub names of texts or chats, as for scripts.prepare_data"""
     out: str
     """tokenizer directory to write"""
     vocab_size: int = 6400
@@ -29,6 +26,10 @@ class TokenizerSettings:
     """keep each Han character apart before merging; without it tokens run across Chinese words"""
     text_column: str = "text"
     """key of the text in a record"""
+    max_bytes: int = 300_000_000
+    """bytes of text to train on; of more, documents from all over the data are taken"""
+    compare: tuple[str, ...] = ()
+    """what to report beside it: tokenizer directories, or sizes of vocabularies to train on the same text"""
     max_reject_fraction: float = 0.01
     """share of the records that may be unusable; more is an error"""
     overwrite: bool = False
@@ -36,19 +37,30 @@ class TokenizerSettings:
 
 
 def main() -> None:
-    """Train the tokenizer that the command line asks for and print what it makes of its data."""
+    """Train the tokenizer that the command line asks for and print what it makes of text it has not seen."""
     settings = parse(TokenizerSettings, "Train a byte-level BPE tokenizer on text or chat files.")
-    check_sources(settings.data)
+    sample = Sample(settings.data, settings.text_column, settings.max_bytes, settings.max_reject_fraction)
     replaces = settings.overwrite and is_tokenizer(settings.out)
     check_free(settings.out, replaces)
+    others = {name: Tokenizer.load(name) for name in settings.compare if not name.isdecimal()}
     started = time.monotonic()
-    rejects = Rejects(settings.max_reject_fraction)
-    tokenizer = train_tokenizer(_texts(settings, rejects), settings.vocab_size, settings.isolate_han)
+    tokenizer = _train(sample, settings.vocab_size, settings.isolate_han)
     with whole_folder(settings.out, replaces) as folder:
         tokenizer.save(folder)
     print(f"{settings.out}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
-    for path in settings.data:
-        print(f"  {path}: {_bytes_per_token(tokenizer, path, settings.text_column):.2f} bytes per token")
+    held_out = sample.held_out
+    for name in settings.compare:
+        if name.isdecimal():
+            others[name] = _train(sample, int(name), settings.isolate_han)
+    print_report({settings.out: tokenizer} | others, held_out)
+
+
+def _train(sample: Sample, vocab_size: int, isolate_han: bool) -> Tokenizer:
+    def texts() -> Iterator[str]:
+        yield from sample.texts()
+        print("merging", file=sys.stderr)
+
+    return train_tokenizer(texts(), vocab_size, isolate_han)
 
 
 def is_tokenizer(path: str | Path) -> bool:
@@ -56,25 +68,19 @@ def is_tokenizer(path: str | Path) -> bool:
     return Path(path).is_dir() and {file.name for file in Path(path).iterdir()} == set(FILES)
 
 
-def _texts(settings: TokenizerSettings, rejects: Rejects) -> Iterator[str]:
-    total_bytes = sum(Path(path).stat().st_size for path in settings.data)
-    records = with_progress(read_records(settings.data), total_bytes, "reading")
-    for texts in accept(records, lambda record: texts_of(record, settings.text_column), rejects):
-        yield from texts
-    rejects.check()
-    print("merging", file=sys.stderr)
+def print_report(tokenizers: dict[str, Tokenizer], texts_of_language: Texts) -> None:
+    """Print a table of bytes per token: a line for each tokenizer, a column for each language."""
+    print("bytes per token on text that was not trained on")
+    columns = [f"{name} ({sum(len(t.encode()) for t in ts):,} B)" for name, ts in texts_of_language.items()]
+    print(f"  {'tokenizer':<32}{'tokens':>9}" + "".join(f"{column:>20}" for column in columns))
+    for name, tokenizer in tokenizers.items():
+        rates = [f"{_bytes_per_token(tokenizer, texts):>20.2f}" for texts in texts_of_language.values()]
+        print(f"  {name:<32}{tokenizer.vocab_size:>9,}" + "".join(rates))
 
 
-def _bytes_per_token(tokenizer: Tokenizer, path: str, text_column: str) -> float:
-    """Return the mean over the beginning of a file."""
-    num_bytes = num_tokens = 0
-    for texts in accept(read_records([path]), lambda record: texts_of(record, text_column), Rejects()):
-        for text in texts:
-            num_bytes += len(text.encode())
-            num_tokens += len(tokenizer.encode(text))
-        if num_bytes > SAMPLE_BYTES:
-            break
-    return num_bytes / max(num_tokens, 1)
+def _bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:
+    num_tokens = sum(len(tokenizer.encode(text)) for text in texts)
+    return sum(len(text.encode()) for text in texts) / max(num_tokens, 1)
 
 
 if __name__ == "__main__":

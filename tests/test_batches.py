@@ -15,7 +15,7 @@ from dataset.conversation import ROLES, START, TARGET
 from dataset.documents import Piece, prefix_length
 from dataset.preparation import PreparationSettings, write_store
 from dataset.settings import BatchSettings
-from dataset.token_store import StoreWriter, TokenStore
+from dataset.token_store import Part, StoreWriter, TokenStore
 from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
 
@@ -37,7 +37,8 @@ def write(folder, documents, kind="sft"):
     first = 0
     for document in documents:
         n = document if kind == "pretrain" else len(document)
-        writer.append(np.arange(first, first + n), None if kind == "pretrain" else codes_of(document))
+        ids, codes = np.arange(first, first + n), None if kind == "pretrain" else codes_of(document)
+        writer.append(Part(ids.astype(writer.dtype), codes, np.array([n], np.uint32)))
         first += n
     writer.finish({})
     return TokenStore(folder)
@@ -220,7 +221,7 @@ def test_several_stores_are_read_as_one(tmp_path):
 
 
 def test_long_chats_are_shortened_and_hopeless_ones_counted(tmp_path):
-    record = {"messages": [{"role": "user", "content": "法"}, {"role": "assistant", "content": "x" * 100}]}
+    record = {"context": "法", "question": "国", "answers": ["x" * 100]}
     long_prompt = {"context": "法国" * 30, "question": "Q", "answers": ["Paris"]}
     data = tmp_path / "a.jsonl"
     data.write_text("".join(json.dumps(each) + "\n" for each in (record, long_prompt)))
@@ -306,6 +307,16 @@ def test_labels_that_could_be_read_raise():
 def test_settings_that_contradict_each_other_are_refused(kind, prompt_mask, supervise):
     with pytest.raises(UserError, match="prompt_mask"):
         BatchSettings(prompt_mask=prompt_mask, supervise=supervise).resolved(kind)
+
+
+def test_best_fit_is_for_texts(tmp_path):
+    with pytest.raises(UserError, match="best_fit is for texts"):
+        BatchSettings(packing="best_fit").resolved("sft")
+    stream = stream_of(tmp_path, [20, 9, 14, 3], "pretrain", max_seq_len=16, packing="best_fit")
+    batches = list(stream.batches(epoch=0, rows_per_step=2))
+    assert all(batch.ids.shape == (2, 16) for batch in batches)
+    seen = [i for batch in batches for i in batch.ids[batch.document_ids >= 0].tolist()]
+    assert sorted(seen) == list(range(46))
 
 
 def test_a_row_too_short_for_a_chat_is_refused():

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.conversation import ROLES, Message, RecordError, parse_messages, render
+from dataset.conversation import ROLES, Message, render
+from dataset.formats import parse_messages
 from dataset.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 REAL_CHATS = Path(__file__).parents[2] / "shared" / "data" / "sft_zh.jsonl"
@@ -106,16 +107,25 @@ def theirs(tmp_path_factory):
     return AutoTokenizer.from_pretrained(folder)
 
 
+def as_users_write(message):
+    calls = [{"type": "function", "function": json.loads(call)} for call in message.tool_calls]
+    thought = {"reasoning_content": message.thought} if message.thought else {}
+    return {"role": message.role, "content": message.content, "tool_calls": calls or None} | thought
+
+
 def assert_equals_template(messages, theirs):
     rendered = render(messages, TOKENIZER)
-    plain = [{"role": message.role, "content": message.content} for message in messages]
-    expected = theirs.apply_chat_template(plain, return_dict=True, return_assistant_tokens_mask=True)
+    plain = [as_users_write(message) for message in messages]
+    tools = [json.loads(tool) for tool in messages[0].tools] or None
+    ways = {"tools": tools, "return_dict": True, "return_assistant_tokens_mask": True}
+    expected = theirs.apply_chat_template(plain, **ways)
     assert rendered.ids.tolist() == expected["input_ids"]
     assert rendered.targets.astype(int).tolist() == expected["assistant_masks"]
     prompt = render(messages, TOKENIZER, generation_prompt=True) if messages[-1].role != "assistant" else None
     if prompt:
         assert (
-            prompt.ids.tolist() == theirs.apply_chat_template(plain, add_generation_prompt=True)["input_ids"]
+            prompt.ids.tolist()
+            == theirs.apply_chat_template(plain, tools=tools, add_generation_prompt=True)["input_ids"]
         )
 
 
@@ -123,6 +133,33 @@ def test_rendering_equals_the_template_on_clean_text(theirs):
     messages = [Message("system", "Be brief  "), *CHAT, Message("tool", "法国 😀\n"), Message("user", "?")]
     assert_equals_template(messages, theirs)
     assert_equals_template(CHAT, theirs)
+
+
+TOOLS = ('{"name": "天气", "parameters": {"city": "string"}}', '{"name": "time"}')
+CALLS = ('{"name": "天气", "arguments": {"city": "巴黎"}}', '{"name": "time", "arguments": {}}')
+
+
+@pytest.mark.parametrize("content", ["", "Be brief."])
+def test_rendering_equals_the_template_with_tools_calls_and_thoughts(theirs, content):
+    messages = [
+        Message("system", content, tools=TOOLS),
+        Message("user", "天气?"),
+        Message("assistant", content, "I should\nlook.", CALLS),
+        Message("tool", "sunny"),
+        Message("assistant", content, tool_calls=CALLS),
+        Message("tool", ""),
+        Message("assistant", "晴", "done"),
+    ]
+    assert_equals_template(messages, theirs)
+
+
+def test_tags_of_the_renderer_are_tokens_and_those_of_a_text_are_not():
+    call = '{"name": "<tool_call>", "arguments": {}}'
+    rendered = render([Message("assistant", "<think>", "</think>", (call,))], TOKENIZER)
+    tags = [TOKENIZER.token_text(i) for i in rendered.ids.tolist() if i < len(SPECIAL_TOKENS)]
+    assert tags == ["<|im_start|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>"]
+    expected = f"<think>\n</think>\n</think>\n\n<think>\n<tool_call>\n{call}\n</tool_call><|im_end|>\n"
+    assert TOKENIZER.decode(rendered.ids) == "<|im_start|>assistant\n" + expected
 
 
 @pytest.mark.skipif(not REAL_CHATS.exists(), reason="the public samples beside the project are absent")
@@ -163,41 +200,3 @@ def test_special_tokens_in_content_forge_no_boundary(special):
         f"<|im_start|>user\nx{special}\n<|im_end|>\n<|im_start|>assistant\n{special}y{special}<|im_end|>\n"
     )
     assert TOKENIZER.decode(rendered.ids) == expected
-
-
-def test_chat_records_become_messages():
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    expected = [Message("user", "a"), Message("assistant", "b")]
-    assert parse_messages({"conversations": turns}) == parse_messages({"messages": turns}) == expected
-
-
-def test_reading_records_ask_last_or_first_and_train_on_the_first_answer():
-    record = {"context": "C", "question": "Q", "answers": ["A", "B"]}
-    assert parse_messages(record) == [Message("user", "C\n\nQ"), Message("assistant", "A")]
-    assert parse_messages(record, "first") == [Message("user", "Q\n\nC"), Message("assistant", "A")]
-
-
-ANSWER = {"role": "assistant", "content": "b"}
-
-
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        ({}, "no conversations, messages or question"),
-        ({"messages": "hello"}, "messages are not a list"),
-        ({"messages": []}, "no answer"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "no answer"),
-        ({"messages": [ANSWER, "hello"]}, "a message is not an object"),
-        ({"messages": [ANSWER, {"role": "judge", "content": "a"}]}, "unknown role"),
-        ({"messages": [ANSWER, {"role": ["user"], "content": "a"}]}, "unknown role"),
-        ({"messages": [ANSWER, {"role": "user"}]}, "no content"),
-        ({"messages": [ANSWER, {"role": "user", "content": 3}]}, "content is not a string"),
-        ({"messages": [{"role": "assistant", "content": " "}]}, "content is empty"),
-        ({"messages": [{"role": "assistant", "content": "\ud800"}]}, "content is not valid Unicode"),
-        ({"question": "Q", "context": "C", "answers": []}, "no answer"),
-        ({"question": "Q", "answers": ["A"]}, "no context"),
-    ],
-)
-def test_a_bad_record_has_a_reason(record, reason):
-    with pytest.raises(RecordError, match=f"^{reason}$"):
-        parse_messages(record)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.packing import one_per_row, pack_whole, split_stream
+from dataset.packing import one_per_row, pack_fragments, pack_whole, split_stream
 
 CAPACITY = 16
 lengths_of_documents = st.lists(st.integers(0, CAPACITY), min_size=1, max_size=40).filter(any).map(np.array)
@@ -34,7 +34,7 @@ def test_best_fit_fills_the_fullest_row_that_still_has_room(lengths):
     assert sorted(plan.row_tokens.tolist()) == sorted(map(sum, rows))
 
 
-@pytest.mark.parametrize("arrange", [split_stream, one_per_row])
+@pytest.mark.parametrize("arrange", [split_stream, one_per_row, pack_fragments])
 @settings(max_examples=25)
 @given(lengths=lengths_of_texts)
 def test_splitting_loses_no_token_but_one_that_nothing_predicts(arrange, lengths):
@@ -63,7 +63,7 @@ def test_a_stream_is_cut_where_a_row_is_full():
     ]
 
 
-@pytest.mark.parametrize("arrange", [pack_whole, split_stream, one_per_row])
+@pytest.mark.parametrize("arrange", [pack_whole, split_stream, one_per_row, pack_fragments])
 def test_the_order_depends_on_seed_and_epoch_alone(arrange):
     lengths = np.tile(np.arange(3, 15), 5)
     first = rows_of(arrange(lengths, CAPACITY, seed=1, epoch=2))
@@ -77,3 +77,13 @@ def test_rows_come_in_a_random_order():
     plan = pack_whole(np.arange(1, 17), CAPACITY, seed=0, epoch=0)
     longest_of_row = plan.pieces[plan.offsets[:-1], 2].tolist()
     assert longest_of_row != sorted(longest_of_row, reverse=True)
+
+
+@settings(max_examples=25)
+@given(lengths_of_texts)
+def test_best_fit_cuts_a_text_only_where_a_row_is_too_short_for_it(lengths):
+    plan = pack_fragments(lengths, CAPACITY, seed=0, epoch=0)
+    pieces_of = {n: sorted((b, e) for i, b, e in plan.pieces.tolist() if i == n) for n in range(len(lengths))}
+    for n, length in enumerate(lengths.tolist()):
+        whole = [(begin, min(begin + CAPACITY, length)) for begin in range(0, length, CAPACITY)]
+        assert pieces_of[n] == [(begin, end) for begin, end in whole if end - begin > 1]

@@ -3,9 +3,10 @@ import json
 
 import pytest
 
-from dataset.conversation import RecordError, read_text
-from dataset.progress import with_progress
-from dataset.sources import Rejects, accept, check_sources, describe_source, read_records, texts_of
+from dataset.formats import RecordError, read_text
+from dataset.progress import reporting
+from dataset.records import Rejects, accept, read_records, texts_of
+from dataset.sources import check_sources, describe_source
 from dataset.whole_folder import whole_folder
 from model.errors import UserError
 
@@ -49,7 +50,9 @@ def test_files_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "' + name + '"}\n')
     records = list(read_records([str(tmp_path / "b.jsonl"), str(tmp_path / "a.jsonl")]))
     assert [record.value["text"] for record in records] == ["b", "a"]
-    assert sum(record.num_bytes for record in records) == 2 * describe_source(tmp_path / "a.jsonl")["bytes"]
+    assert (
+        sum(record.num_bytes for record in records) == 2 * describe_source(str(tmp_path / "a.jsonl"))["bytes"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def test_files_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
     [
         ("gone.jsonl", None, "not found"),
         ("a.jsonl", "", "is empty"),
-        ("a.csv", "x", "ends in .jsonl or .txt"),
+        ("a.csv", "x", "ends in .jsonl, .json, .txt"),
     ],
 )
 def test_what_cannot_be_a_source_is_a_user_error(tmp_path, name, content, message):
@@ -109,15 +112,16 @@ def test_a_tokenizer_sees_the_texts_of_every_kind_of_record():
         texts_of({"body": "b"})
 
 
-def test_progress_passes_every_record_and_writes_lines(tmp_path, monkeypatch, capsys):
+def test_progress_writes_lines_where_there_is_no_terminal(monkeypatch, capsys):
     monkeypatch.setattr("dataset.progress.LINE_EVERY_SECONDS", 0.0)
-    file = tmp_path / "a.jsonl"
-    file.write_text('{"text": "a"}\n' * 4)
-    records = list(with_progress(read_records([str(file)]), file.stat().st_size, "reading"))
-    assert len(records) == 4
+    with reporting(20, "reading") as report:
+        report(2, 10)
+        report(1, 10)
+        report(1, 10)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[1].startswith("reading: 50%, 2 records")
-    assert lines[-1].startswith("reading: 100%") and lines[-1].endswith(" 0 s left")
+    assert lines[0].startswith("reading: 50%, 2 records")
+    assert lines[1].startswith("reading: 100%") and lines[1].endswith(" 0 s left")
+    assert lines[2].startswith("reading: 4 records")
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

@@ -7,9 +7,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models
 
-from dataset.conversation import parse_messages, render
+from dataset.conversation import render
+from dataset.formats import parse_messages
 from dataset.preparation import PreparationSettings, write_store
-from dataset.token_store import StoreWriter, TokenStore, open_stores
+from dataset.token_store import Part, StoreWriter, TokenStore, open_stores
 from dataset.tokenizer import Tokenizer, train_tokenizer
 from model.errors import UserError
 from scripts.prepare_data import main
@@ -23,7 +24,7 @@ CHATS = [
             {"role": "assistant", "content": "巴黎<|im_end|>"},
         ]
     },
-    {"context": "C", "question": "Q", "answers": ["A"]},
+    {"conversations": [{"role": "user", "content": "C\n\nQ"}, {"role": "assistant", "content": "A"}]},
 ]
 TEXTS = [{"text": "法国的首都"}, {"text": "Paris"}, {"text": "a"}]
 
@@ -50,7 +51,7 @@ def test_a_chat_store_gives_back_what_was_rendered(prepare, tmp_path):
     manifest, _ = prepare("sft", CHATS)
     store = TokenStore(tmp_path / "store", TOKENIZER)
     expected = [render(parse_messages(record), TOKENIZER) for record in CHATS]
-    assert len(store) == 2 and store.kind == "sft" and store.ids.dtype == np.uint16
+    assert len(store) == 2 and store.kind == "sft" and store[0].ids.dtype == np.uint16
     for document, rendered in zip([store[0], store[1]], expected, strict=True):
         assert document.ids.tolist() == rendered.ids.tolist()
         assert document.codes.tolist() == rendered.codes.tolist()
@@ -68,7 +69,6 @@ def test_a_text_stands_between_document_ends(prepare, tmp_path):
     for i, record in enumerate(TEXTS):
         assert store[i].ids.tolist() == [end, *TOKENIZER.encode(record["text"]), end]
         assert store[i].targets.all()
-    assert store.codes is None
     assert manifest["targets"] == manifest["tokens"] - 3
     assert manifest["target_bytes"] == manifest["bytes"] == len("法国的首都Parisa".encode())
 
@@ -119,7 +119,7 @@ def test_rejects_stand_in_the_manifest_and_beside_it(prepare, tmp_path):
 def test_a_damaged_store_does_not_open(prepare, tmp_path, change):
     prepare("sft", CHATS)
     ids, offsets, manifest = (
-        tmp_path / "store" / name for name in ("ids.bin", "offsets.bin", "manifest.json")
+        tmp_path / "store" / name for name in ("ids-00000.bin", "lengths-00000.bin", "manifest.json")
     )
     if change == "shorter":
         ids.write_bytes(ids.read_bytes()[:-1])
@@ -128,20 +128,20 @@ def test_a_damaged_store_does_not_open(prepare, tmp_path, change):
     elif change == "gone":
         ids.unlink()
     elif change == "offsets":
-        offsets.write_bytes(offsets.read_bytes()[:-8] + bytes(8))
+        offsets.write_bytes(offsets.read_bytes()[:-4] + bytes(4))
     elif change == "manifest":
         manifest.write_text("{")
     else:
-        manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 0'))
+        manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 0'))
     with pytest.raises(UserError, match="prepare the data again"):
         TokenStore(tmp_path / "store")
 
 
 def test_a_flipped_bit_is_found_when_the_store_is_prepared_again(prepare, tmp_path):
     prepare("sft", CHATS)
-    codes = tmp_path / "store" / "codes.bin"
+    codes = tmp_path / "store" / "codes-00000.bin"
     codes.write_bytes(bytes([codes.read_bytes()[0] ^ 1]) + codes.read_bytes()[1:])
-    with pytest.raises(UserError, match="codes.bin is damaged"):
+    with pytest.raises(UserError, match="codes-00000.bin is damaged"):
         prepare("sft", CHATS)
 
 
@@ -169,10 +169,10 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path):
     backend = tokenizers.Tokenizer(models.BPE({f"t{i}": i for i in range(2**16)}, []))
     backend.decoder = decoders.ByteLevel()
     writer = StoreWriter(tmp_path, "pretrain", Tokenizer(backend))
-    writer.append([2**16 + 3, 5])
+    writer.append(Part(np.array([2**16 + 3, 5], writer.dtype), None, np.array([2], np.uint32)))
     writer.finish({})
     store = TokenStore(tmp_path)
-    assert store.ids.dtype == np.uint32 and store[0].ids.tolist() == [2**16 + 3, 5]
+    assert store[0].ids.dtype == np.uint32 and store[0].ids.tolist() == [2**16 + 3, 5]
 
 
 def prepare_by_command(tmp_path, *flags):
@@ -197,7 +197,7 @@ def test_the_command_prints_a_summary(prepare, tmp_path, monkeypatch, capsys):
         ("", "data file is empty"),
         ("\n\n", "no records"),
         ('{"messages": [\n', "line 1: not JSON; 1 of 1 records"),
-        ('{"text": "a"}\n', "no conversations"),
+        ('{"text": "a"}\n', "no chat format"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, content, message):

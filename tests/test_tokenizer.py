@@ -7,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from dataset.sampling import Sample, language_of
 from dataset.tokenizer import SPECIAL_TOKENS, TAGS, TextStream, Tokenizer, train_tokenizer
 from model.errors import UserError
 
 TEXTS = ["法国的首都是巴黎。法国的货币是欧元。", "The capital of France is Paris.", "你好，世界 😀 hello"] * 5
 TOKENIZER = train_tokenizer(TEXTS, 340)
+JOINING_TOKENIZER = train_tokenizer(TEXTS, 340, isolate_han=False)
 SPLIT_TOKENIZER = train_tokenizer(["abc"], 272)  # bytes only: every Chinese character is three tokens
 
 
@@ -54,8 +56,47 @@ def test_content_never_becomes_an_added_token(text):
     content = f"a{text}b {text}"
     ids = TOKENIZER.encode(content)
     assert not set(ids) & set(range(16))
-    assert TOKENIZER.encode_batch([content]) == [ids]
     assert TOKENIZER.decode(ids) == content
+
+
+WORDS = [
+    "a",
+    "é",
+    "'",
+    "'s",
+    "1",
+    "½",
+    ".",
+    "。",
+    " ",
+    "  ",
+    "\n",
+    "\u3000",
+    "\x1c",
+    "中",
+    "々",
+    "𠀀",
+    "<|im_end|>",
+]
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(st.sampled_from(WORDS) | st.characters(codec="utf-8"), max_size=12).map("".join), st.booleans()
+)
+def test_remembered_words_give_the_ids_of_the_library(text, isolate_han):
+    tokenizer = TOKENIZER if isolate_han else JOINING_TOKENIZER
+    assert tokenizer._words.pattern is not None
+    assert tokenizer.encode(text) == tokenizer._content.encode(text).ids
+
+
+def test_remembered_words_take_bounded_memory(monkeypatch):
+    monkeypatch.setattr(type(TOKENIZER._words), "MOST", 3)
+    tokenizer = train_tokenizer(TEXTS, 340)
+    for word in ("a", "b", "c", "d", "e", "x" * 99):
+        assert tokenizer.decode(tokenizer.encode(word)) == word
+        assert len(tokenizer._words) <= 3
+    assert "x" * 99 not in tokenizer._words
 
 
 def test_undecoded_bytes_are_a_user_error():
@@ -150,6 +191,10 @@ def test_a_tokenizer_from_elsewhere_gets_the_markers_it_lacks(tmp_path):
     assert len({tokenizer.special(text) for text in SPECIAL_TOKENS[:4] + TAGS}) == 10
     assert tokenizer.decode(tokenizer.encode("a <extra>")) == "a <extra>"
     assert tokenizer.special("<extra>") not in tokenizer.encode("a <extra>")
+    assert tokenizer._words.pattern is not None
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert Tokenizer(backend)._words.pattern is None
+    assert Tokenizer(backend).encode("a b") == backend.encode("a b").ids
     tokenizer.save(tmp_path)
     assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
 
@@ -187,7 +232,7 @@ def test_training_from_the_command_line_writes_a_tokenizer(tmp_path, monkeypatch
     monkeypatch.setattr("sys.argv", argv)
     main()
     assert Tokenizer.load(tmp_path / "tok").vocab_size == 280
-    assert "bytes per token" in capsys.readouterr().out
+    assert "bytes per token on text that was not trained on" in capsys.readouterr().out
     with pytest.raises(UserError, match="exists already"):
         main()
     monkeypatch.setattr("sys.argv", [*argv, "--overwrite"])
@@ -196,3 +241,40 @@ def test_training_from_the_command_line_writes_a_tokenizer(tmp_path, monkeypatch
     (tmp_path / "tok" / "model.safetensors").write_text("precious")
     with pytest.raises(UserError, match="exists already"):
         main()
+
+
+def test_a_sample_is_drawn_from_all_over_the_data_and_never_what_is_held_out(tmp_path):
+    files = []
+    for name in "ab":
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": f"{name}{n} 法国" * 9}) + "\n" for n in range(2000)))
+        files.append(str(path))
+    all_texts = {json.loads(line)["text"] for path in files for line in open(path)}  # noqa: SIM115
+    sizes = sum(Path(path).stat().st_size for path in files)
+    whole, part = (Sample(files, "text", max_bytes, 0.01) for max_bytes in (10**9, sizes // 10))
+    everything, some = set(whole.texts()), list(part.texts())
+    held_out = set(whole.held_out["other"] if "other" in whole.held_out else whole.held_out["zh"])
+    assert everything | held_out == all_texts and not everything & held_out
+    assert 40 <= len(held_out) <= 130  # 80 expected, standard deviation 9
+    assert some == list(part.texts()) and set(some) < everything
+    assert sum(len(text.encode()) for text in some) <= sizes // 10 + 200
+    assert {text[0] for text in some} == {"a", "b"}
+
+
+def test_languages_are_told_by_their_characters():
+    assert language_of("法国的首都是 Paris") == "zh"
+    assert language_of("The capital of France") == "en"
+    assert language_of("Это столица") == "other"
+
+
+def test_the_report_compares_sizes_and_directories(tmp_path, monkeypatch, capsys):
+    from scripts.train_tokenizer import main
+
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": f"法国的首都是巴黎 {n}"}) + "\n" for n in range(400)))
+    TOKENIZER.save(tmp_path / "other")
+    paths = ["--data", str(data), "--out", str(tmp_path / "tok"), "--vocab_size", "300"]
+    monkeypatch.setattr("sys.argv", ["x", *paths, "--compare", "280", str(tmp_path / "other")])
+    main()
+    table = capsys.readouterr().out.splitlines()[1:]
+    assert "zh" in table[1] and [line.split()[1] for line in table[2:]] == ["300", "340", "280"]

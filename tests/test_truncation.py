@@ -1,10 +1,13 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.conversation import Message, Renderer, render
+from dataset.conversation import Message, Rendered, Renderer, render
+from dataset.documents import choose_targets
+from dataset.token_store import Part
 from dataset.tokenizer import train_tokenizer
-from dataset.truncation import shorten
+from dataset.truncation import measure_shortened, shorten
 
 TOKENIZER = train_tokenizer(["a\nb"], 300)
 RENDERER = Renderer(TOKENIZER)
@@ -51,17 +54,23 @@ def test_the_last_newline_goes_first_then_the_oldest_round():
     assert short(CHAT, 33) == short(CHAT, 20) == (SYSTEM + last_round, 0)
 
 
-def test_content_of_the_last_prompt_goes_from_the_left_but_headers_stay():
-    assert short(CHAT, 19)[0] == SYSTEM + "<|im_start|>user\nfg<|im_end|>\n<|im_start|>assistant\nh<|im_end|>"
+def test_content_of_the_last_prompt_goes_but_headers_stay():
+    assert short(CHAT, 19)[0] == SYSTEM + "<|im_start|>user\neg<|im_end|>\n<|im_start|>assistant\nh<|im_end|>"
     assert short(CHAT, 17)[0] == SYSTEM + "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\nh<|im_end|>"
     assert short(CHAT, 16) == (None, 2)
 
 
-def test_content_goes_from_the_oldest_message_of_the_prompt():
-    messages = [Message("user", "ab"), Message("tool", "cd"), Message("assistant", "e")]
-    shown, _ = short(messages, len(render(messages, TOKENIZER)) - 1 - 3)
+@pytest.mark.parametrize("prompt", ["What is it? " + "x " * 99, "x " * 99 + "What is it?"])
+def test_a_question_stays_wherever_it_stands(prompt):
+    messages = [Message("user", prompt), Message("assistant", "e")]
+    assert "What is it?" in short(messages, 60)[0]
+
+
+def test_content_goes_from_the_middle_of_the_messages_of_a_prompt():
+    messages = [Message("user", "abcd"), Message("tool", "efgh"), Message("assistant", "i")]
+    shown, _ = short(messages, len(render(messages, TOKENIZER)) - 1 - 5)
     assert shown.startswith(
-        "<|im_start|>user\n<|im_end|>\n<|im_start|>tool\nd<|im_end|>\n<|im_start|>assistant"
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>tool\ngh<|im_end|>\n<|im_start|>assis"
     )
 
 
@@ -103,3 +112,27 @@ def test_what_is_left_is_the_rendering_of_fewer_messages(opening, turns, limit):
         assert np.isin(rendered.ids, (TOKENIZER.im_start_id, TOKENIZER.im_end_id)).sum() == 2 * len(
             opening + last_round
         )
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(system, rounds).map(lambda chat: chat[0] + flat(chat[1])), min_size=1, max_size=4),
+    st.integers(8, 60),
+    st.sampled_from(["answers", "last", "all"]),
+    st.booleans(),
+)
+def test_measuring_many_agrees_with_shortening_each(chats, limit, supervise, ends_on_an_answer):
+    documents = [render(messages, TOKENIZER) for messages in chats]
+    if ends_on_an_answer:
+        documents = [Rendered(document.ids[:-1], document.codes[:-1]) for document in documents]
+    part = Part(
+        np.concatenate([document.ids for document in documents]),
+        np.concatenate([document.codes for document in documents]),
+        np.array([len(document) for document in documents], dtype=np.uint32),
+    )
+    for document, *measured in zip(
+        documents, *measure_shortened(part, limit, RENDERER, supervise), strict=True
+    ):
+        rendered, dropped = shorten(document, limit, RENDERER)
+        targets = choose_targets(rendered, supervise).sum() if rendered else 0
+        assert measured == [len(rendered) if rendered else 0, targets, dropped]

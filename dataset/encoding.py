@@ -1,0 +1,169 @@
+"""From a block of a source to documents in tokens: the part of a preparation that other processes do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from io import StringIO
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dataset.conversation import Message, Rendered, Renderer
+from dataset.formats import ChatFormat, QuestionPosition, check_format, parse_messages, read_text
+from dataset.records import Rejects, accept, records_of
+from dataset.settings import Kind
+from dataset.sources import Block
+from dataset.token_store import Part
+from dataset.tokenizer import Tokenizer
+from model.errors import UserError
+
+
+@dataclass(frozen=True)
+class PreparationSettings:
+    """What `scripts.prepare_data` is asked for."""
+
+    kind: Kind
+    """pretrain: texts; sft: conversations"""
+    data: tuple[str, ...]
+    """files (.jsonl .json .txt, each also .gz or .zst, .parquet), folders, globs, hub:name[:config][:split]
+    """
+    tokenizer: str
+    """tokenizer directory"""
+    out: str
+    """token store to write"""
+    format: ChatFormat | None = None
+    """chat format of the records (sft); each file's first record tells it otherwise"""
+    text_column: str = "text"
+    """key of the text in a record (pretrain)"""
+    question_position: QuestionPosition = "last"
+    """where the question stands in records of context, question and answers (sft)"""
+    weights: tuple[float, ...] = ()
+    """how often each of --data is stored: 2 twice, 0.5 a half of its documents; once by default"""
+    validation_fraction: float = 0.0
+    """share of the documents to keep apart in OUT/validation; more data moves none from side to side"""
+    max_reject_fraction: float = 0.01
+    """share of the records that may be unusable; more is an error"""
+    num_workers: int = 0
+    """processes that encode; 0 = one for each core"""
+    overwrite: bool = False
+    """replace what lies at --out"""
+
+    def __post_init__(self) -> None:
+        """Check what no type can say."""
+        if self.weights and len(self.weights) != len(self.data):
+            raise UserError(f"weights: expected one for each of {len(self.data)} --data, got {self.weights}")
+        if any(not 0 < weight < 1000 for weight in self.weights):
+            raise UserError(f"weights: expected numbers between 0 and 1000, got {self.weights}")
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(
+                f"validation_fraction: expected a share below 1, got {self.validation_fraction:g}"
+            )
+        if self.kind == "pretrain" and self.format:
+            raise UserError(f"format {self.format} is one of chats; pretraining takes --text_column")
+
+
+class Job(NamedTuple):
+    """One block, and what is known of its source."""
+
+    block: Block
+    weight: float
+    chat_format: ChatFormat | None
+    tokenizer: str
+    """fingerprint"""
+
+
+class Encoded(NamedTuple):
+    """What became of one block."""
+
+    parts: tuple[Part | None, Part | None]
+    """documents to train on, documents kept apart"""
+    num_bytes: np.ndarray
+    """(2, 2) int64 for each of `parts`: bytes of text, and of them in answers"""
+    account: tuple[int, dict[str, int], str]
+    """records, reasons of rejects, the first reject"""
+    rejects: str
+    """lines for `rejects.jsonl`"""
+    source: str
+    size: int
+    """bytes of the block"""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns a block into documents; a function that can be sent to another process."""
+
+    settings: PreparationSettings
+
+    def __call__(self, job: Job) -> Encoded:
+        """Return the documents of a block; raises `UserError` where a file mixes formats."""
+        renderer, listing = _renderer(self.settings.tokenizer, job.tokenizer), StringIO()
+        rejects, num_bytes = Rejects(listing=listing), np.zeros((2, 2), dtype=np.int64)
+        documents: tuple[list[Rendered], list[Rendered]] = ([], [])
+        for messages in accept(records_of(job.block), self._parser(job.chat_format), rejects):
+            place, copies = self._draw(messages, job.weight)
+            if copies:
+                documents[place].extend([self._render(renderer, messages)] * copies)
+                num_bytes[place] += copies * np.array(_count_bytes(messages))
+        parts = tuple(map(self._gather, documents))
+        return Encoded(
+            parts,
+            num_bytes,
+            rejects.account(),
+            listing.getvalue(),
+            job.block.source,
+            len(job.block.content),
+        )
+
+    def _parser(self, chat_format: ChatFormat | None) -> Callable[[dict[str, Any]], list[Message]]:
+        """Return the function from a record to messages; a text is one answer to nothing."""
+        settings = self.settings
+
+        def parse_text(record: dict[str, Any]) -> list[Message]:
+            return [Message("assistant", read_text(record.get(settings.text_column), settings.text_column))]
+
+        def parse_chat(record: dict[str, Any]) -> list[Message]:
+            if settings.format is None:
+                check_format(record, chat_format)
+            return parse_messages(record, settings.question_position, chat_format)
+
+        return parse_text if settings.kind == "pretrain" else parse_chat
+
+    def _draw(self, messages: list[Message], weight: float) -> tuple[int, int]:
+        """Return the store of a document and how often it is stored: a pure function of its text."""
+        if weight == 1 and not self.settings.validation_fraction:
+            return 0, 1
+        text = "\0".join(chain.from_iterable((m.role, *m.parts()) for m in messages))
+        digest = np.frombuffer(blake2b(text.encode(), digest_size=16).digest(), np.uint64)
+        first, second = (digest >> np.uint64(11)) / 2.0**53
+        copies = int(weight + second)
+        if first < self.settings.validation_fraction:
+            return 1, min(copies, 1)
+        return 0, copies
+
+    def _render(self, renderer: Renderer, messages: list[Message]) -> Rendered:
+        if self.settings.kind == "sft":
+            return renderer.render(messages)
+        return renderer.render_text(messages[0].content)
+
+    def _gather(self, documents: list[Rendered]) -> Part | None:
+        if not documents:
+            return None
+        ids = np.concatenate([document.ids for document in documents])
+        lengths = np.array([len(document) for document in documents], dtype=np.uint32)
+        if self.settings.kind == "pretrain":
+            return Part(ids, None, lengths)
+        return Part(ids, np.concatenate([document.codes for document in documents]), lengths)
+
+
+@cache
+def _renderer(tokenizer: str, fingerprint: str) -> Renderer:
+    """Return a renderer that is opened once in a process for each state of a tokenizer directory."""
+    return Renderer(Tokenizer.load(tokenizer))
+
+
+def _count_bytes(messages: list[Message]) -> tuple[int, int]:
+    """Return the bytes of all texts and of the answers."""
+    sizes = [(sum(len(t.encode()) for t in m.parts()[::2]), m.role == "assistant") for m in messages]
+    return sum(size for size, _ in sizes), sum(size for size, is_answer in sizes if is_answer)

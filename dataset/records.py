@@ -1,0 +1,174 @@
+"""The records of a block, and an account of those that cannot be used.
+
+What a record says is `dataset/formats.py`'s.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, NamedTuple, TextIO, TypeVar
+
+from dataset.formats import FormatError, RecordError, parse_messages, read_text
+from dataset.sources import Block, form_of, read_blocks
+from model.errors import UserError
+
+Parsed = TypeVar("Parsed")
+
+
+class Record(NamedTuple):
+    """One object of a source, or one paragraph of a .txt file as `{"text": …}`."""
+
+    value: dict[str, Any] | None
+    """None where the record cannot be read"""
+    fault: str
+    """why it cannot be read; empty where it can"""
+    file: str
+    line: int
+    """counted from 1"""
+    num_bytes: int
+    """size in the file"""
+
+
+def read_records(sources: Iterable[str]) -> Iterator[Record]:
+    """Yield the records of sources in order; what cannot be read comes as a record with its fault."""
+    for source in sources:
+        for block in read_blocks(str(source)):
+            yield from records_of(block)
+
+
+def records_of(block: Block) -> Iterator[Record]:
+    """Yield the records of a block."""
+    if block.fault:
+        yield Record(None, block.fault, block.source, block.line, 0)
+    elif form_of(block.source) == ".txt":
+        yield from _paragraphs(block)
+    else:
+        yield from _lines(block)
+
+
+def _lines(block: Block) -> Iterator[Record]:
+    for number, line in enumerate(_pieces(block.content), start=block.line):
+        value, fault = None, ""
+        try:
+            text = str(line, "utf-8-sig" if number == 1 else "utf-8")
+            if text.isspace():
+                continue
+            value = json.loads(text)
+            if not isinstance(value, dict):
+                value, fault = None, "not a JSON object"
+        except UnicodeDecodeError:
+            fault = "not UTF-8"
+        except ValueError:
+            fault = "not JSON"
+        except RecursionError:
+            fault = "nested too deeply"
+        yield Record(value, fault, block.source, number, len(line))
+
+
+def _pieces(content: bytes) -> Iterator[memoryview]:
+    """Yield the lines of a block, none of them copied: one may be most of it."""
+    view, begin = memoryview(content), 0
+    while begin < len(content):
+        end = content.find(b"\n", begin) + 1 or len(content)
+        yield view[begin:end]
+        begin = end
+
+
+def _paragraphs(block: Block) -> Iterator[Record]:
+    lines: list[bytes] = []
+    for number, line in enumerate(BytesIO(block.content + b"\n\n"), start=block.line):
+        if not line.isspace():
+            lines.append(line)
+        elif lines:
+            yield _paragraph(block.source, number - len(lines), lines)
+            lines = []
+
+
+def _paragraph(path: str, number: int, lines: list[bytes]) -> Record:
+    content = b"".join(lines)
+    try:
+        return Record({"text": content.decode("utf-8-sig").strip()}, "", path, number, len(content))
+    except UnicodeDecodeError:
+        return Record(None, "not UTF-8", path, number, len(content))
+
+
+def texts_of(record: dict[str, Any], text_column: str = "text") -> list[str]:
+    """Return every text that a record of either kind holds; raises `RecordError` where there is none."""
+    if text_column in record:
+        return [read_text(record[text_column], text_column)]
+    return [part for message in parse_messages(record) for part in message.parts()[::2] if part]
+
+
+@dataclass
+class Rejects:
+    """Counts the records that cannot be used by reason, and lists each as a line of JSON where asked to."""
+
+    max_fraction: float = 0.01
+    """share of all records that may be rejected"""
+    listing: TextIO | None = None
+
+    def __post_init__(self) -> None:
+        """Start at zero."""
+        if not 0 <= self.max_fraction <= 1:
+            raise UserError(
+                f"--max_reject_fraction: expected a share between 0 and 1, got {self.max_fraction}"
+            )
+        self.num_records = 0
+        self.reasons: Counter[str] = Counter()
+        self.first = ""
+
+    def add(self, record: Record, reason: str) -> None:
+        """Note one record that cannot be used."""
+        self.first = self.first or f"{record.file} line {record.line}: {reason}"
+        self.reasons[reason] += 1
+        if self.listing:
+            entry = {"file": record.file, "line": record.line, "reason": reason}
+            self.listing.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def merge(self, num_records: int, reasons: dict[str, int], first: str) -> None:
+        """Add an account that was kept elsewhere of the records that follow."""
+        self.num_records += num_records
+        self.reasons.update(reasons)
+        self.first = self.first or first
+
+    def account(self) -> tuple[int, dict[str, int], str]:
+        """Return what `merge` takes."""
+        return self.num_records, dict(self.reasons), self.first
+
+    def check(self) -> None:
+        """Raise `UserError` when too many of the records were rejected."""
+        if not self.num_records:
+            raise UserError("the data files hold no records")
+        rejected = self.reasons.total()
+        if rejected > self.max_fraction * self.num_records or rejected == self.num_records:
+            others = f" (and {rejected - 1} more)" if rejected > 1 else ""
+            raise UserError(
+                f"{self.first}{others}; {rejected} of {self.num_records} records cannot be used, "
+                f"more than --max_reject_fraction {self.max_fraction:g} allows"
+            )
+
+
+def accept(
+    records: Iterable[Record], parse: Callable[[dict[str, Any]], Parsed], rejects: Rejects
+) -> Iterator[Parsed]:
+    """Yield what `parse` makes of each record; those it refuses go to `rejects`.
+
+    Raises `UserError` that names the line where a file mixes formats.
+    """
+    for record in records:
+        rejects.num_records += 1
+        if record.value is None:
+            rejects.add(record, record.fault)
+            continue
+        try:
+            parsed = parse(record.value)
+        except RecordError as error:
+            rejects.add(record, str(error))
+        except RecursionError:
+            rejects.add(record, "nested too deeply")
+        except FormatError as error:
+            raise UserError(f"{record.file} line {record.line}: {error}") from None
+        else:
+            yield parsed

@@ -1,0 +1,83 @@
+"""Which documents a tokenizer is trained on, and which are held out to measure it."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+
+from dataset.progress import reporting
+from dataset.records import Rejects, accept, records_of, texts_of
+from dataset.sources import check_sources, find_sources, read_blocks, size_of
+
+HELD_OUT_SHARE, HELD_OUT_BYTES = 0.02, 1_000_000  # of the documents; of each language at most
+PACKED_RATIO = 4  # a guess of how much text is in a compressed file
+
+Texts = dict[str, list[str]]
+
+
+class Sample:
+    """Texts from all over the data, about `max_bytes` in all, drawn by the hash of each document.
+
+    So the same data gives the same sample. `held_out` gathers texts by language that are never yielded.
+    """
+
+    def __init__(
+        self, names: Sequence[str], text_column: str, max_bytes: int, max_reject_fraction: float
+    ) -> None:
+        """Find the sources; raises `UserError` where there are none."""
+        self.sources = find_sources(names)
+        check_sources(self.sources)
+        self._text_column, self._max_reject_fraction = text_column, max_reject_fraction
+        sizes = [size_of(source) * (PACKED_RATIO if _is_packed(source) else 1) for source in self.sources]
+        self._total_bytes, self._max_bytes = sum(sizes), max_bytes
+        self._share = min(1.0, max_bytes / max(self._total_bytes, 1))
+        self.held_out: Texts = {}
+
+    def texts(self) -> Iterator[str]:
+        """Yield the texts; raises `UserError` for too many unusable records."""
+        rejects, held_out, num_bytes = Rejects(self._max_reject_fraction), defaultdict(list), 0
+        for texts in self._documents(rejects):
+            size = sum(len(text.encode()) for text in texts)
+            place = _uniform("".join(texts))
+            if place < HELD_OUT_SHARE:
+                _hold_out(held_out, texts)
+            elif place < HELD_OUT_SHARE + (1 - HELD_OUT_SHARE) * self._share:
+                num_bytes += size
+                yield from texts
+            if num_bytes >= self._max_bytes:
+                break
+        rejects.check()
+        self.held_out = dict(held_out)
+
+    def _documents(self, rejects: Rejects) -> Iterator[list[str]]:
+        with reporting(self._total_bytes, "reading") as report:
+            for block in (block for source in self.sources for block in read_blocks(source)):
+                before = rejects.num_records
+                yield from accept(records_of(block), self._texts_of, rejects)
+                report(rejects.num_records - before, len(block.content))
+
+    def _texts_of(self, record: dict) -> list[str]:
+        return texts_of(record, self._text_column)
+
+
+def language_of(text: str) -> str:
+    """Return zh where a fifth of a text or more is Han characters, en where nearly all is ASCII, or other."""
+    num_han = sum("\u3400" <= character <= "\u9fff" for character in text)
+    if num_han >= 0.2 * len(text):
+        return "zh"
+    return "en" if sum(map(str.isascii, text)) >= 0.95 * len(text) else "other"
+
+
+def _is_packed(source: str) -> bool:
+    return source.endswith((".gz", ".zst", ".parquet"))
+
+
+def _hold_out(held_out: Texts, texts: list[str]) -> None:
+    for text in texts:
+        kept = held_out[language_of(text)]
+        if sum(map(len, kept)) < HELD_OUT_BYTES:
+            kept.append(text)
+
+
+def _uniform(text: str) -> float:
+    digest = blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64

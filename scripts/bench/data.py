@@ -1,0 +1,170 @@
+"""Measure tokenizer training, preparation and batches: python -m scripts.bench data …"""
+
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from scripts.bench.measuring import Cost, measure
+from trainer.command_line import parse, run
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class DataBenchSettings:
+    """What `scripts.bench data` is asked for."""
+
+    data: tuple[str, ...]
+    """.jsonl files of chats under "conversations", repeated with edits until they are as large as wanted"""
+    out: str
+    """folder for the data, which is removed at the end, and for data.json"""
+    size: int = 2000
+    """megabytes that are prepared at once"""
+    slice_size: int = 30
+    """megabytes that both ways prepare in turn"""
+    rounds: int = 3
+    """how often both ways take turns; medians are reported"""
+    vocab_size: int = 6400
+    """of the tokenizer that is trained for it"""
+    max_seq_len: int = 512
+    """tokens in a row of the batches"""
+    batch_seconds: float = 20.0
+    """how long batches are drawn"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    name: str
+    documents: int
+    megabytes: float
+    seconds: float
+    peak_megabytes: float
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Return the line as text."""
+        rates = f"{self.documents / self.seconds:,.0f}", f"{self.megabytes / self.seconds:.2f}"
+        return f"{self.megabytes:,.0f}", f"{self.seconds:,.1f}", *rates, f"{self.peak_megabytes:,.0f}"
+
+
+def main() -> None:
+    """Measure, print a table and write it as JSON."""
+    settings = parse(DataBenchSettings, "Measure the data path, beside datasets.map in the same run.")
+    out = Path(settings.out)
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        lines = list(_lines(settings, work))
+    finally:
+        shutil.rmtree(work)
+    (out / "data.json").write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
+    print(f"{'':<34}" + "".join(f"{n:>12}" for n in ("MB", "seconds", "documents/s", "MB/s", "peak MB")))
+    for line in lines:
+        print(f"{line.name:<34}" + "".join(f"{cell:>12}" for cell in line.cells))
+
+
+def _lines(settings: DataBenchSettings, work: Path) -> Iterator[Line]:
+    large, small, tokenizer = work / "large.jsonl", work / "small.jsonl", str(work / "tokenizer")
+    documents = _write_edited(settings.data, large, settings.size * MEGABYTE)
+    few = _write_edited(settings.data, small, settings.slice_size * MEGABYTE)
+    train = ["train_tokenizer", "--data", str(large), "--vocab_size", str(settings.vocab_size)]
+    sampled = ["--max_bytes", str(settings.slice_size * MEGABYTE)]
+    cost = _measured(*train, *sampled, "--out", tokenizer)
+    share = min(1.0, settings.slice_size / settings.size)
+    yield _line("train_tokenizer", int(documents * share), large.stat().st_size * share, cost)
+    for name, costs in _in_turns(settings, small, tokenizer, work).items():
+        seconds = statistics.median(cost.seconds for cost in costs)
+        peak = max(cost.peak_bytes for cost in costs)
+        yield _line(name, few, small.stat().st_size, Cost(seconds, peak))
+    store = work / "store"
+    cost = _measured(*_preparation(large, tokenizer, store))
+    yield _line("prepare_data", documents, large.stat().st_size, cost)
+    yield _deliver(settings, store)
+
+
+def _in_turns(settings: DataBenchSettings, data: Path, tokenizer: str, work: Path) -> dict[str, list[Cost]]:
+    """Return what each way costs on the same data, in every round one after the other."""
+    costs: dict[str, list[Cost]] = {}
+    for number in range(settings.rounds):
+        store = work / "small"
+        ours = _measured(*_preparation(data, tokenizer, store))
+        costs.setdefault("prepare_data, in turn", []).append(ours)
+        shutil.rmtree(store)
+        for processes in ("1", "2"):
+            cache = work / f"cache{number}-{processes}"
+            theirs = _measured("bench.datasets_map", str(data), tokenizer, str(cache), processes)
+            costs.setdefault(f"datasets.map, num_proc={processes}", []).append(theirs)
+            shutil.rmtree(cache)
+    return costs
+
+
+def _preparation(data: Path, tokenizer: str, store: Path) -> list[str]:
+    places = ["--data", str(data), "--tokenizer", tokenizer, "--out", str(store)]
+    return ["prepare_data", "--kind", "sft", *places]
+
+
+def _measured(script: str, *flags: str) -> Cost:
+    print(f"{script} …", file=sys.stderr)
+    return measure([sys.executable, "-m", f"scripts.{script}", *flags])
+
+
+def _line(name: str, documents: int, num_bytes: float, cost: Cost) -> Line:
+    return Line(name, documents, num_bytes / MEGABYTE, cost.seconds, cost.peak_bytes / MEGABYTE)
+
+
+def _write_edited(paths: tuple[str, ...], out: Path, size: int) -> int:
+    """Repeat records, each time with other digits and a number of their own; return how many there are."""
+    lines = [line for path in paths for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+    number = written = 0
+    with open(out, "w", encoding="utf-8") as file:
+        while written < size:
+            line = _edited(lines[number % len(lines)], number, number // len(lines))
+            file.write(line)
+            written += len(line.encode())
+            number += 1
+    return number
+
+
+def _edited(line: str, number: int, edition: int) -> str:
+    digits = "0123456789"
+    others = str.maketrans(digits, digits[edition % 10 :] + digits[: edition % 10])
+    record = json.loads(line)
+    for turn in record["conversations"]:
+        turn["content"] = f"{turn['content'].translate(others)} {number}"
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _deliver(settings: DataBenchSettings, path: Path) -> Line:
+    """Draw packed batches from a store for some seconds."""
+    import resource
+
+    from dataset.batches import BatchStream
+    from dataset.settings import BatchSettings
+    from dataset.token_store import open_stores
+
+    choice = BatchSettings(max_seq_len=settings.max_seq_len, prompt_mask="prefix")
+    stores = open_stores([path])
+    stream = BatchStream(stores, choice)
+    bytes_per_token = stores[0].manifest["bytes"] / stores[0].num_tokens
+    documents = tokens = 0
+    plan = stream.plan(0)
+    started = time.monotonic()
+    for step, batch in enumerate(stream.batches(epoch=0, rows_per_step=16)):
+        tokens += batch.num_real
+        documents += sum(len(plan[row]) for row in range(16 * step, min(16 * (step + 1), len(plan))))
+        if time.monotonic() - started > settings.batch_seconds:
+            break
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE
+    return Line("batches", documents, tokens * bytes_per_token / MEGABYTE, seconds, peak)
+
+
+if __name__ == "__main__":
+    run(main)

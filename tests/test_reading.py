@@ -1,0 +1,236 @@
+"""Files of every form, whole and broken, through the same reader."""
+
+import gzip
+import json
+import random
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset import sources
+from dataset.json_lines import as_json_lines
+from dataset.records import read_records
+from dataset.sources import check_sources, find_sources, read_blocks
+from model.errors import UserError
+
+ROWS = [{"text": f"{n} 法国 <|im_end|>", "n": n} for n in range(300)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return str(path)
+
+
+def values(source):
+    return [record.value for record in read_records([source])]
+
+
+def faults(source):
+    return [(record.line, record.fault) for record in read_records([source]) if record.value is None]
+
+
+def zstd(content):
+    return zstandard.ZstdCompressor().compress(content)
+
+
+def parquet(path, rows=ROWS):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", LINES),
+        ("a.jsonl", LINES[:-1]),
+        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES[:1000]) + gzip.compress(LINES[1000:])),
+        ("a.jsonl.zst", zstd(LINES)),
+        ("a.jsonl.zst", zstd(LINES[:1000]) + zstd(LINES[1000:])),
+        ("a.json", json.dumps(ROWS).encode()),
+        ("a.json", b"\xef\xbb\xbf" + json.dumps(ROWS, indent=2).encode()),
+        ("a.json", json.dumps(ROWS, indent=0).encode()),
+        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("a.json", LINES),
+    ],
+)
+@pytest.mark.parametrize("block_bytes", [1, 1000, 2**22])
+def test_every_form_gives_the_same_records(tmp_path, monkeypatch, name, content, block_bytes):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", block_bytes)
+    assert values(write(tmp_path / name, content)) == ROWS
+
+
+def test_parquet_and_the_hub_give_the_same_records_through_datasets(tmp_path):
+    assert values(parquet(tmp_path / "a.parquet")) == ROWS
+    (tmp_path / "stand_in").mkdir()
+    parquet(tmp_path / "stand_in" / "train.parquet")
+    write(tmp_path / "stand_in" / "README.md", b"a data set")
+    assert values(f"hub:{tmp_path / 'stand_in'}") == ROWS
+
+
+def test_a_split_and_a_configuration_of_the_hub_can_be_named(tmp_path):
+    for split, rows in {"train": ROWS[:5], "test": ROWS[5:8]}.items():
+        parquet(tmp_path / f"{split}.parquet", rows)
+    assert values(f"hub:{tmp_path}:test") == ROWS[5:8]
+    assert values(f"hub:{tmp_path}:default:test") == ROWS[5:8]
+    with pytest.raises(UserError, match="expected hub:org/name"):
+        values("hub:a:b:c:d")
+    with pytest.raises(UserError, match=f"^hub:{tmp_path} cannot be read: .*other"):
+        values(f"hub:{tmp_path}:other")
+
+
+def test_folders_and_globs_stand_for_their_files_in_order(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.jsonl", "a.txt", "deep/c.jsonl.gz", "notes.md"):
+        write(tmp_path / name, b"x")
+    names = [str(tmp_path / name) for name in ("a.txt", "b.jsonl", "deep/c.jsonl.gz")]
+    assert find_sources([str(tmp_path)]) == names
+    assert find_sources([str(tmp_path / "*.jsonl"), "hub:a/b"]) == [names[1], "hub:a/b"]
+    assert find_sources([str(tmp_path / "**" / "*.gz")]) == [names[2]]
+    for nothing in (str(tmp_path / "*.json"), str(tmp_path / "empty")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="no data files in"):
+            find_sources([nothing])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_what_stands_before_the_end_of_a_truncated_file_is_read(tmp_path, name, share):
+    rows = [{"text": random.Random(n).randbytes(200).hex()} for n in range(2000)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    whole = gzip.compress(lines) if name.endswith("gz") else zstd(lines)
+    source = write(tmp_path / name, whole[: int(share * len(whole))])
+    read = [value for value in values(source) if value]
+    assert read == rows[: len(read)]
+    assert len(read) >= (share - 0.3) * len(rows)  # zstd gives whole blocks of 128 kB only
+    assert faults(source)[-1][1] == "compressed data ends early"
+
+
+def test_damage_in_a_compressed_file_costs_what_follows(tmp_path):
+    whole = bytearray(gzip.compress(LINES))
+    whole[-5] ^= 1  # of the checksum, after all the data
+    source = write(tmp_path / "a.jsonl.gz", whole)
+    assert faults(source)[-1][1] == "compressed data is damaged"
+    assert write(tmp_path / "b.jsonl.gz", b"not gzip") and faults(str(tmp_path / "b.jsonl.gz")) == [
+        (1, "compressed data is damaged")
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 100])
+def test_broken_parquet_is_a_user_error(tmp_path, content):
+    source = parquet(tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for broken in (content, whole[: len(whole) // 2], whole[:-4]):
+        write(tmp_path / "a.parquet", broken)
+        with pytest.raises(UserError, match="a.parquet"):
+            check_sources([source])
+            values(source)
+
+
+def test_objects_of_a_json_file_keep_their_lines(tmp_path):
+    content = b'[{"a": 1},\n{"b":\n  2}, 3,\n\n "x", {"c": [{"d": "}{]["}]}]\n'
+    assert b"".join(as_json_lines([content])) == (
+        b'{"a": 1}\n{"b":   2}\n3,   "x"\n\n{"c": [{"d": "}{]["}]}\n'
+    )
+    source = write(tmp_path / "a.json", content)
+    assert faults(source) == [(3, "not JSON")]
+
+
+@pytest.mark.parametrize("indent", [None, 0, 1, 4])
+@pytest.mark.parametrize("damage", [b"\xff", b'"', b"\\", b"\x00", b"{", b"}", b"]"])
+def test_a_broken_object_of_a_json_file_costs_itself(tmp_path, indent, damage):
+    rows = [{"text": f"a{n}", "deep": [{"x": n}]} for n in range(9)]
+    content = json.dumps(rows, indent=indent).encode()
+    if indent is None:
+        content = content.replace(b'}, {"text', b'},\n{"text').replace(b"[{", b"[\n{", 1)
+    broken = content.replace(b"a4", damage)
+    left = [value for value in values(write(tmp_path / "a.json", broken)) if value and "text" in value]
+    lost = [row for row in rows if row not in left]
+    if indent == 0 and damage in b"{}]":
+        return  # every object begins a line as the outermost do
+    assert all(row["text"] in ("a4", "a5") for row in lost), lost
+
+
+@settings(max_examples=40)
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_splitting_json_depends_on_no_chunk_boundary(content, size):
+    chunks = [content[i : i + size] for i in range(0, len(content), size)]
+    assert b"".join(as_json_lines(chunks)) == b"".join(as_json_lines([content]))
+
+
+fragments = st.sampled_from(
+    [b"{", b"}", b"[", b"]", b'"', b"\\", b"\n", b" ", b",", b"1", b'{"text": "a"}', b"\xff"]
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(fragments, max_size=30).map(b"".join), st.integers(1, 9))
+def test_splitting_any_brackets_depends_on_no_chunk_boundary(content, size):
+    chunks = [content[i : i + size] for i in range(0, len(content), size)]
+    assert b"".join(as_json_lines(chunks)) == b"".join(as_json_lines([content]))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.jsonl.gz", "a.jsonl.zst"])
+def test_random_bytes_among_good_records_lose_none(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 2000)
+    noise = random.Random(0)
+    lines = []
+    for row in ROWS:
+        junk = noise.randbytes(noise.randrange(60)).replace(b"\n", b"").replace(b'"', b"").replace(b"{", b"")
+        lines += [junk, json.dumps(row, ensure_ascii=False).encode()]
+    content = (b"\n\n" if name == "a.txt" else b"\n").join(lines)
+    content = gzip.compress(content) if name.endswith("gz") else content
+    content = zstd(content) if name.endswith("zst") else content
+    read = [value for value in values(write(tmp_path / name, content)) if value]
+    if name == "a.txt":
+        read = [json.loads(value["text"]) for value in read if value["text"].startswith('{"text"')]
+    assert [row for row in read if "n" in row] == ROWS
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    content=st.binary(max_size=300),
+    name=st.sampled_from(["a.jsonl", "a.json", "a.txt", "a.json.gz", "a.txt.zst"]),
+)
+def test_any_bytes_give_records_or_faults(tmp_path_factory, content, name):
+    source = write(tmp_path_factory.mktemp("noise") / name, content)
+    for record in read_records([source]):
+        assert (record.value is None) == bool(record.fault) and record.line >= 1
+
+
+def test_a_record_too_long_to_hold_costs_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(sources, "LONGEST_RECORD_BYTES", 2**20)
+    good = b'{"text": "a"}\n'
+    content = good * 3 + b'{"text": "' + b"x" * 2**21 + b'"}\n' + good * 2 + b'{"text": "' + b"x" * 2**21
+    source = write(tmp_path / "a.jsonl", content)
+    assert faults(source) == [(4, "longer than 1 MB"), (7, "longer than 1 MB")]
+    assert [value for value in values(source) if value] == [{"text": "a"}] * 5
+    paragraphs = b"a\n\n" + b"x" * 2**21 + b"\n \nb"
+    assert values(write(tmp_path / "a.txt", paragraphs)) == [{"text": "a"}, None, {"text": "b"}]
+
+
+def test_long_records_come_whole(tmp_path):
+    row = {"text": "法" * 2_000_000}
+    content = json.dumps(row).encode() + b"\n" + LINES
+    for name in ("a.jsonl", "a.json"):
+        assert values(write(tmp_path / name, content)) == [row, *ROWS]
+
+
+def test_blocks_are_the_same_at_every_reading_and_end_with_a_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 500)
+    source = write(tmp_path / "a.jsonl", LINES)
+    blocks = list(read_blocks(source))
+    assert blocks == list(read_blocks(source)) and len(blocks) > 5
+    assert b"".join(block.content for block in blocks) == LINES
+    assert all(block.content.endswith(b"}\n") for block in blocks)
+    lines = 1
+    for block in blocks:
+        assert block.line == lines
+        lines += block.content.count(b"\n")

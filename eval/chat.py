@@ -3,38 +3,64 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 
 from dataset.conversation import Rendered, Renderer
-from dataset.tokenizer import TextStream, Tokenizer
+from dataset.tokenizer import Tokenizer
+from eval.answer_text import AnswerText, check_stop_strings
 from eval.served_model import ServedModel
 from model.errors import UserError
 from model.generator import Prompt, Request, Session
 from model.masks import blocks_before_answer, prompt_blocks
-from model.sampling import Sampling
+from model.sampling import Completion, Sampling
+
+
+@dataclass(frozen=True)
+class TextSampling(Sampling):
+    """How the tokens of an answer are chosen, and which texts end it."""
+
+    stop_strings: tuple[str, ...] = ()
+    """texts that end an answer and are not shown"""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        super().__post_init__()
+        check_stop_strings(self.stop_strings)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and the ids that were sampled for it; they are never encoded again from text."""
+    """A question and the ids that answer it, as they were sampled or forced, never encoded from text."""
 
     question: str
     answer_ids: tuple[int, ...]
+    answer: str = ""
+    """the text that was shown: a stop string that ended it is left out"""
 
 
 @dataclass(frozen=True)
 class ReplyStatistics:
     """What an answer cost and how it ended."""
 
-    tokens: int
+    completion: Completion
     prefill_seconds: float
     """until the first token was known"""
     decode_seconds: float
     prefilled_tokens: int
     reused_tokens: int
-    finish_reason: str
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that were sampled."""
+        return len(self.completion.ids)
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the answer ended."""
+        return self.completion.finish_reason
 
     @property
     def tokens_per_second(self) -> float:
@@ -46,36 +72,40 @@ class ReplyStatistics:
 class TextSession:
     """Streams answers to prompts as text and remembers what the last one cost."""
 
-    def __init__(self, served: ServedModel, sampling: Sampling) -> None:
+    def __init__(self, served: ServedModel, sampling: TextSampling) -> None:
         self.served, self.sampling = served, sampling
         self.last: ReplyStatistics | None = None
         self._session = Session(served.generator())
 
-    def change_sampling(self, **changes: float | int | None) -> None:
+    def change_sampling(self, **changes: Any) -> None:
         """Replace sampling settings by name; `UserError` when the result makes no sense."""
         self.sampling = replace(self.sampling, **changes)
 
-    def _stream(self, prompt: Prompt, is_cancelled: Callable[[], bool]) -> Iterator[str]:
-        """Yield an answer in whole characters; `is_cancelled` is looked at after each token."""
-        stream = TextStream(self.served.tokenizer)
+    def _stream(
+        self, prompt: Prompt, is_cancelled: Callable[[], bool], beginning: Sequence[int] = ()
+    ) -> Iterator[str]:
+        """Yield an answer in whole characters, its forced beginning first.
+
+        `is_cancelled` is looked at after each token.
+        """
+        text = AnswerText(self.served.tokenizer, self.sampling.stop_strings, beginning)
         started = perf_counter()
         first = None
-        reply = self._session.reply(Request(prompt, self.sampling))
-        for token_id in reply:
+        reply = self._session.reply(Request(prompt.then(beginning), self.sampling, text.is_stop))
+        for _ in reply:
             first = first or perf_counter()
-            yield stream.feed(token_id)
+            yield text.take()
             if is_cancelled():
                 reply.close()
                 break
-        yield stream.flush()
+        yield text.finish()
         ended = perf_counter()
         self.last = ReplyStatistics(
-            tokens=len(self._session.last.ids),
+            completion=self._session.last,
             prefill_seconds=(first or ended) - started,
             decode_seconds=ended - (first or ended),
             prefilled_tokens=self._session.prefilled_tokens,
             reused_tokens=self._session.reused_tokens,
-            finish_reason=self._session.last.finish_reason,
         )
 
 
@@ -91,49 +121,63 @@ class RawSession(TextSession):
 class ChatSession(TextSession):
     """Several turns with one model; keeps what was sampled, and the computed states where the mask allows it.
 
-    session = ChatSession(open_model("out/sft"), Sampling())
+    session = ChatSession(open_model("out/sft"), TextSampling())
     for piece in session.ask("What is the capital of Peru?"):
         print(piece, end="", flush=True)
+
+    An answer enters the conversation with its last piece. One that was cancelled stays in it; one that raises
+    `UserError` (the question alone does not fit) or is not read to its end leaves everything as it was.
     """
 
-    def __init__(self, served: ServedModel, sampling: Sampling, system: str = "") -> None:
+    def __init__(
+        self, served: ServedModel, sampling: TextSampling, system: str = "", answer_prefix: str = ""
+    ) -> None:
         super().__init__(served, sampling)
         self.system = system
+        self.answer_prefix = answer_prefix
+        """text that every answer is made to begin with; part of the answer, so causal under every mask"""
         self.turns: list[Turn] = []
         self.dropped_turns = 0
         """whole oldest turns that the last question pushed out of the context"""
 
     def ask(self, question: str, is_cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
-        """Yield the answer to the next question of the conversation.
-
-        What was said until a cancellation stays in the conversation. A `UserError` (the question alone does
-        not fit) leaves the conversation as it was.
-        """
-        kept = self._turns_that_fit(question)
-        yield from self._stream(self._prompt(kept, question), is_cancelled)
-        self.dropped_turns = len(self.turns) - len(kept)
-        self.turns = [*kept, Turn(question, self._session.last.ids)]
+        """Yield the answer to the next question of the conversation."""
+        beginning = tuple(self.served.tokenizer.encode(self.answer_prefix))
+        yield from self._answer(self.turns, question, beginning, is_cancelled)
 
     def retry(self, is_cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Yield another answer to the last question, drawn with the next seed; `UserError` without a turn."""
-        turn = self.undo()
+        question = self.last_turn().question
         self.change_sampling(seed=self.sampling.seed + 1)
-        try:
-            yield from self.ask(turn.question, is_cancelled)
-        except UserError:
-            self.turns.append(turn)
-            raise
+        beginning = tuple(self.served.tokenizer.encode(self.answer_prefix))
+        yield from self._answer(self.turns[:-1], question, beginning, is_cancelled)
+
+    def proceed(self, is_cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """Yield the last answer again and let it go on from where it ended; `UserError` without a turn."""
+        turn = self.last_turn()
+        yield from self._answer(self.turns[:-1], turn.question, turn.answer_ids, is_cancelled)
+
+    def last_turn(self) -> Turn:
+        """Return the last turn; `UserError` when there is none."""
+        if not self.turns:
+            raise UserError("there is no turn yet")
+        return self.turns[-1]
 
     def undo(self) -> Turn:
         """Forget the last turn and return it; `UserError` when there is none."""
-        if not self.turns:
-            raise UserError("there is no turn to take back")
-        return self.turns.pop()
+        turn = self.last_turn()
+        self.restore(self.system, self.turns[:-1])
+        return turn
 
     def reset(self) -> None:
         """Forget all turns and computed states; system message and sampling stay."""
-        self.turns, self.dropped_turns, self.last = [], 0, None
+        self.restore(self.system, [])
+        self.last = None
         self._session.reset()
+
+    def restore(self, system: str, turns: Sequence[Turn]) -> None:
+        """Take up a conversation at this point; states that were computed for the same tokens are reused."""
+        self.system, self.turns, self.dropped_turns = system, list(turns), 0
 
     def layout(self) -> tuple[np.ndarray, torch.Tensor]:
         """Return the ids (n,) of the conversation so far and the block of each under the model's mask."""
@@ -141,15 +185,26 @@ class ChatSession(TextSession):
         answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
         return rendered.ids, prompt_blocks(self.served.prompt_mask, answers, starts)
 
+    def _answer(
+        self, turns: list[Turn], question: str, beginning: tuple[int, ...], is_cancelled: Callable[[], bool]
+    ) -> Iterator[str]:
+        """Yield the answer to a question after `turns`, and make all of it the conversation."""
+        kept, pieces = self._turns_that_fit(turns, question, len(beginning)), []
+        for piece in self._stream(self._prompt(kept, question), is_cancelled, beginning):
+            pieces.append(piece)
+            yield piece
+        self.dropped_turns = len(turns) - len(kept)
+        self.turns = [*kept, Turn(question, beginning + self.last.completion.ids, "".join(pieces))]
+
     def _prompt(self, turns: Sequence[Turn], question: str) -> Prompt:
         rendered = render_turns(self.served.tokenizer, self.system, turns, question)
         return prompt_of(rendered, self.served.prompt_mask)
 
-    def _turns_that_fit(self, question: str) -> list[Turn]:
+    def _turns_that_fit(self, turns: list[Turn], question: str, begun_tokens: int) -> list[Turn]:
         """Return the turns left after dropping oldest ones until there is room in the context to answer."""
-        capacity, kept = self.served.model.config.max_position_embeddings, list(self.turns)
-        reserve = min(self.sampling.max_new_tokens, capacity // 4)
-        while kept and len(self._prompt(kept, question).ids) + reserve > capacity:
+        capacity, kept = self.served.model.config.max_position_embeddings, list(turns)
+        needed = begun_tokens + min(self.sampling.max_new_tokens, capacity // 4)
+        while kept and len(self._prompt(kept, question).ids) + needed > capacity:
             kept.pop(0)
         return kept
 

@@ -14,7 +14,7 @@ from dataset.tokenizer import Tokenizer
 from eval.answers import Cell, Prediction, Question
 from eval.evaluation import Evaluation, load, load_predictions
 from eval.plots import MaskPanel, mask_panel
-from eval.served_model import open_model
+from eval.served_model import open_model, tell_apart
 from model.errors import UserError
 from model.masks import causal_layout, prompt_blocks
 
@@ -40,8 +40,7 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Read the runs; `UserError` where one is not evaluated, or was asked other questions than the first."""
     folders = [Path(path) for path in paths]
     evaluations = [load(folder / "evaluation") for folder in folders]
-    masks = [evaluation.prompt_mask for evaluation in evaluations]
-    labels = masks if len(set(masks)) == len(masks) else [folder.name for folder in folders]
+    labels = tell_apart([evaluation.prompt_mask for evaluation in evaluations], folders)
     runs = [
         Run(folder, label, evaluation, tuple(load_predictions(folder / "evaluation")), _read_summary(folder))
         for folder, label, evaluation in zip(folders, labels, evaluations, strict=True)

@@ -1,5 +1,6 @@
 """A checkpoint opened for use: weights, tokenizer, and the attention pattern that it was trained with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,3 +63,9 @@ def choose_mask(trained: str, wanted: str | None, allow_mismatch: bool) -> str:
             "leave --prompt_mask out, or add --allow_mask_mismatch to do it all the same"
         )
     return wanted or trained
+
+
+def tell_apart(masks: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Return a name for each of several models: its mask if those differ, else its folder's name or path."""
+    names = (list(masks), [folder.name for folder in folders])
+    return next((each for each in names if len(set(each)) == len(each)), [str(folder) for folder in folders])

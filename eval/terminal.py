@@ -1,47 +1,64 @@
 """The interactive chat program: reads lines, streams answers, obeys commands; Ctrl-C stops an answer only."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
-from eval.chat import ChatSession, ReplyStatistics, TextSession
-from eval.drawings import describe_blocks, draw_mask
-from eval.plots import mask_panel
+from eval.chat import ChatSession, TextSession
+from eval.chat_reports import (
+    describe_context,
+    describe_forgotten,
+    describe_mask,
+    describe_probabilities,
+    describe_reply,
+)
+from eval.chat_settings import describe_sampling, parse_setting
+from eval.served_model import tell_apart
+from eval.transcript import load_transcript, save_transcript
 from model.errors import UserError
-from model.sampling import Sampling
 
-SETTINGS = {"temperature": float, "top_k": int, "top_p": float, "seed": int, "max_new_tokens": int}
-WIDEST_PICTURE_TOKENS = 60
+Ask = Callable[[TextSession, Callable[[], bool]], Iterator[str]]
+"""begins an answer of a session, given the question "is it cancelled?" """
 
 
 class Terminal:
-    """Reads lines and answers them; a method `command_x` is the command /x, and its docstring is its help."""
+    """Talks with one model or several side by side; a method `command_x` is /x, its docstring the help."""
 
-    def __init__(self, session: TextSession) -> None:
-        self.session = session
+    def __init__(self, sessions: Sequence[TextSession]) -> None:
+        self.sessions = sessions
+        served = [session.served for session in sessions]
+        self.labels = tell_apart([each.prompt_mask for each in served], [each.path for each in served])
         self.console = Console(highlight=False, markup=False, emoji=False)
         self.is_running = True
 
     def run(self) -> None:
         """Talk until /quit or the end of input."""
-        served = self.session.served
-        self.note(f"{served.path}: {served.model.num_parameters():,} parameters, {served.prompt_mask} mask")
-        self.note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
-        reader = PromptSession()
+        for served in (session.served for session in self.sessions):
+            self.note(
+                f"{served.path}: {served.model.num_parameters():,} parameters, {served.prompt_mask} mask"
+            )
+        self.note(
+            "/help lists the commands, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves"
+        )
+        reader = PromptSession(key_bindings=_keys(), prompt_continuation="  ")
         while self.is_running:
             try:
                 line = reader.prompt(FormattedText([("bold fg:ansicyan", "> ")])).strip()
+                if line:
+                    self.obey(line)
             except KeyboardInterrupt:
                 continue
             except EOFError:
                 return
-            if line:
-                self.obey(line)
 
     def obey(self, line: str) -> None:
         """Run a command or answer a text; a mistake of the user is one line, and nothing else happens."""
@@ -49,17 +66,22 @@ class Terminal:
             if line.startswith("/"):
                 self._run_command(line)
             else:
-                self.say(self.session.ask, line)
-        except UserError as error:
+                self.say(lambda session, is_cancelled: session.ask(line, is_cancelled))
+        except (UserError, OSError) as error:
             self.console.print(f"error: {error}", style="red")
 
-    def say(self, ask: Callable[..., Iterator[str]], *arguments: str) -> None:
-        """Stream an answer, then a line on what it cost."""
+    def say(self, ask: Ask) -> None:
+        """Stream an answer of every model, then a line on what it cost."""
         with interrupt_as_event() as is_cancelled:
-            for piece in ask(*arguments, is_cancelled=is_cancelled):
-                print(piece, end="", flush=True)
-        print()
-        self.note(describe_reply(self.session.last))
+            answers = [ask(session, is_cancelled) for session in self.sessions]
+            if len(answers) == 1:
+                for piece in answers[0]:
+                    print(piece, end="", flush=True)
+                print()
+            else:
+                self._show_side_by_side(answers)
+        self._note_each(describe_probabilities)
+        self._note_each(lambda session: describe_reply(session.last))
 
     def note(self, text: str) -> None:
         """Print a dim line of the program itself."""
@@ -79,14 +101,32 @@ class Terminal:
         """/set [NAME VALUE]: show how tokens are sampled, or change it: temperature 0.7, top_k none, …"""
         if argument:
             name, _, value = argument.partition(" ")
-            self.session.change_sampling(**{name: parse_setting(name, value.strip())})
-        self.note(describe_sampling(self.session.sampling))
+            change = {name: parse_setting(name, value.strip())}
+            for session in self.sessions:
+                session.change_sampling(**change)
+        self.note(describe_sampling(self.sessions[0].sampling))
 
     def command_stats(self, argument: str) -> None:
         """/stats: show what the last answer cost"""
-        if self.session.last is None:
+        if self.sessions[0].last is None:
             raise UserError("nothing has been answered yet")
-        self.note(describe_reply(self.session.last))
+        self._note_each(lambda session: describe_reply(session.last))
+
+    def _note_each(self, describe: Callable[[TextSession], str]) -> None:
+        for label, session in zip(self.labels, self.sessions, strict=True):
+            if text := describe(session):
+                self.note(f"{label}: {text}" if len(self.sessions) > 1 else text)
+
+    def _show_side_by_side(self, answers: Sequence[Iterator[str]]) -> None:
+        texts, going = [""] * len(answers), list(range(len(answers)))
+        with Live(console=self.console, refresh_per_second=10) as live:
+            while going:
+                for n in list(going):
+                    piece = next(answers[n], None)
+                    texts[n] += piece or ""
+                    if piece is None:
+                        going.remove(n)
+                live.update(_columns(self.labels, texts))
 
     def _run_command(self, line: str) -> None:
         name, _, argument = line[1:].partition(" ")
@@ -102,74 +142,87 @@ class Terminal:
 
 
 class ChatTerminal(Terminal):
-    """The terminal of a conversation."""
+    """The terminal of a conversation, which every model has for itself."""
 
-    session: ChatSession
+    sessions: Sequence[ChatSession]
 
-    def say(self, ask: Callable[..., Iterator[str]], *arguments: str) -> None:
-        """Stream an answer, then a line on what it cost and one on what had to be forgotten."""
-        super().say(ask, *arguments)
-        if self.session.dropped_turns:
-            self.note(f"the context is full: the oldest turns were forgotten ({self.session.dropped_turns})")
+    def say(self, ask: Ask) -> None:
+        """Stream an answer of every model, then lines on what it cost and what had to be forgotten."""
+        super().say(ask)
+        self._note_each(describe_forgotten)
 
     def command_system(self, argument: str) -> None:
         """/system [TEXT]: set the system message; without TEXT there is none"""
-        self.session.system = argument
+        for session in self.sessions:
+            session.system = argument
         self.note(f"system message: {argument}" if argument else "no system message")
+
+    def command_begin(self, argument: str) -> None:
+        """/begin [TEXT]: let answers begin with TEXT and go on from there; without TEXT they are free"""
+        for session in self.sessions:
+            session.answer_prefix = argument
+        self.note(f"answers begin with: {argument}" if argument else "answers begin freely")
+
+    def command_continue(self, argument: str) -> None:
+        """/continue: let the last answer go on from where it ended"""
+        self.say(ChatSession.proceed)
 
     def command_undo(self, argument: str) -> None:
         """/undo: take back the last question and its answer"""
-        self.note(f"taken back: {self.session.undo().question}")
+        question = [session.last_turn().question for session in self.sessions][0]
+        for session in self.sessions:
+            session.undo()
+        self.note(f"taken back: {question}")
 
     def command_retry(self, argument: str) -> None:
         """/retry: answer the last question again, with the next seed"""
-        if self.session.sampling.temperature == 0:
+        if self.sessions[0].sampling.temperature == 0:
             self.note("at temperature 0 a seed changes nothing; /set temperature 0.8 lets answers differ")
-        self.say(self.session.retry)
+        self.say(ChatSession.retry)
 
     def command_reset(self, argument: str) -> None:
         """/reset: forget the conversation; system message and settings stay"""
-        self.session.reset()
+        for session in self.sessions:
+            session.reset()
         self.note("forgotten")
+
+    def command_save(self, argument: str) -> None:
+        """/save FILE.jsonl: write what the model remembers of the conversation, as training data"""
+        blank = save_transcript(argument, self.sessions)
+        left_out = f"; {blank} turns with blank answers are left out" if blank else ""
+        self.note(f"{argument} is written{left_out}")
+
+    def command_load(self, argument: str) -> None:
+        """/load FILE.jsonl: take up a conversation that was saved"""
+        load_transcript(argument, self.sessions)
+        self._note_each(lambda session: f"{len(session.turns)} turns, the last: {session.turns[-1].question}")
 
     def command_mask(self, argument: str) -> None:
         """/mask: show which token of the conversation sees which"""
-        served = self.session.served
-        ids, block_ids = self.session.layout()
-        self.note(f"prompt_mask {served.prompt_mask}, {len(ids)} tokens: {describe_blocks(block_ids)}")
-        if 0 < len(ids) <= WIDEST_PICTURE_TOKENS:
-            panel = mask_panel(served.prompt_mask, block_ids, served.model.config.sliding_window)
-            self.note(draw_mask(panel.mask, [served.tokenizer.token_text(i) for i in ids.tolist()]))
+        self._note_each(describe_mask)
 
     def command_stats(self, argument: str) -> None:
-        """/stats: show how full the context is and what the last answer cost"""
-        capacity, used = self.session.served.model.config.max_position_embeddings, self.session.layout()[0]
-        self.note(f"{len(self.session.turns)} turns, {len(used)} of {capacity} tokens of context")
+        """/stats: show how full the context is, what is reused of it and what the last answer cost"""
+        self._note_each(describe_context)
         super().command_stats(argument)
 
 
-def parse_setting(name: str, text: str) -> float | int | None:
-    """Return the value of a sampling setting; `UserError` for an unknown name or a wrong type."""
-    if name not in SETTINGS:
-        raise UserError(f"unknown setting {name!r}; choose one of {', '.join(SETTINGS)}")
-    if name == "top_k" and text == "none":
-        return None
-    try:
-        return SETTINGS[name](text)
-    except ValueError:
-        raise UserError(f"{name}: expected {SETTINGS[name].__name__}, got {text!r}") from None
+def _keys() -> KeyBindings:
+    bindings = KeyBindings()
+
+    @bindings.add("escape", "enter")
+    def begin_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return bindings
 
 
-def describe_sampling(sampling: Sampling) -> str:
-    """Return the sampling settings on one line."""
-    return ", ".join(f"{name} {str(getattr(sampling, name)).lower()}" for name in SETTINGS)
-
-
-def describe_reply(reply: ReplyStatistics) -> str:
-    """Return what an answer cost on one line."""
-    speed = f"{reply.tokens} tokens, {reply.tokens_per_second:.0f} tokens/s"
-    prefill = f"prefill {reply.prefilled_tokens} new + {reply.reused_tokens} reused tokens"
-    return f"[{speed}, {prefill} in {reply.prefill_seconds * 1000:.0f} ms, {reply.finish_reason}]"
+def _columns(labels: Sequence[str], texts: Sequence[str]) -> Table:
+    table = Table(expand=True)
+    for label in labels:
+        table.add_column(label, ratio=1, overflow="fold")
+    table.add_row(*map(Text, texts))
+    return table
 
 
 @contextmanager

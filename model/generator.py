@@ -30,6 +30,10 @@ class Prompt:
         """Return the tokens from `start` on, up to `stop`."""
         return Prompt(self.ids[start:stop], self.block_ids[start:stop])
 
+    def then(self, ids: Sequence[int]) -> "Prompt":
+        """Return the prompt with the forced beginning of its answer: causal tokens at its end."""
+        return Prompt((*self.ids, *ids), (*self.block_ids, *(-1 for _ in ids)))
+
 
 @dataclass(frozen=True)
 class Request:
@@ -221,7 +225,7 @@ class Session:
         Closing the iterator cancels the answer. Raises `UserError` for a prompt that is empty or too long.
         """
         answer = self.generator.begin(request)
-        self.last = None
+        self.last, self.reused_tokens, self.prefilled_tokens = None, 0, 0
         try:
             logits = None if answer.finish_reason else self._prefill(request.prompt)
             while not answer.finish_reason:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from model.errors import UserError
 
+SMALLEST_TEMPERATURE = 1e-6  # below it logits / temperature overflows; its limit is greedy
+
 FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 
 
@@ -129,6 +131,6 @@ class Answer:
         if self.sampling.repetition_penalty != 1:
             seen = torch.tensor([*self._prompt_ids, *self.ids], device=logits.device).unique()
             logits = penalise(logits, seen, self.sampling.repetition_penalty)
-        if self.sampling.temperature == 0:
+        if self.sampling.temperature < SMALLEST_TEMPERATURE:
             return int(logits.argmax())
         return int(torch.multinomial(probabilities(logits, self.sampling).cpu(), 1, generator=self._random))

@@ -1,7 +1,7 @@
 """Talk with a model: interactively, or once with `--prompt` or piped input."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from model.config import PromptMask
@@ -30,29 +30,61 @@ class ChatSettings:
     """draw from this many most probable tokens only"""
     top_p: float = 1.0
     """draw from the most probable tokens that reach this much probability together"""
+    min_p: float = 0.0
+    """draw from tokens of at least this share of the most probable one's probability"""
+    repetition_penalty: float = 1.0
+    """above 1 makes tokens that stand in prompt or answer less likely"""
     seed: int = 0
     """of the random choice; the same seed gives the same answer"""
     max_new_tokens: int = 256
     """most tokens of an answer"""
+    stop_strings: tuple[str, ...] = ()
+    """texts that end an answer and are not shown"""
+    answer_prefix: str = ""
+    """text that every answer is made to begin with; the model goes on from there"""
+    log_probabilities: bool = False
+    """tell the log-probability of each token of an answer; to standard error when answering once"""
     prompt_mask: PromptMask | None = None
     """attention pattern over the prompt; by default the one that the model was trained with"""
     allow_mask_mismatch: bool = False
     """run the model with a --prompt_mask that it was not trained with"""
+    compare: str | None = None
+    """directory of a second model that answers beside the first, under its own mask"""
+
+    def __post_init__(self) -> None:
+        """Refuse what would have no effect."""
+        for name in ("system", "answer_prefix"):
+            if self.raw and getattr(self, name):
+                raise UserError(f"--{name} has no effect with --raw; leave one of them out")
 
 
 def main() -> None:
     """Answer once or talk until the user leaves."""
     settings = parse(ChatSettings, "Talk with a model.")
-    if settings.raw and settings.system:
-        raise UserError("--system has no effect with --raw; leave one of them out")
     question = _question(settings)
-    session = _session(settings)
+    sessions = _sessions(settings)
     if question is None:
-        _talk(session)
-        return
-    for piece in session.ask(question):
-        print(piece, end="", flush=True)
-    print()
+        _talk(sessions)
+    else:
+        _answer_once(sessions, question)
+
+
+def _answer_once(sessions: "list[TextSession]", question: str) -> None:
+    """Print the answer alone; of several models, each below its name."""
+    from eval.served_model import tell_apart
+
+    served = [session.served for session in sessions]
+    labels = tell_apart([each.prompt_mask for each in served], [each.path for each in served])
+    for label, session in zip(labels, sessions, strict=True):
+        if len(sessions) > 1:
+            print(f"[{label}]")
+        for piece in session.ask(question):
+            print(piece, end="", flush=True)
+        print()
+        if session.sampling.log_probabilities:
+            from eval.chat_reports import describe_probabilities  # draws masks, too: slow to import
+
+            print(describe_probabilities(session), file=sys.stderr)
 
 
 def _question(settings: ChatSettings) -> str | None:
@@ -69,25 +101,29 @@ def _question(settings: ChatSettings) -> str | None:
     return text
 
 
-def _session(settings: ChatSettings) -> "TextSession":
-    from eval.chat import ChatSession, RawSession
+def _sessions(settings: ChatSettings) -> "list[TextSession]":
+    from eval.chat import ChatSession, RawSession, TextSampling
     from eval.served_model import open_model
-    from model.sampling import Sampling
 
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-    sampling = Sampling(**{name: getattr(settings, name) for name in names})
-    served = open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch)
+    sampling = TextSampling(**{field.name: getattr(settings, field.name) for field in fields(TextSampling)})
+    served = [open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch)]
     if settings.allow_mask_mismatch:
-        print(f"note: running with {served.prompt_mask}, not with the mask of its training", file=sys.stderr)
-    return RawSession(served, sampling) if settings.raw else ChatSession(served, sampling, settings.system)
+        print(
+            f"note: running with {served[0].prompt_mask}, not with the mask of its training", file=sys.stderr
+        )
+    if settings.compare is not None:
+        served.append(open_model(settings.compare))
+    if settings.raw:
+        return [RawSession(each, sampling) for each in served]
+    return [ChatSession(each, sampling, settings.system, settings.answer_prefix) for each in served]
 
 
-def _talk(session: "TextSession") -> None:
+def _talk(sessions: "list[TextSession]") -> None:
     from eval.chat import ChatSession
     from eval.terminal import ChatTerminal, Terminal
 
-    terminal = ChatTerminal if isinstance(session, ChatSession) else Terminal
-    terminal(session).run()
+    terminal = ChatTerminal if isinstance(sessions[0], ChatSession) else Terminal
+    terminal(sessions).run()
 
 
 if __name__ == "__main__":

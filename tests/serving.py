@@ -33,6 +33,42 @@ def served_model(prompt_mask: str, context: int = 256, stops: bool = False) -> S
     return ServedModel(LanguageModel(config).eval(), tokenizer, prompt_mask, stop_ids, Path("random"))
 
 
+def saying_model(text: str, prompt_mask: str, context: int = 512, loops: bool = False) -> ServedModel:
+    """A model that answers everything with `text`, then ends or with `loops` says it again and again.
+
+    Each token decides the next, so no two tokens of the text may be the same.
+    """
+    tokenizer = small_tokenizer()
+    ids = tokenizer.encode(text)
+    chain = [*tokenizer.encode("\n"), *ids, ids[0] if loops else tokenizer.im_end_id]
+    assert len(set(chain[:-1])) == len(chain) - 1, "a token of the text stands twice"
+    torch.manual_seed(0)
+    config = from_preset(
+        "tiny",
+        vocab_size=tokenizer.vocab_size,
+        max_position_embeddings=context,
+        tie_word_embeddings=False,
+        initializer_range=1.0,
+    )
+    model = LanguageModel(config).eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[chain[1:]] = model.model.embed_tokens.weight[chain[:-1]]
+        if loops:  # the first token follows the header as well as the last one
+            model.lm_head.weight[ids[0]] += model.model.embed_tokens.weight[chain[0]]
+    return ServedModel(model, tokenizer, prompt_mask, tokenizer.stop_ids, Path("saying"))
+
+
+def save_served(served: ServedModel, folder: Path) -> Path:
+    """Write a served model as a model directory."""
+    served.tokenizer.save(folder)
+    save_checkpoint(folder, served.model, served.prompt_mask, served.stop_ids)
+    return folder
+
+
 def save_model(folder: Path, prompt_mask: str, context: int = 256, vocab_size: int | None = None) -> Path:
     """Write a model directory with a tokenizer; `vocab_size` is that of the model where it is to differ."""
     tokenizer = small_tokenizer()

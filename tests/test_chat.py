@@ -1,29 +1,23 @@
-"""Conversations on top of the generator's session, and the chat program in a pseudo-terminal."""
+"""Conversations on top of the generator's session: turns, cancellations, limits, forced beginnings."""
 
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
+import gc
+import tracemalloc
 
-import pexpect
 import pytest
+import torch
 
 from dataset.conversation import Message, render
-from eval.chat import ChatSession, RawSession, Turn, prompt_of, raw_prompt, render_turns
+from eval.chat import ChatSession, RawSession, TextSampling, Turn, prompt_of, raw_prompt, render_turns
+from eval.chat_settings import parse_setting
 from eval.drawings import describe_blocks, draw_mask, draw_masks
 from eval.served_model import choose_mask
-from eval.terminal import parse_setting
 from model.errors import UserError
-from model.generator import Request
+from model.generator import Prompt, Request
 from model.masks import causal_mask
-from model.sampling import Sampling
 from tests.conftest import STRATEGIES
-from tests.serving import save_model, served_model, small_tokenizer
+from tests.serving import saying_model, served_model, small_tokenizer
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "PROMPT_TOOLKIT_NO_CPR": "1"}
-SHORT = Sampling(max_new_tokens=8)
+SHORT = TextSampling(max_new_tokens=8)
 
 
 def say(session, text: str) -> str:
@@ -74,7 +68,7 @@ def test_a_new_turn_prefills_only_what_the_mask_does_not_let_it_reuse():
 
 
 def test_the_streamed_text_is_the_text_of_the_sampled_ids():
-    session = ChatSession(served_model("causal"), Sampling(max_new_tokens=9, temperature=1.0))
+    session = ChatSession(served_model("causal"), TextSampling(max_new_tokens=9, temperature=1.0))
     for _ in range(20):  # many of these answers end in the middle of a character
         text = say(session, "法国的首都是哪里？")
         ids = session.turns[-1].answer_ids
@@ -102,7 +96,7 @@ def test_a_rendered_chat_equals_the_renderer_of_the_training():
 
 
 def test_a_cancelled_answer_stays_in_the_conversation():
-    session = ChatSession(served_model("prefix"), Sampling(max_new_tokens=50))
+    session = ChatSession(served_model("prefix"), TextSampling(max_new_tokens=50))
     pieces = []
     for piece in session.ask("Capital of Peru?", is_cancelled=lambda: len(pieces) >= 3):
         pieces.append(piece)
@@ -152,7 +146,7 @@ def test_a_retry_that_does_not_fit_leaves_the_conversation_as_it_was():
 
 
 def test_retry_at_a_temperature_draws_another_answer():
-    session = ChatSession(served_model("causal"), Sampling(max_new_tokens=20, temperature=1.0))
+    session = ChatSession(served_model("causal"), TextSampling(max_new_tokens=20, temperature=1.0))
     first, second = say(session, "Q"), "".join(session.retry())
     assert first != second and len(session.turns) == 1
 
@@ -195,8 +189,6 @@ def test_settings_are_read_by_their_types():
 
 
 def test_text_drawings_keep_columns_straight_under_wide_characters():
-    import torch
-
     triangle = causal_mask(3)
     assert draw_mask(triangle, ["法国", "a", "bc"]) == "法国  1 . .\n   a  1 1 .\n  bc  1 1 1"
     wide = draw_masks({"one": triangle, "two": triangle}, ["a", "b", "c"], 40)
@@ -207,49 +199,112 @@ def test_text_drawings_keep_columns_straight_under_wide_characters():
     assert describe_blocks(torch.tensor([])) == ""
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("chat") / "model", "prefix", context=4096)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_forced_beginning_is_causal_and_part_of_the_answer(strategy):
+    session = ChatSession(served_model(strategy), SHORT, answer_prefix="Lima 😀")
+    text = say(session, "Capital of Peru?")
+    begun = tuple(small_tokenizer().encode("Lima 😀"))
+    prompt = prompt_of(render_turns(small_tokenizer(), "", [], "Capital of Peru?"), strategy)
+    forced = Prompt((*prompt.ids, *begun), (*prompt.block_ids, *(-1 for _ in begun)))
+    [fresh] = session.served.generator().generate([Request(forced, SHORT)])
+    assert session.turns[0].answer_ids == begun + fresh.ids and session.last.tokens == len(fresh.ids)
+    assert text == session.turns[0].answer and text.startswith("Lima 😀")
 
 
-def chat(model_folder: Path, *flags: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "scripts.chat", "--model", str(model_folder), *flags]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=60, **options)
+@pytest.mark.parametrize("strategy", ["causal", "segment"])
+def test_a_continued_answer_is_what_it_would_have_been_in_one_piece(strategy):
+    served = served_model(strategy)
+    whole, parts = (ChatSession(served, TextSampling(max_new_tokens=n)) for n in (14, 7))
+    for session in (whole, parts):
+        say(session, "Capital of Peru?")
+    text = "".join(parts.proceed())
+    assert parts.turns == whole.turns and text == whole.turns[0].answer
+    assert parts.last.prefilled_tokens == 1, "the last token of an answer is all that was not fed yet"
 
 
-def test_piped_input_is_answered_once_with_the_text_only(model_folder):
-    piped = chat(model_folder, "--max_new_tokens", "5", input="法国的首都是哪里？\n".encode())
-    assert piped.returncode == 0 and piped.stderr == b"" and piped.stdout.count(b"\n") >= 1
+def test_a_retry_that_is_not_read_to_its_end_leaves_the_conversation_as_it_was():
+    session = ChatSession(served_model("causal"), SHORT)
+    say(session, "Capital of Peru?")
+    turns = list(session.turns)
+    retried = session.retry()
+    next(retried)
+    retried.close()
+    assert session.turns == turns
 
 
-def test_the_terminal_obeys_commands_and_ctrl_c_stops_an_answer_only(model_folder):
-    arguments = ["-m", "scripts.chat", "--model", str(model_folder), "--max_new_tokens", "4000"]
-    terminal = pexpect.spawn(
-        sys.executable, arguments, cwd=str(ROOT), env=ENVIRONMENT, encoding="utf-8", timeout=30
-    )
-    terminal.setwinsize(40, 120)
-    terminal.expect("Ctrl-D leaves.*> ")
-    terminal.send("Capital of Peru? 😀\r")
-    time.sleep(1)  # an answer of 4,000 tokens takes many
-    terminal.sendintr()
-    terminal.expect(r"\[\d+ tokens.*cancelled\]")
-    for command, answer in (
-        ("/set max_new_tokens 5", "max_new_tokens 5"),
-        ("And?", r"[1-9]\d* reused tokens.*length\]"),
-        ("/mask", "prompt_mask prefix"),
-        ("/stats", "2 turns"),
-        ("/retry", r"length\]"),
-        ("/undo", "taken back: And"),
-        ("/system Be brief.", "system message: Be brief."),
-        ("/nonsense", "error: unknown command /nonsense"),
-        ("/set top_p 3", "error: top_p must be between 0 and 1"),
-        ("/reset", "forgotten"),
-        ("/undo", "error: there is no turn"),
-        ("/help", "/quit"),
-    ):
-        terminal.send(f"{command}\r")
-        terminal.expect(answer)
-    terminal.send("/quit\r")
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    assert terminal.exitstatus == 0
+def test_streamed_characters_are_never_broken_and_never_held_back():
+    session = ChatSession(saying_model("世国的来Lima😀", "prefix"), TextSampling())
+    pieces = list(session.ask("Q"))
+    assert [piece for piece in pieces if piece] == ["世", "国", "的", "来", "Li", "ma", "😀"]
+    assert session.last.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("sampling", "text"),
+    [
+        ({"max_new_tokens": 0}, ""),
+        ({"max_new_tokens": 1}, "\ufffd"),
+        ({"max_new_tokens": 3}, "世"),
+        ({"temperature": 1e-300}, "世国的来Lima😀"),
+        ({"temperature": 1.0, "top_p": 0.0}, "世国的来Lima😀"),
+        ({"temperature": 1.0, "top_p": 1.0}, "世国的来Lima😀"),
+        ({"temperature": 1.0, "min_p": 1.0}, "世国的来Lima😀"),
+        ({"stop_strings": ("的来", "no")}, "世国"),
+        ({"stop_strings": ("的是",)}, "世国的来Lima😀"),
+    ],
+)
+def test_the_ends_of_every_setting_give_the_right_answer(sampling, text):
+    session = ChatSession(saying_model("世国的来Lima😀", "causal"), TextSampling(**sampling))
+    for question in ("Q", "R"):
+        assert say(session, question) == text == session.turns[-1].answer
+        assert session.last.prefilled_tokens == 0 or sampling.get("max_new_tokens") != 0
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seed": 2**64}, {"temperature": float("nan")}])
+def test_numbers_that_no_engine_takes_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        TextSampling(**wrong)
+
+
+def test_a_prompt_of_exactly_the_limit_is_answered_and_one_more_token_refused():
+    [extra] = small_tokenizer().encode("x")
+    question = "word " * 40
+    limit = len(render_turns(small_tokenizer(), "", [], question).ids)
+    assert limit + 1 == len(render_turns(small_tokenizer(), "", [], question + "x").ids), extra
+    session = ChatSession(saying_model("世", "prefix", context=limit), TextSampling())
+    assert say(session, question) == "\ufffd"  # the first of three bytes is all there is room for
+    assert session.last.finish_reason == "length"
+    with pytest.raises(UserError, match=f"prompt has {limit + 1} tokens but the model takes {limit}"):
+        say(session, question + "x")
+
+
+def test_ten_thousand_strange_characters_are_answered_as_a_fresh_prefill_answers_them():
+    strange = "Capital of Peru? " * 500 + "".join(map(chr, range(0x2500, 0x2500 + 900))) + "𓀀\0\x1b" * 200
+    session = ChatSession(served_model("causal", context=20_000), SHORT)
+    say(session, strange)
+    assert len(strange) == 10_000 and session.turns[0].answer_ids == fresh_answer(session, [], strange)
+
+
+def test_undecoded_bytes_of_a_terminal_are_one_clear_line():
+    session = ChatSession(served_model("causal"), SHORT)
+    with pytest.raises(UserError, match="not valid Unicode"):
+        say(session, "\udce4")
+
+
+def test_memory_is_flat_over_200_turns():
+    session = ChatSession(served_model("prefix", context=256), SHORT)
+    for n in range(200):
+        say(session, f"Question {n}?")
+        if n == 50:
+            gc.collect()
+            tracemalloc.start()
+            tensors = tensor_bytes()
+    gc.collect()
+    assert tensor_bytes() <= tensors
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 200_000, "bytes of Python objects that 150 turns left behind"
+
+
+def tensor_bytes() -> int:
+    return sum(each.nbytes for each in gc.get_objects() if type(each) is torch.Tensor)

@@ -1,0 +1,96 @@
+"""Conversations as lines of JSON: `prepare_data` takes them as training data, a chat takes them up again."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset.conversation import Message, RecordError, parse_messages
+from dataset.sources import check_sources, read_records
+from dataset.tokenizer import Tokenizer
+from eval.chat import ChatSession, Turn
+from model.errors import UserError
+
+
+def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
+    """Write a line for each session; return the number of turns whose blank answer no training would take.
+
+    Those are left out. Raises `UserError` for a session without any other turn, and for a file that holds
+    anything but transcripts.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        raise UserError(f"{path}: expected a name that ends in .jsonl, as training data does")
+    if path.exists() and not all("answer_ids" in record for record in _read(path)):
+        raise UserError(f"{path} holds something else than transcripts; choose another name")
+    if not all(_spoken(session) for session in sessions):
+        raise UserError("there is nothing to save yet")
+    lines = (json.dumps(_record(session), ensure_ascii=False) + "\n" for session in sessions)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, path)
+    return sum(len(session.turns) - len(_spoken(session)) for session in sessions)
+
+
+def load_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> None:
+    """Let each session take up the conversation of its line; `UserError` leaves all as they were.
+
+    Answers come back as the ids that they were where the tokenizer is the same, else encoded from their text.
+    """
+    check_sources([str(path)])
+    records = _read(Path(path))
+    if len(records) != len(sessions):
+        raise UserError(f"{path} holds {len(records)} conversations; expected {len(sessions)}, one per model")
+    try:
+        found = [_parse(record, s.served.tokenizer) for record, s in zip(records, sessions, strict=True)]
+    except RecordError as error:
+        raise UserError(f"{path}: {error}") from None
+    for session, (system, turns) in zip(sessions, found, strict=True):
+        session.restore(system, turns)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    records = list(read_records([str(path)]))
+    for record in records:
+        if record.value is None:
+            raise UserError(f"{path}, line {record.line}: {record.fault}")
+    return [record.value for record in records]
+
+
+def _spoken(session: ChatSession) -> list[Turn]:
+    return [turn for turn in session.turns if turn.answer.strip()]
+
+
+def _record(session: ChatSession) -> dict[str, Any]:
+    turns, messages = _spoken(session), []
+    if session.system:
+        messages.append({"role": "system", "content": session.system})
+    for turn in turns:
+        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "assistant", "content": turn.answer})
+    return {
+        "conversations": messages,
+        "answer_ids": [turn.answer_ids for turn in turns],
+        "tokenizer": session.served.tokenizer.fingerprint,
+    }
+
+
+def _parse(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, list[Turn]]:
+    messages = parse_messages(record)
+    system = messages.pop(0).content if messages[0].role == "system" else ""
+    if [message.role for message in messages] != ["user", "assistant"] * (len(messages) // 2):
+        raise RecordError("expected questions and answers in turn, after a system message or none")
+    ids = record.get("answer_ids") if record.get("tokenizer") == tokenizer.fingerprint else None
+    pairs = list(zip(messages[::2], messages[1::2], strict=True))
+    sampled = ids if isinstance(ids, list) and len(ids) == len(pairs) else [None] * len(pairs)
+    turns = [_turn(*pair, each, tokenizer) for pair, each in zip(pairs, sampled, strict=True)]
+    return system, turns
+
+
+def _turn(question: Message, answer: Message, ids: Any, tokenizer: Tokenizer) -> Turn:
+    """Return a turn; ids that do not spell the answer (its text was edited) give way to the text."""
+    is_ids = isinstance(ids, list) and all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids)
+    if not is_ids or not tokenizer.decode(ids, skip_special_tokens=True).startswith(answer.content):
+        ids = tokenizer.encode(answer.content)
+    return Turn(question.content, tuple(ids), answer.content)

@@ -1,0 +1,124 @@
+"""Saved conversations: training data as they are, and restored id by id."""
+
+import json
+
+import pytest
+
+from dataset.preparation import PreparationSettings, write_store
+from dataset.token_store import TokenStore
+from eval.chat import ChatSession, TextSampling
+from eval.transcript import load_transcript, save_transcript
+from model.errors import UserError
+from tests.serving import saying_model, served_model, small_tokenizer
+
+TEXT = "世国的来Lima😀"
+
+
+def say(session: ChatSession, text: str) -> str:
+    return "".join(session.ask(text))
+
+
+def talk(served=None, **sampling) -> ChatSession:
+    session = ChatSession(
+        served or saying_model(TEXT, "prefix"), TextSampling(**sampling), system="Be brief."
+    )
+    for question in ("Capital\nof Peru?", "它的货币呢？😀"):
+        say(session, question)
+    return session
+
+
+def test_a_saved_conversation_is_training_data_as_it_is(tmp_path):
+    save_transcript(tmp_path / "talk.jsonl", [talk()])
+    small_tokenizer().save(tmp_path / "tok")
+    paths = (str(tmp_path / "talk.jsonl"),), str(tmp_path / "tok"), str(tmp_path / "sft")
+    write_store(PreparationSettings("sft", *paths))
+    store = TokenStore(tmp_path / "sft")
+    assert len(store) == 1
+    targets = store[0].ids[store[0].targets].tolist()
+    assert small_tokenizer().decode(targets) == f"{TEXT}<|im_end|>" * 2
+
+
+def test_a_restored_conversation_goes_on_as_if_it_had_never_stopped(tmp_path):
+    served = served_model("segment")  # random answers: no text encodes to these ids
+    session = talk(served, max_new_tokens=8, temperature=1.0)
+    while not all(turn.answer.strip() for turn in session.turns):
+        session = talk(served, max_new_tokens=8, temperature=1.0, seed=session.sampling.seed + 1)
+    save_transcript(tmp_path / "talk.jsonl", [session])
+    restored = ChatSession(served, session.sampling)
+    load_transcript(tmp_path / "talk.jsonl", [restored])
+    assert (restored.system, restored.turns) == (session.system, session.turns)
+    assert say(restored, "And?") == say(session, "And?")
+
+
+def test_an_answer_whose_text_was_edited_is_encoded_anew(tmp_path):
+    path = tmp_path / "talk.jsonl"
+    save_transcript(path, [talk()])
+    path.write_text(path.read_text(encoding="utf-8").replace(TEXT, "Quito", 1), encoding="utf-8")
+    restored = talk()
+    load_transcript(path, [restored])
+    assert restored.turns[0].answer_ids == tuple(small_tokenizer().encode("Quito"))
+    assert restored.turns[1].answer == TEXT
+
+
+def test_a_stop_string_stays_out_of_the_text_but_not_of_the_ids(tmp_path):
+    session = talk(stop_strings=("来L",))
+    assert session.turns[0].answer == "世国的"
+    assert small_tokenizer().decode(session.turns[0].answer_ids) == "世国的来Li"
+    save_transcript(tmp_path / "talk.jsonl", [session])
+    restored = talk()
+    load_transcript(tmp_path / "talk.jsonl", [restored])
+    assert restored.turns == session.turns
+
+
+def test_blank_answers_are_left_out_and_counted(tmp_path):
+    session = talk()
+    session.change_sampling(max_new_tokens=0)
+    say(session, "Silence?")
+    assert save_transcript(tmp_path / "talk.jsonl", [session]) == 1
+    assert len(json.loads((tmp_path / "talk.jsonl").read_text(encoding="utf-8"))["conversations"]) == 5
+
+
+def test_two_models_share_a_file_line_by_line(tmp_path):
+    pair = [talk(), talk(saying_model("Lima", "causal"))]
+    save_transcript(tmp_path / "talk.jsonl", pair)
+    restored = [ChatSession(session.served, session.sampling) for session in pair]
+    load_transcript(tmp_path / "talk.jsonl", restored)
+    assert [session.turns for session in restored] == [session.turns for session in pair]
+    with pytest.raises(UserError, match="2 conversations; expected 1"):
+        load_transcript(tmp_path / "talk.jsonl", [talk()])
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ("{", "not JSON"),
+        ('{"text": "T"}', "no conversations"),
+        ('{"conversations": [{"role": "assistant", "content": "A"}]}', "in turn"),
+        ('{"conversations": [{"role": "tool", "content": "A"}]}', "no answer"),
+    ],
+)
+def test_what_is_no_conversation_is_one_line_and_changes_nothing(tmp_path, record, reason):
+    path, session = tmp_path / "talk.jsonl", talk()
+    before = list(session.turns)
+    path.write_text(f"{record}\n")
+    with pytest.raises(UserError, match=reason):
+        load_transcript(path, [session])
+    assert session.turns == before
+
+
+def test_only_a_transcript_is_ever_replaced(tmp_path):
+    path, session = tmp_path / "talk.jsonl", talk()
+    save_transcript(path, [session])
+    session.undo()
+    save_transcript(path, [session])
+    assert len(json.loads(path.read_text(encoding="utf-8"))["answer_ids"]) == 1
+    path.write_text('{"text": "precious"}\n')
+    with pytest.raises(UserError, match="something else"):
+        save_transcript(path, [session])
+    assert "precious" in path.read_text()
+    for name, reason in (("talk.txt", r"\.jsonl"), ("", r"\.jsonl")):
+        with pytest.raises(UserError, match=reason):
+            save_transcript(name, [session])
+    session.reset()
+    with pytest.raises(UserError, match="nothing to save"):
+        save_transcript(tmp_path / "new.jsonl", [session])

@@ -1,4 +1,4 @@
-"""Exact match: questions from files, answers in batches, and the table of how many are right."""
+"""Questions from files, answers in batches or chosen by likelihood, and the table of how many are right."""
 
 import unicodedata
 from collections import defaultdict
@@ -10,12 +10,12 @@ from typing import Any
 
 from dataset.conversation import Message, QuestionPosition, RecordError, parse_messages, render
 from dataset.sources import check_sources, read_records
-from eval.chat import prompt_of
+from eval.answer_text import AnswerText
+from eval.chat import TextSampling, prompt_of
 from eval.served_model import ServedModel
 from eval.statistics import wilson_interval
 from model.errors import UserError
-from model.generator import Request
-from model.sampling import Sampling
+from model.generator import Generator, Prompt, Request
 
 FINAL_PUNCTUATION = " .。!?,;:、…"
 
@@ -30,6 +30,8 @@ class Question:
     kind: str
     messages: tuple[Message, ...]
     answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    """answers of which the most probable is taken; empty where the model is to answer freely"""
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,25 @@ class Prediction:
     question: Question
     text: str
     finish_reason: str
+    """that of a completion, `chosen` among choices, or `too_long`"""
     is_correct: bool
+    scores: tuple[float, ...] = ()
+    """log-probability of each choice in nats"""
 
     def record(self) -> dict[str, Any]:
         """Return the line of `predictions.jsonl`."""
         said = {"prediction": self.text, "finish_reason": self.finish_reason, "is_correct": self.is_correct}
-        return asdict(self.question) | said
+        return asdict(self.question) | said | ({"scores": self.scores} if self.scores else {})
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Prediction":
         """Return what `record` wrote."""
-        values = {field.name: record[field.name] for field in fields(Question)}
+        values = {field.name: record[field.name] for field in fields(Question) if field.name in record}
+        texts = {name: tuple(values.get(name, ())) for name in ("answers", "choices")}
         messages = tuple(Message(**message) for message in values["messages"])
-        question = Question(**values | {"messages": messages, "answers": tuple(values["answers"])})
-        return cls(question, record["prediction"], record["finish_reason"], record["is_correct"])
+        question = Question(**values | texts | {"messages": messages})
+        said = (record[name] for name in ("prediction", "finish_reason", "is_correct"))
+        return cls(question, *said, tuple(record.get("scores", ())))
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Cell:
     """answers that ended by themselves"""
     too_long: int
     """questions that do not fit the context; they count as wrong"""
+    chosen: int = 0
+    """questions with choices, which end no answer"""
 
     @property
     def exact_match(self) -> float:
@@ -81,8 +90,8 @@ class Cell:
 
     @property
     def stop_rate(self) -> float:
-        """Share of answers that ended by themselves."""
-        return self.stopped / self.questions
+        """Share of free answers that ended by themselves; 0 where there are none."""
+        return self.stopped / max(1, self.questions - self.chosen)
 
 
 def normalise(text: str) -> str:
@@ -124,15 +133,22 @@ def parse_question(
         {"conversations": […, user], "answers": […]}            also under "messages"
         {"conversations": […, user, assistant]}                 its last message is the accepted answer
         {"context": …, "question": …, "answers": […]}
+        {"context"?: …, "question": …, "choices": […], "answer": 0}   or a conversation that ends with a user
 
-    Raises `RecordError` with the reason.
+    "answer" is the place of the right choice, counted from 0; the model is not shown the choices. Raises
+    `RecordError` with the reason.
     """
-    answers = record.get("answers")
+    choices = _choices(record)
+    answers = [choices[record["answer"]]] if choices else record.get("answers")
+    if choices and "question" in record and "context" not in record:
+        record = record | {"conversations": [{"role": "user", "content": record["question"]}]}
     if answers is not None and not (isinstance(answers, list) and answers and all(map(_is_text, answers))):
         raise RecordError("answers are not a list of texts")
     turns = record.get("conversations", record.get("messages"))
     if answers and isinstance(turns, list):
         record = record | {"conversations": [*turns, {"role": "assistant", "content": answers[0]}]}
+    elif choices:
+        record = record | {"answers": answers}
     *messages, last = parse_messages(record, question_position)
     if last.role != "assistant" or not messages or messages[-1].role == "assistant":
         raise RecordError("expected a question before one answer")
@@ -143,7 +159,21 @@ def parse_question(
         str(record.get("kind", record.get("task", ""))),
         tuple(messages),
         tuple(answers or [last.content]),
+        choices,
     )
+
+
+def _choices(record: dict[str, Any]) -> tuple[str, ...]:
+    choices, answer = record.get("choices"), record.get("answer")
+    if choices is None:
+        return ()
+    if not isinstance(choices, list) or not all(map(_is_text, choices)) or len(set(choices)) < 2:
+        raise RecordError("choices are not a list of two or more texts")
+    if len(set(choices)) < len(choices):
+        raise RecordError("a choice stands twice")
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise RecordError(f"answer is not the place of a choice, 0 to {len(choices) - 1}")
+    return tuple(choices)
 
 
 def _is_text(value: Any) -> bool:
@@ -153,11 +183,11 @@ def _is_text(value: Any) -> bool:
 def answer_questions(
     served: ServedModel,
     questions: Sequence[Question],
-    sampling: Sampling,
+    sampling: TextSampling,
     batch_size: int,
     report: Callable[[int], None] = lambda answered: None,
 ) -> list[Prediction]:
-    """Answer all questions, in their order, `batch_size` at a time.
+    """Answer all questions, in their order: the free ones `batch_size` at a time, the others by likelihood.
 
     A prompt longer than the context is a wrong answer with finish_reason `too_long`. `report` is called with
     the number of questions that were just done.
@@ -165,15 +195,32 @@ def answer_questions(
     prompts = [prompt_of(render(q.messages, served.tokenizer, True), served.prompt_mask) for q in questions]
     capacity = served.model.config.max_position_embeddings
     generator, predictions = served.generator(), [Prediction(q, "", "too_long", False) for q in questions]
-    fitting = [n for n, prompt in enumerate(prompts) if len(prompt.ids) <= capacity]
-    requests = [Request(prompts[n], sampling) for n in fitting]
+    free = [n for n, q in enumerate(questions) if not q.choices and len(prompts[n].ids) <= capacity]
+    texts = [AnswerText(served.tokenizer, sampling.stop_strings) for _ in free]
+    requests = [Request(prompts[n], sampling, text.is_stop) for n, text in zip(free, texts, strict=True)]
     for number, completion in generator.stream(requests, batch_size):
-        n = fitting[number]
-        text = served.tokenizer.decode(completion.ids, skip_special_tokens=True)
+        n, text = free[number], texts[number].finish()
         correct = is_exact_match(text, questions[n].answers)
         predictions[n] = Prediction(questions[n], text, completion.finish_reason, correct)
         report(1)
+    for n, question in enumerate(questions):
+        if question.choices:
+            predictions[n] = choose(served, generator, question, prompts[n])
+            report(1)
     return predictions
+
+
+def choose(served: ServedModel, generator: Generator, question: Question, prompt: Prompt) -> Prediction:
+    """Take the choice that the model most probably answers: its tokens and the end marker after them.
+
+    A question whose longest choice does not fit the context is `too_long`.
+    """
+    encoded = [[*served.tokenizer.encode(text), served.tokenizer.im_end_id] for text in question.choices]
+    if len(prompt.ids) + max(map(len, encoded)) - 1 > generator.max_tokens:
+        return Prediction(question, "", "too_long", False)
+    scores = tuple(float(tokens.sum()) for tokens in generator.score(prompt, encoded))
+    text = question.choices[scores.index(max(scores))]
+    return Prediction(question, text, "chosen", text in question.answers, scores)
 
 
 def tabulate(predictions: Sequence[Prediction]) -> list[Cell]:
@@ -195,5 +242,6 @@ def tabulate(predictions: Sequence[Prediction]) -> list[Cell]:
 def _count(name: tuple[str, str, str], group: Sequence[Prediction]) -> Cell:
     correct = sum(prediction.is_correct for prediction in group)
     reasons = [prediction.finish_reason for prediction in group]
-    stopped, too_long = reasons.count("stop"), reasons.count("too_long")
-    return Cell(*name, questions=len(group), correct=correct, stopped=stopped, too_long=too_long)
+    counts = {"stopped": "stop", "too_long": "too_long", "chosen": "chosen"}
+    counted = {field: reasons.count(reason) for field, reason in counts.items()}
+    return Cell(*name, questions=len(group), correct=correct, **counted)

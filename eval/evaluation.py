@@ -11,11 +11,11 @@ from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
 from dataset.whole_folder import whole_folder
 from eval.answers import Cell, Prediction, answer_questions, load_questions, tabulate
+from eval.chat import TextSampling
 from eval.likelihood import store_likelihood
 from eval.served_model import ServedModel
 from eval.settings import EvaluationSettings
 from model.errors import UserError
-from model.sampling import Sampling
 from trainer.validation import Likelihood
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
@@ -44,7 +44,7 @@ def evaluate(
     """
     stores = {path: TokenStore(path, served.tokenizer) for path in settings.loss_data}
     questions = [q for path in settings.data for q in load_questions(path, settings.question_position)]
-    sampling = Sampling(max_new_tokens=settings.max_new_tokens)
+    sampling = TextSampling(settings.max_new_tokens, stop_strings=settings.stop_strings)
     answered = partial(report, f"of {len(questions)} questions answered")
     predictions = answer_questions(served, questions, sampling, settings.batch_size, answered)
     length = min(settings.max_seq_len, served.model.config.max_position_embeddings)

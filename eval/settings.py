@@ -14,7 +14,7 @@ class EvaluationSettings:
     model: str
     """model directory"""
     data: tuple[str, ...] = ()
-    """.jsonl files of questions: chats with accepted answers, or reading comprehension"""
+    """.jsonl files of questions: chats with accepted answers, reading comprehension, multiple choice"""
     loss_data: tuple[str, ...] = ()
     """token stores whose validation loss is measured"""
     out: str | None = None
@@ -23,6 +23,8 @@ class EvaluationSettings:
     """where the question stands in records of context, question and answers"""
     max_new_tokens: int = 64
     """most tokens of an answer"""
+    stop_strings: tuple[str, ...] = ()
+    """texts that end an answer and do not belong to it"""
     max_seq_len: int = 512
     """tokens of a row when the loss is measured; no more than the model takes"""
     batch_size: int = 64

@@ -55,10 +55,14 @@ def show(found: "Evaluation") -> None:
         languages = dict.fromkeys(cell.language for cell in found.cells)
         by_language = {name or "all": [c for c in found.cells if c.language == name] for name in languages}
         console.print(score_table(by_language))
-        questions, stopped, too_long = (
-            sum(getattr(cell, name) for cell in totals) for name in ("questions", "stopped", "too_long")
+        questions, stopped, too_long, chosen = (
+            sum(getattr(cell, name) for cell in totals)
+            for name in ("questions", "stopped", "too_long", "chosen")
         )
-        console.print(f"{stopped / questions:.1%} of {questions} answers ended by themselves")
+        if free := questions - chosen:
+            console.print(f"{stopped / free:.1%} of {free} answers ended by themselves")
+        if chosen:
+            console.print(f"{chosen} questions were answered by the most probable of their choices")
         if too_long:
             console.print(f"{too_long} questions do not fit the model's context and count as wrong")
     for store, loss in found.losses.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset.conversation import RecordError
+from dataset.conversation import Message, RecordError, render
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from eval import answers, evaluation
@@ -20,6 +20,7 @@ from eval.answers import (
     normalise,
     parse_question,
 )
+from eval.chat import TextSampling
 from eval.comparison import open_runs, shortest_question, telling_questions
 from eval.likelihood import store_likelihood
 from eval.served_model import open_model
@@ -27,10 +28,9 @@ from eval.settings import EvaluationSettings
 from eval.statistics import wilson_interval
 from model.errors import UserError
 from model.masks import Layout, causal_layout, prompt_blocks
-from model.sampling import Sampling
-from tests.serving import save_model, served_model, small_tokenizer
+from tests.serving import save_model, saying_model, served_model, small_tokenizer
 
-SHORT = Sampling(max_new_tokens=6)
+SHORT = TextSampling(max_new_tokens=6)
 
 
 def write_lines(path: Path, *records: dict) -> str:
@@ -161,6 +161,78 @@ def test_the_table_counts_each_split_with_the_languages_and_kinds_it_has_several
         ("c", "zh", ""): (1, 1, 1),
         ("c", "en", ""): (1, 1, 1),
     }
+
+
+@pytest.mark.parametrize("strategy", ["causal", "prefix"])
+def test_the_choice_that_the_full_forward_finds_most_probable_is_taken(strategy):
+    served = served_model(strategy)
+    choices = ["Lima", "巴黎", "The sol.", "x"]
+    records = [
+        {"question": "Capital of Peru?", "choices": choices, "answer": 0},
+        {"context": "Lima. " * 9, "question": "Where?", "choices": choices[::-1], "answer": 3},
+        {**chat_question("它的货币呢？"), "choices": choices, "answer": 2},
+    ]
+    records[2].pop("answers")
+    asked = [parse_question(record, str(n), "s") for n, record in enumerate(records)]
+    predictions = answer_questions(served, asked, SHORT, batch_size=2)
+    for question, prediction in zip(asked, predictions, strict=True):
+        scores = [answer_score(served, question, text) for text in question.choices]
+        assert prediction.scores == pytest.approx(scores, abs=1e-4)  # float32 sums of up to 30 terms
+        assert prediction.text == question.choices[scores.index(max(scores))]
+        assert prediction.is_correct == (prediction.text == question.answers[0])
+        assert Prediction.from_record(json.loads(json.dumps(prediction.record()))) == prediction
+    [cell] = answers.tabulate(predictions)
+    assert (cell.chosen, cell.stop_rate) == (3, 0)
+
+
+def answer_score(served, question, text: str) -> float:
+    """The log-probability of an answer and its end marker, by one pass over the rendered conversation."""
+    rendered = render([*question.messages, Message("assistant", text)], served.tokenizer)
+    ids = torch.from_numpy(rendered.ids.astype("int64"))[None]
+    marks = (torch.from_numpy(bits) for bits in (rendered.targets, rendered.starts))
+    documents, positions, _ = causal_layout(*ids.shape)
+    layout = Layout(documents, positions, prompt_blocks(served.prompt_mask, *marks)[None])
+    with torch.no_grad():
+        table = served.model(ids, layout)[0].log_softmax(-1)
+    return float(sum(table[t - 1, ids[0, t]] for t in rendered.targets.nonzero()[0]))
+
+
+def test_a_choice_that_does_not_fit_the_context_makes_its_question_too_long():
+    record = {"question": "Q", "choices": ["Lima", "Lima " * 60], "answer": 0}
+    [prediction] = answer_questions(
+        served_model("causal", context=64), [parse_question(record, "n", "s")], SHORT, 1
+    )
+    assert (prediction.finish_reason, prediction.is_correct) == ("too_long", False)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"choices": ["A"]}, "two or more"),
+        ({"choices": "AB"}, "two or more"),
+        ({"choices": ["A", " "]}, "two or more"),
+        ({"choices": ["A", "A", "B"]}, "twice"),
+        ({"answer": 2}, "0 to 1"),
+        ({"answer": "A"}, "0 to 1"),
+        ({"answer": True}, "0 to 1"),
+        ({"question": 3}, "not a string"),
+    ],
+)
+def test_a_choice_without_sense_is_refused_with_its_reason(change, reason):
+    record = {"question": "Q", "choices": ["A", "B"], "answer": 0}
+    with pytest.raises(RecordError, match=reason):
+        parse_question(record | change, "n", "s")
+
+
+def test_stop_strings_end_answers_and_do_not_belong_to_them():
+    served = saying_model("世国的来Lima", "prefix", loops=True)
+    asked = [parse_question(chat_question("Q", "世国的"), "n", "s")]
+    [prediction] = answer_questions(served, asked, TextSampling(64, stop_strings=("来L",)), 1)
+    assert (prediction.text, prediction.finish_reason, prediction.is_correct) == (
+        "世国的",
+        "stop_string",
+        True,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dataset.conversation import Message, QuestionPosition, RecordError, parse_messages, render
-from dataset.sources import check_sources, read_records
+from dataset.conversation import Message, render
+from dataset.formats import QuestionPosition, RecordError, parse_messages
+from dataset.records import read_records
+from dataset.sources import check_sources
 from eval.answer_text import AnswerText
 from eval.chat import TextSampling, prompt_of
 from eval.served_model import ServedModel

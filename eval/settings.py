@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dataset.conversation import QuestionPosition
+from dataset.formats import QuestionPosition
 from model.config import PromptMask
 from model.errors import UserError
 

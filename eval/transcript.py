@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset.conversation import Message, RecordError, parse_messages
-from dataset.sources import check_sources, read_records
+from dataset.conversation import Message
+from dataset.formats import RecordError, parse_messages
+from dataset.records import read_records
+from dataset.sources import check_sources
 from dataset.tokenizer import Tokenizer
 from eval.chat import ChatSession, Turn
 from model.errors import UserError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset.conversation import Message, RecordError, render
+from dataset.conversation import Message, render
+from dataset.formats import RecordError
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from eval import answers, evaluation

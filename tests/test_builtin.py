@@ -351,8 +351,8 @@ def test_a_thing_goes_where_its_holder_goes():
     assert facts_of(story) == {
         ("where_person", "Tom", ""): ("the garden", "single_fact"),
         ("where_person", "Anna", ""): ("the kitchen", "single_fact"),
-        ("person_in", "the garden", ""): ("Tom", "single_fact"),
-        ("person_in", "the kitchen", ""): ("Anna", "single_fact"),
+        ("person_in", "the garden", ""): ("Tom", "reversed"),
+        ("person_in", "the kitchen", ""): ("Anna", "reversed"),
         ("first_place", "Anna", ""): ("the garden", "single_fact"),
         ("place_before", "Anna", "the kitchen"): ("the garden", "multi_step"),
         ("who_has", "the cup", ""): ("Anna", "single_fact"),

@@ -14,7 +14,7 @@ from dataset.builtin.wordings_stories import PEOPLE, PLACES, REFUSAL, THINGS
 
 WEIGHTS = {
     "where_person": 16,
-    "person_in": 2,
+    "person_in": 1,
     "who_has": 4,
     "what_has": 2,
     "first_place": 1,
@@ -145,7 +145,7 @@ def _about_people(now: Situation, language: str) -> Iterator[Fact]:
     for person, visits in now.visits.items():
         yield story_fact("where_person", language, person, visits[-1])
         if [now.place_of(other) for other in now.visits].count(visits[-1]) == 1:
-            yield story_fact("person_in", language, visits[-1], person)
+            yield story_fact("person_in", language, visits[-1], person, kind="reversed")
         if len(visits) > 1:
             yield story_fact("first_place", language, person, visits[0])
             yield story_fact("place_before", language, person, visits[-2], visits[-1], "multi_step")

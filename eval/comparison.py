@@ -39,9 +39,16 @@ class Run:
 def open_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Read the runs; `UserError` where one is not evaluated, or was asked other questions than the first."""
     folders = [Path(path) for path in paths]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("--runs: expected different runs, got one of them twice")
     evaluations = [load(folder / "evaluation") for folder in folders]
     masks = [evaluation.prompt_mask for evaluation in evaluations]
-    labels = masks if len(set(masks)) == len(masks) else [folder.name for folder in folders]
+    names = [folder.name for folder in folders]
+    labels = next(
+        candidates
+        for candidates in (masks, names, [str(folder) for folder in folders])
+        if len(set(candidates)) == len(candidates)
+    )
     runs = [
         Run(folder, label, evaluation, tuple(load_predictions(folder / "evaluation")), _read_summary(folder))
         for folder, label, evaluation in zip(folders, labels, evaluations, strict=True)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from model.errors import UserError
 from trainer.run_dir import RunDirectory, replacing
 from trainer.settings import TrainSettings, flatten, to_plain
 from trainer.validation import Likelihood
@@ -34,7 +35,10 @@ class Reporter:
         """Open the trackers and show the bar."""
         values = {key: str(value) for key, value in flatten(to_plain(self._settings)).items()}
         wandb = {"dir": self._settings.out, "name": Path(self._settings.out).name}
-        self._accelerator.init_trackers("sightline", config=values, init_kwargs={"wandb": wandb})
+        try:
+            self._accelerator.init_trackers("sightline", config=values, init_kwargs={"wandb": wandb})
+        except Exception as error:  # every tracker raises errors of its own
+            raise UserError(f"--tracker {self._settings.tracker} cannot be used: {error}") from error
         self._bar.start()
         return self
 

@@ -78,13 +78,13 @@ class RunDirectory:
 
     def read_training(self, name: str) -> Any:
         """Return the content of a JSON file of the last checkpoint's training state."""
-        return json.loads((self.latest / "training" / name).read_text())
+        return read_json(self.latest / "training" / name)
 
     @property
     def is_finished(self) -> bool:
         """Say whether a run came to its end here."""
         summary = self.path / "summary.json"
-        return summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["finished"]
+        return summary.exists() and read_json(summary).get("finished", False)
 
     def begin_checkpoint(self) -> None:
         """Empty the folder in which the next checkpoint is put together."""
@@ -107,8 +107,8 @@ class RunDirectory:
                 with replacing(self.path / file.name) as temporary:
                     shutil.copyfile(file, temporary)
         self.write_text("latest", target.name)
-        for former in self._checkpoints.iterdir():
-            if former != target:
+        for former in self._checkpoints.glob("step-*"):
+            if former != target and former.is_dir():
                 shutil.rmtree(former)
 
     def write_text(self, name: str, text: str) -> None:
@@ -130,7 +130,10 @@ class RunDirectory:
         if not self.metrics_path.exists():
             return []
         lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise UserError(f"{self.metrics_path} is damaged ({error}); take it away to go on") from None
 
     def is_validated(self, step: int) -> bool:
         """Say whether the metrics hold the validation of a step."""
@@ -140,6 +143,14 @@ class RunDirectory:
         """Drop the records of steps after `step`, which are about to be done again."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         self.write_text(self.metrics_path.name, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file of a run; raises `UserError` if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); begin again in another --out") from None
 
 
 @contextmanager

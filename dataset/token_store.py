@@ -74,7 +74,11 @@ class TokenStore:
         return Tokenizer.load(self.tokenizer_path)
 
     def verify(self) -> None:
-        """Read every file; raises `UserError` if one is not as it was written."""
+        """Read every file; raises `UserError` if one is not as it was written, the tokenizer included."""
+        if self.tokenizer.fingerprint != self.manifest["tokenizer"]["fingerprint"]:
+            raise UserError(
+                f"{self.tokenizer_path} is not the tokenizer of {self.path}; prepare the data again"
+            )
         for name, written in self.manifest["files"].items():
             with open(self.path / name, "rb") as file:
                 if file_digest(file, "sha256").hexdigest() != written["sha256"]:
@@ -93,6 +97,8 @@ class TokenStore:
 def open_stores(paths: Sequence[str | Path], tokenizer: Tokenizer | None = None) -> list[TokenStore]:
     """Open stores that one training reads together; raises `UserError` if kind or tokenizer differ."""
     stores = [TokenStore(path, tokenizer) for path in paths]
+    for store in stores:
+        store.verify()
     for store in stores[1:]:
         if store.kind != stores[0].kind:
             raise UserError(f"{store.path} holds {store.kind} data, {stores[0].path} {stores[0].kind} data")
@@ -109,6 +115,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         version = manifest["format_version"]
+        if version == FORMAT_VERSION:
+            _check_manifest(manifest)
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is damaged; prepare the data again") from None
     if version != FORMAT_VERSION:
@@ -116,6 +124,17 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             f"{path} has format version {version}, expected {FORMAT_VERSION}; prepare the data again"
         )
     return manifest
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """Raise `ValueError` or `KeyError` unless the values that opening a store relies on are there."""
+    kind, dtype = manifest["kind"], np.dtype(manifest["dtype"])
+    names = {"ids.bin", "offsets.bin"} | ({"codes.bin"} if kind == "sft" else set())
+    sizes = {name: manifest["files"][name]["bytes"] for name in names}
+    if kind not in ("pretrain", "sft") or set(manifest["files"]) != names:
+        raise ValueError("files and kind of data do not agree")
+    if sizes["ids.bin"] != manifest["tokens"] * dtype.itemsize or not manifest["tokenizer"]["fingerprint"]:
+        raise ValueError("files and number of tokens do not agree")
 
 
 class StoreWriter:

@@ -39,9 +39,9 @@ class Run:
 def open_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Read the runs; `UserError` where one is not evaluated, or was asked other questions than the first."""
     folders = [Path(path) for path in paths]
+    evaluations = [load(folder / "evaluation") for folder in folders]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("--runs: expected different runs, got one of them twice")
-    evaluations = [load(folder / "evaluation") for folder in folders]
     masks = [evaluation.prompt_mask for evaluation in evaluations]
     names = [folder.name for folder in folders]
     labels = next(

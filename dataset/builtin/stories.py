@@ -19,9 +19,9 @@ WEIGHTS = {
     "what_has": 2,
     "first_place": 1,
     "given_to": 1,
-    "where_thing": 2,
+    "where_thing": 5,
     "place_before": 1,
-    "refusal": 2,
+    "refusal": 3,
 }
 """How often each question is asked where several are possible. Refusals count as one group."""
 

@@ -19,8 +19,8 @@ WEIGHTS = {
     "what_has": 2,
     "first_place": 1,
     "given_to": 1,
-    "where_thing": 12,
-    "place_before": 2,
+    "where_thing": 3,
+    "place_before": 1,
     "refusal": 3,
 }
 """How often each question is asked where several are possible. Refusals count as one group."""

@@ -165,9 +165,9 @@ def _window(values: dict[str, Any], source: str) -> dict[str, Any]:
     kinds = values.get("layer_types") or []
     if not isinstance(kinds, list):
         raise UserError(f"{source}: layer_types must be a list, got {kinds!r}")
-    if not values["use_sliding_window"] or kinds == ["full_attention"] * len(kinds):
+    if not values["use_sliding_window"] or (kinds and all(kind == "full_attention" for kind in kinds)):
         return {"sliding_window": None}
-    if kinds != ["sliding_attention"] * len(kinds):
+    if any(kind != "sliding_attention" for kind in kinds):
         raise UserError(f"{source}: layers with and without a window in one model are not supported")
     return {}
 

@@ -353,7 +353,7 @@ def test_a_thing_goes_where_its_holder_goes():
         ("where_person", "Anna", ""): ("the kitchen", "single_fact"),
         ("person_in", "the garden", ""): ("Tom", "reversed"),
         ("person_in", "the kitchen", ""): ("Anna", "reversed"),
-        ("first_place", "Anna", ""): ("the garden", "single_fact"),
+        ("first_place", "Anna", ""): ("the garden", "multi_step"),
         ("place_before", "Anna", "the kitchen"): ("the garden", "multi_step"),
         ("who_has", "the cup", ""): ("Anna", "single_fact"),
         ("what_has", "Anna", ""): ("the cup", "single_fact"),

@@ -86,11 +86,8 @@ def reverse_items(half: Half) -> list[dict]:
     ]
 
 
-_KINDS = ("single_fact",) * 7 + (
-    "multi_step",
-    "refusal",
-    "reversed",
-)  # in turn: every kind is measured
+# Asked in turn, so that every kind is measured.
+_KINDS = (*("single_fact",) * 7, "multi_step", "refusal", "reversed")
 
 
 def draw_question(reserved: Reserved, language: str, kind: str, rng: Random) -> tuple[Story, Fact]:

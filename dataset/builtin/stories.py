@@ -25,7 +25,7 @@ WEIGHTS = {
 }
 """How often each question is asked where several are possible. Refusals count as one group."""
 
-_SENTENCES = (2, 2, 2, 3, 3, 3, 4, 4, 5)
+_SENTENCES = (2, 2, 2, 3, 3)
 # Drops and gifts are seldom possible, so they are tried more often than they are wanted.
 _ATTEMPTS = {"go": 10, "take": 8, "drop": 5, "give": 25}
 
@@ -110,9 +110,9 @@ def words_of(table: dict[str, str], language: str) -> list[str]:
 
 
 def draw_story(language: str, rng: Random) -> Story:
-    """Draw a story of two to six events with a small cast."""
+    """Draw a story of two or three events with a small cast."""
     length = rng.choice(_SENTENCES)
-    people = rng.sample(words_of(PEOPLE, language), rng.randint(2, 3 if length < 4 else 4))
+    people = rng.sample(words_of(PEOPLE, language), rng.randint(2, 3))
     places = rng.sample(words_of(PLACES, language), rng.randint(3, 5))
     things = rng.sample(words_of(THINGS, language), rng.choice((0, 1, 1, 2)))
     situation, events = Situation(), []
@@ -147,7 +147,7 @@ def _about_people(now: Situation, language: str) -> Iterator[Fact]:
         if [now.place_of(other) for other in now.visits].count(visits[-1]) == 1:
             yield story_fact("person_in", language, visits[-1], person, kind="reversed")
         if len(visits) > 1:
-            yield story_fact("first_place", language, person, visits[0])
+            yield story_fact("first_place", language, person, visits[0], kind="multi_step")
             yield story_fact("place_before", language, person, visits[-2], visits[-1], "multi_step")
 
 

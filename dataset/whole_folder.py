@@ -33,7 +33,12 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 def check_free(path: str | Path, overwrite: bool = False) -> None:
     """Raise `UserError` unless a folder may be written at `path`."""
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; expected the name of a folder to write")
+    refuse_file(path)
     if path.exists() and any(path.iterdir()) and not overwrite:
         raise UserError(f"{path} exists already; choose another --out (--overwrite replaces only its like)")
+
+
+def refuse_file(path: Path) -> None:
+    """Raise `UserError` if something other than a folder lies at `path`."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file; expected the name of a folder")

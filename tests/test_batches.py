@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.batches import NO_TARGET, BatchStream, check_labels, collate
+from dataset.batches import BatchStream, check_labels, collate
 from dataset.conversation import ROLES, START, TARGET
 from dataset.documents import Piece, prefix_length
 from dataset.preparation import PreparationSettings, write_store
@@ -18,6 +18,7 @@ from dataset.settings import BatchSettings
 from dataset.token_store import StoreWriter, TokenStore
 from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
+from model.loss import NO_TARGET
 
 REAL_CHATS = Path(__file__).parents[2] / "shared" / "data" / "sft_zh.jsonl"
 TOKENIZER = train_tokenizer(["法国 Paris"], 290)

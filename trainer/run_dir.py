@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from dataset.whole_folder import refuse_file
 from model.errors import UserError
 
 MARK = "settings.yaml"
@@ -34,8 +35,7 @@ class RunDirectory:
 
         Raises `UserError` if the folder holds something else, or has a writer.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out {self.path} is a file; expected the name of a folder")
+        refuse_file(self.path)
         others = {entry.name for entry in self.path.iterdir()} - {".lock"} if self.path.exists() else set()
         if others and MARK not in others:
             raise UserError(f"--out {self.path} holds {min(others)} and no run; choose a new folder")

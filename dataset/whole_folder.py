@@ -1,5 +1,6 @@
 """Folders that appear whole or not at all."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,8 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises `UserError` if something lies at `path` already and may not be overwritten.
     """
-    path = Path(path)
     check_free(path, overwrite)
+    path = Path(path).resolve()  # a link stays, its folder is replaced
     partial, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)
@@ -39,6 +40,9 @@ def check_free(path: str | Path, overwrite: bool = False) -> None:
 
 
 def refuse_file(path: Path) -> None:
-    """Raise `UserError` if something other than a folder lies at `path`."""
-    if path.exists() and not path.is_dir():
+    """Raise `UserError` if something other than a folder lies at `path`, or no folder can be made there."""
+    if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path} is a file; expected the name of a folder")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(f"--out {path} cannot be made in {parent}; choose a folder that can be written")

@@ -116,12 +116,13 @@ class ChatSession(TextSession):
 
     def retry(self, is_cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Yield another answer to the last question, drawn with the next seed; `UserError` without a turn."""
-        turn = self.undo()
-        self.change_sampling(seed=self.sampling.seed + 1)
+        turn, sampling = self.undo(), self.sampling
         try:
+            self.change_sampling(seed=sampling.seed + 1)
             yield from self.ask(turn.question, is_cancelled)
         except UserError:
             self.turns.append(turn)
+            self.sampling = sampling
             raise
 
     def undo(self) -> Turn:

@@ -1,6 +1,5 @@
 """Evaluated runs beside each other: where they differ, and what their masks look like."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from eval.plots import MaskPanel, mask_panel
 from eval.served_model import open_model
 from model.errors import UserError
 from model.masks import causal_layout, prompt_blocks
+from trainer.run_dir import read_json
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
 
 def _read_summary(folder: Path) -> dict[str, Any]:
     file = folder / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def telling_questions(runs: Sequence[Run], count: int) -> list[int]:

@@ -122,5 +122,9 @@ def load(folder: str | Path) -> Evaluation:
 
 def load_predictions(folder: str | Path) -> list[Prediction]:
     """Read the predictions that `save` wrote, in the order of the question files."""
-    lines = (Path(folder) / PREDICTIONS).read_text(encoding="utf-8").splitlines()
-    return [Prediction.from_record(json.loads(line)) for line in lines]
+    file = Path(folder) / PREDICTIONS
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 too
+        return [Prediction.from_record(json.loads(line)) for line in lines if line]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} is damaged ({error}); delete {folder} and evaluate again") from None

@@ -151,6 +151,15 @@ def test_a_retry_that_does_not_fit_leaves_the_conversation_as_it_was():
     assert session.turns == turns
 
 
+def test_a_retry_beyond_the_last_seed_leaves_the_conversation_as_it_was():
+    sampling = Sampling(max_new_tokens=3, seed=2**63 - 1)
+    session = ChatSession(served_model("causal"), sampling)
+    say(session, "Q")
+    with pytest.raises(UserError, match="seed"):
+        "".join(session.retry())
+    assert len(session.turns) == 1 and session.sampling == sampling
+
+
 def test_retry_at_a_temperature_draws_another_answer():
     session = ChatSession(served_model("causal"), Sampling(max_new_tokens=20, temperature=1.0))
     first, second = say(session, "Q"), "".join(session.retry())

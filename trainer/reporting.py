@@ -16,6 +16,8 @@ from trainer.settings import TrainSettings, flatten, to_plain
 from trainer.validation import Likelihood
 
 Item = TypeVar("Item")
+MOST_SECONDS = 10**9
+"""Where the time left stops being printed: 31 years."""
 
 
 class Reporter:
@@ -66,11 +68,12 @@ class Reporter:
             "not finite" if record[name] is None else f"{record[name]:.4g}"
             for name in ("loss", "gradient_norm")
         )
+        left = timedelta(seconds=min(round(record["seconds_left"]), MOST_SECONDS))
         self._record(
             record,
             f"loss {loss}  lr {record['learning_rate']:.2e}  gradient norm {norm}  "
             f"{record['tokens_per_second']:,.0f} tokens/s  {record['targets_per_second']:,.0f} targets/s  "
-            f"waiting {record['waiting_share']:.1%}  {timedelta(seconds=round(record['seconds_left']))} left",
+            f"waiting {record['waiting_share']:.1%}  {left} left",
         )
 
     def log_validation(self, step: int, results: dict[str, Likelihood]) -> None:

@@ -36,7 +36,8 @@ class RunDirectory:
         Raises `UserError` if the folder holds something else, or has a writer.
         """
         refuse_file(self.path)
-        others = {entry.name for entry in self.path.iterdir()} - {".lock"} if self.path.exists() else set()
+        begun = {".lock", f".{MARK}.partial"}  # what a kill in the first instant leaves
+        others = {entry.name for entry in self.path.iterdir()} - begun if self.path.exists() else set()
         if others and MARK not in others:
             raise UserError(f"--out {self.path} holds {min(others)} and no run; choose a new folder")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ class RunDirectory:
         pointer = self.path / "latest"
         return self._checkpoints / pointer.read_text().strip() if pointer.exists() else None
 
-    def read_training(self, name: str) -> Any:
+    def read_training(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file of the last checkpoint's training state."""
         return read_json(self.latest / "training" / name)
 
@@ -145,12 +146,15 @@ class RunDirectory:
         self.write_text(self.metrics_path.name, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file of a run; raises `UserError` if it is missing or damaged."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a run; raises `UserError` if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); begin again in another --out") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged (no JSON object); begin again in another --out")
+    return values
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def reverse_items(half: Half) -> list[dict]:
 
 
 # Asked in turn, so that every kind is measured.
-_KINDS = (*("single_fact",) * 7, "multi_step", "refusal", "reversed")
+_KINDS = (*("single_fact",) * 8, "multi_step", "refusal")
 
 
 def draw_question(reserved: Reserved, language: str, kind: str, rng: Random) -> tuple[Story, Fact]:

@@ -145,9 +145,9 @@ def _about_people(now: Situation, language: str) -> Iterator[Fact]:
     for person, visits in now.visits.items():
         yield story_fact("where_person", language, person, visits[-1])
         if [now.place_of(other) for other in now.visits].count(visits[-1]) == 1:
-            yield story_fact("person_in", language, visits[-1], person, kind="reversed")
+            yield story_fact("person_in", language, visits[-1], person)
         if len(visits) > 1:
-            yield story_fact("first_place", language, person, visits[0], kind="multi_step")
+            yield story_fact("first_place", language, person, visits[0])
             yield story_fact("place_before", language, person, visits[-2], visits[-1], "multi_step")
 
 

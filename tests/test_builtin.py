@@ -354,7 +354,7 @@ def test_a_thing_goes_where_its_holder_goes():
         ("person_in", "the garden", ""): ("Tom", "single_fact"),
         ("person_in", "the kitchen", ""): ("Anna", "single_fact"),
         ("first_place", "Anna", ""): ("the garden", "single_fact"),
-        ("place_before", "Anna", "the kitchen"): ("the garden", "single_fact"),
+        ("place_before", "Anna", "the kitchen"): ("the garden", "multi_step"),
         ("who_has", "the cup", ""): ("Anna", "single_fact"),
         ("what_has", "Anna", ""): ("the cup", "single_fact"),
         ("where_thing", "the cup", ""): ("the kitchen", "multi_step"),

@@ -15,8 +15,8 @@ from eval.evaluation import Evaluation, load, load_predictions
 from eval.plots import MaskPanel, mask_panel
 from eval.served_model import open_model
 from model.errors import UserError
+from model.json_file import read_object
 from model.masks import causal_layout, prompt_blocks
-from trainer.run_dir import read_json
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,11 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
 
 def _read_summary(folder: Path) -> dict[str, Any]:
     file = folder / "summary.json"
-    return read_json(file) if file.is_file() else {}
+    return (
+        read_object(file, "take it away: the comparison only loses the training time")
+        if file.is_file()
+        else {}
+    )
 
 
 def telling_questions(runs: Sequence[Run], count: int) -> list[int]:

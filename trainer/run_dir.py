@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from dataset.whole_folder import refuse_file
+from dataset.whole_folder import check_place
 from model.errors import UserError
+from model.json_file import read_object
 
 MARK = "settings.yaml"
 
@@ -35,7 +36,7 @@ class RunDirectory:
 
         Raises `UserError` if the folder holds something else, or has a writer.
         """
-        refuse_file(self.path)
+        check_place(self.path)
         begun = {".lock", f".{MARK}.partial"}  # what a kill in the first instant leaves
         others = {entry.name for entry in self.path.iterdir()} - begun if self.path.exists() else set()
         if others and MARK not in others:
@@ -79,13 +80,13 @@ class RunDirectory:
 
     def read_training(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file of the last checkpoint's training state."""
-        return read_json(self.latest / "training" / name)
+        return read_object(self.latest / "training" / name, "begin again in another --out")
 
     @property
     def is_finished(self) -> bool:
         """Say whether a run came to its end here."""
         summary = self.path / "summary.json"
-        return summary.exists() and read_json(summary).get("finished", False)
+        return summary.exists() and read_object(summary, "take it away to go on").get("finished", False)
 
     def begin_checkpoint(self) -> None:
         """Empty the folder in which the next checkpoint is put together."""
@@ -144,17 +145,6 @@ class RunDirectory:
         """Drop the records of steps after `step`, which are about to be done again."""
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         self.write_text(self.metrics_path.name, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a run; raises `UserError` if it is missing or damaged."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); begin again in another --out") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged (no JSON object); begin again in another --out")
-    return values
 
 
 @contextmanager

@@ -34,13 +34,15 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 def check_free(path: str | Path, overwrite: bool = False) -> None:
     """Raise `UserError` unless a folder may be written at `path`."""
     path = Path(path)
-    refuse_file(path)
+    check_place(path)
     if path.exists() and any(path.iterdir()) and not overwrite:
-        raise UserError(f"{path} exists already; choose another --out (--overwrite replaces only its like)")
+        raise UserError(
+            f"--out {path} exists already; choose another (--overwrite, if offered, replaces its like)"
+        )
 
 
-def refuse_file(path: Path) -> None:
-    """Raise `UserError` if something other than a folder lies at `path`, or no folder can be made there."""
+def check_place(path: Path) -> None:
+    """Raise `UserError` unless a folder lies at `path` or can be made there."""
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path} is a file; expected the name of a folder")
     parent = next(folder for folder in path.absolute().parents if folder.exists())

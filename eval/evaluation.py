@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
-from dataset.whole_folder import refuse_file, whole_folder
+from dataset.whole_folder import check_place, whole_folder
 from eval.answers import Cell, Prediction, answer_questions, load_questions, tabulate
 from eval.likelihood import store_likelihood
 from eval.served_model import ServedModel
@@ -79,7 +79,7 @@ def _model_files(folder: Path) -> list[Path]:
 def check_out(folder: str | Path) -> None:
     """Raise `UserError` when a folder holds anything but an evaluation, which would be replaced."""
     folder = Path(folder)
-    refuse_file(folder)
+    check_place(folder)
     others = {file.name for file in folder.iterdir()} - {RESULTS, PREDICTIONS} if folder.exists() else set()
     if others:
         raise UserError(f"--out {folder} holds something else ({min(others)}); choose a new folder")

@@ -280,6 +280,11 @@ def test_a_label_inside_a_block_is_dropped_but_not_the_first_after_it():
     assert batch.block_ids[0].tolist() == [0, 0, 0, -1, -1, -1, 1, 2, -1]
 
 
+def test_a_torn_block_raises():
+    with pytest.raises(ValueError, match="not one contiguous run"):
+        collate([[piece([0, 0, 0, 1], [0, -1, 0, -1])]], 4, pad_id=3)
+
+
 def test_labels_that_could_be_read_raise():
     batch = collate([[piece([0, 0, 1], [0, 0, -1])]], 4, pad_id=3)
     for position in (0, 1, 3):

@@ -148,7 +148,7 @@ def test_a_retry_that_does_not_fit_leaves_the_conversation_as_it_was():
     session.system = "word " * 200
     with pytest.raises(UserError, match="prompt has"):
         "".join(session.retry())
-    assert session.turns == turns
+    assert session.turns == turns and session.sampling == SHORT
 
 
 def test_a_retry_beyond_the_last_seed_leaves_the_conversation_as_it_was():

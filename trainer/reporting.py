@@ -17,7 +17,7 @@ from trainer.validation import Likelihood
 
 Item = TypeVar("Item")
 MOST_SECONDS = 10**9
-"""Where the time left stops being printed: 31 years."""
+"""where `time_left` stops counting"""
 
 
 class Reporter:
@@ -68,12 +68,11 @@ class Reporter:
             "not finite" if record[name] is None else f"{record[name]:.4g}"
             for name in ("loss", "gradient_norm")
         )
-        left = timedelta(seconds=min(round(record["seconds_left"]), MOST_SECONDS))
         self._record(
             record,
             f"loss {loss}  lr {record['learning_rate']:.2e}  gradient norm {norm}  "
             f"{record['tokens_per_second']:,.0f} tokens/s  {record['targets_per_second']:,.0f} targets/s  "
-            f"waiting {record['waiting_share']:.1%}  {left} left",
+            f"waiting {record['waiting_share']:.1%}  {time_left(record['seconds_left'])} left",
         )
 
     def log_validation(self, step: int, results: dict[str, Likelihood]) -> None:
@@ -155,3 +154,8 @@ def draw_losses(run_dir: RunDirectory) -> None:
         axes.legend()
     with replacing(run_dir.path / "loss.png") as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+def time_left(seconds: float) -> str:
+    """Return hours, minutes and seconds, at most 31 years: --max_steps may be any number."""
+    return str(timedelta(seconds=min(round(seconds), MOST_SECONDS)))

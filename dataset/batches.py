@@ -16,9 +16,8 @@ from dataset.packing import RowPlan
 from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from model.errors import UserError
-from model.masks import Layout, Tokens, is_readable, visible
-
-NO_TARGET = -100
+from model.loss import NO_TARGET
+from model.masks import Layout, Tokens, check_layout, is_readable, visible
 
 
 class Batch(NamedTuple):
@@ -131,7 +130,8 @@ class BatchStream:
 def collate(rows: Sequence[Sequence[Piece]], length: int, pad_id: int) -> Batch:
     """Return the batch (len(rows), length) of rows of pieces, padded on the right.
 
-    Documents are numbered from 0 in each row and so are blocks. Raises `ValueError` if a label could be read.
+    Documents are numbered from 0 in each row and so are blocks. Raises `ValueError` if a block is torn or a
+    label could be read.
     """
     grid = np.empty((5, len(rows), length), dtype=np.int64)
     for field, padding in zip(grid, Batch(pad_id, NO_TARGET, -1, 0, -1), strict=True):
@@ -139,6 +139,7 @@ def collate(rows: Sequence[Sequence[Piece]], length: int, pad_id: int) -> Batch:
     for row, pieces in enumerate(rows):
         _fill_row(Batch(*grid[:, row]), pieces)
     batch = Batch(*torch.from_numpy(grid))
+    check_layout(batch.layout)
     batch.labels[is_readable(batch.block_ids)] = NO_TARGET
     check_labels(batch)
     return batch

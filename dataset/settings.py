@@ -30,7 +30,8 @@ class BatchSettings:
     """of the order of documents and of the prefix lengths"""
 
     def __post_init__(self) -> None:
-        """Check the length."""
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
         if self.max_seq_len < SHORTEST_ROW:
             raise UserError(f"max_seq_len: expected at least {SHORTEST_ROW} tokens, got {self.max_seq_len}")
 

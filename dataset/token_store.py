@@ -25,10 +25,12 @@ from dataset.conversation import ROLES, TARGET, Rendered
 from dataset.settings import Kind
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
+from model.json_file import read_object
 
 FORMAT_VERSION = 2
+ADVICE = "prepare the data again"
 SHARD_TOKENS = 2**27  # a shard ends with the part that reaches this
-FIELDS = ("ids", "codes", "lengths")
+FIELDS = {"pretrain": ("ids", "lengths"), "sft": ("ids", "codes", "lengths")}
 
 
 class Part(NamedTuple):
@@ -77,11 +79,11 @@ class TokenStore:
         self.lengths = np.concatenate([shard.lengths for shard in self._shards]).astype(np.int64)
         self._offsets = [np.cumsum(np.append(0, shard.lengths), dtype=np.int64) for shard in self._shards]
         if self.lengths.sum() != self.num_tokens or (self.lengths <= 0).any():
-            raise UserError(f"the lengths in {self.path} are damaged; prepare the data again")
+            raise UserError(f"the lengths in {self.path} are damaged; {ADVICE}")
 
     def _map(self, shard: int) -> Part:
         dtypes = (self.manifest["dtype"], np.uint8, np.uint32)
-        files = [self.path / shard_file(field, shard) for field in FIELDS]
+        files = [self.path / shard_file(field, shard) for field in Part._fields]
         return Part(
             *(
                 np.asarray(np.memmap(file, dtype, mode="r")) if file.name in self.manifest["files"] else None
@@ -124,25 +126,27 @@ class TokenStore:
         return Tokenizer.load(self.tokenizer_path)
 
     def verify(self) -> None:
-        """Read every file; raises `UserError` if one is not as it was written."""
+        """Read every file; raises `UserError` if one is not as it was written, the tokenizer included."""
+        if self.tokenizer.fingerprint != self.manifest["tokenizer"]["fingerprint"]:
+            raise UserError(f"{self.tokenizer_path} is not the tokenizer of {self.path}; {ADVICE}")
         for name, written in self.manifest["files"].items():
             with open(self.path / name, "rb") as file:
                 if file_digest(file, "sha256").hexdigest() != written["sha256"]:
-                    raise UserError(f"{self.path / name} is damaged; prepare the data again with --overwrite")
+                    raise UserError(f"{self.path / name} is damaged; {ADVICE} with --overwrite")
 
     def _check_sizes(self) -> None:
         for name, written in self.manifest["files"].items():
             file = self.path / name
             size = file.stat().st_size if file.is_file() else 0
             if size != written["bytes"]:
-                raise UserError(
-                    f"{file}: expected {written['bytes']} bytes, got {size}; prepare the data again"
-                )
+                raise UserError(f"{file}: expected {written['bytes']} bytes, got {size}; {ADVICE}")
 
 
 def open_stores(paths: Sequence[str | Path], tokenizer: Tokenizer | None = None) -> list[TokenStore]:
     """Open stores that one training reads together; raises `UserError` if kind or tokenizer differ."""
     stores = [TokenStore(path, tokenizer) for path in paths]
+    for store in stores:
+        store.verify()
     for store in stores[1:]:
         if store.kind != stores[0].kind:
             raise UserError(f"{store.path} holds {store.kind} data, {stores[0].path} {stores[0].kind} data")
@@ -156,16 +160,28 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     file = Path(path) / "manifest.json"
     if not file.is_file():
         raise UserError(f"no token store in {path}: expected a folder that scripts.prepare_data wrote")
+    manifest = read_object(file, ADVICE)
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version}, expected {FORMAT_VERSION}; {ADVICE}")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        version = manifest["format_version"]
+        _check_manifest(manifest)
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged; prepare the data again") from None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {version}, expected {FORMAT_VERSION}; prepare the data again"
-        )
+        raise UserError(f"{file} is damaged; {ADVICE}") from None
     return manifest
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """Raise `ValueError` or `KeyError` unless the values that opening a store relies on are there."""
+    kind, dtype, shards = manifest["kind"], np.dtype(manifest["dtype"]), manifest["shards"]
+    if kind not in FIELDS or set(manifest["files"]) != set(_shard_files(kind, len(shards))) or not shards:
+        raise ValueError("files, shards and kind of data do not agree")
+    num_bytes = sum(manifest["files"][shard_file("ids", shard)]["bytes"] for shard in range(len(shards)))
+    if num_bytes != manifest["tokens"] * dtype.itemsize or not manifest["tokenizer"]["fingerprint"]:
+        raise ValueError("files and number of tokens do not agree")
+
+
+def _shard_files(kind: Kind, num_shards: int) -> list[str]:
+    return [shard_file(field, shard) for shard in range(num_shards) for field in FIELDS[kind]]
 
 
 def shard_file(field: str, shard: int) -> str:
@@ -189,7 +205,6 @@ class StoreWriter:
         position = position or {"shards": [], "targets": 0}
         self.num_targets: int = position["targets"]
         self._shards: list[dict[str, int]] = [dict(shard) for shard in position["shards"]]
-        self._fields = FIELDS if kind == "sft" else ("ids", "lengths")
         folder.mkdir(exist_ok=True)
         self._files = self._open() if self._shards else {}
 
@@ -222,7 +237,7 @@ class StoreWriter:
         """Write tokenizer and manifest; return the manifest, which holds `notes` too."""
         self.close()
         self.tokenizer.save(self.folder / "tokenizer")
-        names = [shard_file(field, n) for n in range(len(self._shards)) for field in self._fields]
+        names = _shard_files(self.kind, len(self._shards))
         lengths = self._lengths()
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -249,7 +264,7 @@ class StoreWriter:
             "lengths": counts["documents"] * np.dtype(np.uint32).itemsize,
         }
         files = {}
-        for field in self._fields:
+        for field in FIELDS[self.kind]:
             files[field] = open(self.folder / shard_file(field, shard), "ab")  # noqa: SIM115
             files[field].truncate(sizes[field])
         return files

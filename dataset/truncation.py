@@ -29,7 +29,7 @@ def shorten(document: Rendered, limit: int, renderer: Renderer) -> tuple[Rendere
         else:
             kept = _without_content(document, round_begins[last], answer_begins[last], end, room, renderer)
         if kept is not None:
-            return _select(document, system, kept), len(answer_ends) - 1 - last
+            return _select(document, system, kept, renderer), len(answer_ends) - 1 - last
     return None, len(answer_ends)
 
 
@@ -129,9 +129,16 @@ def _without_content(
     return np.setdiff1d(np.arange(begin, end), cut, assume_unique=True)
 
 
-def _select(document: Rendered, system: int, kept: np.ndarray) -> Rendered:
-    """Return the system message and the kept tokens, which now begin with the start of a message."""
+def _select(document: Rendered, system: int, kept: np.ndarray, renderer: Renderer) -> Rendered:
+    """Return the system message and the kept tokens, which now begin with the start of a message.
+
+    A header of an answer that now follows the system message belongs to it, as rendering has it.
+    """
     indices = np.concatenate((np.arange(system), kept))
-    codes = document.codes[indices]
-    codes[system] |= START
-    return Rendered(document.ids[indices], codes)
+    ids, codes = document.ids[indices], document.codes[indices]
+    answer = int(np.argmax(codes & TARGET > 0))
+    if system and np.count_nonzero(ids[system:answer] == renderer.tokenizer.im_start_id) == 1:
+        codes[system:answer] = ROLES.index("system")
+    else:
+        codes[system] |= START
+    return Rendered(ids, codes)

@@ -16,8 +16,8 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises `UserError` if something lies at `path` already and may not be overwritten.
     """
-    path = Path(path)
     check_free(path, overwrite)
+    path = Path(path).resolve()  # a link stays, its folder is replaced
     partial = _beside(path, "partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)
@@ -34,8 +34,8 @@ def resumable_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path
 
     Only a `UserError` removes it. Raises `UserError` also if another process is at work in it.
     """
-    path = Path(path)
     check_free(path, overwrite)
+    path = Path(path).resolve()
     partial = _beside(path, "partial")
     partial.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
@@ -77,7 +77,17 @@ def _locked(folder: Path) -> Iterator[None]:
 def check_free(path: str | Path, overwrite: bool = False) -> None:
     """Raise `UserError` unless a folder may be written at `path`."""
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; expected the name of a folder to write")
+    check_place(path)
     if path.exists() and any(path.iterdir()) and not overwrite:
-        raise UserError(f"{path} exists already; choose another --out (--overwrite replaces only its like)")
+        raise UserError(
+            f"--out {path} exists already; choose another (--overwrite, if offered, replaces its like)"
+        )
+
+
+def check_place(path: Path) -> None:
+    """Raise `UserError` unless a folder lies at `path` or can be made there."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"--out {path} is a file; expected the name of a folder")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(f"--out {path} cannot be made in {parent}; choose a folder that can be written")

@@ -58,7 +58,12 @@ class Prediction:
         """Return what `record` wrote."""
         values = {field.name: record[field.name] for field in fields(Question) if field.name in record}
         texts = {name: tuple(values.get(name, ())) for name in ("answers", "choices")}
-        messages = tuple(Message(**message) for message in values["messages"])
+        messages = tuple(
+            Message(
+                **{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+            )
+            for said in values["messages"]
+        )
         question = Question(**values | texts | {"messages": messages})
         said = (record[name] for name in ("prediction", "finish_reason", "is_correct"))
         return cls(question, *said, tuple(record.get("scores", ())))

@@ -147,10 +147,14 @@ class ChatSession(TextSession):
 
     def retry(self, is_cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Yield another answer to the last question, drawn with the next seed; `UserError` without a turn."""
-        question = self.last_turn().question
-        self.change_sampling(seed=self.sampling.seed + 1)
+        question, sampling = self.last_turn().question, self.sampling
         beginning = tuple(self.served.tokenizer.encode(self.answer_prefix))
-        yield from self._answer(self.turns[:-1], question, beginning, is_cancelled)
+        try:
+            self.change_sampling(seed=sampling.seed + 1)
+            yield from self._answer(self.turns[:-1], question, beginning, is_cancelled)
+        except UserError:
+            self.sampling = sampling
+            raise
 
     def proceed(self, is_cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Yield the last answer again and let it go on from where it ended; `UserError` without a turn."""

@@ -1,6 +1,5 @@
 """Evaluated runs beside each other: where they differ, and what their masks look like."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from eval.evaluation import Evaluation, load, load_predictions
 from eval.plots import MaskPanel, mask_panel
 from eval.served_model import open_model, tell_apart
 from model.errors import UserError
+from model.json_file import read_object
 from model.masks import causal_layout, prompt_blocks
 
 
@@ -40,6 +40,8 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Read the runs; `UserError` where one is not evaluated, or was asked other questions than the first."""
     folders = [Path(path) for path in paths]
     evaluations = [load(folder / "evaluation") for folder in folders]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("--runs: expected different runs, got one of them twice")
     labels = tell_apart([evaluation.prompt_mask for evaluation in evaluations], folders)
     runs = [
         Run(folder, label, evaluation, tuple(load_predictions(folder / "evaluation")), _read_summary(folder))
@@ -57,7 +59,11 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
 
 def _read_summary(folder: Path) -> dict[str, Any]:
     file = folder / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return (
+        read_object(file, "take it away: the comparison only loses the training time")
+        if file.is_file()
+        else {}
+    )
 
 
 def telling_questions(runs: Sequence[Run], count: int) -> list[int]:

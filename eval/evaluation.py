@@ -9,13 +9,14 @@ from pathlib import Path
 
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
-from dataset.whole_folder import whole_folder
+from dataset.whole_folder import check_place, whole_folder
 from eval.answers import Cell, Prediction, answer_questions, load_questions, tabulate
 from eval.chat import TextSampling
 from eval.likelihood import store_likelihood
 from eval.served_model import ServedModel
 from eval.settings import EvaluationSettings
 from model.errors import UserError
+from model.json_file import read_object
 from trainer.validation import Likelihood
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
@@ -79,8 +80,7 @@ def _model_files(folder: Path) -> list[Path]:
 def check_out(folder: str | Path) -> None:
     """Raise `UserError` when a folder holds anything but an evaluation, which would be replaced."""
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; expected the name of a folder")
+    check_place(folder)
     others = {file.name for file in folder.iterdir()} - {RESULTS, PREDICTIONS} if folder.exists() else set()
     if others:
         raise UserError(f"--out {folder} holds something else ({min(others)}); choose a new folder")
@@ -112,8 +112,8 @@ def load(folder: str | Path) -> Evaluation:
     file = Path(folder) / RESULTS
     if not file.is_file():
         raise UserError(f"no evaluation in {folder}; python -m scripts.evaluate --out {folder} … makes one")
+    values = read_object(file, "delete it and evaluate again")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
         values["cells"] = tuple(Cell(**cell) for cell in values["cells"])
         values["losses"] = {store: Likelihood(**loss) for store, loss in values["losses"].items()}
         return Evaluation(**values)
@@ -123,5 +123,9 @@ def load(folder: str | Path) -> Evaluation:
 
 def load_predictions(folder: str | Path) -> list[Prediction]:
     """Read the predictions that `save` wrote, in the order of the question files."""
-    lines = (Path(folder) / PREDICTIONS).read_text(encoding="utf-8").splitlines()
-    return [Prediction.from_record(json.loads(line)) for line in lines]
+    file = Path(folder) / PREDICTIONS
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 too
+        return [Prediction.from_record(json.loads(line)) for line in lines if line]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} is damaged ({error}); delete {folder} and evaluate again") from None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.config import PROMPT_MASKS
+from model.errors import UserError
 from model.masks import causal_layout, prompt_blocks, visible_mask
 
 if TYPE_CHECKING:
@@ -125,6 +126,12 @@ def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def check_picture(path: str | Path) -> None:
+    """Raise `UserError` unless the path names a PNG file."""
+    if Path(path).suffix.lower() != ".png" or Path(path).is_dir():
+        raise UserError(f"expected the name of a .png file for the picture, got {path}")
 
 
 def _write(figure: "Figure", path: str | Path) -> None:

@@ -10,8 +10,10 @@ from eval.answers import Cell
 
 def score_table(columns: Mapping[str, Sequence[Cell]]) -> Table:
     """Return the table whose columns hold the given cells, one per split and kind."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("exact match, % (95% interval)", no_wrap=True)
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, caption="in brackets: 95% interval", caption_justify="left"
+    )
+    table.add_column("exact match, %", no_wrap=True)
     for name in ("n", *columns):
         table.add_column(name, justify="right", no_wrap=True)
     by_row = {name: {(cell.split, cell.kind): cell for cell in cells} for name, cells in columns.items()}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.config import PROMPT_MASKS, ModelConfig, from_dict
 from model.errors import UserError
+from model.json_file import read_object
 from model.transformer import LanguageModel
 
 FORMAT_VERSION = 1
@@ -165,9 +166,9 @@ def _window(values: dict[str, Any], source: str) -> dict[str, Any]:
     kinds = values.get("layer_types") or []
     if not isinstance(kinds, list):
         raise UserError(f"{source}: layer_types must be a list, got {kinds!r}")
-    if not values["use_sliding_window"] or kinds == ["full_attention"] * len(kinds):
+    if not values["use_sliding_window"] or (kinds and all(kind == "full_attention" for kind in kinds)):
         return {"sliding_window": None}
-    if kinds != ["sliding_attention"] * len(kinds):
+    if any(kind != "sliding_attention" for kind in kinds):
         raise UserError(f"{source}: layers with and without a window in one model are not supported")
     return {}
 
@@ -241,13 +242,7 @@ def _stop_ids(path: Path, values: dict[str, Any]) -> tuple[int, ...]:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} not found; expected a model directory with {path.name}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return values
+    return read_object(path, "copy the model again")
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100
+NO_TARGET = -100
 """The label of a token that is no target."""
 
 
@@ -16,7 +16,7 @@ def summed_cross_entropy(hidden: Tensor, output_weight: Tensor, labels: Tensor) 
     here.
     """
     targets = labels[:, 1:]
-    is_target = targets != IGNORED
+    is_target = targets != NO_TARGET
     logits = F.linear(hidden[:, :-1][is_target], output_weight)  # (targets, V)
     wide = logits.to(torch.promote_types(torch.float32, logits.dtype))
     return F.cross_entropy(wide, targets[is_target], reduction="sum")

@@ -66,14 +66,14 @@ def causal_mask(size: int, device: torch.device | str | None = None) -> Tensor:
     return torch.ones(size, size, dtype=torch.bool, device=device).tril()
 
 
-def dense_mask(causal: Tensor, query: Layout, key: Layout, window: int | None = None) -> Tensor:
+def dense_mask(causal: Tensor, layout: Layout, window: int | None = None) -> Tensor:
     """Return the bool mask (B, T, T) of packed rows that attend to themselves; a token's index is its place.
 
     `causal` is the model's registered buffer, at least T x T.
     """
-    length = query.document_ids.shape[1]
+    length = layout.document_ids.shape[1]
     index = torch.arange(length, device=causal.device)
-    return _seen(query, key, (index, index), window, causal[:length, :length])
+    return _seen(layout, layout, (index, index), window, causal[:length, :length])
 
 
 def cached_mask(causal: Tensor, query: Layout, key: Layout, window: int | None = None) -> Tensor:
@@ -97,9 +97,7 @@ def _seen(
 
 def visible_mask(layout: Layout, window: int | None = None) -> Tensor:
     """Return the bool mask (B, T, T) of whole rows that attend to themselves."""
-    return dense_mask(
-        causal_mask(layout.document_ids.shape[1], layout.document_ids.device), layout, layout, window
-    )
+    return dense_mask(causal_mask(layout.document_ids.shape[1], layout.document_ids.device), layout, window)
 
 
 def causal_layout(batch: int, length: int, device: torch.device | str | None = None) -> Layout:

@@ -73,7 +73,7 @@ class Decoder(nn.Module):
         if window is None and (layout is None or is_plain_causal(layout)):
             return Visibility(is_causal=True)
         layout = layout or causal_layout(*ids.shape, device=ids.device)
-        return Visibility(dense_mask(self._triangle(ids.shape[1]), layout, layout, window)[:, None])
+        return Visibility(dense_mask(self._triangle(ids.shape[1]), layout, window)[:, None])
 
     def _cached_visibility(self, layout: Layout, cache: KVCache) -> Visibility:
         keys, window = cache.extend(layout), self.config.sliding_window

@@ -57,8 +57,15 @@ def print_scores(console: "Console", runs: Sequence["Run"]) -> None:
 
 
 def rows_of_losses(runs: Sequence["Run"]) -> list[tuple[str, ...]]:
-    """Return a line per token store and unit that every run was measured on."""
-    stores = [store for store in runs[0].evaluation.losses if all(store in r.evaluation.losses for r in runs)]
+    """Return a line per token store and unit that every run was measured on, over as many targets."""
+    stores = [
+        store
+        for store, loss in runs[0].evaluation.losses.items()
+        if all(
+            store in run.evaluation.losses and run.evaluation.losses[store].targets == loss.targets
+            for run in runs
+        )
+    ]
     rows = []
     for store in stores:
         losses = [each.evaluation.losses[store] for each in runs]

@@ -16,8 +16,9 @@ class DrawMasksSettings:
 def main() -> None:
     """Draw the picture."""
     settings = parse(DrawMasksSettings, "Draw the masks of all strategies over a short chat.")
-    from eval.plots import save_masks, strategy_panels
+    from eval.plots import check_picture, save_masks, strategy_panels
 
+    check_picture(settings.out)
     save_masks(settings.out, *strategy_panels())
     print(f"{settings.out} is drawn")
 

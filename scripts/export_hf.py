@@ -18,9 +18,13 @@ class ExportSettings:
 def main() -> None:
     """Export and say what can be done with the result."""
     settings = parse(ExportSettings, "Export a causal model for transformers.")
+    from dataset.whole_folder import whole_folder
+    from eval.served_model import open_model
     from model.checkpoint import export_checkpoint
 
-    export_checkpoint(settings.model, settings.out)
+    open_model(settings.model)  # raises where model and tokenizer do not fit
+    with whole_folder(settings.out) as folder:
+        export_checkpoint(settings.model, folder)
     print(f'{settings.out} is written: transformers.Qwen3ForCausalLM.from_pretrained("{settings.out}")')
 
 

@@ -46,8 +46,13 @@ def main() -> None:
     from dataset.batches import BatchStream
     from dataset.settings import BatchSettings
     from dataset.token_store import open_stores
+    from eval.plots import check_picture
     from model.masks import visible_mask
 
+    if settings.png:
+        check_picture(settings.png)
+    if settings.epoch < 0:
+        raise UserError(f"--epoch: expected 0 or more, got {settings.epoch}")
     names = ("max_seq_len", "packing", "prompt_mask", "supervise", "seed")
     batch_settings = BatchSettings(**{name: getattr(settings, name) for name in names})
     stream = BatchStream(open_stores(settings.data), batch_settings)

@@ -279,7 +279,7 @@ def request(out: Path, *data: str, **settings) -> EvaluationSettings:
 
 
 def test_an_evaluation_is_kept_and_found_until_anything_changes(tmp_path, store):
-    questions = chat_question("Q", "A"), chat_question("R", "B", language="zh")
+    questions = chat_question("Q\u2028", "A"), chat_question("R", "B", language="zh")
     model, data = save_model(tmp_path / "model", "prefix"), write_lines(tmp_path / "q.jsonl", *questions)
     served, asked = open_model(model), request(tmp_path / "out", data, loss_data=(str(store.path),))
     assert evaluation.find(served, asked) is None
@@ -293,6 +293,10 @@ def test_an_evaluation_is_kept_and_found_until_anything_changes(tmp_path, store)
     assert evaluation.find(served, asked) is None
     write_lines(Path(data), *questions)
     assert evaluation.find(served, asked) == found
+    with open(Path(asked.out) / "predictions.jsonl", "a") as file:
+        file.write("{br")
+    with pytest.raises(UserError, match="predictions.jsonl is damaged"):
+        evaluation.load_predictions(asked.out)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert evaluation.find(served, asked) is None

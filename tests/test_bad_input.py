@@ -153,6 +153,15 @@ CASES = {
         ["sft"],
     ),
     "export of a prefix model": ("scripts.export_hf", "--model model --out new", ["prefix", "causal"]),
+    "export without a tokenizer": ("scripts.export_hf", "--model mute --out new", ["mute", "tokenizer"]),
+    "picture that is no PNG": ("scripts.draw_masks", "--out new/m.foo", [".png", "m.foo"]),
+    "picture of a row in a folder": ("scripts.show_batch", "--data sft --png sft", [".png", "sft"]),
+    "epoch before the first": ("scripts.show_batch", "--data sft --epoch -1", ["--epoch", "-1"]),
+    "folder inside a file": (
+        "scripts.train_tokenizer",
+        "--data chats.jsonl --vocab_size 600 --out chats.jsonl/new",
+        ["chats.jsonl/new", "cannot be made"],
+    ),
     "row beyond the end": ("scripts.show_batch", "--data sft --row 99", ["--row", "99"]),
     "no evaluation to compare": ("scripts.compare", "--runs model model --out new", ["evaluation"]),
 }
@@ -205,6 +214,7 @@ def files(tmp_path_factory) -> Path:
     save_model(folder / "small", "prefix", vocab_size=100)
     weights = save_model(folder / "holey", "prefix") / "model.safetensors"
     save_file({name: t for name, t in load_file(weights).items() if name != "model.norm.weight"}, weights)
+    (save_model(folder / "mute", "causal") / "tokenizer.json").unlink()
     weights = save_model(folder / "cut", "prefix") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     return folder

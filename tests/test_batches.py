@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.batches import NO_TARGET, BatchStream, check_labels, collate
+from dataset.batches import BatchStream, check_labels, collate
 from dataset.conversation import ROLES, START, TARGET
 from dataset.documents import Piece, prefix_length
 from dataset.preparation import PreparationSettings, write_store
@@ -18,6 +18,7 @@ from dataset.settings import BatchSettings
 from dataset.token_store import Part, StoreWriter, TokenStore
 from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
+from model.loss import NO_TARGET
 
 REAL_CHATS = Path(__file__).parents[2] / "shared" / "data" / "sft_zh.jsonl"
 TOKENIZER = train_tokenizer(["法国 Paris"], 290)
@@ -278,6 +279,11 @@ def test_a_label_inside_a_block_is_dropped_but_not_the_first_after_it():
     batch = collate([[piece([0, 1, 1, 1, 1], [0, 0, 0, -1, -1]), piece([0, 1, 1], [-1, 0, 1])]], 9, pad_id=3)
     assert drawn(batch.labels[0], NO_TARGET) == ". . . 3 4 . 1 2 ."
     assert batch.block_ids[0].tolist() == [0, 0, 0, -1, -1, -1, 1, 2, -1]
+
+
+def test_a_torn_block_raises():
+    with pytest.raises(ValueError, match="not one contiguous run"):
+        collate([[piece([0, 0, 0, 1], [0, -1, 0, -1])]], 4, pad_id=3)
 
 
 def test_labels_that_could_be_read_raise():

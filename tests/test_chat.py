@@ -142,7 +142,16 @@ def test_a_retry_that_does_not_fit_leaves_the_conversation_as_it_was():
     session.system = "word " * 200
     with pytest.raises(UserError, match="prompt has"):
         "".join(session.retry())
-    assert session.turns == turns
+    assert session.turns == turns and session.sampling == SHORT
+
+
+def test_a_retry_beyond_the_last_seed_leaves_the_conversation_as_it_was():
+    sampling = TextSampling(max_new_tokens=3, seed=2**63 - 1)
+    session = ChatSession(served_model("causal"), sampling)
+    say(session, "Q")
+    with pytest.raises(UserError, match="seed"):
+        "".join(session.retry())
+    assert len(session.turns) == 1 and session.sampling == sampling
 
 
 def test_retry_at_a_temperature_draws_another_answer():

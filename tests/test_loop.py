@@ -17,6 +17,7 @@ from training_runs import SHORT, data, init, line, losses, metrics, pretrain, ru
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer.loop import Training
+from trainer.reporting import time_left
 from trainer.settings import PretrainSettings
 
 
@@ -219,3 +220,8 @@ def test_pretraining_takes_prefixes_and_saved_weights(pretrain, run_trainer, dat
     more = {"--data": data / "pretrain", "--init": tmp_path / "first", "--out": tmp_path / "more"}
     run_trainer("pretrain", *line(more | SHORT, "--max_steps", 3))
     assert load_checkpoint(tmp_path / "more").prompt_mask == "prefix"
+
+
+def test_the_time_left_bears_any_number_of_steps():
+    assert time_left(3661.4) == "1:01:01"
+    assert time_left(1e300).startswith("11574 days")

@@ -76,6 +76,20 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_that_a_kill_left_in_the_first_instant_is_taken_up(tmp_path):
+    (tmp_path / ".settings.yaml.partial").write_text("seed")
+    with RunDirectory(tmp_path).claim():
+        pass
+
+
+@pytest.mark.parametrize("content", ["[]", "{br", ""])
+def test_a_damaged_file_of_a_run_is_named(run_dir, content):
+    save(run_dir, 3)
+    (run_dir.latest / "training/settings.json").write_text(content)
+    with pytest.raises(UserError, match="settings.json .*begin again"):
+        run_dir.check({"seed": 0}, "auto")
+
+
 def test_other_settings_are_refused_by_name(run_dir):
     run_dir.check({"seed": 1}, "never")
     save(run_dir, 3, {"seed": 0, "optimizer.name": "muon", "sizes": [1]})

@@ -150,3 +150,13 @@ def test_a_folder_is_replaced_only_on_demand_and_only_by_a_whole_one(tmp_path):
         (folder / "b").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["b"]
+
+
+def test_a_link_to_a_folder_stays_and_its_folder_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for text in ("first", "second"):
+        with whole_folder(tmp_path / "link", overwrite=True) as folder:
+            (folder / "a").write_text(text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "real/a").read_text() == text
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}

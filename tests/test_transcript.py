@@ -92,7 +92,7 @@ def test_two_models_share_a_file_line_by_line(tmp_path):
     ("record", "reason"),
     [
         ("{", "not JSON"),
-        ('{"text": "T"}', "no conversations"),
+        ('{"text": "T"}', "no chat format"),
         ('{"conversations": [{"role": "assistant", "content": "A"}]}', "in turn"),
         ('{"conversations": [{"role": "tool", "content": "A"}]}', "no answer"),
     ],

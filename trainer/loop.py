@@ -8,6 +8,8 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import yaml
@@ -80,11 +82,25 @@ class Training:
             self.run_dir.check(self.facts, self.settings.resume)
         self.accelerator.wait_for_everyone()
         if folder := self.run_dir.latest:
+            self._load(folder)
+        self.validated_step = self.progress.step if self.run_dir.is_validated(self.progress.step) else None
+        self.began = time.monotonic() - self.progress.seconds
+
+    def _load(self, folder: Path) -> None:
+        try:
             self.task.start.model.load_state_dict(load_checkpoint(folder).model.state_dict())
             self.progress = load_shared_state(folder / "training", self.optimizers)
             load_random_state(folder / "training", self.rank)
-        self.validated_step = self.progress.step if self.run_dir.is_validated(self.progress.step) else None
-        self.began = time.monotonic() - self.progress.seconds
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RuntimeError,
+            UnpicklingError,
+            EOFError,
+        ) as error:
+            raise UserError(f"{folder} is damaged ({error}); begin again in another --out") from error
 
     def run_until(self, stop: StopRequest) -> None:
         """Take optimizer steps until the last one, or until `stop` is asked on any process."""

@@ -10,11 +10,17 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from model.errors import UserError
 from trainer.run_dir import RunDirectory, replacing
 from trainer.settings import TrainSettings, flatten, to_plain
 from trainer.validation import Likelihood
 
 Item = TypeVar("Item")
+HANG_UP_AFTER_SECONDS = 0.5
+"""lets gloo's thread forget the last barrier, for which it needs Python's lock: closing holds that lock and
+waits for the thread"""
+MOST_SECONDS = 10**9
+"""where `time_left` stops counting"""
 
 
 class Reporter:
@@ -34,7 +40,10 @@ class Reporter:
         """Open the trackers and show the bar."""
         values = {key: str(value) for key, value in flatten(to_plain(self._settings)).items()}
         wandb = {"dir": self._settings.out, "name": Path(self._settings.out).name}
-        self._accelerator.init_trackers("sightline", config=values, init_kwargs={"wandb": wandb})
+        try:
+            self._accelerator.init_trackers("sightline", config=values, init_kwargs={"wandb": wandb})
+        except Exception as error:  # every tracker raises errors of its own
+            raise UserError(f"--tracker {self._settings.tracker} cannot be used: {error}") from error
         self._bar.start()
         return self
 
@@ -43,6 +52,8 @@ class Reporter:
         self._bar.stop()
         if kind is None:
             self._accelerator.wait_for_everyone()  # who hangs up first leaves the others hanging
+            if self._accelerator.num_processes > 1:
+                time.sleep(HANG_UP_AFTER_SECONDS)
             self._accelerator.end_training()
 
     def say(self, line: str) -> None:
@@ -66,7 +77,7 @@ class Reporter:
             record,
             f"loss {loss}  lr {record['learning_rate']:.2e}  gradient norm {norm}  "
             f"{record['tokens_per_second']:,.0f} tokens/s  {record['targets_per_second']:,.0f} targets/s  "
-            f"waiting {record['waiting_share']:.1%}  {timedelta(seconds=round(record['seconds_left']))} left",
+            f"waiting {record['waiting_share']:.1%}  {time_left(record['seconds_left'])} left",
         )
 
     def log_validation(self, step: int, results: dict[str, Likelihood]) -> None:
@@ -148,3 +159,8 @@ def draw_losses(run_dir: RunDirectory) -> None:
         axes.legend()
     with replacing(run_dir.path / "loss.png") as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+def time_left(seconds: float) -> str:
+    """Return hours, minutes and seconds, at most 31 years: --max_steps may be any number."""
+    return str(timedelta(seconds=min(round(seconds), MOST_SECONDS)))

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from dataset.whole_folder import check_place
 from model.errors import UserError
+from model.json_file import read_object
 
 MARK = "settings.yaml"
 
@@ -34,9 +36,9 @@ class RunDirectory:
 
         Raises `UserError` if the folder holds something else, or has a writer.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out {self.path} is a file; expected the name of a folder")
-        others = {entry.name for entry in self.path.iterdir()} - {".lock"} if self.path.exists() else set()
+        check_place(self.path)
+        begun = {".lock", f".{MARK}.partial"}  # what a kill in the first instant leaves
+        others = {entry.name for entry in self.path.iterdir()} - begun if self.path.exists() else set()
         if others and MARK not in others:
             raise UserError(f"--out {self.path} holds {min(others)} and no run; choose a new folder")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -76,15 +78,15 @@ class RunDirectory:
         pointer = self.path / "latest"
         return self._checkpoints / pointer.read_text().strip() if pointer.exists() else None
 
-    def read_training(self, name: str) -> Any:
+    def read_training(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file of the last checkpoint's training state."""
-        return json.loads((self.latest / "training" / name).read_text())
+        return read_object(self.latest / "training" / name, "begin again in another --out")
 
     @property
     def is_finished(self) -> bool:
         """Say whether a run came to its end here."""
         summary = self.path / "summary.json"
-        return summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["finished"]
+        return summary.exists() and read_object(summary, "take it away to go on").get("finished", False)
 
     def begin_checkpoint(self) -> None:
         """Empty the folder in which the next checkpoint is put together."""
@@ -107,8 +109,8 @@ class RunDirectory:
                 with replacing(self.path / file.name) as temporary:
                     shutil.copyfile(file, temporary)
         self.write_text("latest", target.name)
-        for former in self._checkpoints.iterdir():
-            if former != target:
+        for former in self._checkpoints.glob("step-*"):
+            if former != target and former.is_dir():
                 shutil.rmtree(former)
 
     def write_text(self, name: str, text: str) -> None:
@@ -130,7 +132,10 @@ class RunDirectory:
         if not self.metrics_path.exists():
             return []
         lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise UserError(f"{self.metrics_path} is damaged ({error}); take it away to go on") from None
 
     def is_validated(self, step: int) -> bool:
         """Say whether the metrics hold the validation of a step."""

@@ -1,6 +1,7 @@
 """What a training can be told: frozen dataclasses whose fields are flags, YAML keys and help texts alike."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -66,6 +67,18 @@ class OptimizerSettings:
     """decay of adamw's second moment"""
     max_gradient_norm: float = 1.0
     """gradients of a larger norm are scaled down to it"""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "max_gradient_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--optimizer.{name}: expected more than 0, got {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"--optimizer.weight_decay: expected 0 or more, got {self.weight_decay}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"--optimizer.{name}: expected 0 or more and below 1, got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,8 @@ class TrainSettings:
     """experiment tracker, by its name in accelerate: none, wandb, tensorboard, trackio, swanlab …"""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
         lengths = {name: getattr(self, name) for name in ("max_steps", "epochs", "max_tokens")}
         given = [f"--{name} {value}" for name, value in lengths.items() if value is not None]
         if len(given) != 1:

@@ -60,6 +60,9 @@ def make_task(settings: TrainSettings, kind: str, stores: list[TokenStore], star
             "or train a model with a larger --model.max_position_embeddings"
         )
     others = [TokenStore(path, stores[0].tokenizer) for path in settings.validation]
+    names = [store.path.name for store in others]
+    if len({*names, "training"}) <= len(names):
+        raise UserError(f"--validation: expected different folder names, none of them training, got {names}")
     for store in stores + others:
         if store.kind != kind:
             raise UserError(

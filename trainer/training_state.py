@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def save_shared_state(
 def load_shared_state(folder: Path, optimizers: Optimizers) -> Progress:
     """Restore the optimizers and return the progress."""
     optimizers.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    return Progress(**json.loads((folder / "progress.json").read_text()))
+    values = json.loads((folder / "progress.json").read_text())
+    return Progress(**{field.name: values[field.name] for field in fields(Progress)})
 
 
 def save_random_state(folder: Path, rank: int) -> None:

@@ -73,7 +73,7 @@ def story_message(text: str, question: str, question_first: bool, rng: Random) -
 
 def story_conversation(story: Story, language: str, question_first: bool, rng: Random) -> Messages:
     """Tell a story and ask one to four questions about it, fewer of a long one, each in a turn of its own."""
-    facts = draw_questions(story, language, rng.randint(1, max(1, 6 - len(story))), rng)
+    facts = draw_questions(story, language, rng.randint(1, 6 - len(story)), rng)
     first = word(facts[0], "ask", rng)
     messages = exchange(story_message(tell(story, language, rng), first, question_first, rng), facts[0])
     for before, fact in pairwise(facts):

@@ -6,7 +6,7 @@ from random import Random
 
 from dataset.builtin.conversations import Messages, another, exchange, story_message, user
 from dataset.builtin.facts import Fact
-from dataset.builtin.stories import Story, answered, draw_questions, draw_story, tell
+from dataset.builtin.stories import WEIGHTS, Story, answered, draw_questions, draw_story, tell
 from dataset.builtin.wordings import phrase, word, wordings
 from dataset.builtin.world import Half
 
@@ -86,13 +86,25 @@ def reverse_items(half: Half) -> list[dict]:
     ]
 
 
+# Asked in turn, so that every kind is measured.
+_KINDS = (*("single_fact",) * 8, "multi_step", "refusal")
+
+
+def draw_question(reserved: Reserved, language: str, kind: str, rng: Random) -> tuple[Story, Fact]:
+    """Draw unseen stories until one lets a question of this kind be asked."""
+    while True:
+        story = reserved.new_story(language, rng)
+        for fact in draw_questions(story, language, len(WEIGHTS), rng):
+            if fact.kind == kind:
+                return story, fact
+
+
 def story_items(half: Half, reserved: Reserved) -> tuple[list[dict], list[dict]]:
     """Ask the same questions about the same unseen stories twice: after the story, and before it."""
     rng = half.random("story items")
     after, before = [], []
-    for _ in range(half.size.evaluation):
-        story = reserved.new_story(half.language, rng)
-        fact = draw_questions(story, half.language, 1, rng)[0]
+    for number in range(half.size.evaluation):
+        story, fact = draw_question(reserved, half.language, _KINDS[number % len(_KINDS)], rng)
         text, question = tell(story, half.language, rng), word(fact, "ask", rng)
         for items, question_first in ((after, False), (before, True)):
             message = story_message(text, question, question_first, rng)

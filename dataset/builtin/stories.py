@@ -14,18 +14,18 @@ from dataset.builtin.wordings_stories import PEOPLE, PLACES, REFUSAL, THINGS
 
 WEIGHTS = {
     "where_person": 16,
-    "person_in": 2,
+    "person_in": 1,
     "who_has": 4,
     "what_has": 2,
     "first_place": 1,
     "given_to": 1,
-    "where_thing": 2,
+    "where_thing": 3,
     "place_before": 1,
-    "refusal": 2,
+    "refusal": 3,
 }
 """How often each question is asked where several are possible. Refusals count as one group."""
 
-_SENTENCES = (2, 2, 2, 3, 3, 3, 4, 4, 5)
+_SENTENCES = (2, 2, 2, 3, 3)
 # Drops and gifts are seldom possible, so they are tried more often than they are wanted.
 _ATTEMPTS = {"go": 10, "take": 8, "drop": 5, "give": 25}
 
@@ -110,9 +110,9 @@ def words_of(table: dict[str, str], language: str) -> list[str]:
 
 
 def draw_story(language: str, rng: Random) -> Story:
-    """Draw a story of two to six events with a small cast."""
+    """Draw a story of two or three events with a small cast."""
     length = rng.choice(_SENTENCES)
-    people = rng.sample(words_of(PEOPLE, language), rng.randint(2, 3 if length < 4 else 4))
+    people = rng.sample(words_of(PEOPLE, language), rng.randint(2, 3))
     places = rng.sample(words_of(PLACES, language), rng.randint(3, 5))
     things = rng.sample(words_of(THINGS, language), rng.choice((0, 1, 1, 2)))
     situation, events = Situation(), []

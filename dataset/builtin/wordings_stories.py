@@ -5,19 +5,16 @@ stand in the question and {y} is the answer.
 """
 
 PEOPLE = {
-    "zh": "小明 小红 小华 小丽 小刚 小芳 小军 小英 小强 小梅 "
-    "小杰 小燕 小龙 小云 小波 小雪 小东 小兰 小宝 小玲",
-    "en": "Tom Anna Ben Lucy Jack Emma Sam Kate Leo Mia Max Lily Paul Rosa Nick Jane Mark Sara Dan Ella",
+    "zh": "小明 小红 小华 小丽 小刚 小芳 小军 小英 小强 小梅 小杰 小燕",
+    "en": "Tom Anna Ben Lucy Jack Emma Sam Kate Leo Mia Max Rosa",
 }
 PLACES = {
-    "zh": "厨房 花园 学校 公园 图书馆 医院 车站 商店 卧室 客厅 "
-    "教室 办公室 市场 海边 餐厅 河边 博物馆 体育馆 银行 书店",
-    "en": "kitchen garden school park library hospital station shop bedroom office "
-    "market museum theatre hotel tower bank barn cellar hall church",
+    "zh": "厨房 花园 学校 公园 图书馆 医院 车站 商店 卧室 市场 河边 银行",
+    "en": "kitchen garden school park library hospital station shop bedroom market museum bank",
 }
 THINGS = {
-    "zh": "苹果 铅笔 钥匙 雨伞 帽子 书包 足球 杯子 手表 相机 风筝 地图 蛋糕 鲜花 台灯 口琴",
-    "en": "apple pencil key umbrella hat bag ball cup watch camera kite map cake book lamp coin",
+    "zh": "苹果 铅笔 钥匙 雨伞 帽子 书包 足球 杯子 地图 台灯",
+    "en": "apple pencil key umbrella hat bag ball cup map lamp",
 }
 REFUSAL = {"zh": "文中没有说", "en": "The text does not say"}
 

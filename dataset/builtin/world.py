@@ -33,7 +33,7 @@ class WorldSize:
     """SFT conversations about a story, half with the question first."""
     validation: int = 100
     """Documents held back from pretraining, and conversations held back from SFT, to watch their loss."""
-    evaluation: int = 150
+    evaluation: int = 200
     """Most items of each evaluation split."""
 
 

@@ -48,12 +48,8 @@ class AnswerText:
 
     def _hold(self, text: str) -> None:
         """Let go of all but the longest end that may begin a stop string."""
-        ends = (len(stop) - 1 for stop in self._stop_strings)
-        lengths = range(min(max(ends, default=0), len(text)), 0, -1)
-        waiting = (
-            n for n in lengths if any(len(s) > n and s.startswith(text[-n:]) for s in self._stop_strings)
-        )
-        cut = len(text) - next(waiting, 0)
+        lengths = (n for stop in self._stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        cut = len(text) - max(lengths, default=0)
         self._ready, self._held = self._ready + text[:cut], text[cut:]
 
 

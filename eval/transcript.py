@@ -21,9 +21,9 @@ def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
     Those are left out. Raises `UserError` for a session without any other turn, and for a file that holds
     anything but transcripts.
     """
+    if Path(path).suffix != ".jsonl":
+        raise UserError(f"expected a file name that ends in .jsonl, as training data does, got {str(path)!r}")
     path = Path(path)
-    if path.suffix != ".jsonl":
-        raise UserError(f"{path}: expected a name that ends in .jsonl, as training data does")
     if path.exists() and not all("answer_ids" in record for record in _read(path)):
         raise UserError(f"{path} holds something else than transcripts; choose another name")
     if not all(_spoken(session) for session in sessions):

@@ -105,6 +105,17 @@ CASES = {
         ["model.norm.weight"],
     ),
     "chat without a model": ("scripts.chat", "--model nowhere --prompt hello", ["nowhere"]),
+    "comparison without a model": (
+        "scripts.chat",
+        "--model model --compare nowhere --prompt hello",
+        ["nowhere"],
+    ),
+    "beginning without an answer": (
+        "scripts.chat",
+        "--model model --raw --answer_prefix A --prompt hello",
+        ["--answer_prefix", "--raw"],
+    ),
+    "seed below zero": ("scripts.chat", "--model model --seed -1 --prompt hello", ["seed", "-1"]),
     "chat with a store": ("scripts.chat", "--model sft --prompt hello", ["sft", "config.json"]),
     "missing tensor": ("scripts.chat", "--model holey --prompt hello", ["missing model.norm.weight"]),
     "damaged weights": ("scripts.chat", "--model cut --prompt hello", ["model.safetensors"]),

@@ -1,0 +1,158 @@
+"""The chat program as a process: in a pseudo-terminal, and with piped input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.serving import save_served, saying_model
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "PROMPT_TOOLKIT_NO_CPR": "1"}
+SAID = "世国的来Lima😀"
+UP = "\x1b[A"
+ALT_ENTER = "\x1b\r"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Three models that say SAID: one ends there, one goes on for ever, one forgets soon."""
+    folder = tmp_path_factory.mktemp("models")
+    save_served(saying_model(SAID, "causal", context=4096), folder / "ends")
+    save_served(saying_model(SAID, "prefix", context=100_000, loops=True), folder / "loops")
+    save_served(saying_model(SAID, "history", context=128), folder / "forgets")
+    return folder
+
+
+def flags(models: Path, *names: str) -> list[str]:
+    given = zip(("--model", "--compare"), names, strict=False)
+    return ["-m", "scripts.chat", *(part for flag, name in given for part in (flag, str(models / name)))]
+
+
+class Screen:
+    """A chat in a pseudo-terminal whose every byte is kept; reading raises at anything that is no UTF-8."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+        self.process = pexpect.spawn(
+            sys.executable, arguments, cwd=str(folder), env=environment, encoding="utf-8", timeout=60
+        )
+        self.process.setwinsize(50, 150)
+        self.process.expect("Ctrl-D leaves.*> ")
+
+    def enter(self, line: str, answer: str) -> str:
+        """Type a line, wait for a pattern; return what stood before it."""
+        self.process.send(f"{line}\r")
+        self.process.expect(answer)
+        return self.process.before
+
+    def leave(self) -> None:
+        self.process.send("/quit\r")
+        self.process.expect(pexpect.EOF)
+        self.process.close()
+        assert self.process.exitstatus == 0
+
+
+def test_ten_turns_and_every_command_in_a_terminal(models, tmp_path):
+    screen = Screen(flags(models, "ends"), tmp_path)
+    for turn in range(10):
+        streamed = screen.enter(
+            f"法国的首都？😀 {turn}", rf"\[16 tokens.*{'reused' if turn else 'new'}.*stop\]"
+        )
+        assert SAID in streamed and "\ufffd" not in streamed
+    for line, answer in (
+        (
+            "/stats",
+            r"10 turns, \d+ of 4096 tokens of context, which is reused each turn.*reused tokens.*stop\]",
+        ),
+        ("/mask", "prompt_mask causal"),
+        ("/undo", r"taken back: 法国的首都？😀 9"),
+        ("/save talk.jsonl", "talk.jsonl is written"),
+        ("/reset", "forgotten"),
+        ("/undo", "error: there is no turn"),
+        ("/load talk.jsonl", "9 turns, the last: 法国的首都？😀 8"),
+        ("/load nowhere.jsonl", "error: data file not found: nowhere.jsonl"),
+        ("/save no/where.jsonl", "error: .*no/where"),
+        ("/retry", r"at temperature 0.*stop\]"),
+        ("/system Be brief.", "system message: Be brief."),
+        ("/set max_new_tokens 6", "seed 1, max_new_tokens 6"),
+        ("And?", r"世国\r.*\[6 tokens.* 1 reused.*length\]"),  # one marker stands where it stood
+        ("/continue", r"世国的来Lima\r.*prefill 1 new.*length\]"),
+        ("/begin 世国", "answers begin with: 世国"),
+        ("/retry", r"世国的来Lima\r.*length\]"),
+        ("/begin", "answers begin freely"),
+        (f"two{ALT_ENTER}lines", r"two.*lines.*length\]"),
+        ("/undo", "taken back: two"),
+        (UP * 4, "answers begin freely"),  # past /undo and the two lines
+        ('/set stop_strings ["世"]', r'max_new_tokens 6, stop_strings \["世"\]'),
+        ("Stop?", r"\[3 tokens.*stop_string\]"),
+        ("/set log_probabilities true", r"\], log_probabilities true"),
+        ("Sure?", r"nats per token"),
+        ("/set top_p 3", "error: top_p must be between 0 and 1"),
+        ("/set seed x", "error: seed: expected a whole number"),
+        ("/nonsense", "error: unknown command /nonsense"),
+        ("/help", "/continue.*/load.*/undo"),
+    ):
+        screen.enter(line, f"(?s){answer}")
+    screen.leave()
+    record = json.loads((tmp_path / "talk.jsonl").read_text(encoding="utf-8"))
+    assert len(record["conversations"]) == 18 and record["conversations"][1]["content"] == SAID
+
+
+def test_ctrl_c_stops_the_answers_of_both_models_only_and_overflow_is_told(models, tmp_path):
+    limit = ["--max_new_tokens", "90000"]
+    screen = Screen([*flags(models, "forgets", "loops"), *limit], tmp_path)
+    screen.process.send("Go on\r")
+    screen.process.expect("来Lima😀世国")  # the column of the model that goes on
+    screen.process.sendintr()
+    screen.process.expect(r"(?s)history: \[16 tokens.*stop\].*prefix: \[\d+ tokens.*cancelled\]")
+    screen.enter("/set max_new_tokens 20", "max_new_tokens 20")
+    for _ in range(3):
+        screen.enter("And again, please?", r"prefix: \[20 tokens")
+    screen.enter(
+        "/stats", r"(?s)history: .*prefilled again.*prefix: .*is reused.*history: .* 0 reused tokens"
+    )
+    screen.enter(
+        "And again, please?", r"history: the context is full: the oldest turns were forgotten \(\d\)"
+    )
+    screen.enter("word " * 60, r"error: prompt has \d+ tokens but the model takes 128")
+    screen.process.sendintr()  # at an empty line
+    screen.enter("/save two.jsonl", "two.jsonl is written")
+    screen.leave()
+    assert len((tmp_path / "two.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+
+
+def chat(arguments: list[str], text: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        input=text.encode(),
+        capture_output=True,
+        timeout=60,
+    )
+
+
+def test_piped_input_is_answered_once_with_the_text_only(models):
+    piped = chat(flags(models, "ends"), "法国的\n首都是哪里？\n")
+    assert (piped.returncode, piped.stdout.decode(), piped.stderr) == (0, f"{SAID}\n", b"")
+
+
+def test_piped_input_is_answered_by_each_of_two_models_below_its_name(models):
+    more = [
+        "--max_new_tokens",
+        "15",
+        "--stop_strings",
+        "ma",
+        "--answer_prefix",
+        "世国",
+        "--log_probabilities",
+    ]
+    piped = chat([*flags(models, "ends", "loops"), *more], "法国？\n")
+    assert piped.returncode == 0
+    assert piped.stdout.decode() == "[causal]\n世国的来Li\n[prefix]\n世国的来Li\n"
+    assert piped.stderr.decode().count("nats per token") == 2

@@ -31,7 +31,7 @@ class ShowBatchSettings:
     max_seq_len: int = 512
     """tokens of a row"""
     packing: Packing = "pack"
-    """pack: several documents in a row; none: one"""
+    """pack: several documents in a row; best_fit: texts, too, cut only where they must be; none: one"""
     supervise: Supervise | None = None
     """which tokens carry loss; the default depends on data and mask"""
     seed: int = 0

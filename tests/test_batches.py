@@ -20,7 +20,6 @@ from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
 from model.loss import NO_TARGET
 
-REAL_CHATS = Path(__file__).parents[2] / "shared" / "data" / "sft_zh.jsonl"
 TOKENIZER = train_tokenizer(["法国 Paris"], 290)
 ROLE_OF_LETTER = {"s": "system", "u": "user", "t": "tool", "a": "assistant", "n": "assistant"}
 
@@ -328,21 +327,6 @@ def test_best_fit_is_for_texts(tmp_path):
 def test_a_row_too_short_for_a_chat_is_refused():
     with pytest.raises(UserError, match="at least 16 tokens, got 8"):
         BatchSettings(max_seq_len=8)
-
-
-@pytest.mark.skipif(not REAL_CHATS.exists(), reason="the public samples beside the project are absent")
-def test_real_chats_fill_packed_rows(tmp_path):
-    lines = REAL_CHATS.read_text(encoding="utf-8").splitlines(keepends=True)
-    data = tmp_path / "chats.jsonl"
-    data.write_text("".join(lines[::8]), encoding="utf-8")
-    tokenizer = train_tokenizer(["".join(lines[::100])], 1500)
-    tokenizer.save(tmp_path / "tokenizer")
-    write_store(
-        PreparationSettings("sft", (str(data),), str(tmp_path / "tokenizer"), str(tmp_path / "store"))
-    )
-    figures = BatchStream([TokenStore(tmp_path / "store")], BatchSettings(max_seq_len=512)).describe()
-    assert figures["real_share"] >= 0.97
-    assert figures["documents"] + figures["documents_left_out"] == len(lines[::8])
 
 
 def test_help_does_not_import_torch():

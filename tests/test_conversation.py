@@ -1,15 +1,12 @@
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.conversation import ROLES, Message, render
-from dataset.formats import parse_messages
 from dataset.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
-REAL_CHATS = Path(__file__).parents[2] / "shared" / "data" / "sft_zh.jsonl"
 TOKENIZER = train_tokenizer(["Hello\nHi\nBye\nBe"] * 9, 340)
 CHAT = [
     Message("user", "Hello"),
@@ -160,15 +157,6 @@ def test_tags_of_the_renderer_are_tokens_and_those_of_a_text_are_not():
     assert tags == ["<|im_start|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>"]
     expected = f"<think>\n</think>\n</think>\n\n<think>\n<tool_call>\n{call}\n</tool_call><|im_end|>\n"
     assert TOKENIZER.decode(rendered.ids) == "<|im_start|>assistant\n" + expected
-
-
-@pytest.mark.skipif(not REAL_CHATS.exists(), reason="the public samples beside the project are absent")
-def test_rendering_equals_the_template_on_real_chats(theirs):
-    with open(REAL_CHATS, encoding="utf-8") as file:
-        chats = [parse_messages(json.loads(line)) for line, _ in zip(file, range(150), strict=False)]
-    for messages in chats:
-        if all(message.content == message.content.lstrip() for message in messages):
-            assert_equals_template(messages, theirs)
 
 
 @settings(max_examples=25)

@@ -19,7 +19,6 @@ from dataset.token_store import TokenStore
 from dataset.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from model.errors import UserError
 
-SAMPLES = Path(__file__).parents[2] / "shared" / "data"
 TOKENIZER = train_tokenizer(["法国的首都是巴黎 Paris is the capital"], 320)
 WORDS = [
     "法国",
@@ -296,36 +295,6 @@ def test_a_long_text_is_encoded_in_parts_as_it_would_be_whole(settings_of, tmp_p
     for size in (100, 1000, 10**6):
         monkeypatch.setattr("dataset.tokenizer.PART_CHARACTERS", size)
         assert TOKENIZER.encode(text) == whole
-
-
-@pytest.mark.skipif(not SAMPLES.exists(), reason="the public samples beside the project are absent")
-@pytest.mark.parametrize("name", ["pretrain_zh", "sft_zh", "sft_en", "reading_zh_dev", "babi_train"])
-def test_the_counts_are_those_of_the_file(tmp_path, name):
-    """Counted independently, from a share of each file."""
-    lines = (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[::20]
-    (tmp_path / "a.jsonl").write_text("".join(lines), encoding="utf-8")
-    TOKENIZER.save(tmp_path / "tokenizer")
-    kind = "pretrain" if name.startswith("pretrain") else "sft"
-    settings = PreparationSettings(
-        kind, (str(tmp_path / "a.jsonl"),), str(tmp_path / "tokenizer"), str(tmp_path / "out")
-    )
-    manifest, _ = write_store(settings)
-    texts, answers = [], []
-    for record in map(json.loads, lines):
-        if "text" in record:
-            answers.append(record["text"])
-            texts.append(record["text"])
-        elif "conversations" in record:
-            texts += [turn["content"] for turn in record["conversations"]]
-            answers += [turn["content"] for turn in record["conversations"] if turn["role"] == "assistant"]
-        else:
-            texts += [record["context"] + "\n\n" + record["question"], record["answers"][0]]
-            answers.append(record["answers"][0])
-    assert manifest["records"] == manifest["documents"] == len(lines) and not manifest["rejects"]
-    assert manifest["bytes"] == sum(len(text.encode()) for text in texts)
-    assert manifest["target_bytes"] == sum(len(text.encode()) for text in answers)
-    answer_tokens = sum(len(TOKENIZER.encode(text)) + 1 for text in answers)
-    assert manifest["targets"] == answer_tokens
 
 
 def test_added_tokens_in_a_record_change_no_turn(settings_of, tmp_path):

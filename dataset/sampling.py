@@ -1,6 +1,6 @@
 """Which documents a tokenizer is trained on, and which are held out to measure it."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
@@ -8,7 +8,7 @@ from dataset.progress import reporting
 from dataset.records import Rejects, accept, records_of, texts_of
 from dataset.sources import check_sources, find_sources, read_blocks, size_of
 
-HELD_OUT_SHARE, HELD_OUT_BYTES = 0.02, 1_000_000  # of the documents; of each language at most
+HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.02, 1_000_000  # of the documents; of each language at most
 PACKED_RATIO = 4  # a guess of how much text is in a compressed file
 
 Texts = dict[str, list[str]]
@@ -35,11 +35,12 @@ class Sample:
     def texts(self) -> Iterator[str]:
         """Yield the texts; raises `UserError` for too many unusable records."""
         rejects, held_out, num_bytes = Rejects(self._max_reject_fraction), defaultdict(list), 0
+        sizes: Counter[str] = Counter()
         for texts in self._documents(rejects):
             size = sum(len(text.encode()) for text in texts)
             place = _uniform("".join(texts))
             if place < HELD_OUT_SHARE:
-                _hold_out(held_out, texts)
+                _hold_out(held_out, sizes, texts)
             elif place < HELD_OUT_SHARE + (1 - HELD_OUT_SHARE) * self._share:
                 num_bytes += size
                 yield from texts
@@ -71,11 +72,12 @@ def _is_packed(source: str) -> bool:
     return source.endswith((".gz", ".zst", ".parquet"))
 
 
-def _hold_out(held_out: Texts, texts: list[str]) -> None:
+def _hold_out(held_out: Texts, sizes: Counter[str], texts: list[str]) -> None:
     for text in texts:
-        kept = held_out[language_of(text)]
-        if sum(map(len, kept)) < HELD_OUT_BYTES:
-            kept.append(text)
+        language = language_of(text)
+        if sizes[language] < HELD_OUT_CHARACTERS:
+            held_out[language].append(text)
+            sizes[language] += len(text)
 
 
 def _uniform(text: str) -> float:

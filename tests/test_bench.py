@@ -2,9 +2,12 @@ import json
 import sys
 
 import pytest
+import torch
 
+from model.config import from_preset
 from model.errors import UserError
 from scripts.bench.__main__ import main
+from scripts.bench.engines import Task, make_engines
 from scripts.bench.measuring import measure
 
 
@@ -34,6 +37,40 @@ def test_the_bench_of_data_measures_every_step(tmp_path, monkeypatch, capsys):
     assert all(line["name"] in table and line["seconds"] > 0 and line["documents"] > 0 for line in lines)
 
 
+def test_the_bench_of_decoding_measures_both_engines_on_every_task(tmp_path, monkeypatch, capsys):
+    shape = ["--preset", "tiny", "--vocab_size", "300", "--dtype", "float32", "--new_tokens", "3"]
+    sizes = ["--batches", "1", "3", "--contexts", "5", "9", "--queue", "3", "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", ["bench", "decode", "--out", str(tmp_path), *shape, *sizes])
+    monkeypatch.setattr("scripts.bench.decode.BANDWIDTH_BYTES", 2**20)
+    main()
+    table, record = capsys.readouterr().out, json.loads((tmp_path / "decode.json").read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["decode.json"]
+    names = [f"batch {batch}, context {context}" for context in (5, 9) for batch in (1, 3)]
+    assert [line["name"] for line in record["lines"]] == [*names, "queue of 3"]
+    assert record["machine"]["GB/s"] > 0 and record["machine"]["dtype"] == "float32"
+    for line in record["lines"]:
+        assert line["name"] in table
+        assert all(
+            line[who][key] > 0 for who in ("ours", "theirs") for key in ("first_seconds", "tokens_per_second")
+        )
+
+
+def test_engines_answer_every_task_with_as_many_tokens(tmp_path):
+    engines = make_engines(from_preset("tiny", vocab_size=99), torch.float32, tmp_path)
+    told = {name: [] for name in engines}
+    for name, engine in engines.items():
+        engine(Task(((1, 2), (3,), (4, 5, 6)), (4, 2, 3), 2), told[name].append)
+    assert sum(told["ours"]) == 4 + 2 + 3
+    assert sum(told["theirs"]) == 2 * 4 + 1 * 3  # rows that are done go on
+
+
+@pytest.mark.parametrize("flags", [["--batches", "0"], ["--new_tokens", "1"], ["--rounds", "0"]])
+def test_a_measurement_of_nothing_is_refused(flags, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["bench", "decode", "--out", str(tmp_path), *flags])
+    with pytest.raises((UserError, SystemExit)):
+        main()
+
+
 def test_a_command_that_fails_says_why():
     with pytest.raises(UserError, match="bad luck"):
         measure([sys.executable, "-c", "raise SystemExit('bad luck')"])
@@ -49,4 +86,4 @@ def test_an_unknown_subject_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", "nothing"])
     with pytest.raises(SystemExit):
         main()
-    assert "expected what to measure (data), got nothing" in capsys.readouterr().err
+    assert "expected what to measure (data, decode), got nothing" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: python -m scripts.bench data"""
+"""Measurements that anyone can repeat: python -m scripts.bench data, python -m scripts.bench decode"""

@@ -1,11 +1,11 @@
-"""Choose what is measured: python -m scripts.bench data …"""
+"""Choose what is measured: python -m scripts.bench data …, or decode"""
 
 import sys
 from importlib import import_module
 
 from trainer.command_line import fail, run
 
-SUBJECTS = ("data",)
+SUBJECTS = ("data", "decode")
 
 
 def main() -> None:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scripts.bench.measuring import Cost, measure
+from scripts.bench.measuring import Cost, measure, print_table
 from trainer.command_line import parse, run
 
 MEGABYTE = 1_000_000
+HEADER = ("MB", "seconds", "documents/s", "MB/s", "peak MB")
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,7 @@ def main() -> None:
     finally:
         shutil.rmtree(work)
     (out / "data.json").write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
-    print(f"{'':<34}" + "".join(f"{n:>12}" for n in ("MB", "seconds", "documents/s", "MB/s", "peak MB")))
-    for line in lines:
-        print(f"{line.name:<34}" + "".join(f"{cell:>12}" for cell in line.cells))
+    print_table(HEADER, [(line.name, line.cells) for line in lines])
 
 
 def _lines(settings: DataBenchSettings, work: Path) -> Iterator[Line]:

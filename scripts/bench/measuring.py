@@ -1,6 +1,8 @@
-"""How long a command takes and how much memory it and its processes hold at the most."""
+"""How long a command takes, how much memory is held at the most, and tables of such figures."""
 
+import os
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +34,43 @@ def measure(command: Sequence[str]) -> Cost:
     if process.returncode:
         raise UserError(f"{' '.join(command)} failed: {output[-500:]}")
     return Cost(time.monotonic() - started, peak)
+
+
+class Watch:
+    """Follows the resident memory of this process while a block runs.
+
+    with Watch() as watch: ...
+    print(watch.added_bytes)
+    """
+
+    def __enter__(self) -> "Watch":
+        """Begin."""
+        self._before = self._most = _resident_bytes(os.getpid())
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Look once more and end."""
+        self._is_over.set()
+        self._thread.join()
+
+    @property
+    def added_bytes(self) -> int:
+        """Return the most that came on top of what was there before."""
+        return self._most - self._before
+
+    def _follow(self) -> None:
+        while not self._is_over.wait(POLL_SECONDS):
+            self._most = max(self._most, _resident_bytes(os.getpid()))
+        self._most = max(self._most, _resident_bytes(os.getpid()))
+
+
+def print_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Print rows of a name and cells below a header of the cells."""
+    for name, cells in [("", header), *rows]:
+        print(f"{name:<34}" + "".join(f"{cell:>12}" for cell in cells))
 
 
 def _resident_bytes(pid: int) -> int:

@@ -1,0 +1,197 @@
+"""Measure generation beside that of transformers on the same weights: python -m scripts.bench decode …"""
+
+import json
+import random
+import shutil
+import statistics
+import sys
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from model.errors import UserError
+from scripts.bench.measuring import Watch, print_table
+from trainer.command_line import parse, run
+
+if TYPE_CHECKING:
+    from model.config import ModelConfig
+    from scripts.bench.engines import Engine, Task
+
+BANDWIDTH_BYTES = 2**29
+SHORTEST, LONGEST = 8, 256  # tokens of prompts and of answers in the queue
+QUEUE_ROWS = 16
+HEADER = ("first ms", "tokens/s", "peak MB", "their ms", "tokens/s", "peak MB", "ratio", "of limit")
+
+
+@dataclass(frozen=True)
+class DecodeBenchSettings:
+    """What `scripts.bench decode` is asked for."""
+
+    out: str
+    """folder for the weights, which are removed at the end, and for decode.json"""
+    preset: str = "small"
+    """shape of the model, whose weights are random; small is that of 30M parameters"""
+    vocab_size: int = 6400
+    """rows of its embedding"""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """of weights, keys and values"""
+    batches: tuple[int, ...] = (1, 4, 16, 64)
+    """rows that are answered together"""
+    contexts: tuple[int, ...] = (64, 256, 1024, 2048)
+    """tokens of their prompts"""
+    new_tokens: int = 64
+    """tokens of their answers"""
+    queue: int = 200
+    """prompts and answers of 8 to 256 tokens that go 16 at a time; 0 leaves them out"""
+    rounds: int = 3
+    """how often both engines take turns; medians are reported"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batches", 1), ("contexts", 1), ("new_tokens", 2), ("queue", 0), ("rounds", 1)):
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,), default=0) < least:
+                raise UserError(f"--{name}: expected {least} or more, got {value}")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one engine needed for a task."""
+
+    first_seconds: float
+    """until the first token of every row of the first batch"""
+    tokens_per_second: float
+    """of all rows together, after those first tokens; only tokens that were asked for count"""
+    added_megabytes: float
+    """resident memory at its most, beyond what was there before"""
+
+
+def main() -> None:
+    """Measure, print a table and write it as JSON."""
+    settings = parse(DecodeBenchSettings, "Measure generation, beside transformers in the same run.")
+    out = Path(settings.out)
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        machine, lines = _measure_all(settings, work)
+    finally:
+        shutil.rmtree(work)
+    (out / "decode.json").write_text(json.dumps({"machine": machine, "lines": lines}, indent=2) + "\n")
+    print("  ".join(f"{name} {value}" for name, value in machine.items()))
+    print_table(HEADER, [(line["name"], _cells(line)) for line in lines])
+
+
+def _measure_all(settings: DecodeBenchSettings, work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what is true of the whole run, and a record per task."""
+    import torch
+
+    from model.config import from_preset
+    from scripts.bench.engines import make_engines
+
+    longest = max(max(settings.contexts) + settings.new_tokens, 2 * LONGEST)
+    config = from_preset(settings.preset, vocab_size=settings.vocab_size, max_position_embeddings=longest)
+    dtype = getattr(torch, settings.dtype)
+    engines, bandwidth = make_engines(config, dtype, work), _bandwidth()
+    for engine in engines.values():  # the first call loads and allocates what the others find
+        engine(_equal_task(settings, 1, SHORTEST), lambda number: None)
+    lines = []
+    for context in settings.contexts:
+        for batch in settings.batches:
+            limit = batch * bandwidth / _step_bytes(settings, config, dtype.itemsize, batch, context)
+            task, name = _equal_task(settings, batch, context), f"batch {batch}, context {context}"
+            lines.append(_compare(name, engines, task, settings.rounds) | {"limit_tokens_per_second": limit})
+    if settings.queue:
+        task = _queue_task(settings)
+        lines.append(_compare(f"queue of {settings.queue}", engines, task, settings.rounds))
+    machine = {"threads": torch.get_num_threads(), "dtype": settings.dtype, "GB/s": round(bandwidth / 1e9, 1)}
+    return machine, lines
+
+
+def _bandwidth() -> float:
+    """Return the bytes a second that the product of a matrix and a vector reads at its best."""
+    import torch
+
+    columns, best = 2**13, 0.0
+    matrix, vector = torch.ones(BANDWIDTH_BYTES // 4 // columns, columns), torch.ones(columns)
+    for _ in range(5):
+        started = perf_counter()
+        matrix @ vector
+        best = max(best, matrix.nbytes / (perf_counter() - started))
+    return best
+
+
+def _step_bytes(
+    settings: DecodeBenchSettings, config: "ModelConfig", itemsize: int, batch: int, context: int
+) -> int:
+    """Return what a step has to read: all weights, and the keys and values half-way through the answers."""
+    import torch
+
+    from model.transformer import LanguageModel
+
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    is_extra = not config.tie_word_embeddings  # one row of the embedding is read, all of the output layer
+    weights = model.num_parameters() - is_extra * config.vocab_size * config.hidden_size
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return itemsize * (weights + batch * (context + settings.new_tokens // 2) * per_token)
+
+
+def _equal_task(settings: DecodeBenchSettings, batch: int, context: int) -> "Task":
+    from scripts.bench.engines import Task
+
+    noise = random.Random(context)
+    prompts = tuple(tuple(noise.choices(range(settings.vocab_size), k=context)) for _ in range(batch))
+    return Task(prompts, (settings.new_tokens,) * batch, batch)
+
+
+def _queue_task(settings: DecodeBenchSettings) -> "Task":
+    from scripts.bench.engines import Task
+
+    noise = random.Random(0)
+    sizes = [noise.randint(SHORTEST, LONGEST) for _ in range(settings.queue)]
+    prompts = tuple(tuple(noise.choices(range(settings.vocab_size), k=size)) for size in sizes)
+    lengths = tuple(noise.randint(SHORTEST, LONGEST) for _ in prompts)
+    return Task(prompts, lengths, min(QUEUE_ROWS, settings.queue))
+
+
+def _compare(name: str, engines: "dict[str, Engine]", task: "Task", rounds: int) -> dict[str, Any]:
+    """Let the engines answer a task in turns; return the medians of what each needed."""
+    print(f"{name} …", file=sys.stderr)
+    turns = [{who: _measure(engine, task) for who, engine in engines.items()} for _ in range(rounds)]
+    return {"name": name} | {who: asdict(_median([turn[who] for turn in turns])) for who in engines}
+
+
+def _measure(engine: "Engine", task: "Task") -> Speed:
+    moments: list[tuple[float, int]] = []  # when tokens were told, and how many
+    with Watch() as watch:
+        started = perf_counter()
+        engine(task, lambda number: moments.append((perf_counter(), number)))
+    known = accumulate(number for _, number in moments)
+    first = next(moment for (moment, _), n in zip(moments, known, strict=False) if n >= task.rows)
+    speed = (sum(task.lengths) - task.rows) / (moments[-1][0] - first)
+    return Speed(first - started, speed, watch.added_bytes / 1e6)
+
+
+def _median(speeds: list[Speed]) -> Speed:
+    names = [field.name for field in fields(Speed)]
+    return Speed(**{name: statistics.median(getattr(speed, name) for speed in speeds) for name in names})
+
+
+def _cells(line: dict[str, Any]) -> tuple[str, ...]:
+    """Return what is printed of a record."""
+    ours, theirs = (
+        (
+            f"{s['first_seconds'] * 1000:,.0f}",
+            f"{s['tokens_per_second']:,.0f}",
+            f"{s['added_megabytes']:,.0f}",
+        )
+        for s in (line["ours"], line["theirs"])
+    )
+    speed, limit = line["ours"]["tokens_per_second"], line.get("limit_tokens_per_second")
+    ratio = f"{speed / line['theirs']['tokens_per_second']:.2f}"
+    return *ours, *theirs, ratio, f"{speed / limit:.0%}" if limit else ""
+
+
+if __name__ == "__main__":
+    run(main)

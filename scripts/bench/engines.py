@@ -1,0 +1,92 @@
+"""Two ways to answer prompts greedily with the same random weights: our own, and that of transformers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import Qwen3ForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers.utils import logging
+
+from model.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
+from model.config import ModelConfig
+from model.generator import Generator, Prompt, Request
+from model.sampling import Sampling
+from model.transformer import LanguageModel
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts to answer."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
+    """tokens of each answer"""
+    rows: int
+    """how many are answered together"""
+
+
+Tell = Callable[[int], None]
+"""takes the number of rows that have just got a token"""
+Engine = Callable[[Task, Tell], None]
+
+
+def make_engines(config: ModelConfig, dtype: torch.dtype, folder: Path) -> dict[str, Engine]:
+    """Return both engines over the same fresh weights, which pass through `folder`."""
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    save_checkpoint(folder / "ours", LanguageModel(config), "causal", stop_ids=())
+    export_checkpoint(folder / "ours", folder / "theirs")
+    theirs = Qwen3ForCausalLM.from_pretrained(folder / "theirs", dtype=dtype).eval()
+    theirs.generation_config.eos_token_id = None
+    return {"ours": _ours(load_checkpoint(folder / "ours").model.to(dtype)), "theirs": _theirs(theirs)}
+
+
+def _ours(model: LanguageModel) -> Engine:
+    generator = Generator(model, stop_ids=())
+
+    def answer(task: Task, tell: Tell) -> None:
+        def told(token: int) -> bool:
+            tell(1)
+            return False
+
+        generator.generate(
+            [
+                Request(Prompt(ids, (-1,) * len(ids)), Sampling(max_new_tokens=n), told)
+                for ids, n in zip(task.prompts, task.lengths, strict=True)
+            ],
+            task.rows,
+        )
+
+    return answer
+
+
+class _Told(StoppingCriteria):
+    """Never stops, but says that every row has got a token."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
+        self._tell(len(input_ids))
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def _theirs(model: Qwen3ForCausalLM) -> Engine:
+    """Answer batch after batch, padded on the left; each goes on until its longest answer is there."""
+
+    def answer(task: Task, tell: Tell) -> None:
+        for first in range(0, len(task.prompts), task.rows):
+            prompts = task.prompts[first : first + task.rows]
+            longest = max(map(len, prompts))
+            padded = torch.tensor([[-1] * (longest - len(ids)) + list(ids) for ids in prompts])
+            model.generate(
+                padded.clamp(min=0),
+                attention_mask=(padded >= 0).long(),
+                max_new_tokens=max(task.lengths[first : first + task.rows]),
+                do_sample=False,
+                pad_token_id=0,
+                stopping_criteria=StoppingCriteriaList([_Told(tell)]),
+            )
+
+    return answer

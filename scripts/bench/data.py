@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scripts.bench.measuring import Cost, measure, print_table
+from scripts.bench.measuring import Cost, measure, print_table, scratch_folder
 from trainer.command_line import parse, run
 
 MEGABYTE = 1_000_000
@@ -58,14 +58,11 @@ class Line:
 def main() -> None:
     """Measure, print a table and write it as JSON."""
     settings = parse(DataBenchSettings, "Measure the data path, beside datasets.map in the same run.")
-    out = Path(settings.out)
-    work = out / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    try:
+    with scratch_folder(settings.out) as work:
         lines = list(_lines(settings, work))
-    finally:
-        shutil.rmtree(work)
-    (out / "data.json").write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
+    (Path(settings.out) / "data.json").write_text(
+        json.dumps([asdict(line) for line in lines], indent=2) + "\n"
+    )
     print_table(HEADER, [(line.name, line.cells) for line in lines])
 
 

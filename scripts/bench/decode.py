@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 import statistics
 import sys
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from model.errors import UserError
-from scripts.bench.measuring import Watch, print_table
+from scripts.bench.measuring import Watch, print_table, scratch_folder
 from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
@@ -70,14 +69,10 @@ class Speed:
 def main() -> None:
     """Measure, print a table and write it as JSON."""
     settings = parse(DecodeBenchSettings, "Measure generation, beside transformers in the same run.")
-    out = Path(settings.out)
-    work = out / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    try:
+    with scratch_folder(settings.out) as work:
         machine, lines = _measure_all(settings, work)
-    finally:
-        shutil.rmtree(work)
-    (out / "decode.json").write_text(json.dumps({"machine": machine, "lines": lines}, indent=2) + "\n")
+    text = json.dumps({"machine": machine, "lines": lines}, indent=2) + "\n"
+    (Path(settings.out) / "decode.json").write_text(text)
     print("  ".join(f"{name} {value}" for name, value in machine.items()))
     print_table(HEADER, [(line["name"], _cells(line)) for line in lines])
 

@@ -1,11 +1,14 @@
 """How long a command takes, how much memory is held at the most, and tables of such figures."""
 
 import os
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from model.errors import UserError
 
@@ -65,6 +68,17 @@ class Watch:
         while not self._is_over.wait(POLL_SECONDS):
             self._most = max(self._most, _resident_bytes(os.getpid()))
         self._most = max(self._most, _resident_bytes(os.getpid()))
+
+
+@contextmanager
+def scratch_folder(out: str) -> Iterator[Path]:
+    """Yield a folder below `out` that is removed at the end."""
+    folder = Path(out) / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def print_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:

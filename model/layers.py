@@ -16,7 +16,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`, in float32 or wider, and return it in the dtype of `x`."""
         wide = x.to(torch.promote_types(torch.float32, x.dtype))
-        return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(x.dtype)
+        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
 class FeedForward(nn.Module):

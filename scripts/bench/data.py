@@ -73,8 +73,7 @@ def _lines(settings: DataBenchSettings, work: Path) -> Iterator[Line]:
     train = ["train_tokenizer", "--data", str(large), "--vocab_size", str(settings.vocab_size)]
     sampled = ["--max_bytes", str(settings.slice_size * MEGABYTE)]
     cost = _measured(*train, *sampled, "--out", tokenizer)
-    share = min(1.0, settings.slice_size / settings.size)
-    yield _line("train_tokenizer", int(documents * share), large.stat().st_size * share, cost)
+    yield _line(f"train_tokenizer on {settings.slice_size} MB of", documents, large.stat().st_size, cost)
     for name, costs in _in_turns(settings, small, tokenizer, work).items():
         seconds = statistics.median(cost.seconds for cost in costs)
         peak = max(cost.peak_bytes for cost in costs)

@@ -37,6 +37,8 @@ class Trip:
     """Whether to say everything."""
     sizes: list[int] | None = None
     """Sizes to try."""
+    stops: tuple[int, ...] = (3, 5)
+    """Places to stop at."""
 
     def __post_init__(self):
         if self.steps < 0:
@@ -54,6 +56,10 @@ def error_of(line: str, capsys) -> str:
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("error: ")
     return err.removeprefix("error: ").rstrip("\n")
+
+
+def test_several_values_may_be_a_default():
+    assert read("--data a").stops == (3, 5) and read("--data a --stops 7").stops == (7,)
 
 
 def test_flags_become_the_dataclass_and_defaults_stay():

@@ -123,7 +123,7 @@ def _field_docstrings(cls: type) -> dict[str, str]:
 
 def _parser(flags: Iterable[_Flag], description: str) -> ArgumentParser:
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    prog = f"python -m {module.name}" if module else Path(sys.argv[0]).name
+    prog = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
     parser = ArgumentParser(
         prog=prog, usage=f"{prog} [flags]", description=description, exit_on_error=False, allow_abbrev=False
     )
@@ -136,7 +136,7 @@ def _parser(flags: Iterable[_Flag], description: str) -> ArgumentParser:
         if flag.default is dataclasses.MISSING:
             options["required"] = True
         else:
-            options["default"] = flag.default
+            options["default"] = list(flag.default) if isinstance(flag.default, tuple) else flag.default
         if flag.many:
             options["nargs"] = "+"
         elif bool in _members(flag.hint):

@@ -7,7 +7,7 @@ from dataset.formats import RecordError, read_text
 from dataset.progress import reporting
 from dataset.records import Rejects, accept, read_records, texts_of
 from dataset.sources import check_sources, describe_source
-from dataset.whole_folder import whole_folder
+from dataset.whole_folder import resumable_folder, whole_folder
 from model.errors import UserError
 
 
@@ -152,11 +152,12 @@ def test_a_folder_is_replaced_only_on_demand_and_only_by_a_whole_one(tmp_path):
     assert [path.name for path in out.iterdir()] == ["b"]
 
 
-def test_a_link_to_a_folder_stays_and_its_folder_is_replaced(tmp_path):
+@pytest.mark.parametrize("new_folder", [whole_folder, resumable_folder])
+def test_a_link_to_a_folder_stays_and_its_folder_is_replaced(tmp_path, new_folder):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     for text in ("first", "second"):
-        with whole_folder(tmp_path / "link", overwrite=True) as folder:
+        with new_folder(tmp_path / "link", overwrite=True) as folder:
             (folder / "a").write_text(text)
         assert (tmp_path / "link").is_symlink() and (tmp_path / "real/a").read_text() == text
     assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}

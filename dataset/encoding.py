@@ -60,6 +60,8 @@ class PreparationSettings:
             raise UserError(
                 f"validation_fraction: expected a share below 1, got {self.validation_fraction:g}"
             )
+        if self.num_workers < 0:
+            raise UserError(f"num_workers: expected 0 (one for each core) or more, got {self.num_workers}")
         if self.kind == "pretrain" and self.format:
             raise UserError(f"format {self.format} is one of chats; pretraining takes --text_column")
 

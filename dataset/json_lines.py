@@ -19,6 +19,7 @@ def as_json_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
            2}, 3]           3           a line as well, which the reader will refuse
     """
     splitter, waiting, enough = _Splitter(), b"", 0
+    failure: Exception | None = None
     try:
         for chunk in chunks:
             waiting += chunk
@@ -26,8 +27,11 @@ def as_json_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 yield b"".join(splitter.feed(waiting))
                 waiting = splitter.rest
                 enough = 2 * len(waiting)  # so that a long string is not searched again with every chunk
-    finally:
-        yield b"".join([*splitter.feed(waiting, is_last=True), *splitter.end(b"")])
+    except Exception as error:  # what was read before it still comes out
+        failure = error
+    yield b"".join([*splitter.feed(waiting, is_last=True), *splitter.end(b"")])
+    if failure:
+        raise failure
 
 
 class _Splitter:

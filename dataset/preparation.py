@@ -7,6 +7,7 @@ The bytes depend on the sources and settings alone, neither on the number of pro
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -181,6 +182,7 @@ class _Output:
         self._num_bytes = np.array(position.get("bytes", [[0, 0], [0, 0]]))
         self._listing = open(journal.folder / "rejects.jsonl", "ab")  # noqa: SIM115
         self._listing.truncate(position["listing"])
+        self._listing.seek(0, os.SEEK_END)  # a file opened to append keeps its old place
         self._rejects = Rejects(settings.max_reject_fraction)
         self._rejects.merge(*position["account"])
         places = position.get("stores", [None, None])

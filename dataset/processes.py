@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
-from model.errors import UserError
+from model.errors import UnfinishedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,7 +50,9 @@ def map_in_order(
         while waiting:
             yield waiting.popleft()[0].result()
     except BrokenProcessPool:
-        raise UserError("a process died, out of memory? The same command goes on; --num_workers 1") from None
+        raise UnfinishedError(
+            "a process died, out of memory? The same command goes on; --num_workers 1 takes less"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -7,6 +7,7 @@ and the hub come through `datasets`, as lines of JSON. What stands in a block is
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import glob, has_magic
 from hashlib import file_digest
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from dataset.json_lines import as_json_lines
-from model.errors import UserError
+from model.errors import UnfinishedError, UserError
 
 HUB = "hub:"
 FORMS = (".jsonl", ".json", ".txt", ".parquet")
@@ -47,7 +48,10 @@ class BrokenOffError(ValueError):
 
 def find_sources(names: Sequence[str]) -> list[str]:
     """Return the sources that names stand for: files, files in folders, matches of globs, hub names."""
-    return list(chain.from_iterable(map(_expand, names)))
+    found = list(chain.from_iterable(map(_expand, names)))
+    if twice := [name for name, count in Counter(found).items() if count > 1]:
+        raise UserError(f"data named more than once: {twice[0]}; name each file once")
+    return found
 
 
 def _expand(name: str) -> list[str]:
@@ -55,7 +59,8 @@ def _expand(name: str) -> list[str]:
     if name.startswith(HUB):
         return [name]
     if path.is_dir():
-        found = [str(file) for file in sorted(path.rglob("*")) if file.is_file() and form_of(file)]
+        shown = [file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path))]
+        found = [str(file) for file in shown if file.is_file() and form_of(file)]
     elif has_magic(name) and not path.exists():
         found = sorted(file for file in glob(name, recursive=True) if Path(file).is_file())
     else:
@@ -63,6 +68,10 @@ def _expand(name: str) -> list[str]:
     if not found:
         raise UserError(f"no data files in {name}: expected names that end in {', '.join(ENDINGS)}")
     return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)  # half-made stores among them
 
 
 def form_of(path: str | Path) -> str:
@@ -213,7 +222,7 @@ def _on_hub(source: str) -> dict[str, Any]:
 
 
 def _rows(**request: Any) -> Iterator[bytes]:
-    """Yield the rows of what `datasets` opens, each as a line of JSON; raises `UserError` if it fails."""
+    """Yield the rows of what `datasets` opens as lines of JSON; raises `UnfinishedError` if it fails."""
     import datasets
 
     what = request.get("data_files", [HUB + request["path"]])[0]
@@ -225,4 +234,4 @@ def _rows(**request: Any) -> Iterator[bytes]:
             yield json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
     except Exception as error:  # each format, file system and server raises its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{what} cannot be read: {reason}") from None
+        raise UnfinishedError(f"{what} cannot be read: {reason}") from None

@@ -28,7 +28,7 @@ from model.errors import UserError
 from model.json_file import read_object
 
 FORMAT_VERSION = 2
-ADVICE = "prepare the data again"
+ADVICE = "prepare the data again, with --overwrite"
 SHARD_TOKENS = 2**27  # a shard ends with the part that reaches this
 FIELDS = {"pretrain": ("ids", "lengths"), "sft": ("ids", "codes", "lengths")}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model.errors import UserError
+from model.errors import UnfinishedError, UserError
 
 
 @contextmanager
@@ -32,7 +32,8 @@ def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
 def resumable_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder as `whole_folder` does, which a kill or Ctrl-C leaves for the next call.
 
-    Only a `UserError` removes it. Raises `UserError` also if another process is at work in it.
+    So does an `UnfinishedError`; only any other `UserError` removes it. Raises `UserError` also if another
+    process is at work in it.
     """
     check_free(path, overwrite)
     path = Path(path).resolve()
@@ -41,6 +42,8 @@ def resumable_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path
     with _locked(partial):
         try:
             yield partial
+        except UnfinishedError:
+            raise
         except UserError:
             shutil.rmtree(partial)
             raise

@@ -80,6 +80,8 @@ def _record(session: ChatSession) -> dict[str, Any]:
 
 def _parse(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, list[Turn]]:
     messages = parse_messages(record)
+    if any(message.thought or message.tools or message.tool_calls for message in messages):
+        raise RecordError("thoughts, tools and tool calls cannot be taken up in a chat")
     system = messages.pop(0).content if messages[0].role == "system" else ""
     if [message.role for message in messages] != ["user", "assistant"] * (len(messages) // 2):
         raise RecordError("expected questions and answers in turn, after a system message or none")

@@ -28,7 +28,7 @@ stage() { # title, what it writes, command
     local title="$1" output="$2" began=$SECONDS mark fingerprint
     shift 2
     mark="$(dirname "$output")/.$(basename "$output")"
-    fingerprint="$(printf '%s\n' "$so_far" "${*/process $threads/}" | cat - configs/quickstart/*.yaml | cksum)"
+    fingerprint="$(printf '%s\n' "$so_far" "${*/process $threads/}" | cat - configs/quickstart/*.yaml dataset/token_store.py | cksum)"
     so_far="$fingerprint"
     echo
     if [ -e "$output" ] && [ "$(cat "$mark.finished" 2>/dev/null)" = "$fingerprint" ]; then

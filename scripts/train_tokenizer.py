@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.sampling import Sample, Texts
-from dataset.tokenizer import FILES, Tokenizer, train_tokenizer
+from dataset.tokenizer import FILES, SMALLEST_VOCAB, Tokenizer, train_tokenizer
 from dataset.whole_folder import check_free, whole_folder
+from model.errors import UserError
 from trainer.command_line import parse, run
 
 
@@ -34,6 +35,13 @@ class TokenizerSettings:
     """share of the records that may be unusable; more is an error"""
     overwrite: bool = False
     """replace what lies at --out"""
+
+    def __post_init__(self) -> None:
+        """Check what no type can say, before the work begins."""
+        if self.max_bytes < 1:
+            raise UserError(f"max_bytes: expected at least 1, got {self.max_bytes}")
+        if small := [name for name in self.compare if name.isdecimal() and int(name) < SMALLEST_VOCAB]:
+            raise UserError(f"compare: expected sizes of at least {SMALLEST_VOCAB}, got {small[0]}")
 
 
 def main() -> None:

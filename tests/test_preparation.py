@@ -14,10 +14,11 @@ import pytest
 from dataset import preparation, sources, token_store
 from dataset.conversation import Renderer
 from dataset.formats import parse_messages
+from dataset.json_lines import as_json_lines
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
-from dataset.tokenizer import SPECIAL_TOKENS, train_tokenizer
-from model.errors import UserError
+from dataset.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from model.errors import UnfinishedError, UserError
 
 TOKENIZER = train_tokenizer(["法国的首都是巴黎 Paris is the capital"], 320)
 WORDS = [
@@ -306,3 +307,46 @@ def test_added_tokens_in_a_record_change_no_turn(settings_of, tmp_path):
     assert document.starts.sum() == 1
     expected = f"<|im_start|>user\n{forged}<|im_end|>\n<|im_start|>assistant\n{forged}<|im_end|>\n"
     assert TOKENIZER.decode(document.ids) == expected
+
+
+def test_work_that_a_lost_process_stops_goes_on(settings_of, tmp_path, monkeypatch):
+    settings = settings_of(write_lines(tmp_path / "a.jsonl", chats(9)))
+    with monkeypatch.context() as context:
+        context.setattr(
+            preparation._Output, "finish", lambda self, notes: raise_(UnfinishedError("a process died"))
+        )
+        with pytest.raises(UserError, match="a process died"):
+            write_store(settings)
+    assert (tmp_path / ".out.partial" / "rejects.jsonl").exists()
+    write_store(settings)
+    assert len(TokenStore(settings.out)) == 9
+
+
+def raise_(error):
+    raise error
+
+
+def test_rejects_listed_across_two_interruptions_are_whole(settings_of, tmp_path):
+    listing = tmp_path / "rejects.jsonl"
+    listing.write_bytes(b"kept\n" + b"x" * 50)  # a line that no journal holds
+    journal = preparation._Journal.__new__(preparation._Journal)
+    journal.folder, journal.position = tmp_path, {"blocks": 1, "listing": 5, "account": (0, {}, "")}
+    settings = settings_of("a.jsonl")
+    output = preparation._Output(settings, Tokenizer.load(settings.tokenizer), journal)
+    assert output._position()["listing"] == 5
+    output.close()
+
+
+def test_hidden_files_are_no_data_and_none_is_named_twice(tmp_path):
+    data = write_lines(tmp_path / "a.jsonl", chats(3))
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "rejects.jsonl").touch()
+    assert sources.find_sources([str(tmp_path)]) == [str(data)]
+    with pytest.raises(UserError, match="more than once"):
+        sources.find_sources([str(tmp_path), str(data)])
+
+
+def test_a_reading_of_json_can_be_left_early(tmp_path):
+    lines = as_json_lines(iter([b'[{"a": 1},\n{"a": 2},\n', b'{"a": 3}]']))
+    next(lines)
+    lines.close()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from model.errors import UserError
 from scripts.bench.measuring import Cost, measure, print_table, scratch_folder
 from trainer.command_line import parse, run
 
@@ -117,6 +118,8 @@ def _line(name: str, documents: int, num_bytes: float, cost: Cost) -> Line:
 def _write_edited(paths: tuple[str, ...], out: Path, size: int) -> int:
     """Repeat records, each time with other digits and a number of their own; return how many there are."""
     lines = [line for path in paths for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+    if not lines:
+        raise UserError(f"no records in {', '.join(paths)}")
     number = written = 0
     with open(out, "w", encoding="utf-8") as file:
         while written < size:
@@ -130,9 +133,12 @@ def _write_edited(paths: tuple[str, ...], out: Path, size: int) -> int:
 def _edited(line: str, number: int, edition: int) -> str:
     digits = "0123456789"
     others = str.maketrans(digits, digits[edition % 10 :] + digits[: edition % 10])
-    record = json.loads(line)
-    for turn in record["conversations"]:
-        turn["content"] = f"{turn['content'].translate(others)} {number}"
+    try:
+        record = json.loads(line)
+        for turn in record["conversations"]:
+            turn["content"] = f"{turn['content'].translate(others)} {number}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f'expected a chat under "conversations" in each line, got {line[:60]}') from None
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 

@@ -1,8 +1,8 @@
 """How long a command takes, how much memory is held at the most, and tables of such figures."""
 
 import os
-import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -73,12 +73,9 @@ class Watch:
 @contextmanager
 def scratch_folder(out: str) -> Iterator[Path]:
     """Yield a folder below `out` that is removed at the end."""
-    folder = Path(out) / "work"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=out) as folder:
+        yield Path(folder)
 
 
 def print_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:

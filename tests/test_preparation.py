@@ -14,7 +14,6 @@ import pytest
 from dataset import preparation, sources, token_store
 from dataset.conversation import Renderer
 from dataset.formats import parse_messages
-from dataset.json_lines import as_json_lines
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from dataset.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
@@ -344,9 +343,3 @@ def test_hidden_files_are_no_data_and_none_is_named_twice(tmp_path):
     assert sources.find_sources([str(tmp_path)]) == [str(data)]
     with pytest.raises(UserError, match="more than once"):
         sources.find_sources([str(tmp_path), str(data)])
-
-
-def test_a_reading_of_json_can_be_left_early(tmp_path):
-    lines = as_json_lines(iter([b'[{"a": 1},\n{"a": 2},\n', b'{"a": 3}]']))
-    next(lines)
-    lines.close()

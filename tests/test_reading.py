@@ -234,3 +234,9 @@ def test_blocks_are_the_same_at_every_reading_and_end_with_a_record(tmp_path, mo
     for block in blocks:
         assert block.line == lines
         lines += block.content.count(b"\n")
+
+
+def test_a_reading_of_json_can_be_left_early():
+    lines = as_json_lines(iter([b'[{"a": 1},\n{"a": 2},\n', b'{"a": 3}]']))
+    next(lines)
+    lines.close()

@@ -46,7 +46,8 @@ def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
 
     Raises `UserError` for missing or empty files, too many unusable records, or anything else at `out`.
     """
-    sources = [(source, weight) for source, weight in _weighted_sources(settings)]
+    sources = list(_weighted_sources(settings))
+    check_sources([source for source, _ in sources])
     tokenizer = Tokenizer.load(settings.tokenizer)
     described = [describe_source(source) for source, _ in sources]
     request = _request(settings, tokenizer, described, [weight for _, weight in sources])
@@ -68,7 +69,6 @@ def is_store(path: str | Path) -> bool:
 def _weighted_sources(settings: PreparationSettings) -> Iterator[tuple[str, float]]:
     for name, weight in zip(settings.data, settings.weights or (1.0,) * len(settings.data), strict=True):
         for source in find_sources([name]):
-            check_sources([source])
             yield source, weight
 
 

@@ -29,7 +29,7 @@ def map_in_order(
     """Yield `function(item)` for each item in order; at most 64 MB of items are in other processes.
 
     A larger one is not sent to another, where it would lie twice.
-    Raises what `function` raises, and `UserError` if a process dies.
+    Raises what `function` raises, and `UnfinishedError` if a process dies.
     """
     if processes == 1:
         yield from map(function, items)

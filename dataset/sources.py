@@ -48,10 +48,7 @@ class BrokenOffError(ValueError):
 
 def find_sources(names: Sequence[str]) -> list[str]:
     """Return the sources that names stand for: files, files in folders, matches of globs, hub names."""
-    found = list(chain.from_iterable(map(_expand, names)))
-    if twice := [name for name, count in Counter(found).items() if count > 1]:
-        raise UserError(f"data named more than once: {twice[0]}; name each file once")
-    return found
+    return list(chain.from_iterable(map(_expand, names)))
 
 
 def _expand(name: str) -> list[str]:
@@ -83,8 +80,13 @@ def form_of(path: str | Path) -> str:
     return ""
 
 
-def check_sources(sources: Iterable[str]) -> None:
-    """Raise `UserError` unless every source is a file of a known form that is not empty, or on the hub."""
+def check_sources(sources: Sequence[str]) -> None:
+    """Raise `UserError` unless every source is a file of a known form that is not empty, or on the hub.
+
+    None may be named twice: its documents would be read, and counted, twice.
+    """
+    if twice := [source for source, count in Counter(sources).items() if count > 1]:
+        raise UserError(f"data named more than once: {twice[0]}; name each file once")
     for source in sources:
         if source.startswith(HUB):
             continue
@@ -222,7 +224,10 @@ def _on_hub(source: str) -> dict[str, Any]:
 
 
 def _rows(**request: Any) -> Iterator[bytes]:
-    """Yield the rows of what `datasets` opens as lines of JSON; raises `UnfinishedError` if it fails."""
+    """Yield the rows of what `datasets` opens as lines of JSON.
+
+    Raises `UserError` for a file that it cannot read, `UnfinishedError` for a hub that may answer next time.
+    """
     import datasets
 
     what = request.get("data_files", [HUB + request["path"]])[0]
@@ -234,4 +239,5 @@ def _rows(**request: Any) -> Iterator[bytes]:
             yield json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
     except Exception as error:  # each format, file system and server raises its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnfinishedError(f"{what} cannot be read: {reason}") from None
+        kind = UnfinishedError if what.startswith(HUB) else UserError
+        raise kind(f"{what} cannot be read: {reason}") from None

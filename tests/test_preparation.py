@@ -311,18 +311,13 @@ def test_added_tokens_in_a_record_change_no_turn(settings_of, tmp_path):
 def test_work_that_a_lost_process_stops_goes_on(settings_of, tmp_path, monkeypatch):
     settings = settings_of(write_lines(tmp_path / "a.jsonl", chats(9)))
     with monkeypatch.context() as context:
-        context.setattr(
-            preparation._Output, "finish", lambda self, notes: raise_(UnfinishedError("a process died"))
-        )
+        died = UnfinishedError("a process died")
+        context.setattr(preparation._Output, "finish", lambda self, notes: (_ for _ in ()).throw(died))
         with pytest.raises(UserError, match="a process died"):
             write_store(settings)
     assert (tmp_path / ".out.partial" / "rejects.jsonl").exists()
     write_store(settings)
     assert len(TokenStore(settings.out)) == 9
-
-
-def raise_(error):
-    raise error
 
 
 def test_rejects_listed_across_two_interruptions_are_whole(settings_of, tmp_path):
@@ -336,10 +331,17 @@ def test_rejects_listed_across_two_interruptions_are_whole(settings_of, tmp_path
     output.close()
 
 
-def test_hidden_files_are_no_data_and_none_is_named_twice(tmp_path):
-    data = write_lines(tmp_path / "a.jsonl", chats(3))
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / "rejects.jsonl").touch()
-    assert sources.find_sources([str(tmp_path)]) == [str(data)]
+def test_hidden_files_are_no_data_and_none_is_named_twice(settings_of, tmp_path):
+    (tmp_path / "data" / ".out.partial").mkdir(parents=True)
+    data = write_lines(tmp_path / "data" / "a.jsonl", chats(3))
+    (tmp_path / "data" / ".out.partial" / "rejects.jsonl").touch()
+    assert sources.find_sources([str(tmp_path / "data")]) == [str(data)]
     with pytest.raises(UserError, match="more than once"):
-        sources.find_sources([str(tmp_path), str(data)])
+        write_store(settings_of(str(tmp_path / "data"), data))
+
+
+def test_a_damaged_parquet_file_leaves_nothing_behind(settings_of, tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(UserError, match="cannot be read"):
+        write_store(settings_of(str(tmp_path / "a.parquet")))
+    assert not (tmp_path / ".out.partial").exists()

@@ -10,10 +10,11 @@ from typing import Any
 
 from dataset.conversation import Message, render
 from dataset.formats import QuestionPosition, RecordError, parse_messages
+from dataset.prompts import prompt_of
 from dataset.records import read_records
 from dataset.sources import check_sources
 from eval.answer_text import AnswerText
-from eval.chat import TextSampling, prompt_of
+from eval.chat import TextSampling
 from eval.served_model import ServedModel
 from eval.statistics import wilson_interval
 from model.errors import UserError

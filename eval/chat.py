@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from dataset.conversation import Rendered, Renderer
+from dataset.prompts import prompt_of, raw_prompt
 from dataset.tokenizer import Tokenizer
 from eval.answer_text import AnswerText, check_stop_strings
 from eval.served_model import ServedModel
 from model.errors import UserError
 from model.generator import Prompt, Request, Session
-from model.masks import blocks_before_answer, prompt_blocks
+from model.masks import prompt_blocks
 from model.sampling import Completion, Sampling
 
 
@@ -225,16 +226,3 @@ def render_turns(
         roles.append("user")
         contents.append(tokenizer.encode(question))
     return Renderer(tokenizer).assemble(roles, contents, generation_prompt=question is not None)
-
-
-def raw_prompt(text: str, tokenizer: Tokenizer, prompt_mask: str) -> Prompt:
-    """Return the prompt that a pretrained model continues: one document, one block unless it is causal."""
-    ids = (tokenizer.endoftext_id, *tokenizer.encode(text))
-    return Prompt(ids, (-1 if prompt_mask == "causal" else 0,) * len(ids))
-
-
-def prompt_of(rendered: Rendered, prompt_mask: str) -> Prompt:
-    """Return a conversation that ends before an answer as a prompt, with the blocks that training gave it."""
-    answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
-    blocks = blocks_before_answer(prompt_mask, answers, starts)
-    return Prompt(tuple(rendered.ids.tolist()), tuple(blocks.tolist()))

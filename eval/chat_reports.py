@@ -2,7 +2,7 @@
 
 from eval.chat import ChatSession, ReplyStatistics, TextSession
 from eval.drawings import describe_blocks, draw_mask
-from eval.plots import mask_panel
+from eval.plots import model_panels
 
 WIDEST_PICTURE_TOKENS = 60
 
@@ -45,5 +45,6 @@ def describe_mask(session: ChatSession) -> str:
     words = f"prompt_mask {served.prompt_mask}, {len(ids)} tokens: {describe_blocks(block_ids)}"
     if not 0 < len(ids) <= WIDEST_PICTURE_TOKENS:
         return words
-    panel = mask_panel(served.prompt_mask, block_ids, served.model.config.sliding_window)
-    return f"{words}\n{draw_mask(panel.mask, [served.tokenizer.token_text(i) for i in ids.tolist()])}"
+    labels = [served.tokenizer.token_text(i) for i in ids.tolist()]
+    panels = model_panels(served.prompt_mask, block_ids, served.model.config)
+    return "\n".join([words, *(f"{panel.title}\n{draw_mask(panel.mask, labels)}" for panel in panels)])

@@ -12,7 +12,7 @@ from dataset.conversation import Message, Rendered, render
 from dataset.tokenizer import Tokenizer
 from eval.answers import Cell, Prediction, Question
 from eval.evaluation import Evaluation, load, load_predictions
-from eval.plots import MaskPanel, mask_panel
+from eval.plots import MaskPanel, model_panels
 from eval.served_model import open_model, tell_apart
 from model.errors import UserError
 from model.json_file import read_object
@@ -91,12 +91,11 @@ def answered(question: Question, tokenizer: Tokenizer) -> Rendered:
     return render([*question.messages, Message("assistant", question.answers[0])], tokenizer)
 
 
-def look_at(run: Run, rendered: Rendered) -> tuple[MaskPanel, list[Tensor]]:
-    """Return a conversation's mask in a run, and where the model looks: (1, H, T, T) for each layer."""
+def look_at(run: Run, rendered: Rendered) -> tuple[list[MaskPanel], list[Tensor]]:
+    """Return a conversation's masks in a run, and where the model looks: (1, H, T, T) for each layer."""
     model = open_model(run.path).model
     answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
     block_ids = prompt_blocks(run.evaluation.prompt_mask, answers, starts)
     ids = torch.from_numpy(rendered.ids.astype("int64"))[None]
     layout = causal_layout(*ids.shape)._replace(block_ids=block_ids[None])
-    panel = mask_panel(run.label, block_ids, model.config.sliding_window)
-    return panel, model.attention_maps(ids, layout)
+    return model_panels(run.label, block_ids, model.config), model.attention_maps(ids, layout)

@@ -21,10 +21,11 @@ def draw_mask(mask: Tensor, labels: Sequence[str]) -> str:
 
 def draw_masks(masks: dict[str, Tensor], labels: Sequence[str], width: int) -> str:
     """Draw masks (T, T) under their titles: close together and side by side if `width` characters allow."""
-    margin, side = max(map(cell_len, labels)) + 2, len(labels)
+    margin, side = max(map(cell_len, labels)) + 2, max(len(labels), *map(cell_len, masks))
     if margin + len(masks) * (side + len(GAP)) > width:
         return "\n\n".join(f"{title}\n{draw_mask(mask, labels)}" for title, mask in masks.items())
-    columns = [draw_text(mask).replace(" ", "").split("\n") for mask in masks.values()]
+    drawn = (draw_text(mask).replace(" ", "").split("\n") for mask in masks.values())
+    columns = [[line.ljust(side) for line in lines] for lines in drawn]
     titles = " " * margin + GAP.join(title.ljust(side) for title in masks)
     names = (" " * (margin - 2 - cell_len(label)) + label + "  " for label in labels)
     rows = (name + GAP.join(lines) for name, *lines in zip(names, *columns, strict=True))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.config import PROMPT_MASKS
+from model.config import PROMPT_MASKS, ModelConfig
 from model.errors import UserError
 from model.masks import causal_layout, prompt_blocks, visible_mask
 
@@ -74,6 +74,17 @@ def mask_panel(title: str, block_ids: Tensor, window: int | None = None) -> Mask
     return MaskPanel(title, visible_mask(layout, window)[0], block_ids)
 
 
+def model_panels(title: str, block_ids: Tensor, config: ModelConfig) -> list[MaskPanel]:
+    """Return the mask of one conversation (T,) in a model: one panel, or one for each kind of its layers."""
+    windows = set(config.layer_windows)
+    if len(windows) == 1:
+        return [mask_panel(title, block_ids, *windows)]
+    return [
+        mask_panel(f"{title}, full", block_ids),
+        mask_panel(f"{title}, sliding", block_ids, config.sliding_window),
+    ]
+
+
 def save_masks(path: str | Path, panels: Sequence[MaskPanel], labels: Sequence[str]) -> None:
     """Draw masks side by side: a row per token that looks, a column per token that is seen."""
     from matplotlib.colors import ListedColormap
@@ -113,7 +124,7 @@ def save_attention(path: str | Path, maps: dict[str, Sequence[Tensor]], labels: 
             axes = figure.add_subplot(len(maps), num_layers, i * num_layers + j + 1)
             axes.imshow(probabilities[0].mean(0).float().sqrt().numpy(), cmap="cividis", vmin=0, vmax=1)
             _label_tokens(axes, labels, rows=j == 0, columns=i == 0)
-            axes.set_title(f"{title}, layer {j + 1}", fontsize=10)
+            axes.set_title(f"{title}, layer {j}", fontsize=10)
     _write(figure, path)
 
 

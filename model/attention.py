@@ -10,10 +10,14 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.layers import RMSNorm, rotate
+from model.masks import Layout, Run, document_runs
+
+SHORTEST_RUN = 32
+"""mean tokens of a document from which `DocumentAttention` costs less than one call for all"""
 
 
 class Visibility(NamedTuple):
-    """What a backend is told of the mask; computed once per forward pass and shared by all layers.
+    """What a backend is told of the mask; computed once per forward pass and window.
 
     Exactly one of three: a bool `mask`, the square triangle (`is_causal`), or neither (every key is visible).
     """
@@ -22,6 +26,8 @@ class Visibility(NamedTuple):
     """bool (B, 1, Tq, Tk), True = may attend"""
     is_causal: bool = False
     """the lower triangle of a square, with no mask tensor"""
+    documents: "DocumentAttention | None" = None
+    """a way to attend that skips what `mask` forbids between documents, where there is one"""
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Visibility], Tensor]
@@ -49,9 +55,14 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
-    """Attend through torch's fused kernels; single queries go through `one_query_attention`."""
+    """Attend through torch's fused kernels, in one of three ways.
+
+    Single queries go through `one_query_attention`, packed documents one by one where that is known to pay.
+    """
     if q.shape[2] == 1 and not torch.is_grad_enabled():
         return one_query_attention(q, k, v, seen)
+    if seen.documents is not None:
+        return seen.documents.attend(q, k, v)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=seen.mask, is_causal=seen.is_causal, enable_gqa=True
     )
@@ -66,6 +77,47 @@ def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Te
         scores = scores.masked_fill(~seen.mask, float("-inf"))
     probabilities = scores.softmax(dim=-1, dtype=torch.promote_types(torch.float32, q.dtype))
     return (probabilities.to(v.dtype) @ v).view(B, H, 1, D)
+
+
+class DocumentAttention:
+    """Attends inside each document of packed rows by itself; on CPUs the kernel computes what it masks."""
+
+    def __init__(self, mask: Tensor, runs: list[Run]) -> None:
+        """Take the mask (B, 1, T, T) and what stands in the rows."""
+        self._lengths = [run.end - run.begin for run in runs]
+        self._seen = [self._visibility(mask, run) for run in runs]
+
+    @staticmethod
+    def _visibility(mask: Tensor, run: Run) -> Visibility | None:
+        """Return the square of a run; None for padding."""
+        if run.is_padding or run.is_causal:
+            return None if run.is_padding else Visibility(is_causal=True)
+        inside = slice(run.begin, run.end)
+        return Visibility(mask[run.row, None, :, inside, inside])
+
+    @torch.compiler.disable
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return outputs (B, H, T, D), zero for padding; not compiled, as no two batches are alike."""
+        B, H, T, D = q.shape
+        runs = zip(*(x.transpose(1, 2).flatten(0, 1).split(self._lengths) for x in (q, k, v)), strict=True)
+        outputs = [
+            torch.zeros_like(run[0]) if seen is None else _attend_run(*run, seen)
+            for run, seen in zip(runs, self._seen, strict=True)
+        ]
+        return torch.cat(outputs).view(B, T, H, D).transpose(1, 2)
+
+
+def document_attention(mask: Tensor, layout: Layout) -> DocumentAttention | None:
+    """Return the way to attend document by document; None for torn documents, or many short ones."""
+    runs = document_runs(layout)
+    pays = runs is not None and len(runs) * SHORTEST_RUN <= layout.document_ids.numel()
+    return DocumentAttention(mask, runs) if pays else None
+
+
+def _attend_run(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
+    """Attend within a run, all (n, heads, D)."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, n, D)
+    return sdpa_attention(q, k, v, seen)[0].transpose(0, 1)
 
 
 BACKENDS: dict[str, Backend] = {"eager": eager_attention, "sdpa": sdpa_attention}

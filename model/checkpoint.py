@@ -50,7 +50,7 @@ def save_checkpoint(
 ) -> None:
     """Write a model directory, the model's files whole or not at all, and copy the tokenizer's files into it.
 
-    Raises `UserError` for an unknown prompt mask.
+    Raises `UserError` for an unknown prompt mask, `OSError` where the disk does not take them.
     """
     if prompt_mask not in PROMPT_MASKS:
         raise UserError(f"unknown prompt mask {prompt_mask!r}; choose one of {', '.join(PROMPT_MASKS)}")
@@ -60,7 +60,10 @@ def save_checkpoint(
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     weights = path / "model.safetensors"
-    save_file(tensors, weights.with_suffix(".tmp"), metadata={"format": "pt"})
+    try:
+        save_file(tensors, weights.with_suffix(".tmp"), metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{weights} cannot be written: {error}") from error
     os.replace(weights.with_suffix(".tmp"), weights)
     _write_json(path / "config.json", describe(model.config, prompt_mask))
     _write_json(path / "generation_config.json", {"eos_token_id": list(stop_ids)})
@@ -116,16 +119,16 @@ def describe(config: ModelConfig, prompt_mask: str) -> dict[str, Any]:
     } | config.to_dict()
     if prompt_mask != "causal":
         return ours
-    layers = config.num_hidden_layers
-    windowed = config.sliding_window is not None
+    kinds = ["sliding_attention" if window else "full_attention" for window in config.layer_windows]
+    windowed = "sliding_attention" in kinds
     return ours | {
         "model_type": "qwen3",
         "architectures": ["Qwen3ForCausalLM"],
         "hidden_act": "silu",
         "attention_bias": False,
         "use_sliding_window": windowed,
-        "max_window_layers": 0 if windowed else layers,
-        "layer_types": ["sliding_attention" if windowed else "full_attention"] * layers,
+        "max_window_layers": kinds.index("sliding_attention") if windowed else len(kinds),
+        "layer_types": kinds,
     }
 
 
@@ -160,17 +163,28 @@ def _rope(values: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def _window(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """Read the window as `transformers` means it: off unless it is switched on for every layer."""
-    if "use_sliding_window" not in values:
-        return {}
-    kinds = values.get("layer_types") or []
-    if not isinstance(kinds, list):
+    """Read the window as `transformers` means it: off unless it is switched on, then in the sliding layers.
+
+    Where only our own keys are, they mean what `ModelConfig` says.
+    """
+    kinds, window = values.get("layer_types"), values.get("sliding_window")
+    if not isinstance(kinds, list | None):
         raise UserError(f"{source}: layer_types must be a list, got {kinds!r}")
-    if not values["use_sliding_window"] or (kinds and all(kind == "full_attention" for kind in kinds)):
-        return {"sliding_window": None}
-    if any(kind != "sliding_attention" for kind in kinds):
-        raise UserError(f"{source}: layers with and without a window in one model are not supported")
-    return {}
+    if "prompt_mask" in values and "use_sliding_window" not in values:
+        return {}
+    is_on = values.get("use_sliding_window", False) and window is not None
+    if kinds is None and is_on:
+        kinds = _layer_types_by_depth(values)
+    is_used = is_on and (kinds is None or any(kind != "full_attention" for kind in kinds))
+    return {"sliding_window": window if is_used else None, "layer_types": kinds}
+
+
+def _layer_types_by_depth(values: dict[str, Any]) -> list[str] | None:
+    """Return what `transformers` takes for missing `layer_types`: `max_window_layers` of them see all."""
+    layers, full = values.get("num_hidden_layers"), values.get("max_window_layers", 28)
+    if type(layers) is not int or type(full) is not int:
+        return None
+    return ["sliding_attention" if n >= full else "full_attention" for n in range(layers)]
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from model.errors import UserError
 
 PromptMask = Literal["causal", "prefix", "segment", "history"]
 PROMPT_MASKS: tuple[str, ...] = get_args(PromptMask)
+LayerType = Literal["full_attention", "sliding_attention"]
+LAYER_TYPES: tuple[str, ...] = get_args(LayerType)
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,16 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     """whether the output layer is the embedding itself"""
     sliding_window: int | None = None
-    """number of keys that a token sees, itself included; null sees everything"""
+    """number of keys that a token sees in sliding layers, itself included; null sees everything"""
+    layer_types: tuple[LayerType, ...] | None = None
+    """whether each layer sees everything or the window; null where all layers are alike"""
     initializer_range: float = 0.02
     """standard deviation of fresh weights"""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is not bool and value is not None and not 0 < value < 2**40:
+            if type(value) in (int, float) and not 0 < value < 2**40:
                 raise UserError(f"{field.name} must be greater than 0 and below 2^40, got {value}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
@@ -57,6 +61,30 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        if self.layer_types is not None:
+            self._check_layer_types()
+            if len(set(self.layer_types)) == 1:  # equal models have equal configurations
+                object.__setattr__(self, "layer_types", None)
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """The number of keys that a token sees in each layer; None where it sees everything."""
+        kinds = self.layer_types or ("sliding_attention",) * self.num_hidden_layers
+        return tuple(self.sliding_window if kind == "sliding_attention" else None for kind in kinds)
+
+    def _check_layer_types(self) -> None:
+        if any(kind not in LAYER_TYPES for kind in self.layer_types):
+            raise UserError(f"layer_types: expected {' or '.join(LAYER_TYPES)}, got {self.layer_types}")
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise UserError(
+                f"layer_types names {len(self.layer_types)} layers but num_hidden_layers is "
+                f"{self.num_hidden_layers}; name every layer"
+            )
+        if (self.sliding_window is None) == ("sliding_attention" in self.layer_types):
+            raise UserError(
+                f"sliding_window ({self.sliding_window}) and layer_types contradict each other: a window "
+                "needs sliding layers, and they need it"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -130,10 +158,12 @@ def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfi
     Raises `UserError` that names missing keys and wrong types; `source` says where they stood.
     """
     known = {field.name: field for field in fields(ModelConfig)}
-    missing = sorted(known.keys() - {"sliding_window", "initializer_range"} - values.keys())
+    missing = sorted(known.keys() - {"sliding_window", "layer_types", "initializer_range"} - values.keys())
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; is it a model configuration?")
     chosen = {name: values[name] for name in known if name in values}
+    if isinstance(chosen.get("layer_types"), list):
+        chosen["layer_types"] = tuple(chosen["layer_types"])
     for name, value in chosen.items():
         if not _has_type(value, known[name].type):
             expected = getattr(known[name].type, "__name__", str(known[name].type))
@@ -144,4 +174,5 @@ def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfi
 def _has_type(value: Any, expected: Any) -> bool:
     if isinstance(value, bool):
         return expected is bool
-    return isinstance(value, (int, float) if expected is float else expected)
+    kinds = (int, float) if expected is float else get_args(expected) or (expected,)
+    return isinstance(value, tuple(get_origin(kind) or kind for kind in kinds))

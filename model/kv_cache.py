@@ -1,8 +1,8 @@
 """Keys and values of the tokens seen so far, and the layout they were computed under.
 
-`KVCache` keeps every token; `RollingKVCache`, for models with a sliding window, keeps the last ones only. A
-call of the model first `extend`s the cache with the layout of its tokens, then every layer stores and reads
-with `update`.
+`KVCache` keeps every token; `RollingKVCache`, for models whose every layer has a sliding window, keeps the
+last ones only. A call of the model first `extend`s the cache with the layout of its tokens, then every layer
+stores and reads with `update`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ UNDO_TOKENS = 64
 
 
 def new_cache(config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str) -> KVCache:
-    """Return an empty cache for `batch` rows, a rolling one where the model has a window."""
-    rolls = config.sliding_window is not None and config.sliding_window < config.max_position_embeddings
+    """Return an empty cache for `batch` rows, a rolling one where no layer sees farther than a window."""
+    farthest = max(window or config.max_position_embeddings for window in config.layer_windows)
+    rolls = farthest < config.max_position_embeddings
     return (RollingKVCache if rolls else KVCache)(config, batch, dtype, device)
 
 

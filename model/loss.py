@@ -1,11 +1,16 @@
 """The training objective: nats of the target tokens, summed; the caller divides by the step's count."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 NO_TARGET = -100
 """The label of a token that is no target."""
+LOGITS_AT_ONCE = {"cpu": 2**22}
+"""How many logits are held together, by type of device; chunks that stay in the cache are also faster."""
+MANY_LOGITS_AT_ONCE = 2**26
+"""The same for devices that want large products."""
+FEWEST_ROWS = 128
 
 
 def summed_cross_entropy(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
@@ -13,10 +18,48 @@ def summed_cross_entropy(hidden: Tensor, output_weight: Tensor, labels: Tensor) 
 
     `hidden` (B, T, C) are final states, `output_weight` is (V, C), `labels` (B, T) are unshifted: row t-1
     predicts label t, -100 is no target. Logits are computed for target rows only, so prompts cost nothing
-    here.
+    here, and in chunks of rows, so that memory does not grow with their number.
     """
     targets = labels[:, 1:]
     is_target = targets != NO_TARGET
-    logits = F.linear(hidden[:, :-1][is_target], output_weight)  # (targets, V)
-    wide = logits.to(torch.promote_types(torch.float32, logits.dtype))
-    return F.cross_entropy(wide, targets[is_target], reduction="sum")
+    states, kind = hidden[:, :-1][is_target], hidden.device.type  # (N, C)
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    return _SummedNats.apply(
+        states.to(dtype), output_weight.to(dtype), targets[is_target], torch.is_grad_enabled()
+    )
+
+
+class _SummedNats(torch.autograd.Function):
+    """Cross-entropy of a linear layer; gradients are made with the logits, chunk by chunk, so none is kept.
+
+    `torch.nn.functional.linear_cross_entropy` does the same, but returns the sum in the dtype of its input:
+    in bfloat16, sums of thousands of nats are off by dozens.
+    """
+
+    @staticmethod
+    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, needs_gradient: bool) -> Tensor:
+        wide = torch.promote_types(torch.float32, states.dtype)
+        nats = torch.zeros((), dtype=wide, device=states.device)
+        states_gradient, weight_gradient = torch.empty_like(states), torch.zeros_like(weight, dtype=wide)
+        budget = LOGITS_AT_ONCE.get(states.device.type, MANY_LOGITS_AT_ONCE)
+        rows = max(FEWEST_ROWS, budget // len(weight))
+        for begin in range(0, len(states), rows):
+            part = slice(begin, begin + rows)
+            logits = (states[part] @ weight.T).to(wide)  # (n, V)
+            normaliser = logits.logsumexp(dim=1, keepdim=True)
+            index = targets[part, None]
+            nats += (normaliser - logits.gather(1, index)).sum()
+            if needs_gradient:
+                error = logits.sub_(normaliser).exp_()  # softmax, less one at the target
+                error.scatter_add_(1, index, torch.full_like(normaliser, -1.0))
+                error = error.to(states.dtype)
+                states_gradient[part] = error @ weight
+                weight_gradient += error.T @ states[part]
+        ctx.save_for_backward(states_gradient, weight_gradient.to(weight.dtype))
+        return nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        states_gradient, weight_gradient = ctx.saved_tensors
+        return states_gradient * gradient, weight_gradient * gradient, None, None

@@ -1,20 +1,38 @@
 """The decoder: embedding, layers, norm, output layer. Masks come from `masks`, attention from `attention`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from model.attention import BACKENDS, Attention, Backend, Visibility, eager_attention, eager_probabilities
+from model.attention import (
+    BACKENDS,
+    Attention,
+    Backend,
+    Visibility,
+    document_attention,
+    eager_attention,
+    eager_probabilities,
+)
 from model.config import ModelConfig
 from model.errors import UserError
 from model.kv_cache import KVCache
 from model.layers import FeedForward, RMSNorm, rotary_angles
 from model.loss import summed_cross_entropy
-from model.masks import Layout, cached_mask, causal_layout, causal_mask, dense_mask, is_plain_causal
+from model.masks import (
+    Layout,
+    cached_mask,
+    causal_layout,
+    causal_mask,
+    dense_mask,
+    is_plain_causal,
+)
 
 MAX_REGISTERED_SIDE = 4096
+SHORTEST_SHARED_ROW = 256
+"""from how many tokens on the documents of a row attend one by one on CPUs; below, one call costs less"""
 
 
 class DecoderLayer(nn.Module):
@@ -26,11 +44,20 @@ class DecoderLayer(nn.Module):
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.compiled: Callable[..., Tensor] | None = None
+        """`compute`, compiled for training; without gradients shapes are too many to compile for"""
 
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, cache: KVCache | None
     ) -> Tensor:
         """Map (B, T, hidden_size) to the same shape."""
+        compute = self.compiled if self.compiled and torch.is_grad_enabled() else self.compute
+        return compute(x, angles, seen, cache)
+
+    def compute(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, cache: KVCache | None
+    ) -> Tensor:
+        """Map (B, T, hidden_size) to the same shape, as it is written here."""
         x = x + self.self_attn(self.input_layernorm(x), angles, seen, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -44,6 +71,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, n) for n in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.recomputes_layers = False
         self.register_triangle()
 
     def register_triangle(self) -> None:
@@ -56,27 +84,41 @@ class Decoder(nn.Module):
 
         With a cache, `layout` continues the cached rows (right-padded) and attention reaches back to them.
         """
-        seen = self._visibility(ids, layout, cache)
+        visibilities = self._visibilities(ids, layout, cache)
         layout = layout or causal_layout(*ids.shape, device=ids.device)
         x = self.embed_tokens(ids)  # (B, T, C)
         angles = rotary_angles(layout.position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
-        for layer in self.layers:
-            x = layer(x, angles, seen, cache)
+        for layer, seen in zip(self.layers, visibilities, strict=True):
+            if self.recomputes_layers and torch.is_grad_enabled():
+                x = checkpoint(layer, x, angles, seen, cache, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, angles, seen, cache)
         return self.norm(x)
 
-    def _visibility(self, ids: Tensor, layout: Layout | None, cache: KVCache | None) -> Visibility:
-        """Choose the cheapest exact form of the mask for this call."""
-        window = self.config.sliding_window
-        if cache is not None:
-            return self._cached_visibility(layout, cache)
-        window = None if window is None or window >= ids.shape[1] else window
+    def _visibilities(self, ids: Tensor, layout: Layout | None, cache: KVCache | None) -> list[Visibility]:
+        """Return what each layer is told of the mask; layers with the same window share it."""
+        windows = self.config.layer_windows
+        if cache is None:
+            windows = [None if window is None or window >= ids.shape[1] else window for window in windows]
+            forms = {window: self._visibility(ids, layout, window) for window in set(windows)}
+        else:
+            keys = cache.extend(layout)
+            forms = {window: self._cached_visibility(layout, keys, cache, window) for window in set(windows)}
+        return [forms[window] for window in windows]
+
+    def _visibility(self, ids: Tensor, layout: Layout | None, window: int | None) -> Visibility:
+        """Choose the cheapest exact form of the mask for whole rows."""
         if window is None and (layout is None or is_plain_causal(layout)):
             return Visibility(is_causal=True)
         layout = layout or causal_layout(*ids.shape, device=ids.device)
-        return Visibility(dense_mask(self._triangle(ids.shape[1]), layout, window)[:, None])
+        mask = dense_mask(self._triangle(ids.shape[1]), layout, window)[:, None]
+        one_by_one = window is None and ids.device.type == "cpu" and ids.shape[1] >= SHORTEST_SHARED_ROW
+        return Visibility(mask, documents=document_attention(mask, layout) if one_by_one else None)
 
-    def _cached_visibility(self, layout: Layout, cache: KVCache) -> Visibility:
-        keys, window = cache.extend(layout), self.config.sliding_window
+    def _cached_visibility(
+        self, layout: Layout, keys: Layout, cache: KVCache, window: int | None
+    ) -> Visibility:
+        """Choose the cheapest exact form of the mask over the keys of a cache that the layout extended."""
         if layout.position_ids.shape[1] == 1 and window is None and bool((cache.lengths == cache.used).all()):
             return Visibility()
         last = cache.lengths[:, None] - 1
@@ -129,6 +171,13 @@ class LanguageModel(nn.Module):
             raise UserError(f"unknown attention backend {backend!r}; choose one of {', '.join(BACKENDS)}")
         for layer in self.model.layers:
             layer.self_attn.backend = BACKENDS[backend] if isinstance(backend, str) else backend
+
+    def recompute_layers(self) -> None:
+        """Keep only the layers' inputs for the backward pass, which computes the rest again.
+
+        Gradients stay the same to the bit: nothing in a layer is random (Chen et al. 2016, arXiv 1604.06174).
+        """
+        self.model.recomputes_layers = True
 
     @torch.no_grad()
     def attention_maps(self, ids: Tensor, layout: Layout | None = None) -> list[Tensor]:

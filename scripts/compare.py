@@ -128,11 +128,12 @@ def show_masks(console: "Console", runs: Sequence["Run"], out: Path) -> None:
     tokenizer = Tokenizer.load(runs[0].path)
     rendered = answered(shortest_question(runs[0].predictions), tokenizer)
     tokens = [tokenizer.token_text(token_id) for token_id in rendered.ids.tolist()]
-    panels, maps = zip(*(look_at(each, rendered) for each in runs), strict=True)
+    looks = {each.label: look_at(each, rendered) for each in runs}
+    panels = [panel for own, _ in looks.values() for panel in own]
     drawing = draw_masks({panel.title: panel.mask for panel in panels}, tokens, console.width)
     console.print(f"Who sees whom: a line per token, 1 = may attend\n\n{drawing}\n", soft_wrap=True)
     save_masks(out / "masks.png", panels, tokens)
-    save_attention(out / "attention.png", {p.title: m for p, m in zip(panels, maps, strict=True)}, tokens)
+    save_attention(out / "attention.png", {label: maps for label, (_, maps) in looks.items()}, tokens)
     console.print(f"{out / 'masks.png'}, {out / 'attention.png'}: the same as pictures", soft_wrap=True)
 
 

@@ -5,6 +5,7 @@
 #   QUICKSTART_DATA=FOLDER   instead of data/quickstart (data/quickstart-smoke)
 #   QUICKSTART_OUT=FOLDER    instead of out/quickstart (out/quickstart-smoke)
 set -euo pipefail
+shopt -s extglob
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
@@ -20,15 +21,15 @@ esac
 data="${QUICKSTART_DATA:-data/quickstart$suffix}"
 out="${QUICKSTART_OUT:-out/quickstart$suffix}"
 threads="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
-launch="accelerate launch --cpu --num_machines 1 --num_processes 1 --num_cpu_threads_per_process $threads"
-launch="$launch --mixed_precision no --dynamo_backend no"
+launch="accelerate launch --cpu --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no"
+launch="$launch --num_cpu_threads_per_process"
 so_far="" # fingerprint of the stages so far: a stage runs again when one before it did
 
 stage() { # title, what it writes, command
     local title="$1" output="$2" began=$SECONDS mark fingerprint
     shift 2
     mark="$(dirname "$output")/.$(basename "$output")"
-    fingerprint="$(printf '%s\n' "$so_far" "${*/process $threads/}" | cat - configs/quickstart/*.yaml dataset/token_store.py | cksum)"
+    fingerprint="$(printf '%s\n' "$so_far" "${*/process +([0-9])/}" | cat - configs/quickstart/*.yaml dataset/token_store.py | cksum)"
     so_far="$fingerprint"
     echo
     if [ -e "$output" ] && [ "$(cat "$mark.finished" 2>/dev/null)" = "$fingerprint" ]; then
@@ -56,19 +57,36 @@ prepare() { # title, kind, source, store
     stage "$1" "$4" python -m scripts.prepare_data --kind "$2" --data "$3" --tokenizer "$data/tokenizer" --out "$4"
 }
 
-finetune() { # prompt mask
-    stage "Fine-tuning with prompt mask $1" "$out/sft-$1" $launch -m trainer.sft \
+finetune_and_evaluate() { # prompt mask; two run at a time, each on half of the cores, which a small model uses better
+    local share=$((threads > 1 ? threads / 2 : 1))
+    export OMP_NUM_THREADS="$share"
+    stage "Fine-tuning with prompt mask $1" "$out/sft-$1" $launch "$share" -m trainer.sft \
         --config configs/quickstart/sft.yaml --init "$out/pretrain" --data "$data/sft" --validation "$data/sft_val" \
         --prompt_mask "$1" --out "$out/sft-$1" $shortened
-}
-
-evaluate() { # prompt mask
     stage "Evaluating $1" "$out/sft-$1/evaluation" python -m scripts.evaluate --model "$out/sft-$1" \
         --data "$data"/world/eval/*.jsonl --loss_data "$data/sft_val" --max_new_tokens 24 \
         --out "$out/sft-$1/evaluation"
 }
 
-trap '[ $? -eq 0 ] || echo "The quickstart stopped here; the same command goes on from here." >&2' EXIT
+beside() { # log file, command: runs it in the background, in a process group that can be stopped as a whole
+    local log="$1"
+    shift
+    set -m
+    "$@" </dev/null >"$log" 2>&1 &
+    set +m
+    background=$!
+}
+
+finish() { # exit status
+    if [ -n "$background" ]; then # a training saves before it ends
+        kill -TERM -- "-$background" 2>/dev/null || true
+        wait "$background" || true
+    fi
+    [ "$1" -eq 0 ] || echo "The quickstart stopped here; the same command goes on from here." >&2
+}
+
+background="" # process group of what runs beside the script
+trap 'finish $?' EXIT
 prepare_environment requirements.txt
 stage "The built-in world" "$data/world" python -m scripts.build_world --out "$data/world" --scale "$scale"
 stage "Tokenizer" "$data/tokenizer" python -m scripts.train_tokenizer \
@@ -77,12 +95,18 @@ prepare "Token store for pretraining" pretrain "$data/world/pretrain.jsonl" "$da
 prepare "Token store for its validation" pretrain "$data/world/pretrain_val.jsonl" "$data/pretrain_val"
 prepare "Token store for fine-tuning" sft "$data/world/sft.jsonl" "$data/sft"
 prepare "Token store for its validation" sft "$data/world/sft_val.jsonl" "$data/sft_val"
-stage "Pretraining" "$out/pretrain" $launch -m trainer.pretrain --config configs/quickstart/pretrain.yaml \
+stage "Pretraining" "$out/pretrain" $launch "$threads" -m trainer.pretrain --config configs/quickstart/pretrain.yaml \
     --data "$data/pretrain" --validation "$data/pretrain_val" --out "$out/pretrain" $shortened
-finetune causal
-finetune prefix
-evaluate causal
-evaluate prefix
+log="$out/sft-prefix.log"
+echo
+echo "=== Both prompt masks at once; what prefix says goes to $log and follows below"
+beside "$log" finetune_and_evaluate prefix
+(finetune_and_evaluate causal)
+status=0
+wait "$background" || status=$?
+background=""
+cat "$log"
+[ "$status" -eq 0 ] || exit "$status"
 echo
 echo "=== Comparison (at ${SECONDS} s)"
 python -m scripts.compare --runs "$out/sft-causal" "$out/sft-prefix" --out "$out"

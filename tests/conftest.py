@@ -1,4 +1,6 @@
-"""What several test files build on: tiny float64 models and layouts drawn by hand."""
+"""What several test files build on: tiny float64 models, layouts drawn by hand, the order of files."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,17 @@ from model.masks import Layout
 from model.transformer import LanguageModel
 
 STRATEGIES = ("causal", "prefix", "segment", "history")
+LONGEST = ("test_quickstart", "test_loop", "test_bench", "test_chat", "test_bad_input", "test_terminal")
+"""files that are begun first, so that no worker computes long after the others"""
+
+
+@pytest.hookimpl(specname="pytest_collection_modifyitems")
+def put_longest_first(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _place(Path(item.path).stem))
+
+
+def _place(name: str) -> int:
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 def tiny_model(**overrides) -> LanguageModel:
@@ -15,6 +28,13 @@ def tiny_model(**overrides) -> LanguageModel:
     torch.manual_seed(0)
     config = from_preset("tiny", **{"vocab_size": 97, "initializer_range": 0.2, **overrides})
     return LanguageModel(config).double().eval()
+
+
+def windowed(*windows: int | None) -> dict[str, object]:
+    """The shape of a model whose layers have these windows; None sees everything, the others are alike."""
+    kinds = ("full_attention" if window is None else "sliding_attention" for window in windows)
+    widest = max((window for window in windows if window), default=None)
+    return {"num_hidden_layers": len(windows), "sliding_window": widest, "layer_types": tuple(kinds)}
 
 
 def one_document(block_ids: torch.Tensor, batch: int = 1) -> Layout:
@@ -38,3 +58,14 @@ def turns(drawing: str) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(autouse=True)
 def _same_randomness():
     torch.manual_seed(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    skip = pytest.mark.skip(reason="takes minutes; bash scripts/test.sh --long runs it")
+    for item in items if not config.getoption("--long") else ():
+        if "long" in item.keywords:
+            item.add_marker(skip)

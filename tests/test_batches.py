@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -11,46 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.batches import BatchStream, check_labels, collate
-from dataset.conversation import ROLES, START, TARGET
-from dataset.documents import Piece, prefix_length
+from dataset.documents import Piece
 from dataset.preparation import PreparationSettings, write_store
 from dataset.settings import BatchSettings
-from dataset.token_store import Part, StoreWriter, TokenStore
-from dataset.tokenizer import train_tokenizer
+from dataset.token_store import TokenStore
 from model.errors import UserError
 from model.loss import NO_TARGET
-
-TOKENIZER = train_tokenizer(["法国 Paris"], 290)
-ROLE_OF_LETTER = {"s": "system", "u": "user", "t": "tool", "a": "assistant", "n": "assistant"}
-
-
-def codes_of(drawing):
-    """Return the codes of a chat in letters: a capital begins a message, `a` is a target, `n` is not."""
-    roles = [ROLES.index(ROLE_OF_LETTER[letter.lower()]) for letter in drawing]
-    bits = [START * letter.isupper() + TARGET * (letter == "a") for letter in drawing]
-    return np.array(roles, dtype=np.uint8) | np.array(bits, dtype=np.uint8)
-
-
-def write(folder, documents, kind="sft"):
-    """Write a store of chats in letters, or of texts of given lengths; ids count on over all documents."""
-    writer = StoreWriter(Path(folder), kind, TOKENIZER)
-    first = 0
-    for document in documents:
-        n = document if kind == "pretrain" else len(document)
-        ids, codes = np.arange(first, first + n), None if kind == "pretrain" else codes_of(document)
-        writer.append(Part(ids.astype(writer.dtype), codes, np.array([n], np.uint32)))
-        first += n
-    writer.finish({})
-    return TokenStore(folder)
-
-
-def stream_of(folder, documents, kind="sft", **batch_settings):
-    return BatchStream([write(folder, documents, kind)], BatchSettings(**batch_settings))
-
-
-def drawn(values, absent):
-    return " ".join("." if value == absent else str(value) for value in values.tolist())
-
+from tests.drawn_stores import TOKENIZER, drawn, stream_of, write
 
 # A chat of two turns and one of one turn, packed into a row of 16 and padded:
 TWO_DOCUMENTS = ["SsUuaaUuaan", "Uuan"]
@@ -115,51 +81,6 @@ def test_text_is_all_target_but_for_the_first_token_of_each_fragment(tmp_path):
         assert (batch.block_ids == -1).all()
         seen += batch.ids[batch.document_ids >= 0].tolist()
     assert sorted(seen) == list(range(43))
-
-
-@pytest.mark.parametrize(
-    ("prompt_mask", "packing"), [("prefix", "pack"), ("prefix", "none"), ("causal", "pack")]
-)
-def test_the_suffix_of_a_text_carries_loss_and_its_prefix_is_a_block(tmp_path, prompt_mask, packing):
-    lengths = [20, 9, 14]
-    stream = stream_of(
-        tmp_path,
-        lengths,
-        "pretrain",
-        max_seq_len=16,
-        prompt_mask=prompt_mask,
-        supervise="suffix",
-        packing=packing,
-    )
-    first_id = np.cumsum([0, *lengths])
-    for epoch in range(3):
-        plan = stream.plan(epoch)
-        for row, batch in enumerate(stream.batches(epoch)):
-            begin = 0
-            for number, (document, start, end) in enumerate(plan[row].tolist()):
-                n = end - start
-                prefix = prefix_length(n, 0, epoch, document, start)
-                span = slice(begin, begin + n)
-                ids = first_id[document] + np.arange(start, end)
-                assert batch.ids[0, span].tolist() == ids.tolist()
-                assert batch.labels[0, span].tolist() == [
-                    token_id if t >= max(prefix, 1) else NO_TARGET for t, token_id in enumerate(ids.tolist())
-                ]
-                blocks = batch.block_ids[0, span]
-                assert len(set(blocks[:prefix].tolist())) <= 1 and (blocks[prefix:] == -1).all()
-                assert (blocks[:prefix] == -1).all() == (prompt_mask == "causal" or prefix == 0)
-                assert (batch.document_ids[0, span] == number).all()
-                begin += n
-
-
-def test_prefix_lengths_are_uniform_and_repeatable():
-    lengths = np.array([prefix_length(5, 0, 0, document, 0) for document in range(5000)])
-    assert set(lengths.tolist()) == set(range(5))
-    assert np.bincount(lengths).min() > 900  # 1000 expected, standard deviation 28
-    base = (64, 1, 2, 3, 4)
-    assert prefix_length(*base) == prefix_length(*base)
-    others = [prefix_length(64, *key) for key in ((0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0))]
-    assert len({prefix_length(*base), *others}) > 3
 
 
 @settings(max_examples=25, deadline=None)

@@ -82,8 +82,31 @@ def test_memory_of_child_processes_counts():
     assert 2**27 < measure([sys.executable, "-c", parent]).peak_bytes < 2**28
 
 
+@pytest.mark.long
+def test_the_bench_of_training_compares_both_engines_and_both_masks(tmp_path, monkeypatch, capsys):
+    turns = [{"role": "user", "content": "法国 1"}, {"role": "assistant", "content": "巴黎 2"}]
+    chats = [{"conversations": turns * (1 + n)} for n in range(6)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    shape = ["--preset", "tiny", "--vocab_size", "280", "--max_seq_len", "96", "--batch_size", "3"]
+    flags = ["--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out"), "--compile", "false"]
+    sizes = ["--rounds", "1", "--steps", "1", "--dtype", "float32"]
+    monkeypatch.setattr("sys.argv", ["bench", "train", *flags, *shape, *sizes])
+    main()
+    table, record = capsys.readouterr().out, json.loads((tmp_path / "out/train.json").read_text())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train.json"]
+    assert record["machine"]["dtype"] == "float32" and record["machine"]["GFLOP/s"] > 0
+    assert [len(group) for group in record["groups"]] == [2, 2, 2]
+    for line in (line for group in record["groups"] for line in group):
+        assert line["name"] in table and line["tokens_per_second"] > 0 and line["peak_megabytes"] > 100
+        assert 0 < line["peak_share"] < 1 and 0 <= line["padding_share"] < 1
+    (ours, theirs), (packed, padded), (prefix, causal) = record["groups"]
+    assert ours["padding_share"] == theirs["padding_share"] == 0 < padded["padding_share"]
+    assert packed["ratio"] == packed["tokens_per_second"] / padded["tokens_per_second"]
+    assert prefix["padding_share"] == causal["padding_share"]
+
+
 def test_an_unknown_subject_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", "nothing"])
     with pytest.raises(SystemExit):
         main()
-    assert "expected what to measure (data, decode), got nothing" in capsys.readouterr().err
+    assert "expected what to measure (data, decode, train), got nothing" in capsys.readouterr().err

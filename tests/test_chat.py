@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.conversation import Message, render
-from eval.chat import ChatSession, RawSession, TextSampling, Turn, prompt_of, raw_prompt, render_turns
+from dataset.prompts import prompt_of, raw_prompt
+from eval.chat import ChatSession, RawSession, TextSampling, Turn, render_turns
 from eval.chat_settings import parse_setting
 from eval.drawings import describe_blocks, draw_mask, draw_masks
 from eval.served_model import choose_mask

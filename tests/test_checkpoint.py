@@ -10,6 +10,7 @@ from model.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
 from model.config import PRESETS, from_preset
 from model.errors import UserError
 from model.transformer import LanguageModel
+from tests.conftest import windowed
 
 
 def saved(path, prompt_mask="causal", **overrides) -> LanguageModel:
@@ -38,7 +39,15 @@ def test_a_saved_model_comes_back_to_the_bit(tmp_path, prompt_mask, tied):
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"rope_theta": 5e3}, {"sliding_window": 5}, {"tie_word_embeddings": False}]
+    "overrides",
+    [
+        {"rope_theta": 5e3},
+        {"tie_word_embeddings": False},
+        windowed(5, 5),
+        windowed(5, None),
+        windowed(None, 5),
+        windowed(5, None, None, 5),
+    ],
 )
 def test_transformers_opens_a_causal_model_and_we_open_what_it_saves(tmp_path, overrides):
     from transformers import Qwen3ForCausalLM
@@ -51,6 +60,47 @@ def test_transformers_opens_a_causal_model_and_we_open_what_it_saves(tmp_path, o
     theirs.save_pretrained(tmp_path / "theirs")
     back = load_checkpoint(tmp_path / "theirs")
     assert torch.equal(back.model(ids), model(ids)) and back.prompt_mask == "causal"
+    assert back.model.config == load_checkpoint(tmp_path).model.config == model.config
+
+
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({}, (None, 5, 5)),
+        ({"max_window_layers": 0}, (5, 5, 5)),
+        ({"max_window_layers": 3}, (None, None, None)),
+        ({"max_window_layers": 1, "use_sliding_window": False}, (None, None, None)),
+        ({"layer_types": ["full_attention"] * 3}, (None, None, None)),
+    ],
+)
+def test_the_window_of_a_qwen3_directory_is_where_transformers_has_it(tmp_path, changes, windows):
+    from transformers import Qwen3ForCausalLM
+
+    saved(tmp_path, **windowed(None, 5, 5))
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["layer_types"], values["prompt_mask"], values["format_version"]
+    (tmp_path / "config.json").write_text(json.dumps(values | changes))
+    model = load_checkpoint(tmp_path).model
+    assert model.config.layer_windows == windows
+    theirs = Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.randint(97, (2, 30))
+    with torch.no_grad():
+        assert (theirs(ids).logits - model(ids)).abs().max() < 1e-4
+
+
+def test_files_from_before_layer_types_keep_the_window_in_every_layer(tmp_path):
+    model = saved(tmp_path, "prefix", sliding_window=5)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["layer_types"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert load_checkpoint(tmp_path).model.config == model.config
+    assert model.config.layer_windows == (5, 5)
+
+
+def test_a_mixed_model_under_a_prompt_mask_comes_back_to_the_bit(tmp_path):
+    model = saved(tmp_path, "segment", **windowed(None, 5))
+    back, ids = load_checkpoint(tmp_path).model, torch.randint(97, (2, 30))
+    assert back.config == model.config and torch.equal(back(ids), model(ids))
 
 
 def test_only_causal_models_look_like_qwen3_to_other_tools(tmp_path):
@@ -110,12 +160,23 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, fault, line):
         ({"rope_scaling": ["yarn"]}, "not supported"),
         ({"rope_theta": "abc"}, "rope_theta must be float"),
         ({"rope_theta": float("nan")}, "rope_theta must be greater than 0"),
-        ({"sliding_window": "wide", "use_sliding_window": True, "layer_types": []}, "sliding_window must be"),
+        (
+            {"sliding_window": "wide", "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2},
+            "sliding_window must be",
+        ),
         ({"hidden_act": "gelu"}, "not supported"),
         ({"layer_types": 5}, "layer_types must be a list"),
         (
             {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]},
-            "in one model",
+            r"sliding_window \(None\) and layer_types contradict",
+        ),
+        (
+            {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["sliding_attention"]},
+            "layer_types names 1 layers but num_hidden_layers is 2",
+        ),
+        (
+            {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["full_attention", ["x"]]},
+            "layer_types: expected full_attention or sliding_attention",
         ),
     ],
 )

@@ -62,6 +62,12 @@ def test_several_values_may_be_a_default():
     assert read("--data a").stops == (3, 5) and read("--data a --stops 7").stops == (7,)
 
 
+def test_a_recipe_may_name_flags_that_have_no_value(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: [a]\nsizes: null\nname: null\n")
+    assert read(f"--config {recipe}") == read("--data a")
+
+
 def test_flags_become_the_dataclass_and_defaults_stay():
     assert read("--data a b --engine.power 3 --loud --sizes 1 2") == Trip(
         data=("a", "b"), engine=Engine(power=3.0), loud=True, sizes=[1, 2]
@@ -116,6 +122,7 @@ def test_a_wrong_line_is_one_line_that_names_the_key(line, message, capsys):
         ("engine: {powr: 3}", "unknown key engine.powr in {} (did you mean engine.power?)"),
         ("engine: 3", "engine: expected a group with keys like engine.power, got 3"),
         ("steps: [1, 2]", "--steps: expected int, got [1, 2]"),
+        ("sizes: []", "--sizes: expected one or more of int, got []"),
         ("steps:", "--steps: expected int, got None"),
         ("- 1", "--config: expected keys and values in {}, got [1]"),
         ("steps: [1", "--config: {} is not YAML"),

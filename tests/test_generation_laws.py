@@ -8,13 +8,15 @@ from hypothesis import strategies as st
 from model.generator import Generator, Prompt, Request, Session
 from model.masks import blocks_before_answer, reach
 from model.sampling import Sampling
-from tests.conftest import STRATEGIES, one_document, tiny_model, turns
+from tests.conftest import STRATEGIES, one_document, tiny_model, turns, windowed
 
 models = st.builds(
-    tiny_model,
-    num_hidden_layers=st.integers(1, 2),
-    num_key_value_heads=st.sampled_from([1, 2, 4]),
-    sliding_window=st.none() | st.integers(1, 9),
+    lambda heads, window, slides: tiny_model(
+        num_key_value_heads=heads, **windowed(*(window if slide else None for slide in slides))
+    ),
+    heads=st.sampled_from([1, 2, 4]),
+    window=st.integers(1, 9),
+    slides=st.lists(st.booleans(), min_size=1, max_size=2),
 )
 messages = st.integers(1, 7)
 drawings = st.lists(st.tuples(messages, messages), max_size=3).flatmap(

@@ -7,10 +7,11 @@ from model.errors import UserError
 from model.generator import Generator, Prompt, Request, Session
 from model.masks import Layout, blocks_before_answer, prompt_blocks, reach
 from model.sampling import Sampling, probabilities
-from tests.conftest import STRATEGIES, one_document, tiny_model, turns
+from tests.conftest import STRATEGIES, one_document, tiny_model, turns, windowed
 
 CONVERSATION = "Sss Uuuu Aaa Uuu Aaa Uu"
 GREEDY = Sampling(max_new_tokens=6)
+WINDOWS = [(None, None), (4, 4), (4, None), (None, 4)]
 
 
 def prompt(strategy: str, drawing: str = CONVERSATION) -> Prompt:
@@ -36,10 +37,10 @@ def greedy_without_cache(model, whole: Prompt, tokens: int) -> tuple[int, ...]:
     return tuple(ids[len(whole.ids) :])
 
 
-@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_cached_logits_equal_the_full_forward_at_every_legal_cut(strategy, window):
-    model = tiny_model(sliding_window=window)
+def test_cached_logits_equal_the_full_forward_at_every_legal_cut(strategy, windows):
+    model = tiny_model(**windowed(*windows))
     generator, whole = Generator(model, []), prompt(strategy)
     full = model(torch.tensor([whole.ids]), one_document(torch.tensor(whole.block_ids)))[0]
     for cut in legal_cuts(whole.block_ids):
@@ -50,10 +51,10 @@ def test_cached_logits_equal_the_full_forward_at_every_legal_cut(strategy, windo
         assert (second[0] - full[-1]).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_token_by_token_after_the_blocks_equals_the_full_forward(strategy, window):
-    model = tiny_model(sliding_window=window)
+def test_token_by_token_after_the_blocks_equals_the_full_forward(strategy, windows):
+    model = tiny_model(**windowed(*windows))
     answers, starts = turns("Ss Uuu Aaaaaa")
     ids, blocks = torch.randint(97, (11,)), prompt_blocks(strategy, answers, starts)
     full = model(ids[None], one_document(blocks))[0]
@@ -92,10 +93,10 @@ def test_greedy_generation_equals_the_argmax_of_full_forwards(strategy):
     assert ask(Generator(model, []), [whole], GREEDY)[0].ids == greedy_without_cache(model, whole, 6)
 
 
-@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_session_answers_every_turn_as_a_fresh_start_would(strategy, window):
-    model = tiny_model(sliding_window=window)
+def test_a_session_answers_every_turn_as_a_fresh_start_would(strategy, windows):
+    model = tiny_model(**windowed(*windows))
     session = Session(Generator(model, []))
     ids: list[int] = []
     drawing = ""
@@ -113,9 +114,9 @@ def test_a_session_answers_every_turn_as_a_fresh_start_would(strategy, window):
     assert session.reused_tokens == (0 if strategy == "history" else 21)
 
 
-@pytest.mark.parametrize("window", [None, 40])
-def test_a_cache_that_grows_past_several_reserves_stays_exact(window):
-    model = tiny_model(sliding_window=window)
+@pytest.mark.parametrize("windows", [(None, None), (40, 40), (40, None)])
+def test_a_cache_that_grows_past_several_reserves_stays_exact(windows):
+    model = tiny_model(**windowed(*windows))
     generator = Generator(model, [])
     lengths = (120, 3, 127)
     prompts = [Prompt(tuple(torch.randint(97, (n,)).tolist()), (-1,) * n) for n in lengths]
@@ -137,9 +138,9 @@ def test_what_does_not_continue_a_row_is_refused():
             generator.model.model(ids, layout, generator.new_cache(1))
 
 
-@pytest.mark.parametrize("window", [None, 5])
-def test_a_cut_inside_a_cached_block_is_refused(window):
-    generator = Generator(tiny_model(sliding_window=window), [])
+@pytest.mark.parametrize("windows", [(None, None), (5, 5), (5, None)])
+def test_a_cut_inside_a_cached_block_is_refused(windows):
+    generator = Generator(tiny_model(**windowed(*windows)), [])
     cache = generator.new_cache(1)
     generator.prefill(cache, [Prompt((1, 2, 3, 4, 5, 6), (-1, 3, 3, 3, 3, -1))])
     with pytest.raises(ValueError, match="block 3 of row 0 is cut after 4 tokens"):

@@ -8,17 +8,20 @@ from model.config import from_preset
 from model.generator import Generator, Prompt, Request
 from model.sampling import Sampling
 from model.transformer import LanguageModel
+from tests.conftest import windowed
 
 NEAR_TIE = 1e-3  # ten times the bound on logits of an exported model
 
 
-@pytest.mark.parametrize(("window", "heads"), [(None, 1), (None, 4), (6, 2)])
-def test_greedy_ids_equal_those_of_transformers_on_the_exported_model(tmp_path, window, heads):
+@pytest.mark.parametrize(
+    ("windows", "heads"), [((None, None), 1), ((None, None), 4), ((6, 6), 2), ((6, None, 6), 2)]
+)
+def test_greedy_ids_equal_those_of_transformers_on_the_exported_model(tmp_path, windows, heads):
     from transformers import Qwen3ForCausalLM
 
     torch.manual_seed(heads)
     config = from_preset(
-        "tiny", vocab_size=97, sliding_window=window, num_key_value_heads=heads, initializer_range=0.2
+        "tiny", vocab_size=97, num_key_value_heads=heads, initializer_range=0.2, **windowed(*windows)
     )
     save_checkpoint(tmp_path / "ours", LanguageModel(config), "causal", stop_ids=(7,))
     export_checkpoint(tmp_path / "ours", tmp_path / "theirs")

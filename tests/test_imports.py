@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("model", "dataset", "trainer", "eval", "scripts")  # each may import itself and those before it
 COMMANDS = sorted(f"scripts.{file.stem}" for file in (ROOT / "scripts").glob("[!_]*.py"))
-COMMANDS += ["scripts.bench.data", "scripts.bench.decode", "trainer.pretrain", "trainer.sft"]
+COMMANDS += ["scripts.bench.data", "scripts.bench.decode", "scripts.bench.train"]
+COMMANDS += ["trainer.pretrain", "trainer.sft"]
 HEAVY = ("torch", "transformers", "matplotlib", "datasets", "accelerate", "wandb")
 
 

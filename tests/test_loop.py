@@ -3,16 +3,13 @@
 # ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import SHORT, data, init, line, losses, metrics, pretrain, run_trainer, sft
+from training_runs import SHORT, after_step, data, init, line, losses, metrics, pretrain, run_trainer, sft
 
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
@@ -31,19 +28,6 @@ def assert_same_course(one: Path, two: Path) -> None:
         for key in first.keys() - {"validation"}:
             assert second[key] == pytest.approx(first[key], rel=1e-5), key
     torch.testing.assert_close(weights(one), weights(two), rtol=0, atol=1e-5)
-
-
-def after_step(monkeypatch, step: int, act) -> None:
-    """Let `act` happen once, right after an optimizer step."""
-    update = Training._update
-
-    def updated(training, batch):
-        update(training, batch)
-        if training.progress.step == step:
-            monkeypatch.setattr(Training, "_update", update)
-            act()
-
-    monkeypatch.setattr(Training, "_update", updated)
 
 
 def test_a_training_lowers_the_loss_and_leaves_a_model_and_its_story(pretrain, data, tmp_path, capsys):
@@ -150,23 +134,6 @@ def test_a_time_limit_stops_without_shaping_the_schedule(pretrain, tmp_path):
 def test_rows_give_the_same_update_however_they_are_spread(sft, tmp_path):
     sft(tmp_path / "one", "--max_steps", 4, "--batch_size", 8)
     sft(tmp_path / "two", "--max_steps", 4, "--batch_size", 4, "--gradient_accumulation", 2)
-    assert_same_course(tmp_path / "one", tmp_path / "two")
-
-
-def test_two_processes_give_the_losses_of_one(sft, data, init, tmp_path):
-    flags = ["--max_steps", 3, "--gradient_accumulation", 2, "--validation", data / "sft"]
-    sft(tmp_path / "one", *flags)
-    places = {"--data": data / "sft", "--init": init, "--out": tmp_path / "two"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "trainer.sft", *line(places | SHORT, *flags, "--batch_size", 2)],
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stdout and done.stdout.count("finished:") == 1
     assert_same_course(tmp_path / "one", tmp_path / "two")
 
 

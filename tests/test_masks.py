@@ -6,11 +6,13 @@ import torch
 from model.errors import UserError
 from model.masks import (
     Layout,
+    Run,
     blocks_before_answer,
     cached_mask,
     causal_layout,
     causal_mask,
     check_layout,
+    document_runs,
     draw_text,
     is_plain_causal,
     is_readable,
@@ -244,3 +246,28 @@ def test_only_history_loses_the_cache_when_a_turn_is_added(strategy, reusable):
     first_turns = blocks_before_answer(strategy, answers[:8], starts[:8])
     cached = torch.cat((first_turns, torch.tensor([-1])))  # the answer was decoded, causally
     assert longest_cut(cached, blocks_before_answer(strategy, answers, starts), 9) == reusable
+
+
+def test_runs_are_the_documents_and_the_padding_of_all_rows_in_order():
+    documents = torch.tensor([[0, 0, 1, 1, 1, -1], [0, 0, 0, 0, 0, 0]])
+    blocks = torch.tensor([[-1, -1, 3, 3, -1, -1], [-1, -1, -1, -1, -1, -1]])
+    assert document_runs(Layout(documents, torch.zeros_like(documents), blocks)) == [
+        Run(0, 0, 2, is_padding=False, is_causal=True),
+        Run(0, 2, 5, is_padding=False, is_causal=False),
+        Run(0, 5, 6, is_padding=True, is_causal=True),
+        Run(1, 0, 6, is_padding=False, is_causal=True),
+    ]
+
+
+def test_no_key_outside_of_its_run_is_visible_to_a_real_token():
+    layout = random_layout(8, 30)
+    mask = visible_mask(layout)
+    for run in document_runs(layout):
+        mask[run.row, run.begin : run.end, run.begin : run.end] = False
+    assert not mask.any()
+
+
+def test_a_document_in_two_pieces_has_no_runs():
+    documents = torch.tensor([[0, 0, 1, 0]])
+    layout = Layout(documents, torch.zeros_like(documents), torch.full_like(documents, -1))
+    assert document_runs(layout) is None

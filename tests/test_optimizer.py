@@ -67,6 +67,32 @@ def test_warmup_stable_decay_rises_stays_and_falls():
     assert course == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1])
 
 
+def test_without_warmup_or_decay_the_rate_is_the_peak_from_the_first_step():
+    assert [multiplier(step, 4, ScheduleSettings("wsd", 0, 0.0)) for step in range(4)] == [1, 1, 1, 1]
+    assert [multiplier(step, 4, ScheduleSettings("linear", 0)) for step in range(5)] == [
+        1,
+        0.75,
+        0.5,
+        0.25,
+        0,
+    ]
+    assert multiplier(0, 4, ScheduleSettings("cosine", 0)) == 1
+
+
+def test_a_longer_training_takes_the_same_steps_until_the_decay_of_the_shorter_one():
+    schedule = ScheduleSettings("wsd", warmup_steps=3, decay_fraction=0.4)
+    shorter, longer = ([multiplier(step, total, schedule) for step in range(10)] for total in (10, 20))
+    assert shorter[:7] == longer[:7] == [0.25, 0.5, 0.75, 1, 1, 1, 1] and shorter[7:] != longer[7:]
+
+
+@pytest.mark.parametrize("name", ["wsd", "cosine", "linear"])
+def test_a_schedule_ends_at_its_final_fraction(name):
+    schedule = ScheduleSettings(name, warmup_steps=2, final_fraction=0.1)
+    course = [multiplier(step, 50, schedule) for step in range(51)]
+    assert course[2] == max(course) == 1 and course[50] == pytest.approx(0.1)
+    assert course[2:] == sorted(course[2:], reverse=True)
+
+
 def test_linear_and_cosine_fall_from_the_warmup_on():
     linear, cosine = (ScheduleSettings(name, warmup_steps=2) for name in ("linear", "cosine"))
     assert [multiplier(step, 6, linear) for step in range(2, 7)] == [1, 0.75, 0.5, 0.25, 0]
@@ -75,7 +101,15 @@ def test_linear_and_cosine_fall_from_the_warmup_on():
 
 
 @pytest.mark.parametrize(
-    "length, steps", [({"max_steps": 7}, 7), ({"epochs": 2}, 6), ({"max_tokens": 601}, 4)]
+    "length, steps",
+    [
+        ({"max_steps": 7}, 7),
+        ({"epochs": 2}, 6),  # 11 rows in steps of 4 rows are 3 steps, the last one short
+        ({"epochs": 1.4}, 5),
+        ({"max_tokens": 500}, 3),
+        ({"max_tokens": 501}, 4),
+        ({"max_steps": 7, "max_minutes": 0.1}, 7),
+    ],
 )
 def test_a_length_becomes_steps(length, steps):
     settings = PretrainSettings(data=("a",), out="b", schedule=ScheduleSettings(warmup_steps=2), **length)

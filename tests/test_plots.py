@@ -4,7 +4,9 @@ import torch
 from matplotlib.image import imread
 
 from eval import plots
-from eval.plots import mask_panel, printable, save_attention, save_masks, strategy_panels
+from eval.plots import mask_panel, model_panels, printable, save_attention, save_masks, strategy_panels
+from model.config import from_preset
+from tests.conftest import windowed
 from tests.serving import served_model
 
 
@@ -29,6 +31,18 @@ def test_cells_of_a_picture_tell_block_and_past_apart():
     assert kinds.tolist() == [[2, 3, 0], [2, 2, 0], [1, 1, 1]]
     kinds = plots._cell_kinds(mask_panel("prefix", torch.tensor([0, 0, -1]), window=2))
     assert kinds.tolist() == [[2, 3, 0], [2, 2, 0], [0, 1, 1]]
+
+
+def test_a_mixed_model_is_drawn_with_a_panel_for_each_kind_of_layer():
+    blocks = torch.tensor([0, 0, -1])
+    for windows, titles in (
+        ((None, None), ["prefix"]),
+        ((2, 2), ["prefix"]),
+        ((2, None, 2), ["prefix, full", "prefix, sliding"]),
+    ):
+        panels = model_panels("prefix", blocks, from_preset("tiny", vocab_size=9, **windowed(*windows)))
+        assert [panel.title for panel in panels] == titles
+        assert panels[-1].mask[2, 0] == (2 not in windows) and panels[0].mask[2, 0] == (None in windows)
 
 
 def test_a_mask_becomes_a_file_with_every_colour_of_its_cells(tmp_path):

@@ -1,6 +1,6 @@
 """The run directory: whole saves, one writer, nothing overwritten."""
 
-import json
+import math
 import os
 from pathlib import Path
 
@@ -18,12 +18,21 @@ def run_dir(tmp_path):
         yield directory
 
 
-def save(run_dir: RunDirectory, step: int, facts: dict | None = None) -> None:
+def save(run_dir: RunDirectory, step: int, keep: int = 1) -> None:
     """A checkpoint whose weights tell the step."""
     run_dir.begin_checkpoint()
     (run_dir.partial / "model.safetensors").write_text(f"weights of step {step}")
-    (run_dir.partial / "training/settings.json").write_text(json.dumps(facts or {"seed": 0}))
     run_dir.commit_checkpoint(step)
+    run_dir.prune(keep, "texts")
+
+
+def kept(run_dir: RunDirectory) -> list[int]:
+    return sorted(int(folder.name[-8:]) for folder in (run_dir.path / "checkpoints").iterdir())
+
+
+def claim(path: Path) -> None:
+    with RunDirectory(path).claim():
+        pass
 
 
 def contents(run_dir: RunDirectory) -> tuple[str, str]:
@@ -35,7 +44,42 @@ def test_the_last_save_is_at_the_top_and_the_one_before_is_gone(run_dir):
     save(run_dir, 3)
     save(run_dir, 6)
     assert contents(run_dir) == ("weights of step 6", "weights of step 6")
-    assert [folder.name for folder in (run_dir.path / "checkpoints").iterdir()] == ["step-00000006"]
+    assert kept(run_dir) == [6]
+
+
+def test_the_last_saves_and_that_of_the_least_loss_are_kept(run_dir):
+    for step, loss in [(1, 3.0), (2, 1.0), (3, 2.0), (4, math.nan), (5, 0.5), (6, 1.5)]:
+        save(run_dir, step, keep=2)
+        run_dir.append_metrics({"step": step, "validation": "texts", "nats_per_token": loss})
+        run_dir.append_metrics({"step": step, "validation": "chats", "nats_per_token": -loss})
+        run_dir.prune(2, "texts")
+        if step == 4:
+            assert kept(run_dir) == [2, 3, 4] and (run_dir.path / "best").read_text() == "step-00000002"
+    assert kept(run_dir) == [5, 6] and (run_dir.path / "best").read_text() == "step-00000005"
+
+
+def test_a_save_that_never_became_the_last_one_takes_no_place(run_dir):
+    for step in (3, 6, 9):
+        save(run_dir, step, keep=3)
+    run_dir.write_text("latest", "step-00000003")
+    save(run_dir, 4)
+    assert kept(run_dir) == [4]
+
+
+def test_a_checkpoint_whose_removal_is_killed_is_no_longer_there(run_dir, monkeypatch):
+    save(run_dir, 3)
+
+    def dying(folder, ignore_errors=False):
+        if any(folder.rglob("model.safetensors")):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.run_dir.shutil.rmtree", dying)
+    with pytest.raises(KeyboardInterrupt):
+        save(run_dir, 6)
+    monkeypatch.undo()
+    assert not (run_dir.path / "checkpoints/step-00000003").exists()
+    save(run_dir, 9)
+    assert kept(run_dir) == [9]
 
 
 @pytest.mark.parametrize("victim", ["step-00000006", "model.safetensors", "latest"])
@@ -58,9 +102,30 @@ def test_a_save_that_dies_before_any_of_its_renames_leaves_the_one_before(run_di
     assert contents(run_dir) == ("weights of step 6", "weights of step 6")
 
 
+def test_all_is_on_the_disk_before_it_gets_its_name(run_dir, monkeypatch):
+    run_dir.append_metrics({"step": 3})
+    fsync, replace, done = os.fsync, os.replace, []
+
+    def flushing(descriptor):
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def naming(source, target):
+        done.append(f"{source.name} -> {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr("trainer.run_dir.os.fsync", flushing)
+    monkeypatch.setattr("trainer.run_dir.os.replace", naming)
+    save(run_dir, 3)
+    begin, named = done.index("partial -> step-00000003"), done.index(".latest.partial -> latest")
+    assert {"model.safetensors", "training", "partial"} <= {*done[:begin]}
+    assert {"checkpoints", "metrics.jsonl", ".latest.partial"} <= {*done[begin:named]}
+    assert done[named + 1] == "run"
+
+
 def test_a_second_writer_is_refused_until_the_first_is_done(run_dir, tmp_path):
     with pytest.raises(UserError, match=f"is being written by process {os.getpid()}; wait for it or stop it"):
-        RunDirectory(run_dir.path).claim()
+        claim(run_dir.path)
     with RunDirectory(tmp_path / "other").claim():
         pass
     with RunDirectory(tmp_path / "other").claim():
@@ -70,32 +135,26 @@ def test_a_second_writer_is_refused_until_the_first_is_done(run_dir, tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("forty pages")
     with pytest.raises(UserError, match="holds thesis.tex and no run; choose a new folder"):
-        RunDirectory(tmp_path).claim()
+        claim(tmp_path)
     with pytest.raises(UserError, match="is a file"):
-        RunDirectory(tmp_path / "thesis.tex").claim()
+        claim(tmp_path / "thesis.tex")
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_folder_that_a_kill_left_in_the_first_instant_is_taken_up(tmp_path):
-    (tmp_path / ".settings.yaml.partial").write_text("seed")
-    with RunDirectory(tmp_path).claim():
-        pass
+    for name in (".lock", "wandb", ".settings.yaml.partial"):
+        (tmp_path / name).touch()
+    claim(tmp_path)
+    assert not (tmp_path / ".settings.yaml.partial").exists()
 
 
-@pytest.mark.parametrize("content", ["[]", "{br", ""])
-def test_a_damaged_file_of_a_run_is_named(run_dir, content):
-    save(run_dir, 3)
-    (run_dir.latest / "training/settings.json").write_text(content)
-    with pytest.raises(UserError, match="settings.json .*begin again"):
-        run_dir.check({"seed": 0}, "auto")
-
-
-def test_other_settings_are_refused_by_name(run_dir):
-    run_dir.check({"seed": 1}, "never")
-    save(run_dir, 3, {"seed": 0, "optimizer.name": "muon", "sizes": [1]})
-    run_dir.check({"seed": 0, "optimizer.name": "muon", "sizes": (1,)}, "auto")
-    with pytest.raises(UserError, match=r"\(seed was 0, is 1; sizes was \[1\], is None\)"):
-        run_dir.check({"seed": 1, "optimizer.name": "muon"}, "auto")
+def test_a_failure_leaves_nothing_unfinished(tmp_path):
+    run_dir = RunDirectory(tmp_path / "run")
+    with pytest.raises(RuntimeError), run_dir.claim():
+        run_dir.begin_checkpoint()
+        (run_dir.path / ".model.safetensors.partial").write_text("half")
+        raise RuntimeError
+    assert {entry.name for entry in run_dir.path.rglob("*")} == {"checkpoints", ".lock"}
 
 
 def test_metrics_are_cut_back_to_a_step_and_bear_a_torn_line(run_dir):
@@ -104,5 +163,15 @@ def test_metrics_are_cut_back_to_a_step_and_bear_a_torn_line(run_dir):
     with open(run_dir.metrics_path, "a") as file:
         file.write('{"step": 4, "lo')
     assert [record["step"] for record in run_dir.read_metrics()] == [1, 2, 3]
-    run_dir.cut_metrics(2)
+    run_dir.cut_metrics(2, is_validated=True)
     assert Path(run_dir.metrics_path).read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_validation_that_a_kill_cut_short_is_done_again(run_dir):
+    for record in ({"step": 2, "loss": 1.0}, {"step": 2, "validation": "texts"}):
+        run_dir.append_metrics(record)
+    assert run_dir.is_validated(2, ["texts"]) and not run_dir.is_validated(2, ["texts", "chats"])
+    run_dir.cut_metrics(2, is_validated=True)
+    assert len(run_dir.read_metrics()) == 2
+    run_dir.cut_metrics(2, is_validated=False)
+    assert run_dir.read_metrics() == [{"step": 2, "loss": 1.0}]

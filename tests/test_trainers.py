@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import SHORT, data, init, line, pretrain, run_trainer, sft
+from training_runs import SHORT, data, init, line, metrics, pretrain, run_trainer, sft
 
 from model.errors import UserError
 from trainer.run_dir import RunDirectory
@@ -81,6 +81,8 @@ def test_a_store_of_another_tokenizer_than_the_models_is_refused(run_trainer, da
         (["--max_steps"], "expected one of --max_steps or --epochs or --max_tokens, got none"),
         (["--max_steps", 3, "--epochs", 1], "got --max_steps 3 and --epochs 1"),
         (["--max_steps", 0], "--max_steps: expected more than 0, got 0"),
+        (["--samples", -1], "--samples: expected 0 or more, got -1"),
+        (["--sample_tokens", 0], "--sample_tokens: expected more than 0, got 0"),
         (["--init", "somewhere"], "--model and --init: expected one of them, got both"),
         (["--schedule.decay_fraction", 2], "fractions between 0 and 1"),
     ],
@@ -109,3 +111,24 @@ def test_another_run_is_neither_continued_nor_overwritten(pretrain, tmp_path):
 def test_a_second_writer_is_refused_with_the_process_named(pretrain, tmp_path):
     with RunDirectory(tmp_path / "run").claim(), pytest.raises(UserError, match=f"by process {os.getpid()};"):
         pretrain(tmp_path / "run", "--max_steps", 3)
+
+
+def targets(out):
+    return [record["targets"] for record in metrics(out) if "targets" in record]
+
+
+def test_arms_of_a_comparison_can_carry_loss_on_the_same_positions(pretrain, sft, tmp_path):
+    arms = {
+        "prefix": (pretrain, "--prompt_mask", "prefix"),
+        "suffix": (pretrain, "--supervise", "suffix"),
+        "all": (pretrain,),
+        "history": (sft, "--prompt_mask", "history"),
+        "last": (sft, "--prompt_mask", "prefix", "--supervise", "last"),
+        "answers": (sft,),
+    }
+    counts = {}
+    for name, (train, *flags) in arms.items():
+        train(tmp_path / name, "--max_steps", 3, "--max_seq_len", 128, *flags)
+        counts[name] = targets(tmp_path / name)
+    assert counts["prefix"] == counts["suffix"] != counts["all"]
+    assert counts["history"] == counts["last"] != counts["answers"]

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from model.attention import Visibility, eager_attention, sdpa_attention
 from model.loss import summed_cross_entropy
 from model.masks import Layout, causal_layout, is_readable, prompt_blocks, visible_mask
-from tests.conftest import STRATEGIES, one_document, tiny_model, turns
+from tests.conftest import STRATEGIES, one_document, tiny_model, turns, windowed
 from tests.test_masks import random_layout
 
 CONVERSATION = "Ss Uu Aa Uu Aa"
@@ -22,14 +22,14 @@ def logits_of(model, ids, layout, backend="sdpa"):
     return model(ids, layout)
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("windows", [(None, None), (3, 3), (3, None), (None, 3)])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_token_influences_exactly_the_logits_that_the_mask_lets_it(strategy, window):
-    model = tiny_model(sliding_window=window)
+def test_a_token_influences_exactly_the_logits_that_the_mask_lets_it(strategy, windows):
+    model = tiny_model(**windowed(*windows))
     layout = one_document(prompt_blocks(strategy, *turns(CONVERSATION)))
     ids = torch.randint(97, (1, 10))
-    step = visible_mask(layout, window)[0].double()
-    flow = (step @ step) > 0  # what two layers can carry
+    first, second = (visible_mask(layout, window)[0].double() for window in windows)
+    flow = (second @ first) > 0  # what two layers can carry
     with torch.no_grad():
         before = model(ids, layout)[0]
         for j in range(10):
@@ -40,10 +40,30 @@ def test_a_token_influences_exactly_the_logits_that_the_mask_lets_it(strategy, w
             assert (moved[~flow[:, j]] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("windows", "moved"),
+    [
+        ((3, 3), ["111...", "11111."]),
+        ((3, None), ["111...", "111111"]),
+        ((None, 3), ["111111", "111111"]),
+    ],
+)
+def test_a_far_token_reaches_through_a_full_layer_and_not_through_a_sliding_one(windows, moved):
+    """The rows that move behind each layer when token 0 changes."""
+    model, states = tiny_model(**windowed(*windows)), [[], []]
+    for layer, seen in zip(model.model.layers, states, strict=True):
+        layer.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output))
+    for first in (1, 2):
+        model(torch.tensor([[first, 3, 4, 5, 6, 7]]))
+    for (before, after), rows in zip(states, moved, strict=True):
+        changes = (after - before).abs().amax(-1)[0] > 1e-9
+        assert "".join("1" if change else "." for change in changes) == rows
+
+
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-@pytest.mark.parametrize("window", [None, 3])
-def test_backends_agree_on_outputs_and_gradients(window, key_heads):
-    model = tiny_model(sliding_window=window, num_key_value_heads=key_heads)
+@pytest.mark.parametrize("windows", [(None, None), (3, 3), (None, 3)])
+def test_backends_agree_on_outputs_and_gradients(windows, key_heads):
+    model = tiny_model(num_key_value_heads=key_heads, **windowed(*windows))
     layout, ids = random_layout(4, 20), torch.randint(97, (4, 20))
     real = layout.document_ids >= 0
     results = []
@@ -56,6 +76,32 @@ def test_backends_agree_on_outputs_and_gradients(window, key_heads):
     assert (eager - fused).abs().max() < 1e-9
     for a, b in zip(eager_grads, fused_grads, strict=True):
         assert (a - b).norm() <= 1e-6 * a.norm()
+
+
+def test_documents_attended_one_by_one_equal_all_at_once_in_outputs_and_gradients(monkeypatch):
+    monkeypatch.setattr("model.transformer.SHORTEST_SHARED_ROW", 1)
+    monkeypatch.setattr("model.attention.SHORTEST_RUN", 1)
+    model, layout, ids = tiny_model(), random_layout(4, 24), torch.randint(97, (4, 24))
+    real, results = layout.document_ids >= 0, []
+    assert model.model._visibility(ids, layout, None).documents is not None
+    for backend in ("eager", "sdpa"):
+        model.zero_grad()
+        logits = logits_of(model, ids, layout, backend)[real]
+        logits.square().sum().backward()
+        results.append((logits, [parameter.grad.clone() for parameter in model.parameters()]))
+    (dense, dense_grads), (one_by_one, grads) = results
+    assert (dense - one_by_one).abs().max() < 1e-9
+    for a, b in zip(dense_grads, grads, strict=True):
+        assert (a - b).abs().max() < 1e-9 * (1 + a.abs().max())
+
+
+def test_short_rows_and_many_short_documents_attend_all_at_once():
+    model, ids = tiny_model(max_position_embeddings=512), torch.zeros(1, 512, dtype=torch.long)
+    for length, size, is_one_by_one in ((512, 64, True), (512, 16, False), (128, 64, False)):
+        documents = torch.arange(length)[None] // size
+        layout = Layout(documents, torch.arange(length)[None] % size, torch.full_like(documents, -1))
+        seen = model.model._visibility(ids[:, :length], layout, None)
+        assert (seen.documents is not None) is is_one_by_one
 
 
 @pytest.mark.parametrize("attend", [eager_attention, sdpa_attention])
@@ -211,3 +257,32 @@ def test_attention_maps_are_the_probabilities_under_the_mask():
         assert torch.equal(probabilities > 0, visible_mask(layout)[:, None].expand(2, 4, 9, 9))
         assert (probabilities.sum(-1) - 1).abs().max() < 1e-12
     assert torch.equal(model(ids, layout), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients_to_the_bit(dtype):
+    ids, layout = torch.randint(97, (2, 9)), random_layout(2, 9)
+    results = []
+    for recomputes in (False, True):
+        model, calls = tiny_model().float(), []
+        if recomputes:
+            model.recompute_layers()
+        for layer in model.model.layers:
+            layer.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(torch.is_grad_enabled()))
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            nats = model(ids, layout, ids)
+        nats.backward()
+        assert len(calls) == (4 if recomputes else 2)
+        results.append([nats, *(parameter.grad for parameter in model.parameters())])
+        with torch.no_grad():
+            model(ids, layout)
+        assert calls[-2:] == [False, False]
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("windows", [(3, None), (None, 3)])
+def test_attention_maps_of_a_mixed_model_show_the_window_of_each_layer(windows):
+    layout = random_layout(2, 9)
+    maps = tiny_model(**windowed(*windows)).attention_maps(torch.randint(97, (2, 9)), layout)
+    for probabilities, window in zip(maps, windows, strict=True):
+        assert torch.equal(probabilities[:, :1] > 0, visible_mask(layout, window)[:, None])

@@ -14,10 +14,12 @@ from dataset.tokenizer import Tokenizer, train_tokenizer
 from model.checkpoint import save_checkpoint
 from model.config import from_preset
 from model.transformer import LanguageModel
+from trainer.loop import Training
 
 NAMES = ["Ada", "Bo", "Cleo", "Dan", "Eve", "Finn"]
 PLACES = ["garden", "kitchen", "tower", "harbour"]
 SHORT = {"--max_seq_len": 48, "--batch_size": 4, "--schedule.warmup_steps": 2, "--log_every_steps": 1}
+SHORT |= {"--samples": 0}
 SHAPE = {"--model.preset": "tiny", "--model.hidden_size": 32, "--model.intermediate_size": 48}
 
 
@@ -110,9 +112,23 @@ def init(data, tmp_path_factory) -> Path:
     return folder
 
 
+def after_step(monkeypatch, step: int, act) -> None:
+    """Let `act` happen once, right after an optimizer step."""
+    update = Training._update
+
+    def updated(training, batch):
+        update(training, batch)
+        if training.progress.step == step:
+            monkeypatch.setattr(Training, "_update", update)
+            act()
+
+    monkeypatch.setattr(Training, "_update", updated)
+
+
 def metrics(out: Path) -> list[dict]:
     """The records of a run without what depends on the clock."""
     timed = ("tokens_per_second", "targets_per_second", "waiting_share", "seconds_left")
+    timed += ("model_flop_utilisation", "memory_megabytes")
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 

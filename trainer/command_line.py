@@ -193,8 +193,11 @@ def _leaves(content: dict, flags: dict[str, _Flag], prefix: str = "") -> Iterato
 
 
 def _as_flag(flag: _Flag, value: Any) -> list[str]:
-    if flag.many and isinstance(value, list):
-        return [f"--{flag.key}", *map(str, value)] if value else []
+    nothing = [] if flag.default == () else flag.default
+    if flag.many and not value and value == nothing:  # a saved recipe names every key, also the empty ones
+        return []
+    if flag.many and isinstance(value, list) and value:
+        return [f"--{flag.key}", *map(str, value)]
     if isinstance(value, list) or (value is None and types.NoneType not in _members(flag.hint)):
         raise UserError(f"--{flag.key}: expected {_expected(flag)}, got {value!r}")
     text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -2,13 +2,17 @@
 
 import os
 from dataclasses import dataclass
+from netrc import NetrcParseError, netrc
+from urllib.parse import urlsplit
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 
 from model.errors import UserError
 from trainer.settings import TrainSettings
+from trainer.sharding import fsdp_plugin, is_sharding_asked
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Device:
 
     accelerator: Accelerator
     dtype: torch.dtype
+    shards: bool
+    """whether each process keeps a part of the model only"""
     description: str
 
 
@@ -34,20 +40,35 @@ def find_device(settings: TrainSettings) -> Device:
     uses_cpu = is_cpu_asked or not torch.accelerator.is_available()
     launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = choose_precision(settings.dtype, launcher_precision, native_bfloat16(uses_cpu))
+    shards = is_sharding_asked(settings.sharding)
     accelerator = Accelerator(
         cpu=uses_cpu,
+        fsdp_plugin=fsdp_plugin() if shards and not uses_cpu else None,
         mixed_precision="bf16" if precision.dtype == torch.bfloat16 else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=_checked_tracker(settings.tracker),
         project_dir=settings.out,
     )
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != world:
+    _check_processes(accelerator.num_processes, shards)
+    description = _describe(accelerator, precision) + (", sharded by FSDP2" if shards else "")
+    return Device(accelerator, precision.dtype, shards, description)
+
+
+def _check_processes(number: int, shards: bool) -> None:
+    """Raise `UserError` unless all processes that were meant are there."""
+    if number != (world := int(os.environ.get("WORLD_SIZE", 1))):
         raise UserError(
-            f"expected WORLD_SIZE={world} processes, accelerate sees {accelerator.num_processes}; "
-            "start them with accelerate launch"
+            f"expected WORLD_SIZE={world} processes, accelerate sees {number}; "
+            "start them with accelerate launch or torchrun"
         )
-    return Device(accelerator, precision.dtype, _describe(accelerator, precision))
+    # On CPUs accelerate launch sets the address for several processes, and starts one.
+    if number == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() - {"WORLD_SIZE"}:
+        raise UserError(
+            "accelerate launch was asked for several processes on CPUs and started one; use torchrun or "
+            "configs/accelerate/two_cpu_processes.yaml, see docs/scale.md"
+        )
+    if number == 1 and shards:
+        raise UserError("sharding by FSDP2 needs two or more processes, got 1; start more, or do without it")
 
 
 def choose_precision(dtype: str, launcher_precision: str, native: str | None) -> Precision:
@@ -91,8 +112,19 @@ def _checked_tracker(name: str) -> str | None:
         return None
     if name not in LOGGER_TYPE_TO_CLASS:
         raise UserError(f"--tracker: expected none or one of {', '.join(LOGGER_TYPE_TO_CLASS)}, got {name}")
-    if name not in map(str, get_available_trackers()):
+    if name in LoggerType.list() and name not in map(str, get_available_trackers()):
         raise UserError(f"--tracker {name} is not installed; install it with pip, or use --tracker none")
-    if name == "wandb" and not os.environ.get("WANDB_API_KEY"):
+    if name == "wandb" and not (os.environ.get("WANDB_API_KEY") or _is_logged_in_to_wandb()):
         os.environ.setdefault("WANDB_MODE", "offline")
     return name
+
+
+def _is_logged_in_to_wandb() -> bool:
+    """Say whether `wandb login` has left a key where wandb looks for it."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    names = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    files = [file for file in map(os.path.expanduser, names) if os.path.isfile(file)]
+    try:
+        return any(host in netrc(file).hosts for file in files)
+    except (NetrcParseError, OSError):
+        return False

@@ -17,19 +17,28 @@ import yaml
 from dataset.batches import Batch
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.errors import UserError
+from trainer.compilation import compile_if_asked
 from trainer.device import Device, find_device
+from trainer.failures import explaining, has_finite_weights
+from trainer.machine import Machine
 from trainer.optimizer import Optimizers
+from trainer.prefetch import prefetched
 from trainer.reporting import Meter, Reporter
+from trainer.resuming import check_resumable, keep_rows_per_step
 from trainer.run_dir import RunDirectory
+from trainer.samples import draw_samples
 from trainer.schedule import count_steps, multiplier
 from trainer.settings import to_plain
+from trainer.sharding import distribute, load_weights, whole, whole_model, without_exchange
 from trainer.stopping import StopRequest
 from trainer.summary import describe_task, summarise
 from trainer.task import Task
 from trainer.training_state import (
     Progress,
+    load_optimizers,
     load_random_state,
     load_shared_state,
+    save_optimizers,
     save_random_state,
     save_shared_state,
 )
@@ -40,14 +49,17 @@ MAX_SKIPPED_IN_A_ROW = 5
 
 def train(task: Task) -> None:
     """Train in the run directory, from the beginning or its last save, until the end or a request to stop."""
-    training = Training(task, find_device(task.settings))
-    with training.run_dir.claim() if training.is_main_process else nullcontext():
-        training.restore()
-        if training.run_dir.is_finished:
-            training.reporter.say(f"{task.settings.out} is already finished")
-            return
-        with StopRequest(task.settings.max_minutes) as stop, training.reporter:
-            training.run_until(stop)
+    with explaining(RunDirectory(task.settings.out)):
+        device = find_device(task.settings)
+        training = Training(keep_rows_per_step(task, device.accelerator.num_processes), device)
+        with training.run_dir.claim() if training.is_main_process else nullcontext():
+            training.restore()
+            if training.run_dir.is_finished(training.total_steps):
+                training.reporter.say(f"{task.settings.out} is already finished")
+                return
+            training.begin()
+            with StopRequest(task.settings.max_minutes) as stop, training.reporter:
+                training.run_until(stop)
     if stop.signal:
         raise SystemExit(128 + stop.signal)
 
@@ -66,30 +78,40 @@ class Training:
         self.total_steps = count_steps(settings, self.figures, self.rows_per_step)
         self.run_dir = RunDirectory(settings.out)
         self.reporter = Reporter(self.run_dir, accelerator, settings, self.total_steps)
-        self.model = accelerator.prepare(task.start.model)
+        most_tokens = self.total_steps * self.rows_per_step * settings.max_seq_len
+        self.compilation = compile_if_asked(task.start.model, settings, accelerator.device, most_tokens)
+        if settings.gradient_checkpointing:
+            task.start.model.recompute_layers()
+        self.model = distribute(task.start.model, accelerator, device.shards)
         self.optimizers = Optimizers(self.model, settings.optimizer, device.dtype)
         self.bytes_of_tokens = bytes_of_tokens(task.stream.tokenizer)
         self.progress, self.meter, self.gradient_norm = Progress(), Meter(), 0.0
+        self.machine = Machine(task.start.model.config, accelerator.device, device.dtype)
 
     def restore(self) -> None:
         """Go back to the last save, if there is one; raises `UserError` if its settings were others."""
         self.facts = self.task.facts() | {
             "dtype": str(self.device.dtype),
+            "compiled": self.compilation.is_on,
             "rows_per_step": self.rows_per_step,
             "total_steps": self.total_steps,
         }
         if self.is_main_process:
-            self.run_dir.check(self.facts, self.settings.resume)
+            check_resumable(self.run_dir, self.facts, self.settings.schedule, self.settings.resume)
         self.accelerator.wait_for_everyone()
+        self.run_dir.check_shared()
         if folder := self.run_dir.latest:
             self._load(folder)
-        self.validated_step = self.progress.step if self.run_dir.is_validated(self.progress.step) else None
+        self.restored_step = self.progress.step
+        is_validated = self.run_dir.is_validated(self.restored_step, self.task.validation)
+        self.validated_step = self.restored_step if is_validated else None
         self.began = time.monotonic() - self.progress.seconds
 
     def _load(self, folder: Path) -> None:
         try:
-            self.task.start.model.load_state_dict(load_checkpoint(folder).model.state_dict())
-            self.progress = load_shared_state(folder / "training", self.optimizers)
+            load_weights(self.task.start.model, load_checkpoint(folder).model.state_dict())
+            load_optimizers(folder / "training", self.task.start.model, self.optimizers)
+            self.progress = load_shared_state(folder / "training")
             load_random_state(folder / "training", self.rank)
         except (
             OSError,
@@ -100,14 +122,14 @@ class Training:
             UnpicklingError,
             EOFError,
         ) as error:
-            raise UserError(f"{folder} is damaged ({error}); begin again in another --out") from error
+            raise UserError(f"{folder} is damaged ({error}); {self.run_dir.way_back}") from error
 
     def run_until(self, stop: StopRequest) -> None:
         """Take optimizer steps until the last one, or until `stop` is asked on any process."""
         settings, is_stopping = self.settings, False
-        self._begin()
         self._validate_if_due()  # a kill may have come between a save and its validation
-        for batch in self.meter.timed(self._batches()):
+        for epoch, row, batch in self.meter.timed(prefetched(self._batches())):
+            self.progress.epoch, self.progress.row = epoch, row
             self._update(batch)
             (is_stopping,) = self._summed(stop.is_asked)
             if self._is_due(settings.log_every_steps):
@@ -119,17 +141,17 @@ class Training:
             self._validate_if_due()
         self._close(is_finished=not is_stopping)
 
-    def _batches(self) -> Iterator[Batch]:
-        """Yield this process's part of every step that is left."""
-        progress = self.progress
-        while progress.step < self.total_steps:
-            for batch in self.task.stream.batches(
-                progress.epoch, progress.row, self.rows_per_step, self.rank, self.world
-            ):
-                yield batch
-                if progress.step == self.total_steps:
+    def _batches(self) -> Iterator[tuple[int, int, Batch]]:
+        """Yield this process's part of every step that is left, after the epoch and row where it begins."""
+        epoch, row = self.progress.epoch, self.progress.row
+        steps_left = self.total_steps - self.progress.step
+        while steps_left:
+            for batch in self.task.stream.batches(epoch, row, self.rows_per_step, self.rank, self.world):
+                yield epoch, row, batch
+                row, steps_left = row + self.rows_per_step, steps_left - 1
+                if not steps_left:
                     return
-            progress.epoch, progress.row = progress.epoch + 1, 0
+            epoch, row = epoch + 1, 0
 
     def _update(self, batch: Batch) -> None:
         """Take one optimizer step; where loss or gradient are not finite, leave the weights alone."""
@@ -137,17 +159,20 @@ class Training:
         targets, tokens = self._summed(batch.num_targets, batch.num_real)
         if not targets:
             raise UserError(f"no target in the step from row {progress.row} of epoch {progress.epoch} on")
+        if progress.step == self.restored_step and self.world > 2:
+            self._settle(batch)
         nats = self._backward(batch, scale=self.world / targets)
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.settings.optimizer.max_gradient_norm
         )
-        (nats,), self.gradient_norm = self._summed(nats), float(norm)
+        (nats,), self.gradient_norm = self._summed(nats), float(whole(norm))
         is_finite = math.isfinite(nats) and math.isfinite(self.gradient_norm)
         if is_finite:
             self.optimizers.step(multiplier(progress.step, self.total_steps, self.settings.schedule))
         self.optimizers.zero_grad()
         progress.count(self.rows_per_step, int(tokens), int(targets), nats if is_finite else None)
         self.meter.count(int(tokens), int(targets), time.monotonic() - began)
+        self.machine.count(batch)
         self.reporter.advance(progress.step)
         if not is_finite:
             self._report_skip(batch)
@@ -162,11 +187,20 @@ class Training:
         micro_batches = [Batch(*part).to(self.accelerator.device) for part in parts]
         for rows in micro_batches:
             is_last = rows is micro_batches[-1]
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            with nullcontext() if is_last else without_exchange(self.model, self.accelerator):
                 nats = self.model(rows.ids, rows.layout, rows.labels)
                 self.accelerator.backward(nats * scale)
             total += nats.detach()
         return float(total)
+
+    def _settle(self, batch: Batch) -> None:
+        """Let DDP lay its gradients out anew, which it does once, after the first backward pass.
+
+        The layout decides in which order three or more processes are summed, and so the bits of a resumed
+        run: it has to be the final one from the first step on.
+        """
+        self._backward(batch, scale=0.0)
+        self.optimizers.zero_grad()
 
     def _report_skip(self, batch: Batch) -> None:
         """Say that an update was skipped; raises `UserError` after several in a row, with the batch saved."""
@@ -198,11 +232,13 @@ class Training:
             "tokens": progress.tokens,
             "targets": progress.targets,
         }
-        self.reporter.log_training(record | self.meter.read(self.total_steps - progress.step))
+        rates = self.meter.read(self.total_steps - progress.step)
+        used = self.machine.read(rates["tokens_per_second"] / self.world)
+        self.reporter.log_training(record | rates | used)
         progress.nats_since_log, progress.targets_since_log = 0.0, 0
 
     def _validate_if_due(self) -> None:
-        """Measure the loss on every validation store, unless that was done at this step."""
+        """Measure the loss on every validation store and draw samples, unless done at this step."""
         step = self.progress.step
         if not self._is_due(self.settings.validate_every_steps) or step == self.validated_step:
             return
@@ -211,40 +247,62 @@ class Training:
         for name, stream in self.task.validation.items():
             batches = stream.batches(0, 0, rows, self.rank, self.world)
             results[name] = measure(self.task.start.model, batches, self.bytes_of_tokens, self._summed)
+        task, model = self.task, whole_model(self.task.start.model)
+        if self.is_main_process:
+            longest = self.settings.sample_tokens
+            samples = draw_samples(model, task.stream.tokenizer, task.sample_prompts, longest)
+            self.reporter.log_samples(step, samples)
         self.reporter.log_validation(step, results)
         self.validated_step = step
+        self._prune()
 
     def _save(self) -> None:
         """Write a checkpoint that the run continues from."""
         run_dir, partial, tokenizer = self.run_dir, self.run_dir.partial, self.task.stream.tokenizer
-        self.progress.seconds = time.monotonic() - self.began
+        (is_broken,) = self._summed(not has_finite_weights(self.model))
+        if is_broken:
+            raise UserError(f"the weights are no longer finite and are not saved; {run_dir.last_save}")
+        self.progress.seconds, self.progress.processes = time.monotonic() - self.began, self.world
         if self.is_main_process:
             run_dir.begin_checkpoint()
         self.accelerator.wait_for_everyone()
+        start, is_main = self.task.start, self.is_main_process
         save_random_state(partial / "training", self.rank)
-        if self.is_main_process:
-            start = self.task.start
-            save_checkpoint(
-                partial, start.model, start.prompt_mask, tokenizer.stop_ids, self.task.tokenizer_path
-            )
-            save_shared_state(partial / "training", self.optimizers, self.progress, self.facts)
+        save_optimizers(partial / "training", start.model, self.optimizers, is_main)
+        model = whole_model(start.model)
+        if is_main:
+            save_checkpoint(partial, model, start.prompt_mask, tokenizer.stop_ids, self.task.tokenizer_path)
+            save_shared_state(partial / "training", self.progress, self.facts)
         self.accelerator.wait_for_everyone()
         if self.is_main_process:
             run_dir.commit_checkpoint(self.progress.step)
+        self._prune()
         self.accelerator.wait_for_everyone()
 
-    def _begin(self) -> None:
+    def _prune(self) -> None:
+        """Remove the checkpoints that are not to be kept."""
+        if self.is_main_process:
+            self.run_dir.prune(self.settings.keep_checkpoints, next(iter(self.task.validation), None))
+
+    def begin(self) -> None:
         """Write the settings down and say what is about to happen."""
         if self.is_main_process:
             self.run_dir.write_text(
                 "settings.yaml", yaml.safe_dump(to_plain(self.settings), sort_keys=False, allow_unicode=True)
             )
-            self.run_dir.cut_metrics(self.progress.step)
+            self.run_dir.cut_metrics(self.restored_step, is_validated=self.validated_step is not None)
+            self._prune()
         for line in describe_task(self.task, self.figures, self.total_steps, self.rows_per_step):
             self.reporter.say(line)
         self.reporter.say(f"device     {self.device.description}")
-        if self.progress.step:
-            self.reporter.say(f"continuing after step {self.progress.step}")
+        self.reporter.say(f"compile    {self.compilation.reason}")
+        if self.restored_step:
+            self.reporter.say(f"continuing after step {self.restored_step}")
+        if self.progress.processes != self.world and self.restored_step:
+            self.reporter.say(
+                f"{self.world} processes instead of {self.progress.processes}: gradient_accumulation is "
+                f"{self.settings.gradient_accumulation}, which keeps the rows of a step"
+            )
 
     def _close(self, is_finished: bool) -> None:
         """Leave `summary.json` and say how to go on."""

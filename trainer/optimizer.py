@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.settings import OptimizerSettings
+from trainer.sharding import cut_like, cut_state, whole
 
 # The quintic of Jordan et al. 2024 (kellerjordan.github.io/posts/muon): steep at 0, so that singular values
 # come close to 1 in few iterations.
@@ -18,7 +19,7 @@ class BatchedMuon(torch.optim.Muon):
     """`torch.optim.Muon` with one batched product for all matrices of a shape, in a dtype of choice.
 
     torch iterates matrix by matrix in bfloat16, which most processors emulate: a small model would spend
-    half of its time there.
+    half of its time there. Of sharded matrices every process iterates the whole and keeps its part.
     """
 
     def __init__(
@@ -32,10 +33,11 @@ class BatchedMuon(torch.optim.Muon):
     def step(self, closure: None = None) -> None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            updates = [(p, self._momentum(p, group)) for p in group["params"] if p.grad is not None]
+            updates = [(p, whole(self._momentum(p, group))) for p in group["params"] if p.grad is not None]
             for parameters, batch in _stacked_by_shape(updates):
                 for parameter, update in zip(parameters, orthogonalise(batch, self.dtype), strict=True):
-                    self._apply(parameter, update, group)
+                    wide = parameter.shape[0] <= parameter.shape[1]
+                    self._apply(parameter, cut_like(update if wide else update.T, parameter), group)
 
     def _momentum(self, parameter: nn.Parameter, group: dict) -> Tensor:
         """Move the momentum towards the gradient and return the Nesterov update."""
@@ -47,10 +49,8 @@ class BatchedMuon(torch.optim.Muon):
 
     def _apply(self, parameter: nn.Parameter, update: Tensor, group: dict) -> None:
         """Decay and step, with updates as large as AdamW's (Liu et al. 2025, arXiv 2502.16982)."""
-        rows, columns = parameter.shape
-        update = update if rows <= columns else update.T
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * 0.2 * max(rows, columns) ** 0.5)
+        parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
 
 
 def _stacked_by_shape(
@@ -85,35 +85,35 @@ class Optimizers:
         self._peak = settings.learning_rate
         matrices, others = split_parameters(model)
         groups = [{"params": others, "weight_decay": 0.0}]
-        self._members: list[torch.optim.Optimizer] = []
+        self.members: list[torch.optim.Optimizer] = []
         if settings.name == "muon":
             muon = BatchedMuon(matrices, dtype, lr=self._peak, weight_decay=settings.weight_decay)
-            self._members.append(muon)
+            self.members.append(muon)
         else:
             groups.append({"params": matrices, "weight_decay": settings.weight_decay})
         betas = (settings.beta1, settings.beta2)
-        self._members.append(torch.optim.AdamW(groups, lr=self._peak, betas=betas, fused=True))
+        self.members.append(torch.optim.AdamW(groups, lr=self._peak, betas=betas, fused=True))
 
     def step(self, multiplier: float) -> None:
         """Update the parameters at `multiplier` times the peak learning rate."""
-        for optimizer in self._members:
+        for optimizer in self.members:
             for group in optimizer.param_groups:
                 group["lr"] = self._peak * multiplier
             optimizer.step()
 
     def zero_grad(self) -> None:
         """Free the gradients."""
-        for optimizer in self._members:
+        for optimizer in self.members:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict]:
         """Return the state of all members."""
-        return [optimizer.state_dict() for optimizer in self._members]
+        return [optimizer.state_dict() for optimizer in self.members]
 
     def load_state_dict(self, states: list[dict]) -> None:
         """Continue from the state of the same members."""
-        for optimizer, state in zip(self._members, states, strict=True):
-            optimizer.load_state_dict(state)
+        for optimizer, state in zip(self.members, states, strict=True):
+            optimizer.load_state_dict(cut_state(state, optimizer))
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""What a training says: lines, a bar, `metrics.jsonl`, `loss.png`, trackers; only the main process speaks."""
+"""What a training says: lines, a bar, `metrics.jsonl`, trackers; only the main process speaks."""
 
 import sys
 import time
@@ -11,7 +11,9 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from model.errors import UserError
-from trainer.run_dir import RunDirectory, replacing
+from trainer.loss_picture import LossPicture
+from trainer.run_dir import RunDirectory
+from trainer.samples import in_one_line, write_samples
 from trainer.settings import TrainSettings, flatten, to_plain
 from trainer.validation import Likelihood
 
@@ -32,6 +34,7 @@ class Reporter:
         """Report on a training of `total_steps` optimizer steps."""
         self._run_dir, self._accelerator, self._settings = run_dir, accelerator, settings
         self._total_steps, self._speaks = total_steps, accelerator.is_main_process
+        self._picture = LossPicture(run_dir)
         columns = (BarColumn(), MofNCompleteColumn(), "steps", TimeRemainingColumn())
         self._bar = Progress(*columns, disable=not (self._speaks and sys.stdout.isatty()))
         self._task = self._bar.add_task("", total=total_steps)
@@ -77,8 +80,11 @@ class Reporter:
             record,
             f"loss {loss}  lr {record['learning_rate']:.2e}  gradient norm {norm}  "
             f"{record['tokens_per_second']:,.0f} tokens/s  {record['targets_per_second']:,.0f} targets/s  "
-            f"waiting {record['waiting_share']:.1%}  {time_left(record['seconds_left'])} left",
+            f"waiting {record['waiting_share']:.1%}  {record['model_flop_utilisation']:.0%} of peak  "
+            f"{record['memory_megabytes']:,.0f} MB  {time_left(record['seconds_left'])} left",
         )
+        if self._speaks:
+            self._picture.draw_if_due()
 
     def log_validation(self, step: int, results: dict[str, Likelihood]) -> None:
         """Record and print the loss on every validation store, and draw the curves anew."""
@@ -90,7 +96,14 @@ class Reporter:
             line = f"validation {name}  {likelihood.nats_per_token:.4f} nats/token{in_bytes}"
             self._record({"step": step, "validation": name} | numbers, line)
         if self._speaks:
-            draw_losses(self._run_dir)
+            self._picture.draw()
+
+    def log_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        """Record and print what the model says; on the main process."""
+        if samples:
+            write_samples(self._run_dir, step, samples)
+        for sample in samples:
+            self.say(f"sample     {in_one_line(sample)}")
 
     def _record(self, record: dict[str, Any], line: str) -> None:
         step, group = record["step"], record.get("validation", "training")
@@ -137,28 +150,6 @@ class Meter:
         }
         self.__init__()
         return rates
-
-
-def draw_losses(run_dir: RunDirectory) -> None:
-    """Draw the losses that the metrics hold into `loss.png`: training and every validation store."""
-    from matplotlib.figure import Figure  # slow to import, and only the main process draws
-
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for record in run_dir.read_metrics():
-        loss = record.get("nats_per_token", record.get("loss"))
-        if loss is not None:
-            curves.setdefault(record.get("validation", "training"), []).append((record["step"], loss))
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        style = {"linewidth": 1} if name == "training" else {"marker": "o", "markersize": 4}
-        axes.plot(*zip(*points, strict=True), label=name, **style)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=run_dir.path.name)
-    axes.grid(alpha=0.3)
-    if curves:
-        axes.legend()
-    with replacing(run_dir.path / "loss.png") as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
 
 
 def time_left(seconds: float) -> str:

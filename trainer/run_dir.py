@@ -2,16 +2,18 @@
 
 out/  config.json  model.safetensors  tokenizer.json …   the model as last saved, for everyone to open
       checkpoints/step-00000500/                         the same, with training/ to continue from
-      latest                                             the name of that checkpoint
+      latest  best                                       names of checkpoints
       settings.yaml  metrics.jsonl  loss.png  summary.json
 """
 
 import fcntl
 import json
+import math
 import os
+import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,46 +33,51 @@ class RunDirectory:
         self.metrics_path = self.path / "metrics.jsonl"
         self._checkpoints = self.path / "checkpoints"
 
-    def claim(self) -> IO[str]:
-        """Make the folder and lock it until the returned file is closed.
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Make the folder and hold it against other writers; leave no unfinished file in it.
 
         Raises `UserError` if the folder holds something else, or has a writer.
         """
-        check_place(self.path)
-        begun = {".lock", f".{MARK}.partial"}  # what a kill in the first instant leaves
-        others = {entry.name for entry in self.path.iterdir()} - begun if self.path.exists() else set()
-        if others and MARK not in others:
-            raise UserError(f"--out {self.path} holds {min(others)} and no run; choose a new folder")
+        self._check_place()
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - the caller closes it
+        with open(self.path / ".lock", "a+") as lock:
+            self._hold(lock)
+            try:
+                yield
+            finally:
+                self._drop_partial()
+
+    def _hold(self, lock: IO[str]) -> None:
+        """Lock the file until it is closed, and leave the number of this process in it."""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            writer = lock.read()
             raise UserError(
-                f"--out {self.path} is being written by process {writer}; wait for it or stop it"
+                f"--out {self.path} is being written by process {lock.read()}; wait for it or stop it"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        return lock
 
-    def check(self, facts: dict[str, Any], resume: str) -> None:
-        """Raise `UserError` unless a run with these facts (dotted key to value) may start or go on here."""
-        if self.latest is None:
-            return
-        if resume == "never":
+    def check_shared(self) -> None:
+        """Raise `UserError` unless this process sees the folder that the main process holds."""
+        if not self.path.exists():
             raise UserError(
-                f"--out {self.path} holds a run; choose another folder, or --resume auto to continue it"
+                f"--out {self.path} is not there on {platform.node()}; expected a folder that all nodes share"
             )
-        saved, given = self.read_training("settings.json"), json.loads(json.dumps(facts))
-        differing = [key for key in saved | given if saved.get(key) != given.get(key)]
-        if differing:
-            changes = "; ".join(f"{key} was {saved.get(key)}, is {given.get(key)}" for key in differing)
+
+    def _check_place(self) -> None:
+        if not self.path.is_dir():
+            return check_place(self.path)
+        if not os.access(self.path, os.W_OK):
             raise UserError(
-                f"--out {self.path} holds a run with other settings ({changes}); choose another folder"
+                f"--out {self.path} cannot be written; make it writable, or choose another folder"
             )
+        others = {entry.name for entry in self.path.iterdir()}
+        if others and not others & {MARK, ".lock"}:  # a kill in the first instant leaves the lock alone
+            raise UserError(f"--out {self.path} holds {min(others)} and no run; choose a new folder")
 
     @property
     def latest(self) -> Path | None:
@@ -80,13 +87,27 @@ class RunDirectory:
 
     def read_training(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file of the last checkpoint's training state."""
-        return read_object(self.latest / "training" / name, "begin again in another --out")
+        return read_object(self.latest / "training" / name, self.way_back)
 
     @property
-    def is_finished(self) -> bool:
-        """Say whether a run came to its end here."""
-        summary = self.path / "summary.json"
-        return summary.exists() and read_object(summary, "take it away to go on").get("finished", False)
+    def last_save(self) -> str:
+        """What a training that fails can count on, in words."""
+        if folder := self.latest:
+            return f"{folder} is whole, and the same command continues from there"
+        return "nothing was saved yet, and the same command begins anew"
+
+    @property
+    def way_back(self) -> str:
+        """What to do about a damaged checkpoint, in words."""
+        return (
+            f"write the name of an earlier one into {self.path / 'latest'}, or begin again in another --out"
+        )
+
+    def is_finished(self, total_steps: int) -> bool:
+        """Say whether a run of this length came to its end here."""
+        file = self.path / "summary.json"
+        summary = read_object(file, "take it away to go on") if file.exists() else {}
+        return bool(summary.get("finished")) and summary.get("steps") == total_steps
 
     def begin_checkpoint(self) -> None:
         """Empty the folder in which the next checkpoint is put together."""
@@ -104,14 +125,43 @@ class RunDirectory:
         flush_folder(self.partial)
         shutil.rmtree(target, ignore_errors=True)  # written, but never named by `latest`
         os.replace(self.partial, target)
+        _flush(self._checkpoints)
         for file in target.iterdir():
             if file.is_file():
                 with replacing(self.path / file.name) as temporary:
                     shutil.copyfile(file, temporary)
+        if self.metrics_path.exists():
+            _flush(self.metrics_path)
         self.write_text("latest", target.name)
-        for former in self._checkpoints.glob("step-*"):
-            if former != target and former.is_dir():
-                shutil.rmtree(former)
+
+    def prune(self, keep: int, validation: str | None) -> None:
+        """Remove all checkpoints but the last `keep` and that with the least loss on a validation set.
+
+        The latter is named by `best`, from the first validation on.
+        """
+        folders = sorted(self._checkpoints.glob("step-*"))
+        named = [folder for folder in folders if self.latest and folder <= self.latest]
+        kept = named[-keep:]
+        if best := self._best(named, validation):
+            self.write_text("best", best.name)
+            kept.append(best)
+        for folder in folders:
+            if folder not in kept:
+                shutil.rmtree(self.partial, ignore_errors=True)
+                os.replace(folder, self.partial)  # a kill leaves no half of it under its name
+                shutil.rmtree(self.partial)
+
+    def _best(self, folders: list[Path], validation: str | None) -> Path | None:
+        records = [record for record in self.read_metrics() if "validation" in record]
+        losses = {r["step"]: r["nats_per_token"] for r in records if r["validation"] == validation}
+        ranked = [(losses.get(step_of(folder), math.nan), folder) for folder in folders]
+        return min((entry for entry in ranked if math.isfinite(entry[0])), default=(None, None))[1]
+
+    def _drop_partial(self) -> None:
+        with suppress(OSError):
+            shutil.rmtree(self.partial, ignore_errors=True)
+            for file in self.path.glob(".*.partial"):
+                file.unlink()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder, whole or not at all."""
@@ -137,14 +187,26 @@ class RunDirectory:
         except ValueError as error:
             raise UserError(f"{self.metrics_path} is damaged ({error}); take it away to go on") from None
 
-    def is_validated(self, step: int) -> bool:
-        """Say whether the metrics hold the validation of a step."""
-        return any(record["step"] == step and "validation" in record for record in self.read_metrics())
+    def is_validated(self, step: int, names: Collection[str]) -> bool:
+        """Say whether the metrics hold the validation of a step on all sets of these names."""
+        records = self.read_metrics()
+        return bool(names) and {*names} <= {r.get("validation") for r in records if r["step"] == step}
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the records of steps after `step`, which are about to be done again."""
-        kept = [record for record in self.read_metrics() if record["step"] <= step]
+    def cut_metrics(self, step: int, is_validated: bool) -> None:
+        """Drop the records of what is about to be done again: later steps, and a validation cut short."""
+        kept = [
+            record
+            for record in self.read_metrics()
+            if record["step"] < step
+            or record["step"] == step
+            and (is_validated or "validation" not in record)
+        ]
         self.write_text(self.metrics_path.name, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 @contextmanager

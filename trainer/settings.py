@@ -2,11 +2,12 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from dataset.settings import Packing
-from model.config import ModelConfig, PromptMask, from_preset
+from model.config import LayerType, ModelConfig, PromptMask, from_preset
 from model.errors import UserError
 
 
@@ -37,18 +38,36 @@ class ModelSettings:
     tie_word_embeddings: bool | None = None
     """whether the output layer is the embedding itself"""
     sliding_window: int | None = None
-    """number of keys that a token sees, itself included"""
+    """number of keys that a token sees in sliding layers, itself included"""
+    sliding_layers: tuple[int, ...] | None = None
+    """numbers of the layers, from 0, that see only the sliding window; all of them if not given"""
 
     def config(self, num_tokens: int) -> ModelConfig:
-        """Return the configuration; raises `UserError` for a vocabulary smaller than `num_tokens`."""
+        """Return the configuration; raises `UserError` for too small a vocabulary or wrong layers."""
+        ours = ("preset", "sliding_layers")
         given = {
-            name: value for name, value in asdict(self).items() if value is not None and name != "preset"
+            name: value for name, value in asdict(self).items() if value is not None and name not in ours
         }
         if self.vocab_size is not None and self.vocab_size < num_tokens:
             raise UserError(
                 f"--model.vocab_size: the tokenizer has {num_tokens} tokens, got room for {self.vocab_size}"
             )
-        return from_preset(self.preset, **({"vocab_size": num_tokens} | given))
+        config = from_preset(self.preset, **({"vocab_size": num_tokens} | given))
+        if self.sliding_layers is None:
+            return config
+        return replace(config, layer_types=self._layer_types(config.num_hidden_layers))
+
+    def _layer_types(self, num_layers: int) -> tuple[LayerType, ...]:
+        layers = self.sliding_layers
+        if self.sliding_window is None:
+            raise UserError("--model.sliding_layers: expected --model.sliding_window with it, got none")
+        if len(set(layers)) < len(layers):
+            raise UserError(f"--model.sliding_layers: expected each layer once, got {_words(layers)}")
+        if not layers or not set(layers) <= set(range(num_layers)):
+            raise UserError(
+                f"--model.sliding_layers: expected layers from 0 to {num_layers - 1}, got {_words(layers)}"
+            )
+        return tuple("sliding_attention" if n in layers else "full_attention" for n in range(num_layers))
 
 
 @dataclass(frozen=True)
@@ -133,13 +152,29 @@ class TrainSettings:
     schedule: ScheduleSettings = ScheduleSettings()
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """of matrix products; auto: bfloat16 where the hardware multiplies it natively (weights stay float32)"""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """torch.compile of each layer; auto: where a compiler works and the training is long enough"""
+    sharding: Literal["auto", "none", "fsdp"] = "auto"
+    """fsdp: each process keeps a part of weights, gradients and optimizer state (FSDP2); none: all of them;
+    auto: fsdp if the launcher's configuration says so"""
+    gradient_checkpointing: bool = False
+    """compute the inside of each layer again in the backward pass: saves memory and changes no result"""
 
     log_every_steps: int = 20
     """optimizer steps between two log lines"""
     save_every_steps: int = 500
     """optimizer steps between two saves; the end is always saved"""
+    keep_checkpoints: int = 2
+    """last saves to keep, besides the one with the least loss on the first store of --validation"""
     validate_every_steps: int = 500
     """optimizer steps between two validations; the end is always validated"""
+    samples: int = 3
+    """texts of the (validation) data that the model continues, or questions that it answers, at every
+    validation, into samples.jsonl; 0: none"""
+    sample_prompts: tuple[str, ...] = ()
+    """texts to continue, or questions to answer, instead of those of the data"""
+    sample_tokens: int = 48
+    """longest sample in tokens"""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue the run that lies in --out; never: refuse to"""
     tracker: str = "none"
@@ -161,10 +196,13 @@ class TrainSettings:
             "gradient_accumulation",
             "log_every_steps",
             "save_every_steps",
+            "keep_checkpoints",
         )
-        for name in (*counted, "validate_every_steps", *lengths, "max_minutes"):
+        for name in (*counted, "validate_every_steps", "sample_tokens", *lengths, "max_minutes"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise UserError(f"--{name}: expected more than 0, got {value}")
+        if self.samples < 0:
+            raise UserError(f"--samples: expected 0 or more, got {self.samples}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +235,17 @@ class SftSettings(TrainSettings):
     """tokens that carry loss: answers, the last one, or all (causal only); default: the answers that may"""
 
 
+def _words(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers)) or "none"
+
+
 FREE_KEYS = frozenset(
     [
         *("out", "data", "validation", "init", "batch_size", "gradient_accumulation", "dtype", "prompt_mask"),
-        *("log_every_steps", "save_every_steps", "validate_every_steps", "max_minutes", "resume", "tracker"),
+        *("max_steps", "epochs", "max_tokens", "max_minutes", "resume", "tracker"),
+        *("log_every_steps", "save_every_steps", "validate_every_steps", "keep_checkpoints"),
+        *("sharding", "gradient_checkpointing", "compile"),
+        *("samples", "sample_prompts", "sample_tokens"),
     ]
 )
 """Settings that a resumed run may change: results do not depend on them, or their effect is compared."""

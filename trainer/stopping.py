@@ -5,6 +5,9 @@ import signal
 import time
 from types import FrameType
 
+LAUNCHER_SECONDS = 1.0
+"""within which a launcher passes on the signal that the terminal has sent to all processes"""
+
 
 class StopRequest:
     """While entered, SIGTERM and Ctrl-C ask for an end after the current step; a second one ends at once."""
@@ -13,6 +16,7 @@ class StopRequest:
         """Start the clock."""
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
         self.signal: signal.Signals | None = None
+        self._asked_at = 0.0
 
     @property
     def is_asked(self) -> bool:
@@ -32,10 +36,15 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        now, number = time.monotonic(), signal.Signals(number)
+        if self.signal is None:
+            self.signal, self._asked_at = number, now
+            _tell(f"{number.name}: finishing this step, then saving; once more ends at once")
+        elif now - self._asked_at > LAUNCHER_SECONDS:
+            _tell(f"{number.name} again: ended at once; the same command continues from the last save")
             raise SystemExit(128 + number)
-        self.signal = signal.Signals(number)
-        # A signal can arrive inside print, which must not be entered twice.
-        os.write(
-            2, f"{self.signal.name}: finishing this step, then saving; once more ends at once\n".encode()
-        )
+
+
+def _tell(line: str) -> None:
+    """Write a line; a signal can arrive inside print, which must not be entered twice."""
+    os.write(2, f"{line}\n".encode())

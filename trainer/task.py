@@ -13,6 +13,7 @@ from dataset.tokenizer import Tokenizer
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import UserError
 from model.transformer import LanguageModel
+from trainer.samples import SamplePrompt, sample_prompts
 from trainer.settings import FREE_KEYS, TrainSettings, flatten, to_plain
 
 
@@ -38,6 +39,7 @@ class Task:
     validation: dict[str, BatchStream]
     tokenizer_path: Path
     data_fingerprint: str
+    sample_prompts: list[SamplePrompt]
 
     def facts(self) -> dict[str, Any]:
         """Return what a resumed run must agree with, dotted key to value."""
@@ -82,6 +84,7 @@ def make_task(settings: TrainSettings, kind: str, stores: list[TokenStore], star
         {store.path.name: BatchStream([store], batch_settings) for store in others},
         stores[0].tokenizer_path,
         _digest([store.manifest["files"] for store in stores]),
+        sample_prompts(settings, others or stores, start.prompt_mask, longest),
     )
 
 

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from model.transformer import LanguageModel
 from trainer.optimizer import Optimizers
+from trainer.sharding import is_sharded, load_sharded, save_sharded
+
+SHARDED = "optimizer"
+"""folder that takes the place of `optimizer.pt` where the model is sharded"""
 
 
 @dataclass
@@ -26,6 +31,8 @@ class Progress:
     skipped_steps: int = 0
     """steps without an update, because loss or gradient were not finite"""
     skipped_in_a_row: int = 0
+    processes: int = 1
+    """that took the last step"""
     nats_since_log: float = 0.0
     targets_since_log: int = 0
 
@@ -43,26 +50,38 @@ class Progress:
             )
 
 
-def save_shared_state(
-    folder: Path, optimizers: Optimizers, progress: Progress, facts: dict[str, Any]
-) -> None:
+def save_shared_state(folder: Path, progress: Progress, facts: dict[str, Any]) -> None:
     """Write what all processes share; `facts` are what a resumed run must agree with."""
-    torch.save(optimizers.state_dict(), folder / "optimizer.pt")
     (folder / "progress.json").write_text(json.dumps(asdict(progress), indent=2))
     (folder / "settings.json").write_text(json.dumps(facts, indent=2))
 
 
-def load_shared_state(folder: Path, optimizers: Optimizers) -> Progress:
-    """Restore the optimizers and return the progress."""
-    optimizers.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+def load_shared_state(folder: Path) -> Progress:
+    """Return the progress."""
     values = json.loads((folder / "progress.json").read_text())
     return Progress(**{field.name: values[field.name] for field in fields(Progress)})
+
+
+def save_optimizers(folder: Path, model: LanguageModel, optimizers: Optimizers, is_main: bool) -> None:
+    """Write the optimizers' state: the main process alone, or each process its part of a sharded model's."""
+    if is_sharded(model):
+        save_sharded(folder / SHARDED, model, optimizers.members)
+    elif is_main:
+        write_tensors(optimizers.state_dict(), folder / "optimizer.pt")
+
+
+def load_optimizers(folder: Path, model: LanguageModel, optimizers: Optimizers) -> None:
+    """Restore the optimizers, whether they or what was saved is sharded or not."""
+    if (folder / SHARDED).is_dir():
+        load_sharded(folder / SHARDED, model, optimizers.members)
+    else:
+        optimizers.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
 
 
 def save_random_state(folder: Path, rank: int) -> None:
     """Write the state of every random generator of this process."""
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-    torch.save(state | {"cuda": torch.cuda.get_rng_state_all()}, folder / f"random-{rank}.pt")
+    write_tensors(state | {"cuda": torch.cuda.get_rng_state_all()}, folder / f"random-{rank}.pt")
 
 
 def load_random_state(folder: Path, rank: int) -> None:
@@ -75,3 +94,14 @@ def load_random_state(folder: Path, rank: int) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def write_tensors(values: object, file: Path) -> None:
+    """Write with `torch.save`; raises the `OSError` of a full disk, which torch hides behind its own."""
+    try:
+        with open(file, "wb") as stream:
+            torch.save(values, stream)
+    except RuntimeError as error:
+        if isinstance(cause := error.__context__, OSError):
+            raise OSError(cause.errno, cause.strerror, str(file)) from error
+        raise

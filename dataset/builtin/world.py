@@ -33,7 +33,7 @@ class WorldSize:
     """SFT conversations about a story, half with the question first."""
     validation: int = 100
     """Documents held back from pretraining, and conversations held back from SFT, to watch their loss."""
-    evaluation: int = 200
+    evaluation: int = 500
     """Most items of each evaluation split."""
 
 
@@ -51,7 +51,7 @@ SCALES = {
         descriptions=12,
         stories=150,
         validation=20,
-        evaluation=40,
+        evaluation=12,
     ),
 }
 

@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: python -m scripts.bench data, python -m scripts.bench decode"""
+"""Measurements that anyone can repeat: python -m scripts.bench data, … decode, … train"""

@@ -1,11 +1,11 @@
-"""Choose what is measured: python -m scripts.bench data …, or decode"""
+"""Choose what is measured: python -m scripts.bench data …, decode or train"""
 
 import sys
 from importlib import import_module
 
 from trainer.command_line import fail, run
 
-SUBJECTS = ("data", "decode")
+SUBJECTS = ("data", "decode", "train")
 
 
 def main() -> None:

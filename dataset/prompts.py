@@ -1,0 +1,21 @@
+"""Prompts as a model is served with: text or a conversation, under the blocks that training gave them."""
+
+import torch
+
+from dataset.conversation import Rendered
+from dataset.tokenizer import Tokenizer
+from model.generator import Prompt
+from model.masks import blocks_before_answer
+
+
+def raw_prompt(text: str, tokenizer: Tokenizer, prompt_mask: str) -> Prompt:
+    """Return the prompt that a pretrained model continues: one document, one block unless it is causal."""
+    ids = (tokenizer.endoftext_id, *tokenizer.encode(text))
+    return Prompt(ids, (-1 if prompt_mask == "causal" else 0,) * len(ids))
+
+
+def prompt_of(rendered: Rendered, prompt_mask: str) -> Prompt:
+    """Return a conversation that ends before an answer as a prompt, with the blocks that training gave it."""
+    answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
+    blocks = blocks_before_answer(prompt_mask, answers, starts)
+    return Prompt(tuple(rendered.ids.tolist()), tuple(blocks.tolist()))

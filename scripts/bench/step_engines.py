@@ -1,0 +1,134 @@
+"""Two ways to take an optimizer step, each in a process of its own: our own, and that of transformers."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from dataset.batches import Batch
+from model.config import ModelConfig
+from model.errors import UserError
+from model.transformer import LanguageModel
+from trainer.compilation import compile_layers
+from trainer.machine import finish, peak_megabytes
+from trainer.optimizer import Optimizers
+from trainer.settings import OptimizerSettings
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+MAX_GRADIENT_NORM = 1.0
+OPTIMIZER = OptimizerSettings(learning_rate=1e-4)
+"""for both; where it leads to is not measured"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What both have in common."""
+
+    config: ModelConfig
+    device: torch.device
+    dtype: torch.dtype
+    """of matrix products; weights are float32"""
+    is_compiled: bool
+
+
+Engine = Callable[[Batch], None]
+"""takes an optimizer step"""
+
+
+def our_engine(setup: Setup) -> Engine:
+    """Step as `trainer/loop.py` does."""
+    model = LanguageModel(setup.config).to(setup.device)
+    if setup.is_compiled:
+        compile_layers(model, lengths_vary=False)
+    optimizers = Optimizers(model, OPTIMIZER, setup.dtype)
+
+    def step(batch: Batch) -> None:
+        with _autocast(setup):
+            nats = model(batch.ids, batch.layout, batch.labels)
+        (nats / batch.num_targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        optimizers.step(1.0)
+        optimizers.zero_grad()
+
+    return step
+
+
+def their_engine(setup: Setup) -> Engine:
+    """Step as a loop around `transformers.Qwen3ForCausalLM` does; a batch holds one document per row."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    shape = setup.config.to_dict() | {"use_cache": False}
+    model = Qwen3ForCausalLM(Qwen3Config(**shape)).to(setup.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIMIZER.learning_rate, fused=True)
+    forward = torch.compile(model) if setup.is_compiled else model
+
+    def step(batch: Batch) -> None:
+        real = batch.document_ids >= 0
+        mask = None if bool(real.all()) else real.long()
+        with _autocast(setup):
+            loss = forward(input_ids=batch.ids, attention_mask=mask, labels=batch.labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _autocast(setup: Setup) -> torch.autocast:
+    return torch.autocast(setup.device.type, setup.dtype, enabled=setup.dtype != torch.float32)
+
+
+class Worker:
+    """An engine in its own process, which waits for batches: memory is its own, and it rests between them."""
+
+    def __init__(self, connection: "Connection") -> None:
+        """Talk through `connection`."""
+        self._connection = connection
+        self.megabytes = 0.0
+
+    def seconds(self, batch: Batch) -> float:
+        """Return how long a step takes."""
+        self._connection.send([tensor.numpy() for tensor in batch])
+        try:
+            seconds, self.megabytes = self._connection.recv()
+        except EOFError:
+            raise UserError("a measured process ended early; its last words are above") from None
+        return seconds
+
+
+@contextmanager
+def started(make: Callable[[Setup], Engine], setup: Setup) -> Iterator[Worker]:
+    """Start a worker, and end it."""
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    process = context.Process(target=_serve, args=(its, make, setup), daemon=True)
+    process.start()
+    its.close()
+    try:
+        yield Worker(ours)
+    finally:
+        ours.close()
+        process.join()
+
+
+def _serve(connection: "Connection", make: Callable[[Setup], Engine], setup: Setup) -> None:
+    torch.manual_seed(0)
+    step = make(setup)
+    while True:
+        try:
+            arrays = connection.recv()
+        except EOFError:
+            return
+        batch = Batch(*map(torch.from_numpy, arrays)).to(setup.device)
+        finish(setup.device)
+        began = perf_counter()
+        step(batch)
+        finish(setup.device)
+        connection.send((perf_counter() - began, peak_megabytes(setup.device)))

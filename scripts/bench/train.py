@@ -1,0 +1,238 @@
+"""Measure training steps beside those of transformers on the same shape: python -m scripts.bench train …"""
+
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from model.errors import UserError
+from scripts.bench.measuring import measure, print_table, scratch_folder
+from trainer.command_line import parse, run
+
+if TYPE_CHECKING:
+    from dataset.batches import Batch
+    from scripts.bench.step_engines import Setup, Worker
+
+HEADER = ("tokens/s", "s/step", "of peak", "padding", "peak MB", "ratio")
+WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class TrainBenchSettings:
+    """What `scripts.bench train` is asked for."""
+
+    data: tuple[str, ...]
+    """files of chats, as prepare_data --kind sft takes them"""
+    out: str
+    """folder for the prepared data, which is removed at the end, and for train.json"""
+    preset: str = "small"
+    """shape of the model, whose weights are random; small is that of 30M parameters"""
+    vocab_size: int = 6400
+    """rows of its embedding, and tokens of the tokenizer that is trained for it"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of matrix products, on both sides; auto: bfloat16 where the hardware multiplies it natively"""
+    compile: bool = True
+    """whether both sides are compiled"""
+    batch_size: int = 4
+    """rows of a batch"""
+    max_seq_len: int = 512
+    """tokens of a row at the most"""
+    rounds: int = 5
+    """how often the measured ways take turns; medians are reported"""
+    steps: int = 2
+    """optimizer steps in a turn"""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_seq_len", "rounds", "steps"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"--{name}: expected 1 or more, got {value}")
+
+
+@dataclass
+class Way:
+    """Something that is measured: an engine and what it is fed; the figures of its turns."""
+
+    name: str
+    worker: "Worker"
+    batches: Iterator["Batch"]
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    flops: int = 0
+    positions: int = 0
+
+    def warm_up(self) -> None:
+        """Let everything be compiled."""
+        print(f"{self.name} …", file=sys.stderr)
+        for _ in range(WARM_UP_STEPS):
+            self.worker.seconds(next(self.batches))
+
+    def take_turn(self, setup: "Setup", steps: int) -> None:
+        """Take some steps and write down what they cost."""
+        from trainer.machine import model_flops
+
+        batches = [next(self.batches) for _ in range(steps)]
+        self.seconds.append(sum(map(self.worker.seconds, batches)))
+        self.tokens.append(sum(batch.num_real for batch in batches))
+        self.flops += sum(model_flops(setup.config, batch) for batch in batches)
+        self.positions += sum(batch.ids.numel() for batch in batches)
+
+    def record(self, peak: float, steps: int) -> dict[str, Any]:
+        """Return the figures; rates are medians over the turns."""
+        turns = zip(self.tokens, self.seconds, strict=True)
+        speed = statistics.median(tokens / seconds for tokens, seconds in turns)
+        return {
+            "name": self.name,
+            "tokens_per_second": speed,
+            "seconds_per_step": statistics.median(self.seconds) / steps,
+            "peak_share": self.flops / sum(self.tokens) * speed / peak,
+            "padding_share": 1 - sum(self.tokens) / self.positions,
+            "peak_megabytes": self.worker.megabytes,
+        }
+
+
+def main() -> None:
+    """Measure, print a table and write it as JSON."""
+    settings = parse(TrainBenchSettings, "Measure training steps, beside transformers in the same run.")
+    with scratch_folder(settings.out) as work:
+        machine, groups = _measure_all(settings, work)
+    text = json.dumps({"machine": machine, "groups": groups}, indent=2) + "\n"
+    (Path(settings.out) / "train.json").write_text(text)
+    print("  ".join(f"{name} {value}" for name, value in machine.items()))
+    print("of peak = (6 W real tokens + 6 V C targets + 12 L H D causal pairs) / seconds / peak of products")
+    print_table(HEADER, [(line["name"], _cells(line)) for lines in groups for line in lines])
+
+
+def _measure_all(
+    settings: TrainBenchSettings, work: Path
+) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+    """Return what is true of the whole run, and for each comparison the records of its ways."""
+    import torch
+
+    from scripts.bench.step_engines import our_engine, started, their_engine
+    from trainer.machine import peak_flops
+
+    store, setup = _prepare(settings, work), _setup(settings)
+    peak = peak_flops(setup.device, setup.dtype)
+    with started(our_engine, setup) as ours, started(their_engine, setup) as theirs:
+        groups = [_compare(settings, setup, ways, peak) for ways in _ways(settings, store, ours, theirs)]
+    machine = {
+        "device": str(setup.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(setup.dtype).removeprefix("torch."),
+        "compiled": setup.is_compiled,
+        "GFLOP/s": round(peak / 1e9),
+    }
+    return machine, groups
+
+
+def _setup(settings: TrainBenchSettings) -> "Setup":
+    import torch
+
+    from model.config import from_preset
+    from scripts.bench.step_engines import Setup
+    from trainer.compilation import compiler_fault
+    from trainer.device import choose_precision, native_bfloat16
+
+    uses_cpu = not torch.accelerator.is_available()
+    device = torch.device("cpu") if uses_cpu else torch.accelerator.current_accelerator()
+    dtype = choose_precision(settings.dtype, "no", native_bfloat16(uses_cpu)).dtype
+    config = from_preset(settings.preset, vocab_size=settings.vocab_size)
+    if settings.max_seq_len > config.max_position_embeddings:
+        raise UserError(f"--max_seq_len: expected {config.max_position_embeddings} or less for this preset")
+    if settings.compile and (fault := compiler_fault(device)):
+        raise UserError(f"nothing can be compiled here ({fault}); install g++, or give --compile false")
+    return Setup(config, device, dtype, settings.compile)
+
+
+def _prepare(settings: TrainBenchSettings, work: Path) -> Path:
+    """Train a tokenizer on the chats and prepare them."""
+    tokenizer, store = str(work / "tokenizer"), work / "store"
+    size = ["--vocab_size", str(settings.vocab_size)]
+    for command in (
+        ["train_tokenizer", "--data", *settings.data, *size, "--out", tokenizer],
+        ["prepare_data", "--kind", "sft", "--data", *settings.data, "--tokenizer", tokenizer]
+        + ["--out", str(store)],
+    ):
+        print(f"{command[0]} …", file=sys.stderr)
+        measure([sys.executable, "-m", f"scripts.{command[0]}", *command[1:]])
+    return store
+
+
+def _ways(settings: TrainBenchSettings, store: Path, ours: "Worker", theirs: "Worker") -> Iterator[list[Way]]:
+    """Yield what is compared with each other, the way to beat last."""
+    yield [
+        Way("full rows, ours", ours, _full_rows(settings)),
+        Way("full rows, transformers", theirs, _full_rows(settings)),
+    ]
+    yield [
+        Way("chats, ours packed", ours, _chats(settings, store, "pack", "causal")),
+        Way("chats, transformers padded", theirs, _chats(settings, store, "none", "causal")),
+    ]
+    yield [
+        Way("packed chats, prefix", ours, _chats(settings, store, "pack", "prefix")),
+        Way("packed chats, causal", ours, _chats(settings, store, "pack", "causal")),
+    ]
+
+
+def _full_rows(settings: TrainBenchSettings) -> Iterator["Batch"]:
+    """Yield rows of random tokens that all carry loss."""
+    import torch
+
+    from dataset.batches import Batch
+    from model.masks import causal_layout
+
+    shape, noise = (settings.batch_size, settings.max_seq_len), torch.Generator().manual_seed(0)
+    while True:
+        ids = torch.randint(settings.vocab_size, shape, generator=noise)
+        labels = ids.clone()
+        labels[:, 0] = -100
+        yield Batch(ids, labels, *causal_layout(*shape))
+
+
+def _chats(
+    settings: TrainBenchSettings, store: Path, packing: Literal["pack", "none"], prompt_mask: str
+) -> Iterator["Batch"]:
+    """Yield the rows of the chats, in the same order under every prompt mask."""
+    from dataset.batches import BatchStream
+    from dataset.settings import BatchSettings
+    from dataset.token_store import open_stores
+
+    choice = BatchSettings(max_seq_len=settings.max_seq_len, packing=packing, prompt_mask=prompt_mask)
+    stream = BatchStream(open_stores([store]), choice)
+    for epoch in count():
+        yield from stream.batches(epoch, rows_per_step=settings.batch_size)
+
+
+def _compare(
+    settings: TrainBenchSettings, setup: "Setup", ways: list[Way], peak: float
+) -> list[dict[str, Any]]:
+    """Let ways take turns; return their records, with the ratio of real tokens per second to the last one."""
+    for way in ways:
+        way.warm_up()
+    for _ in range(settings.rounds):
+        for way in ways:
+            way.take_turn(setup, settings.steps)
+    records = [way.record(peak, settings.steps) for way in ways]
+    for each in records:
+        each["ratio"] = each["tokens_per_second"] / records[-1]["tokens_per_second"]
+    return records
+
+
+def _cells(line: dict[str, Any]) -> tuple[str, ...]:
+    """Return what is printed of a record."""
+    return (
+        f"{line['tokens_per_second']:,.0f}",
+        f"{line['seconds_per_step']:.3f}",
+        f"{line['peak_share']:.1%}",
+        f"{line['padding_share']:.1%}",
+        f"{line['peak_megabytes']:,.0f}",
+        f"{line['ratio']:.2f}",
+    )
+
+
+if __name__ == "__main__":
+    run(main)

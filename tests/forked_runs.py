@@ -1,0 +1,163 @@
+"""Trainings in processes of their own, whole groups of which can be killed, at a fraction of the usual start.
+
+All are forked from one server process that has imported everything and computed nothing.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import accelerate
+import torch
+
+import trainer.pretrain
+import trainer.sft
+from trainer.command_line import run
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        *("trainer.loop", "trainer.task", "trainer.pretrain", "trainer.sft"),
+        *("torch._dynamo", "torch.distributed.tensor", "matplotlib.figure"),
+    ]
+)
+MOST_SECONDS = 300
+"""on a machine that others keep busy; two are usual"""
+
+
+class Run:
+    """A training of one or more processes in a process group of their own."""
+
+    def __init__(
+        self, log: Path, words: list[str], world: int = 1, sabotage: Callable[[int], None] | None = None
+    ) -> None:
+        """Start the trainer `words[0]`; each process calls `sabotage(rank)` before it."""
+        self._log = log
+        self._process = SERVER.Process(target=_lead, args=(log, words, world, _free_port(), sabotage))
+        self._process.start()
+
+    def kill(self) -> None:
+        """Kill the group, which may have ended already."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def wait(self, seconds: float = MOST_SECONDS) -> int | None:
+        """Return the exit code of the main process; None if it still runs after the time."""
+        self._process.join(seconds)
+        return self._process.exitcode
+
+    @property
+    def output(self) -> str:
+        """What all processes have written."""
+        return self._log.read_text()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _lead(log: Path, words: list[str], world: int, port: int, sabotage: Callable | None) -> None:
+    """Be rank 0 and the head of the group; the other ranks are children."""
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    rank = next((rank for rank in range(1, world) if os.fork() == 0), 0)
+    torch.set_num_threads(1)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if world > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in place.items()}
+    code = _train(words, rank, sabotage)
+    if rank == 0:
+        for _ in range(1, world):
+            os.wait()
+    os._exit(code)
+
+
+def _train(words: list[str], rank: int, sabotage: Callable | None) -> int:
+    if sabotage:
+        sabotage(rank)
+    sys.argv = words
+    try:
+        run(getattr(trainer, words[0]).main)
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.stdout.flush()
+    return 0
+
+
+class KillInBackward:
+    """Dies after a backward pass, alone or with its group."""
+
+    def __init__(self, call: int, rank: int, alone: bool = False) -> None:
+        """Name the pass, counted from 1 over all micro-batches, and who dies."""
+        self.calls_left, self.rank, self.alone = call, rank, alone
+
+    def __call__(self, rank: int) -> None:
+        """Prepare the death of this process."""
+        backward = accelerate.Accelerator.backward
+
+        def dying(accelerator, loss):
+            backward(accelerator, loss)
+            self.calls_left -= 1
+            if not self.calls_left and rank == self.rank:
+                os.kill(os.getpid(), signal.SIGKILL) if self.alone else _kill_group()
+
+        accelerate.Accelerator.backward = dying
+
+
+class KillInSave:
+    """Dies with its group when half of an optimizer's state is written."""
+
+    def __init__(self, save: int) -> None:
+        """Name the save, counted from 1."""
+        self.saves_left = save
+
+    def __call__(self, rank: int) -> None:
+        """Prepare the death of this process."""
+        torch_save = torch.save
+
+        def dying(values, file):
+            torch_save(values, file)
+            self.saves_left -= Path(file.name).name == "optimizer.pt"
+            if not self.saves_left:
+                file.flush()
+                os.truncate(file.fileno(), file.tell() // 2)
+                _kill_group()
+
+        torch.save = dying
+
+
+class KillAtRename:
+    """Dies with its group right before or after a checkpoint gets its name."""
+
+    def __init__(self, name: str, after: bool) -> None:
+        """Name the checkpoint."""
+        self.name, self.after = name, after
+
+    def __call__(self, rank: int) -> None:
+        """Prepare the death of this process."""
+        replace = os.replace
+
+        def dying(source, target):
+            is_it = Path(target).name == self.name
+            if is_it and not self.after:
+                _kill_group()
+            replace(source, target)
+            if is_it:
+                _kill_group()
+
+        os.replace = dying
+
+
+def _kill_group() -> None:
+    os.killpg(0, signal.SIGKILL)

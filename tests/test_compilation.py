@@ -1,0 +1,108 @@
+"""Compiled layers: when, and that only the time changes; the compiler itself runs in the long tests."""
+
+# ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
+
+from functools import partial
+from itertools import islice
+
+import pytest
+import torch
+from conftest import tiny_model
+from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
+from training_runs import data, init, losses, pretrain, run_trainer, sft
+
+from dataset.batches import BatchStream
+from dataset.settings import BatchSettings
+from dataset.token_store import open_stores
+from model.errors import UserError
+from trainer import compilation
+from trainer.compilation import WORTHWHILE_FLOPS, choose_compilation, compile_layers
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    "choice, device, flops, fault, is_on, reason",
+    [
+        ("auto", CPU, 2 * WORTHWHILE_FLOPS, None, True, "each layer"),
+        ("auto", CPU, 0.5 * WORTHWHILE_FLOPS, None, False, "too short a training"),
+        ("auto", CUDA, 1.0, None, True, "each layer"),
+        ("auto", CPU, 2 * WORTHWHILE_FLOPS, "no g++", False, "nothing can be compiled here (no g++)"),
+        ("always", CPU, 1.0, None, True, "each layer"),
+        ("never", CUDA, 2 * WORTHWHILE_FLOPS, None, False, "by --compile never"),
+    ],
+)
+def test_layers_are_compiled_where_that_works_and_pays(
+    choice, device, flops, fault, is_on, reason, monkeypatch
+):
+    monkeypatch.setattr(compilation, "compiler_fault", lambda device: fault)
+    decision = choose_compilation(choice, device, flops)
+    assert decision.is_on == is_on and reason in decision.reason
+
+
+def test_a_missing_compiler_is_told_from_a_working_one(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    assert compilation.compiler_fault(CPU) is None
+
+    def broken(function, **_):
+        def call(x):
+            raise RuntimeError("no working C++ compiler\nlong story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert compilation.compiler_fault(CPU) == "no working C++ compiler"
+    with pytest.raises(UserError, match="--compile always: nothing can be compiled here .no working"):
+        choose_compilation("always", CPU, 1.0)
+
+
+@pytest.mark.parametrize("packing, prompt_mask", [("pack", "prefix"), ("none", "causal")])
+def test_batches_of_any_shape_run_what_the_first_one_compiled(data, packing, prompt_mask, monkeypatch):
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    choice = BatchSettings(max_seq_len=96, packing=packing, prompt_mask=prompt_mask)
+    stream = BatchStream(open_stores([data / "sft"]), choice)
+    batches = list(islice(stream.batches(0, rows_per_step=4), 4))
+    assert len({batch.num_targets for batch in batches}) > 2
+    model, plain = (tiny_model(vocab_size=300, num_hidden_layers=1) for _ in range(2))
+    compile_layers(model, lengths_vary=packing == "none")
+    frames = []
+    for batch in batches:
+        for each in (model, plain):
+            each(batch.ids, batch.layout, batch.labels).backward()
+        frames.append(counter.frame_count)
+    assert frames[0] > 0 and frames[-1] == frames[0]
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert (one.grad - other.grad).abs().max() < 1e-9
+
+
+def test_what_needs_no_gradient_is_not_compiled(monkeypatch):
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    model = tiny_model()
+    compile_layers(model, lengths_vary=False)
+    with torch.no_grad():
+        model(torch.randint(97, (2, 9)))
+    assert counter.frame_count == 0
+
+
+def test_a_run_is_continued_compiled_only_as_it_began(pretrain, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    pretrain(tmp_path / "run", "--max_steps", 3, "--compile", "always")
+    assert "compile    each layer" in capsys.readouterr().out
+    with pytest.raises(UserError, match="compiled was True, is False"):
+        pretrain(tmp_path / "run", "--max_steps", 3, "--compile", "never")
+
+
+@pytest.mark.long
+def test_compiled_trainings_are_equal_to_the_bit_and_close_to_plain_ones(sft, tmp_path):
+    flags = ["--max_steps", 4, "--prompt_mask", "prefix", "--compile"]
+    for name, choice in [("one", "always"), ("two", "always"), ("plain", "never")]:
+        sft(tmp_path / name, *flags, choice)
+    one, two, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "plain"))
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+    torch.testing.assert_close(one, plain, rtol=0, atol=1e-4)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)

@@ -1,0 +1,331 @@
+"""What a training shows of itself: log lines, validation, samples, `loss.png`, trackers, `summary.json`."""
+
+# ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import (
+    conversations,
+    data,
+    init,
+    line,
+    losses,
+    metrics,
+    pretrain,
+    run_trainer,
+    sentences,
+    sft,
+)
+
+from dataset.prompts import raw_prompt
+from dataset.token_store import TokenStore
+from eval.chat import ChatSession, RawSession, TextSampling
+from eval.served_model import open_model
+from model.checkpoint import load_checkpoint
+from model.errors import UserError
+from trainer import loss_picture, reporting
+from trainer.loss_picture import Curves, LossPicture, draw_losses, smoothed
+from trainer.reporting import Meter, time_left
+from trainer.run_dir import RunDirectory
+from trainer.samples import draw_samples, in_one_line, sample_prompts, write_samples
+from trainer.settings import PretrainSettings
+
+FIELDS = {
+    *("step", "epoch", "loss", "learning_rate", "gradient_norm", "skipped_steps", "tokens", "targets"),
+    *("tokens_per_second", "targets_per_second", "waiting_share", "seconds_left"),
+}
+
+
+def records(out: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (out / name).read_text(encoding="utf-8").splitlines()]
+
+
+def wait_until(is_done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Clock:
+    """Stands for `time.monotonic` in a module and goes on only when it is told to."""
+
+    def __init__(self, monkeypatch, module) -> None:
+        self.seconds = 1000.0
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.seconds)
+
+
+def test_every_log_line_holds_every_figure(pretrain, tmp_path, capsys):
+    pretrain(tmp_path / "run", "--max_steps", 4, "--log_every_steps", 2)
+    lines = [text for text in capsys.readouterr().out.splitlines() if text.startswith("step")]
+    logged = records(tmp_path / "run")
+    assert len(logged) == len(lines) == 2
+    for record, text in zip(logged, lines, strict=True):
+        assert record.keys() >= FIELDS and all(record[name] is not None for name in FIELDS)
+        assert f"step {record['step']}/4  loss {record['loss']:.4g}  lr {record['learning_rate']:.2e}" in text
+        for figure in (
+            f"gradient norm {record['gradient_norm']:.4g}",
+            f"{record['tokens_per_second']:,.0f} tokens/s",
+            f"{record['targets_per_second']:,.0f} targets/s",
+            f"waiting {record['waiting_share']:.1%}",
+            f"{time_left(record['seconds_left'])} left",
+        ):
+            assert figure in text
+    assert logged[1]["tokens"] > logged[0]["tokens"] > logged[0]["targets"] > 0
+
+
+def test_rates_count_the_waiting_for_data_and_nothing_between_steps(monkeypatch):
+    clock, meter = Clock(monkeypatch, reporting), Meter()
+
+    def slow_batches():
+        for _ in range(2):
+            clock.seconds += 1.0  # waiting
+            yield "rows"
+
+    for _ in meter.timed(slow_batches()):
+        meter.count(tokens=400, targets=100, seconds=3.0)
+        clock.seconds += 50.0  # a save
+    assert meter.read(steps_left=5) == {
+        "tokens_per_second": 800 / 8,
+        "targets_per_second": 200 / 8,
+        "waiting_share": 2 / 8,
+        "seconds_left": 5 * 4.0,
+    }
+
+
+def test_every_validation_set_is_measured_in_nats_and_in_bits(pretrain, data, tmp_path, capsys):
+    again = shutil.copytree(data / "pretrain", tmp_path / "again")
+    stores = ["--validation", data / "pretrain", again]
+    pretrain(tmp_path / "run", "--max_steps", 4, "--validate_every_steps", 2, *stores)
+    shown = capsys.readouterr().out
+    measured = [record for record in records(tmp_path / "run") if "validation" in record]
+    assert [(record["step"], record["validation"]) for record in measured] == [
+        (step, name) for step in (2, 4) for name in ("pretrain", "again")
+    ]
+    for one, two in zip(measured[::2], measured[1::2], strict=True):
+        assert one["nats_per_token"] == two["nats_per_token"] and one["bits_per_byte"] == two["bits_per_byte"]
+        nats, bits = two["nats_per_token"], two["bits_per_byte"]
+        assert f"validation again  {nats:.4f} nats/token  {bits:.4f} bits/byte" in shown
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    best = {
+        name: min(m["nats_per_token"] for m in measured if m["validation"] == name)
+        for name in ("pretrain", "again")
+    }
+    assert {name: each["best"]["nats_per_token"] for name, each in summary["validation"].items()} == best
+
+
+def test_samples_change_no_step_of_a_training(sft, pretrain, data, tmp_path):
+    for name, train in (("sft", sft), ("pretrain", pretrain)):
+        often = ["--max_steps", 3, "--validate_every_steps", 2, "--validation", data / name]
+        with_samples, without = tmp_path / f"{name}-with", tmp_path / f"{name}-without"
+        train(with_samples, *often, "--samples", 2, "--sample_tokens", 6)
+        train(without, *often)
+        assert metrics(with_samples) == metrics(without)
+        for file in ("model.safetensors", "training/random-0.pt"):
+            first, second = (out / "checkpoints/step-00000003" / file for out in (with_samples, without))
+            assert first.read_bytes() == second.read_bytes()
+        assert [record["step"] for record in records(with_samples, "samples.jsonl")] == [2, 2, 3, 3]
+        assert not (without / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix", "history"])
+def test_a_sample_of_a_fine_tuning_is_what_the_chat_answers(sft, data, tmp_path, mask, capsys):
+    question = "Ada goes to the tower. Where is Ada?"
+    flags = ["--max_steps", 3, "--prompt_mask", mask, "--sample_prompts", question, "--sample_tokens", 9]
+    sft(tmp_path / "run", *flags)
+    [sample] = records(tmp_path / "run", "samples.jsonl")
+    session = ChatSession(open_model(tmp_path / "run"), TextSampling(max_new_tokens=9))
+    assert sample == {
+        "step": 3,
+        "prompt": question,
+        "text": "".join(session.ask(question)),
+        "finish_reason": session.last.finish_reason,
+    }
+    assert sample["text"] and f"sample     {question} → {sample['text']}"[:40] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+def test_a_sample_of_a_pretraining_is_what_the_model_continues(pretrain, tmp_path, mask):
+    flags = ["--prompt_mask", mask, "--samples", 3, "--sample_tokens", 9]
+    pretrain(tmp_path / "run", "--max_steps", 3, *flags)
+    samples = records(tmp_path / "run", "samples.jsonl")
+    session = RawSession(open_model(tmp_path / "run"), TextSampling(max_new_tokens=9))
+    assert len({sample["prompt"] for sample in samples}) == 3
+    for sample in samples:
+        assert any(text.startswith(sample["prompt"]) for text in sentences())
+        assert sample["text"] == "".join(session.ask(sample["prompt"]))
+
+
+def test_questions_of_the_data_are_asked_as_they_stand_in_training(data, init):
+    settings = PretrainSettings(data=("a",), out="b", max_steps=1, samples=24)
+    prompts = sample_prompts(settings, [TokenStore(data / "sft")], "segment", 512)
+    first_turns = [record["conversations"][0]["content"] for record in conversations()]
+    assert [each.text for each in prompts] == first_turns
+    tokenizer = TokenStore(data / "sft").tokenizer
+    for each in prompts:
+        asked = f"<|im_start|>user\n{each.text}<|im_end|>\n<|im_start|>assistant\n"
+        assert tokenizer.decode(each.prompt.ids) == asked and set(each.prompt.block_ids) == {0}
+
+
+def test_prompts_without_room_for_an_answer_are_passed_over_or_refused(data, pretrain, tmp_path):
+    settings = PretrainSettings(data=("a",), out="b", max_steps=1, samples=3, sample_tokens=40)
+    stores = [TokenStore(data / "sft")]
+    lengths = sorted(len(each.prompt.ids) for each in sample_prompts(settings, stores, "causal", 512))
+    assert all(
+        len(p.prompt.ids) <= lengths[1] for p in sample_prompts(settings, stores, "causal", lengths[1] + 40)
+    )
+    with pytest.raises(UserError, match="--sample_prompts: expected at most 464 tokens.* got 601"):
+        pretrain(tmp_path / "run", "--max_steps", 3, "--sample_prompts", "7" * 600)
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_steps_that_are_done_again_are_replaced(tmp_path):
+    run_dir = RunDirectory(tmp_path)
+    for step, text in ((2, "a"), (4, "b"), (6, "c"), (4, "d\ne")):
+        write_samples(run_dir, step, [{"prompt": "法", "text": text}])
+    assert [(r["step"], r["text"]) for r in records(tmp_path, "samples.jsonl")] == [(2, "a"), (4, "d\ne")]
+    assert in_one_line({"prompt": "a\nb", "text": "c" * 300}) == "a⏎b → " + "c" * 153 + "…"
+
+
+def test_sampling_neither_compiles_nor_leaves_the_model_evaluating(data, init):
+    model, store = load_checkpoint(init).model.train(), TokenStore(data / "pretrain")
+    compiled = []
+    for layer in model.model.layers:
+        layer.compile(backend=lambda module, _: compiled.append(module) or module.forward)
+    settings = PretrainSettings(data=("a",), out="b", max_steps=1, samples=2)
+    draw_samples(model, store.tokenizer, sample_prompts(settings, [store], "causal", 512), 3)
+    assert model.training and not compiled
+
+
+def test_the_picture_is_drawn_anew_as_soon_as_little_time_is_lost_by_it(tmp_path, monkeypatch):
+    clock, drawn = Clock(monkeypatch, loss_picture), []
+
+    def slow_drawing(run_dir: RunDirectory) -> None:
+        drawn.append(run_dir)
+        clock.seconds += 0.5
+
+    monkeypatch.setattr(loss_picture, "draw_losses", slow_drawing)
+    picture = LossPicture(RunDirectory(tmp_path))
+    counts = []
+    for wait in (29, 1, 49, 1):
+        clock.seconds += wait
+        picture.draw_if_due()
+        counts.append(len(drawn))
+    assert counts == [0, 1, 1, 2]
+
+
+def test_the_picture_shows_what_the_metrics_hold(tmp_path):
+    run_dir = RunDirectory(tmp_path)
+    for step, loss in ((1, 8.0), (2, None), (3, 1.0)):
+        run_dir.append_metrics({"step": step, "loss": loss, "learning_rate": step / 10})
+    run_dir.append_metrics({"step": 3, "validation": "val", "nats_per_token": 1.5, "bits_per_byte": 1.0})
+    curves = Curves.read(run_dir.read_metrics())
+    assert curves.training == [(1, 8.0), (3, 1.0)] and curves.validations == {"val": [(3, 1.5)]}
+    assert curves.learning_rate == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert smoothed([float(n) for n in range(100)])[:97] == [float(n) for n in range(97)]
+    assert smoothed([5.0]) == [5.0] and smoothed([]) == []
+    draw_losses(run_dir)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_gets_every_figure(pretrain, data, tmp_path):
+    flags = ["--max_steps", 3, "--validation", data / "pretrain", "--tracker", "tensorboard"]
+    pretrain(tmp_path / "run", *flags)
+    events = EventAccumulator(str(tmp_path / "run/sightline"))
+    events.Reload()
+    for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "waiting_share"):
+        seen = [(event.step, event.value) for event in events.Scalars(f"training/{name}")]
+        logged = [(record["step"], record[name]) for record in records(tmp_path / "run") if name in record]
+        torch.testing.assert_close(torch.tensor(seen), torch.tensor(logged))
+    assert [event.step for event in events.Scalars("pretrain/bits_per_byte")] == [3]
+
+
+def test_wandb_works_offline_without_a_key(pretrain, data, tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    pretrain(tmp_path / "run", "--max_steps", 3, "--validation", data / "pretrain", "--tracker", "wandb")
+    [file] = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
+    wait_until(lambda: file.stat().st_size > 1000)  # a process of wandb's writes it
+    written = file.read_bytes()  # protocol buffers, whose values are JSON
+    for record in records(tmp_path / "run"):
+        group = record.get("validation", "training")
+        for name in {"loss", "gradient_norm", "bits_per_byte"} & record.keys():
+            assert f"{group}/{name}".encode() in written and json.dumps(record[name]).encode() in written
+
+
+class Notebook(GeneralTracker):
+    """A tracker that somebody registered with accelerate."""
+
+    name, requires_logging_directory = "notebook", True
+    pages: list[tuple[int, dict]] = []
+    fails = False
+
+    def __init__(self, project: str, folder: str) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    def start(self) -> None:
+        (self.folder / "notebook").mkdir(exist_ok=True)
+        if self.fails:
+            raise ConnectionError("no answer")
+
+    @property
+    def tracker(self) -> list:
+        return self.pages
+
+    def store_init_configuration(self, values: dict) -> None:
+        self.pages.append((0, values))
+
+    def log(self, values: dict, step: int | None = None, **options: object) -> None:
+        self.pages.append((step, values))
+
+
+def test_any_tracker_that_accelerate_knows_is_passed_through(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "notebook", Notebook)
+    monkeypatch.setattr(Notebook, "pages", [])
+    pretrain(tmp_path / "run", "--max_steps", 3, "--tracker", "notebook")
+    (_, settings), *pages = Notebook.pages
+    assert settings["max_steps"] == "3" and settings["optimizer.name"] == "adamw"
+    assert [(step, page["training/loss"]) for step, page in pages] == list(
+        enumerate(losses(tmp_path / "run"), 1)
+    )
+
+
+def test_a_tracker_that_fails_is_one_line_and_the_run_can_begin_again(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "notebook", Notebook)
+    monkeypatch.setattr(Notebook, "fails", True)
+    with pytest.raises(UserError, match="--tracker notebook cannot be used: no answer"):
+        pretrain(tmp_path / "run", "--max_steps", 3, "--tracker", "notebook")
+    pretrain(tmp_path / "run", "--max_steps", 3)
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(pretrain, tmp_path):
+    with pytest.raises(UserError, match="--tracker clearml is not installed; install it with pip, or use"):
+        pretrain(tmp_path / "run", "--max_steps", 3, "--tracker", "clearml")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_summary_tells_what_was_trained_where(pretrain, data, tmp_path):
+    pretrain(tmp_path / "run", "--max_steps", 4, "--validation", data / "pretrain")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    logged = losses(tmp_path / "run"), records(tmp_path / "run")
+    assert (summary["finished"], summary["steps"], summary["skipped_steps"]) == (True, 4, 0)
+    assert summary["tokens"] == logged[1][3]["tokens"] and summary["targets"] == logged[1][3]["targets"]
+    assert (
+        summary["seconds"] > 0
+        and summary["parameters"] == load_checkpoint(tmp_path / "run").model.num_parameters()
+    )
+    assert summary["validation"]["pretrain"]["best"]["step"] == 4
+    assert summary["versions"]["torch"] == torch.__version__
+    assert len(summary["commit"] or "x" * 40) == 40 and "cpu" in summary["device"] and summary["machine"]

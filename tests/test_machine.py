@@ -1,0 +1,66 @@
+"""The arithmetic of a batch, and its share of what the machine can do."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dataset.batches import Batch
+from model.config import from_preset
+from model.masks import causal_layout
+from model.transformer import LanguageModel
+from trainer import machine
+from trainer.machine import Machine, model_flops, peak_flops
+
+
+def full_batch(rows: int, length: int) -> Batch:
+    ids = torch.randint(97, (rows, length))
+    labels = ids.clone()
+    labels[:, 0] = -100
+    return Batch(ids, labels, *causal_layout(rows, length))
+
+
+def test_the_arithmetic_is_what_torch_counts_in_forward_and_backward():
+    config = from_preset("tiny", vocab_size=97)
+    model, batch = LanguageModel(config), full_batch(2, 64)
+    model.set_attention("eager")  # which computes invisible pairs, too
+    with FlopCounterMode(display=False) as counter:
+        model(batch.ids, batch.layout, batch.labels).backward()
+    invisible = 2 * (64 * 64 - 64 * 65 // 2)
+    width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    assert counter.get_total_flops() == model_flops(config, batch) + 12 * width * invisible
+
+
+def test_padding_and_other_documents_count_nothing():
+    config = from_preset("tiny", vocab_size=97)
+    packed = full_batch(1, 64)
+    packed.document_ids[0, 24:], packed.position_ids[0, 24:] = 1, torch.arange(40)
+    packed.labels[0, 24] = -100
+    apart = model_flops(config, full_batch(1, 24)) + model_flops(config, full_batch(1, 40))
+    assert model_flops(config, packed) == apart
+    packed.document_ids[0, 24:], packed.labels[0, 24:] = -1, -100
+    assert model_flops(config, packed) == model_flops(config, full_batch(1, 24))
+
+
+def test_a_window_bounds_the_pairs():
+    wide, narrow = (from_preset("tiny", vocab_size=97, sliding_window=w) for w in (None, 3))
+    width = wide.num_hidden_layers * wide.num_attention_heads * wide.head_dim
+    batch = full_batch(1, 64)
+    difference = model_flops(wide, batch) - model_flops(narrow, batch)
+    assert difference == 12 * width * (64 * 65 // 2 - (1 + 2 + 62 * 3))
+
+
+def test_the_share_is_arithmetic_a_second_over_the_peak(monkeypatch):
+    monkeypatch.setattr(machine, "peak_flops", lambda device, dtype: 1e9)
+    config, batch = from_preset("tiny", vocab_size=97), full_batch(2, 64)
+    used = Machine(config, torch.device("cpu"), torch.float32)
+    for _ in range(3):
+        used.count(batch)
+    record = used.read(tokens_per_second=batch.num_real)  # one batch a second
+    assert record["model_flop_utilisation"] == pytest.approx(model_flops(config, batch) / 1e9)
+    assert record["memory_megabytes"] > 50
+
+
+def test_measuring_the_peak_leaves_random_numbers_alone():
+    state = torch.get_rng_state()
+    assert peak_flops(torch.device("cpu"), torch.float32) > 1e8
+    assert torch.equal(state, torch.get_rng_state())

@@ -1,0 +1,216 @@
+"""Trainings on one process and on many: the same gradients, losses, checkpoints; whole, or cut up."""
+
+# ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed import TCPStore
+from training_runs import SHORT, data, init, line, metrics, run_trainer, sft
+from two_processes import first_batch, gradients, prepare, run, run_pair, settings_for
+
+from model.checkpoint import load_checkpoint
+from model.errors import UserError
+from trainer.run_dir import RunDirectory
+
+WHOLE_BATCH = {"batch_size": 8, "gradient_accumulation": 1}
+
+
+@pytest.fixture(scope="module")
+def pair(data, init, tmp_path_factory) -> Path:
+    """What two processes left, and `one`: begun by one process, continued by two."""
+    folder = tmp_path_factory.mktemp("pair")
+    run(settings_for(data, init, folder / "one", "muon", **WHOLE_BATCH, max_minutes=1e-9))
+    run_pair(data, init, folder, folder / "one")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(data, init, tmp_path_factory) -> Path:
+    """The same trainings by one process, with one micro-batch a step."""
+    folder = tmp_path_factory.mktemp("single")
+    for name in ("adamw", "muon"):
+        run(settings_for(data, init, folder / name, name, **WHOLE_BATCH))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(data, init) -> dict[str, Tensor]:
+    """The gradients of the mean over all targets of the first 8 rows, by autograd alone."""
+    training = prepare(settings_for(data, init, "unused", **WHOLE_BATCH))
+    batch, model = first_batch(training), load_checkpoint(init).model
+    assert (lengths := (batch.labels >= 0).sum(1)).max() > 1.5 * lengths.min(), "rows are not ragged"
+    (model(batch.ids, batch.layout, batch.labels) / batch.num_targets).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (got[name] - gradient).norm() <= 1e-6 * gradient.norm(), name
+
+
+def assert_same_course(one: Path, two: Path) -> None:
+    """Equal to rounding in every record, and in the weights at the end."""
+    for first, second in zip(metrics(one), metrics(two), strict=True):
+        assert first.pop("validation", None) == second.pop("validation", None)
+        assert second == pytest.approx(first, rel=1e-5)
+    weights = [load_file(out / "model.safetensors") for out in (one, two)]
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size, accumulation", [(8, 1), (4, 2), (1, 8)])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_micro_batches_of_one_process_give_the_gradients_of_the_whole_batch(
+    data, init, expected, batch_size, accumulation, recomputes
+):
+    spread = {"batch_size": batch_size, "gradient_accumulation": accumulation}
+    got = gradients(prepare(settings_for(data, init, "unused", **spread, gradient_checkpointing=recomputes)))
+    assert_same_gradients(got, expected)
+
+
+@pytest.mark.parametrize(
+    "how", ["whole", "whole_recomputed", "sharded", "sharded_recomputed", "by_accelerate"]
+)
+def test_two_processes_give_the_gradients_of_one(pair, expected, how):
+    assert_same_gradients(torch.load(pair / f"{how}.pt")["gradients"], expected)
+
+
+def test_a_sharded_process_keeps_half_of_the_parameters(pair, expected):
+    total = sum(gradient.numel() for gradient in expected.values())
+    assert torch.load(pair / "whole.pt")["numbers_here"] == total
+    for how in ("sharded", "sharded_recomputed", "by_accelerate"):
+        assert torch.load(pair / f"{how}.pt")["numbers_here"] == pytest.approx(total / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("how", ["whole", "sharded"])
+def test_processes_exchange_gradients_once_a_step(pair, how):
+    accumulated, at_once = torch.load(pair / f"{how}.pt")["exchanges"]
+    assert accumulated == at_once > 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("spread", ["whole", "sharded"])
+def test_two_processes_train_as_one_does(pair, single, spread, optimizer):
+    assert_same_course(single / optimizer, pair / f"{spread}_{optimizer}")
+
+
+def test_accelerates_sharding_trains_as_one_process_does(pair, single):
+    assert_same_course(single / "adamw", pair / "by_accelerate")
+
+
+def test_a_sharded_run_that_was_stopped_ends_as_if_it_was_not(pair):
+    whole, broken = pair / "sharded_muon", pair / "broken"
+    assert metrics(whole) == metrics(broken)
+    assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+
+
+def test_one_process_continues_what_two_sharded_ones_began(pair, single, data, init, tmp_path):
+    out = shutil.copytree(pair / "left", tmp_path / "run")
+    assert list(out.glob("checkpoints/*/training/optimizer/*.distcp"))
+    run(settings_for(data, init, out, "muon", **WHOLE_BATCH))
+    assert not list(out.glob("checkpoints/*/training/optimizer"))
+    assert_same_course(single / "muon", out)
+
+
+def test_two_sharded_processes_continue_what_one_began(pair, single):
+    assert_same_course(single / "muon", pair / "one")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:99])])
+@pytest.mark.parametrize("name", [".metadata", "__1_0.distcp"])
+def test_a_damaged_sharded_checkpoint_is_one_line(pair, data, init, tmp_path, damage, name):
+    out = shutil.copytree(pair / "left", tmp_path / "run")
+    [folder] = out.glob("checkpoints/*/training/optimizer")
+    damage(folder / name)
+    with pytest.raises(UserError, match="step-00000001 is damaged"):
+        run(settings_for(data, init, out, "muon", **WHOLE_BATCH))
+
+
+def test_two_nodes_meet_and_train_as_one_process_does(sft, data, init, tmp_path):
+    flags = ["--max_steps", 3, "--gradient_accumulation", 2, "--validation", data / "sft"]
+    sft(tmp_path / "one", *flags)
+    places = {"--data": data / "sft", "--init": init, "--out": tmp_path / "two"}
+    trainer = ["-m", "trainer.sft", *line(places | SHORT, *flags, "--batch_size", 2)]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # holds a free port
+    meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{store.port}", "--rdzv_id", "nodes"]
+    launch = ["--nnodes", "2", "--nproc_per_node", "1", *meeting, "--rdzv_conf", "is_host=0"]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *launch, *trainer],
+            cwd=Path(__file__).parent.parent,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    shown, errors = zip(*(node.communicate(timeout=120) for node in nodes), strict=True)
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    assert "2 processes" in "".join(shown) and "".join(shown).count("finished:") == 1
+    assert_same_course(tmp_path / "one", tmp_path / "two")
+
+
+CONFIGURATIONS = Path(__file__).parent.parent / "configs/accelerate"
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGURATIONS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_launches_by_every_configuration(file):
+    """Its own parser and checks, up to the environment that it starts processes in."""
+    config = load_config_from_file(str(file))
+    words = ["--config_file", str(file), "--main_process_ip", "127.0.0.1", "--machine_rank", "1"]
+    arguments, _, _ = _validate_launch_command(
+        launch_command_parser().parse_args([*words, "-m", "trainer.sft", "--out", "out"])
+    )
+    assert arguments.num_processes == config.num_processes >= 1
+    if arguments.multi_gpu or arguments.use_fsdp:
+        environment = prepare_multi_gpu_env(arguments)
+        assert environment.get("FSDP_VERSION") == ("2" if file.stem == "fsdp2" else None)
+        assert int(arguments.nproc_per_node) * config.num_machines == config.num_processes
+    else:
+        _, environment = prepare_simple_launcher_cmd_env(arguments)
+        assert environment["ACCELERATE_USE_CPU"] == str(file.stem == "one_cpu") and config.num_processes == 1
+
+
+@pytest.mark.parametrize(
+    "environment, sharding, message",
+    [
+        ({"WORLD_SIZE": "2"}, "auto", "expected WORLD_SIZE=2 processes, accelerate sees 1"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
+            "auto",
+            "asked for several processes on CPUs and started one",
+        ),
+        ({}, "fsdp", "sharding by FSDP2 needs two or more processes, got 1"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "auto", "needs two or more processes, got 1"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "none", "none contradicts the FSDP of the"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "auto", "expected fsdp_version 2 from the launcher, got 1"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "auto",
+            "use --gradient_checkpointing instead",
+        ),
+    ],
+)
+def test_what_a_launcher_did_not_mean_is_refused(sft, tmp_path, monkeypatch, environment, sharding, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        sft(tmp_path / "run", "--max_steps", 3, "--sharding", sharding)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_node_without_the_shared_folder_is_told_so(tmp_path):
+    with pytest.raises(UserError, match="is not there on .*; expected a folder that all nodes share"):
+        RunDirectory(tmp_path / "run").check_shared()

@@ -1,0 +1,127 @@
+"""What a pair of processes does for `test_scale.py`: trainings by DDP and by FSDP2, on CPUs through gloo."""
+
+import os
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import DistributedType
+from torch.distributed import TCPStore
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing import spawn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dataset.batches import Batch
+from dataset.token_store import open_stores
+from trainer.device import find_device
+from trainer.loop import Training
+from trainer.settings import OptimizerSettings, ScheduleSettings, SftSettings
+from trainer.sharding import fsdp_plugin, whole
+from trainer.stopping import StopRequest
+from trainer.task import make_task, start_from
+
+
+def settings_for(data: Path, init: Path, out: Path, optimizer: str = "adamw", **others) -> SftSettings:
+    """Steps of 8 ragged rows, in 2 processes of 2 rows and 2 micro-batches; adamw's runs are validated."""
+    small = {"max_steps": 3, "batch_size": 2, "gradient_accumulation": 2, "packing": "none"}
+    small |= {"max_seq_len": 64, "schedule": ScheduleSettings(warmup_steps=1), "log_every_steps": 1}
+    store = (str(data / "sft"),)
+    places = {"data": store, "init": str(init), "out": str(out)}
+    measured = {"validation": store if optimizer == "adamw" else (), "validate_every_steps": 2}
+    chosen = {"optimizer": OptimizerSettings(name=optimizer), "dtype": "float32"}
+    return SftSettings(**places, **{**small, **measured, **chosen, **others})
+
+
+def prepare(settings: SftSettings, by_accelerate: bool = False) -> Training:
+    """A training that has not begun; `by_accelerate` lets accelerate shard as it does on GPUs."""
+    device = find_device(settings)
+    if by_accelerate:
+        device.accelerator.state.fsdp_plugin = fsdp_plugin()
+        device.accelerator.state.distributed_type = DistributedType.FSDP
+    stores = open_stores(settings.data)
+    start = start_from(settings.init, settings.prompt_mask, stores[0].tokenizer)
+    return Training(make_task(settings, "sft", stores, start), device)
+
+
+def first_batch(training: Training) -> Batch:
+    """This process's part of the first step."""
+    return next(training.task.stream.batches(0, 0, training.rows_per_step, training.rank, training.world))
+
+
+def gradients(training: Training) -> dict[str, torch.Tensor]:
+    """The gradients of the first step, before clipping."""
+    batch = first_batch(training)
+    (targets,) = training._summed(batch.num_targets)
+    training._backward(batch, scale=training.world / targets)
+    return {name: whole(p.grad) for name, p in training.task.start.model.named_parameters()}
+
+
+class Counting(TorchDispatchMode):
+    """Counts how often gradients are added up, or added up and shared out, over processes."""
+
+    sums = (torch.ops.c10d.allreduce_, torch.ops.c10d._reduce_scatter_base_)
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation.overloadpacket in self.sums
+        return operation(*args, **(kwargs or {}))
+
+
+def exchanges(training: Training) -> int:
+    """How often processes exchange gradients in a step."""
+    gradients(training)  # DDP lays out its buckets
+    training.optimizers.zero_grad()
+    with Counting() as counting:
+        training._backward(first_batch(training), scale=1.0)
+    return counting.count
+
+
+def run(settings: SftSettings, by_accelerate: bool = False) -> Training:
+    """Train, from the last save on if there is one."""
+    training = prepare(settings, by_accelerate)
+    with training.run_dir.claim() if training.is_main_process else nullcontext():
+        training.restore()
+        training.run_until(StopRequest(settings.max_minutes))
+        training.accelerator.wait_for_everyone()
+    return training
+
+
+def run_pair(data: Path, init: Path, folder: Path, begun: Path) -> None:
+    """Start both processes and wait for them; they meet at a store opened here, on a port that is free."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    spawn(work, (store.port, data, init, folder, begun), nprocs=2)
+
+
+def work(rank: int, port: int, data: Path, init: Path, folder: Path, begun: Path) -> None:
+    """Be one of the two; `begun` is a run of one process that is to be continued here."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+    os.environ.update({name: str(value) for name, value in (meeting | place).items()})
+    torch.set_num_threads(1)
+
+    def settings(name: str, **others: object) -> SftSettings:
+        return settings_for(data, init, folder / name, **others)
+
+    def keep(name: str, training: Training, **others: object) -> None:
+        found = gradients(training)
+        parameters = training.task.start.model.parameters()
+        here = [p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters]
+        if rank == 0:
+            torch.save({"gradients": found, "numbers_here": sum(here)} | others, folder / f"{name}.pt")
+
+    sharded, once = {"sharding": "fsdp"}, {"batch_size": 4, "gradient_accumulation": 1}
+    for name, how in (("whole", {}), ("sharded", sharded)):
+        counts = [exchanges(prepare(settings("unused", **how, **spread))) for spread in ({}, once)]
+        keep(name, prepare(settings("unused", **how)), exchanges=counts)
+        keep(f"{name}_recomputed", prepare(settings("unused", **how, gradient_checkpointing=True)))
+        for optimizer in ("adamw", "muon"):
+            run(settings(f"{name}_{optimizer}", optimizer=optimizer, **how))
+    run(settings("broken", optimizer="muon", **sharded, max_minutes=1e-9))
+    if rank == 0:
+        shutil.copytree(folder / "broken", folder / "left")
+    run(settings("broken", optimizer="muon", **sharded))
+    run(replace(settings("one", optimizer="muon", **sharded), out=str(begun)))
+    keep("by_accelerate", prepare(settings("unused", **sharded), by_accelerate=True))
+    run(settings("by_accelerate", **sharded), by_accelerate=True)

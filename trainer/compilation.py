@@ -1,0 +1,72 @@
+"""Whether the layers run compiled, and why."""
+
+from dataclasses import dataclass
+
+import torch
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.transformer import LanguageModel
+from trainer.machine import weights_of_products
+from trainer.settings import TrainSettings
+
+WORTHWHILE_FLOPS = 2e13
+"""arithmetic of a training from which compiling on a CPU, about half a minute, is soon made up for"""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """The decision, and the reason in words."""
+
+    is_on: bool
+    reason: str
+
+
+def compile_if_asked(
+    model: LanguageModel, settings: TrainSettings, device: torch.device, most_tokens: int
+) -> Compilation:
+    """Compile the layers if --compile says so, or is left to decide for a training of `most_tokens`."""
+    decision = choose_compilation(settings.compile, device, training_flops(model.config, most_tokens))
+    if decision.is_on:
+        compile_layers(model, lengths_vary=settings.packing == "none")
+    return decision
+
+
+def compile_layers(model: LanguageModel, lengths_vary: bool) -> None:
+    """Let the layers run compiled in training; the names of parameters stay.
+
+    Lengths that vary are symbols from the first batch on: were they to become so later, the course of a
+    training would depend on where it was interrupted.
+    """
+    for layer in model.model.layers:
+        layer.compiled = torch.compile(layer.compute, dynamic=lengths_vary)
+
+
+def training_flops(config: ModelConfig, tokens: int) -> float:
+    """Return about what the layers of a training compute: six operations a weight and token."""
+    return 6.0 * weights_of_products(config) * tokens
+
+
+def choose_compilation(choice: str, device: torch.device, flops: float) -> Compilation:
+    """Reconcile --compile with the `flops` of the training and with what is installed.
+
+    Raises `UserError` where compiling is demanded and cannot be done.
+    """
+    if choice == "never":
+        return Compilation(False, "no, by --compile never")
+    if choice == "auto" and device.type == "cpu" and flops < WORTHWHILE_FLOPS:
+        return Compilation(False, "no, too short a training to make up for it; --compile always does it")
+    if (fault := compiler_fault(device)) is None:
+        return Compilation(True, "each layer, which takes the first step about half a minute")
+    if choice == "always":
+        raise UserError(f"--compile always: nothing can be compiled here ({fault}); install g++, or use auto")
+    return Compilation(False, f"no, nothing can be compiled here ({fault}); install g++ for faster steps")
+
+
+def compiler_fault(device: torch.device) -> str | None:
+    """Compile a line for a device and return what went wrong, None if it works."""
+    try:
+        torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # compilers, their headers and their caches fail in many ways
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None

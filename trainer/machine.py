@@ -1,0 +1,92 @@
+"""How well a training uses its machine: arithmetic that the model needs, beside what the machine can do."""
+
+import functools
+import resource
+import sys
+import time
+
+import torch
+
+from dataset.batches import Batch
+from model.config import ModelConfig
+
+MEGABYTE = 1_000_000
+SIDES = {"cpu": (1024, 2048)}
+LARGE_SIDES = (4096, 8192)
+"""sides of the square matrices that are multiplied to find the peak; accelerators want large ones"""
+REPETITIONS = 4
+
+
+class Machine:
+    """Counts the arithmetic of batches, and sets it against the measured peak of matrix products."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        """Start counting; the peak is measured at the first reading."""
+        self._config, self._device, self._dtype = config, device, dtype
+        self._flops = self._tokens = 0
+
+    def count(self, batch: Batch) -> None:
+        """Count the batch of one optimizer step."""
+        self._flops += model_flops(self._config, batch)
+        self._tokens += batch.num_real
+
+    def read(self, tokens_per_second: float) -> dict[str, float]:
+        """Return what a process used at that rate of real tokens since the last reading, and start anew."""
+        peak = peak_flops(self._device, self._dtype)
+        share = self._flops / max(self._tokens, 1) * tokens_per_second / peak
+        self._flops = self._tokens = 0
+        return {"model_flop_utilisation": share, "memory_megabytes": peak_megabytes(self._device)}
+
+
+def model_flops(config: ModelConfig, batch: Batch) -> int:
+    """Return the arithmetic that forward and backward of a batch need, whatever more is computed.
+
+    Two operations for each weight of a product and token, and twice that backward; the output layer for
+    targets only; for each pair of a query and a key that it sees causally, 4 * head_dim * heads, and twice
+    that backward. Padding and recomputation count nothing (Chowdhery et al. 2022, arXiv 2204.02311,
+    appendix B).
+    """
+    real = batch.document_ids >= 0
+    seen = batch.position_ids[real] + 1
+    pairs = sum(int(seen.clamp(max=window or 2**40).sum()) for window in config.layer_windows)
+    output = config.hidden_size * config.vocab_size
+    products = weights_of_products(config) * batch.num_real + output * batch.num_targets
+    return 6 * products + 12 * config.num_attention_heads * config.head_dim * pairs
+
+
+def weights_of_products(config: ModelConfig) -> int:
+    """Return the number of weights that every token is multiplied with: those of the layers' matrices."""
+    heads = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    layer = config.hidden_size * (2 * heads + 2 * keys + 3 * config.intermediate_size)
+    return config.num_hidden_layers * layer
+
+
+@functools.cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations a second of square matrix products at their best, measured once."""
+    best = 0.0
+    generator = torch.Generator(device)  # leaves the training's own random numbers alone
+    for side in SIDES.get(device.type, LARGE_SIDES):
+        a, b = (torch.rand(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
+        for _ in range(REPETITIONS):
+            finish(device)
+            began = time.perf_counter()
+            torch.mm(a, b)
+            finish(device)
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """Return the most memory that this process has held: of the device, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MEGABYTE
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+
+
+def finish(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,77 @@
+"""Whether a run may go on in its directory, and how, so that its results stay what they would have been."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from model.errors import UserError
+from trainer.run_dir import RunDirectory
+from trainer.schedule import multiplier
+from trainer.settings import ScheduleSettings
+from trainer.task import Task
+
+
+def keep_rows_per_step(task: Task, world: int) -> Task:
+    """Return the task with as many rows per step as the run in --out had on another number of processes.
+
+    The rows of a step and their order stay, so does the update (to rounding). Raises `UserError` where
+    --batch_size does not allow it.
+    """
+    settings, run_dir = task.settings, RunDirectory(task.settings.out)
+    if run_dir.latest is None:
+        return task
+    facts, progress = _read_saved(run_dir)
+    rows, former_world = facts["rows_per_step"], progress["processes"]
+    at_once = settings.batch_size * world
+    if world == former_world or rows == at_once * settings.gradient_accumulation:
+        return task
+    if rows % world:
+        raise UserError(
+            f"--out {settings.out} takes {rows} rows a step, which {world} processes cannot share evenly; "
+            f"start a number of processes that divides {rows} (it was {former_world})"
+        )
+    if rows % at_once:
+        raise UserError(
+            f"--out {settings.out} takes {rows} rows a step: expected a --batch_size that divides the "
+            f"{rows // world} of each of {world} processes, got {settings.batch_size}"
+        )
+    return replace(task, settings=replace(settings, gradient_accumulation=rows // at_once))
+
+
+def check_resumable(
+    run_dir: RunDirectory, facts: dict[str, Any], schedule: ScheduleSettings, resume: str
+) -> None:
+    """Raise `UserError` unless a run with these facts (dotted key to value) may start or go on here."""
+    if run_dir.latest is None:
+        return
+    if resume == "never":
+        raise UserError(
+            f"--out {run_dir.path} holds a run; choose another folder, or --resume auto to continue it"
+        )
+    (saved, progress), given = _read_saved(run_dir), json.loads(json.dumps(facts))
+    if is_length_free(progress["step"], saved["total_steps"], given["total_steps"], schedule):
+        saved["total_steps"] = given["total_steps"]
+    differing = [key for key in saved | given if saved.get(key) != given.get(key)]
+    if differing:
+        changes = "; ".join(f"{key} was {saved.get(key)}, is {given.get(key)}" for key in differing)
+        raise UserError(
+            f"--out {run_dir.path} holds a run with other settings ({changes}); choose another folder"
+        )
+
+
+def is_length_free(step: int, former: int, total: int, schedule: ScheduleSettings) -> bool:
+    """Say whether the finished steps had the learning rates that they have in a run of `total` steps.
+
+    So it is under wsd before the decay of both lengths, and in the warmup of any schedule.
+    """
+    return step <= total and all(
+        multiplier(done, former, schedule) == multiplier(done, total, schedule) for done in range(step)
+    )
+
+
+def _read_saved(run_dir: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the facts and the progress of the last checkpoint."""
+    facts, progress = (run_dir.read_training(name) for name in ("settings.json", "progress.json"))
+    if not ({"rows_per_step", "total_steps"} <= facts.keys() and {"step", "processes"} <= progress.keys()):
+        raise UserError(f"{run_dir.latest} is damaged; {run_dir.way_back}")
+    return facts, progress

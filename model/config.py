@@ -103,7 +103,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "quickstart": dict(
         hidden_size=128,
-        intermediate_size=384,
+        intermediate_size=256,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -138,7 +138,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         max_position_embeddings=4096,
     ),
 }
-"""Named shapes, all but the vocabulary, by size: tiny (for tests), quickstart (1M), small (30M),
+"""Named shapes, all but the vocabulary, by size: tiny (for tests), quickstart (0.8M), small (30M),
 minimind3 (64M), gpt2 (124M), medium (0.3B)."""
 
 

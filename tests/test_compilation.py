@@ -23,21 +23,23 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
-    "choice, device, flops, fault, is_on, reason",
+    "choice, device, flops, former, fault, is_on, reason",
     [
-        ("auto", CPU, 2 * WORTHWHILE_FLOPS, None, True, "each layer"),
-        ("auto", CPU, 0.5 * WORTHWHILE_FLOPS, None, False, "too short a training"),
-        ("auto", CUDA, 1.0, None, True, "each layer"),
-        ("auto", CPU, 2 * WORTHWHILE_FLOPS, "no g++", False, "nothing can be compiled here (no g++)"),
-        ("always", CPU, 1.0, None, True, "each layer"),
-        ("never", CUDA, 2 * WORTHWHILE_FLOPS, None, False, "by --compile never"),
+        ("auto", CPU, 2 * WORTHWHILE_FLOPS, None, None, True, "each layer"),
+        ("auto", CPU, 0.5 * WORTHWHILE_FLOPS, None, None, False, "too short a training"),
+        ("auto", CPU, 0.5 * WORTHWHILE_FLOPS, True, None, True, "each layer"),
+        ("auto", CPU, 2 * WORTHWHILE_FLOPS, False, None, False, "as the run began"),
+        ("auto", CUDA, 1.0, None, None, True, "each layer"),
+        ("auto", CPU, 2 * WORTHWHILE_FLOPS, None, "no g++", False, "nothing can be compiled here (no g++)"),
+        ("always", CPU, 1.0, False, None, True, "each layer"),
+        ("never", CUDA, 2 * WORTHWHILE_FLOPS, True, None, False, "by --compile never"),
     ],
 )
 def test_layers_are_compiled_where_that_works_and_pays(
-    choice, device, flops, fault, is_on, reason, monkeypatch
+    choice, device, flops, former, fault, is_on, reason, monkeypatch
 ):
     monkeypatch.setattr(compilation, "compiler_fault", lambda device: fault)
-    decision = choose_compilation(choice, device, flops)
+    decision = choose_compilation(choice, device, flops, former)
     assert decision.is_on == is_on and reason in decision.reason
 
 

@@ -34,8 +34,8 @@ from model.errors import UserError
 from trainer import loss_picture, reporting
 from trainer.loss_picture import Curves, LossPicture, draw_losses, smoothed
 from trainer.reporting import Meter, time_left
-from trainer.run_dir import RunDirectory
-from trainer.samples import draw_samples, in_one_line, sample_prompts, write_samples
+from trainer.run_dir import METRICS, SAMPLES, RunDirectory
+from trainer.samples import draw_samples, in_one_line, sample_prompts
 from trainer.settings import PretrainSettings
 
 FIELDS = {
@@ -189,10 +189,17 @@ def test_prompts_without_room_for_an_answer_are_passed_over_or_refused(data, pre
 
 def test_samples_of_steps_that_are_done_again_are_replaced(tmp_path):
     run_dir = RunDirectory(tmp_path)
-    for step, text in ((2, "a"), (4, "b"), (6, "c"), (4, "d\ne")):
-        write_samples(run_dir, step, [{"prompt": "法", "text": text}])
-    assert [(r["step"], r["text"]) for r in records(tmp_path, "samples.jsonl")] == [(2, "a"), (4, "d\ne")]
+    said = {2: "a", 4: "\u2028b\x85", 6: "c"}
+    run_dir.append_records(SAMPLES, [{"step": step, "text": text} for step, text in said.items()])
+    run_dir.cut_records(4, is_validated=True)
+    assert run_dir.read_records(SAMPLES) == [{"step": 2, "text": "a"}, {"step": 4, "text": said[4]}]
+    run_dir.cut_records(4, is_validated=False)
+    assert run_dir.read_records(SAMPLES) == [{"step": 2, "text": "a"}]
+
+
+def test_a_sample_is_printed_on_one_line():
     assert in_one_line({"prompt": "a\nb", "text": "c" * 300}) == "a⏎b → " + "c" * 153 + "…"
+    assert in_one_line({"prompt": "a\x1b[2J", "text": "b\rc\u2028d"}) == "a [2J → b c d"
 
 
 def test_sampling_neither_compiles_nor_leaves_the_model_evaluating(data, init):
@@ -225,9 +232,9 @@ def test_the_picture_is_drawn_anew_as_soon_as_little_time_is_lost_by_it(tmp_path
 def test_the_picture_shows_what_the_metrics_hold(tmp_path):
     run_dir = RunDirectory(tmp_path)
     for step, loss in ((1, 8.0), (2, None), (3, 1.0)):
-        run_dir.append_metrics({"step": step, "loss": loss, "learning_rate": step / 10})
-    run_dir.append_metrics({"step": 3, "validation": "val", "nats_per_token": 1.5, "bits_per_byte": 1.0})
-    curves = Curves.read(run_dir.read_metrics())
+        run_dir.append_records(METRICS, [{"step": step, "loss": loss, "learning_rate": step / 10}])
+    run_dir.append_records(METRICS, [{"step": 3, "validation": "val", "nats_per_token": 1.5}])
+    curves = Curves.read(run_dir.read_records(METRICS))
     assert curves.training == [(1, 8.0), (3, 1.0)] and curves.validations == {"val": [(3, 1.5)]}
     assert curves.learning_rate == [(1, 0.1), (2, 0.2), (3, 0.3)]
     assert smoothed([float(n) for n in range(100)])[:97] == [float(n) for n in range(97)]

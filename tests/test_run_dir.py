@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import UserError
-from trainer.run_dir import RunDirectory
+from trainer.run_dir import METRICS, RunDirectory
 
 
 @pytest.fixture
@@ -50,12 +50,23 @@ def test_the_last_save_is_at_the_top_and_the_one_before_is_gone(run_dir):
 def test_the_last_saves_and_that_of_the_least_loss_are_kept(run_dir):
     for step, loss in [(1, 3.0), (2, 1.0), (3, 2.0), (4, math.nan), (5, 0.5), (6, 1.5)]:
         save(run_dir, step, keep=2)
-        run_dir.append_metrics({"step": step, "validation": "texts", "nats_per_token": loss})
-        run_dir.append_metrics({"step": step, "validation": "chats", "nats_per_token": -loss})
+        run_dir.append_records(METRICS, [{"step": step, "validation": "texts", "nats_per_token": loss}])
+        run_dir.append_records(METRICS, [{"step": step, "validation": "chats", "nats_per_token": -loss}])
         run_dir.prune(2, "texts")
         if step == 4:
             assert kept(run_dir) == [2, 3, 4] and (run_dir.path / "best").read_text() == "step-00000002"
     assert kept(run_dir) == [5, 6] and (run_dir.path / "best").read_text() == "step-00000005"
+    for step in (7, 8):
+        save(run_dir, step, keep=1)
+        run_dir.prune(1, "others")  # not measured yet
+    assert kept(run_dir) == [5, 8] and run_dir.best.name == "step-00000005"
+
+
+@pytest.mark.parametrize("line", ["{br", "7", '{"loss": 1.0}'])
+def test_damaged_records_are_one_line(run_dir, line):
+    (run_dir.path / METRICS).write_text(line + "\n")
+    with pytest.raises(UserError, match="metrics.jsonl is damaged .* take it away to go on"):
+        run_dir.read_records(METRICS)
 
 
 def test_a_save_that_never_became_the_last_one_takes_no_place(run_dir):
@@ -103,7 +114,7 @@ def test_a_save_that_dies_before_any_of_its_renames_leaves_the_one_before(run_di
 
 
 def test_all_is_on_the_disk_before_it_gets_its_name(run_dir, monkeypatch):
-    run_dir.append_metrics({"step": 3})
+    run_dir.append_records(METRICS, [{"step": 3}])
     fsync, replace, done = os.fsync, os.replace, []
 
     def flushing(descriptor):
@@ -159,19 +170,19 @@ def test_a_failure_leaves_nothing_unfinished(tmp_path):
 
 def test_metrics_are_cut_back_to_a_step_and_bear_a_torn_line(run_dir):
     for step in (1, 2, 3):
-        run_dir.append_metrics({"step": step})
-    with open(run_dir.metrics_path, "a") as file:
+        run_dir.append_records(METRICS, [{"step": step}])
+    with open(run_dir.path / METRICS, "a") as file:
         file.write('{"step": 4, "lo')
-    assert [record["step"] for record in run_dir.read_metrics()] == [1, 2, 3]
-    run_dir.cut_metrics(2, is_validated=True)
-    assert Path(run_dir.metrics_path).read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert [record["step"] for record in run_dir.read_records(METRICS)] == [1, 2, 3]
+    run_dir.cut_records(2, is_validated=True)
+    assert (run_dir.path / METRICS).read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_validation_that_a_kill_cut_short_is_done_again(run_dir):
     for record in ({"step": 2, "loss": 1.0}, {"step": 2, "validation": "texts"}):
-        run_dir.append_metrics(record)
+        run_dir.append_records(METRICS, [record])
     assert run_dir.is_validated(2, ["texts"]) and not run_dir.is_validated(2, ["texts", "chats"])
-    run_dir.cut_metrics(2, is_validated=True)
-    assert len(run_dir.read_metrics()) == 2
-    run_dir.cut_metrics(2, is_validated=False)
-    assert run_dir.read_metrics() == [{"step": 2, "loss": 1.0}]
+    run_dir.cut_records(2, is_validated=True)
+    assert len(run_dir.read_records(METRICS)) == 2
+    run_dir.cut_records(2, is_validated=False)
+    assert run_dir.read_records(METRICS) == [{"step": 2, "loss": 1.0}]

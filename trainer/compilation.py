@@ -23,10 +23,18 @@ class Compilation:
 
 
 def compile_if_asked(
-    model: LanguageModel, settings: TrainSettings, device: torch.device, most_tokens: int
+    model: LanguageModel,
+    settings: TrainSettings,
+    device: torch.device,
+    most_tokens: int,
+    former: bool | None = None,
 ) -> Compilation:
-    """Compile the layers if --compile says so, or is left to decide for a training of `most_tokens`."""
-    decision = choose_compilation(settings.compile, device, training_flops(model.config, most_tokens))
+    """Compile the layers if --compile says so, or is left to decide for a training of `most_tokens`.
+
+    `former` is how the run that is continued computes, None for a new one; auto leaves it so.
+    """
+    flops = training_flops(model.config, most_tokens)
+    decision = choose_compilation(settings.compile, device, flops, former)
     if decision.is_on:
         compile_layers(model, lengths_vary=settings.packing == "none")
     return decision
@@ -47,14 +55,18 @@ def training_flops(config: ModelConfig, tokens: int) -> float:
     return 6.0 * weights_of_products(config) * tokens
 
 
-def choose_compilation(choice: str, device: torch.device, flops: float) -> Compilation:
-    """Reconcile --compile with the `flops` of the training and with what is installed.
+def choose_compilation(
+    choice: str, device: torch.device, flops: float, former: bool | None = None
+) -> Compilation:
+    """Reconcile --compile with the `flops` of the training, with what is installed, and with a former part.
 
     Raises `UserError` where compiling is demanded and cannot be done.
     """
     if choice == "never":
         return Compilation(False, "no, by --compile never")
-    if choice == "auto" and device.type == "cpu" and flops < WORTHWHILE_FLOPS:
+    if choice == "auto" and former is False:
+        return Compilation(False, "no, as the run began")
+    if choice == "auto" and former is None and device.type == "cpu" and flops < WORTHWHILE_FLOPS:
         return Compilation(False, "no, too short a training to make up for it; --compile always does it")
     if (fault := compiler_fault(device)) is None:
         return Compilation(True, "each layer, which takes the first step about half a minute")

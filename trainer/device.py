@@ -49,12 +49,12 @@ def find_device(settings: TrainSettings) -> Device:
         log_with=_checked_tracker(settings.tracker),
         project_dir=settings.out,
     )
-    _check_processes(accelerator.num_processes, shards)
+    _check_processes(accelerator.num_processes, shards, is_cpu_asked)
     description = _describe(accelerator, precision) + (", sharded by FSDP2" if shards else "")
     return Device(accelerator, precision.dtype, shards, description)
 
 
-def _check_processes(number: int, shards: bool) -> None:
+def _check_processes(number: int, shards: bool, uses_cpu: bool) -> None:
     """Raise `UserError` unless all processes that were meant are there."""
     if number != (world := int(os.environ.get("WORLD_SIZE", 1))):
         raise UserError(
@@ -62,7 +62,8 @@ def _check_processes(number: int, shards: bool) -> None:
             "start them with accelerate launch or torchrun"
         )
     # On CPUs accelerate launch sets the address for several processes, and starts one.
-    if number == 1 and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() - {"WORLD_SIZE"}:
+    is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ
+    if number == 1 and is_launched and uses_cpu and "MASTER_ADDR" in os.environ:
         raise UserError(
             "accelerate launch was asked for several processes on CPUs and started one; use torchrun or "
             "configs/accelerate/two_cpu_processes.yaml, see docs/scale.md"

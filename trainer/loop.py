@@ -24,7 +24,7 @@ from trainer.machine import Machine
 from trainer.optimizer import Optimizers
 from trainer.prefetch import prefetched
 from trainer.reporting import Meter, Reporter
-from trainer.resuming import check_resumable, keep_rows_per_step
+from trainer.resuming import check_resumable, keep_rows_per_step, was_compiled
 from trainer.run_dir import RunDirectory
 from trainer.samples import draw_samples
 from trainer.schedule import count_steps, multiplier
@@ -54,7 +54,7 @@ def train(task: Task) -> None:
         training = Training(keep_rows_per_step(task, device.accelerator.num_processes), device)
         with training.run_dir.claim() if training.is_main_process else nullcontext():
             training.restore()
-            if training.run_dir.is_finished(training.total_steps):
+            if training.is_finished:
                 training.reporter.say(f"{task.settings.out} is already finished")
                 return
             training.begin()
@@ -79,13 +79,15 @@ class Training:
         self.run_dir = RunDirectory(settings.out)
         self.reporter = Reporter(self.run_dir, accelerator, settings, self.total_steps)
         most_tokens = self.total_steps * self.rows_per_step * settings.max_seq_len
-        self.compilation = compile_if_asked(task.start.model, settings, accelerator.device, most_tokens)
+        self.compilation = compile_if_asked(
+            task.start.model, settings, accelerator.device, most_tokens, was_compiled(self.run_dir)
+        )
         if settings.gradient_checkpointing:
             task.start.model.recompute_layers()
         self.model = distribute(task.start.model, accelerator, device.shards)
         self.optimizers = Optimizers(self.model, settings.optimizer, device.dtype)
         self.bytes_of_tokens = bytes_of_tokens(task.stream.tokenizer)
-        self.progress, self.meter, self.gradient_norm = Progress(), Meter(), 0.0
+        self.progress, self.meter, self.gradient_norm = Progress(processes=self.world), Meter(), 0.0
         self.machine = Machine(task.start.model.config, accelerator.device, device.dtype)
 
     def restore(self) -> None:
@@ -106,6 +108,11 @@ class Training:
         is_validated = self.run_dir.is_validated(self.restored_step, self.task.validation)
         self.validated_step = self.restored_step if is_validated else None
         self.began = time.monotonic() - self.progress.seconds
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last save is the end of this training, and nothing is left to be done after it."""
+        return self.progress.step == self.total_steps and self.run_dir.is_finished(self.total_steps)
 
     def _load(self, folder: Path) -> None:
         try:
@@ -262,7 +269,7 @@ class Training:
         (is_broken,) = self._summed(not has_finite_weights(self.model))
         if is_broken:
             raise UserError(f"the weights are no longer finite and are not saved; {run_dir.last_save}")
-        self.progress.seconds, self.progress.processes = time.monotonic() - self.began, self.world
+        self.progress.seconds = time.monotonic() - self.began
         if self.is_main_process:
             run_dir.begin_checkpoint()
         self.accelerator.wait_for_everyone()
@@ -290,7 +297,7 @@ class Training:
             self.run_dir.write_text(
                 "settings.yaml", yaml.safe_dump(to_plain(self.settings), sort_keys=False, allow_unicode=True)
             )
-            self.run_dir.cut_metrics(self.restored_step, is_validated=self.validated_step is not None)
+            self.run_dir.cut_records(self.restored_step, is_validated=self.validated_step is not None)
             self._prune()
         for line in describe_task(self.task, self.figures, self.total_steps, self.rows_per_step):
             self.reporter.say(line)

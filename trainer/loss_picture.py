@@ -3,11 +3,10 @@
 import math
 import time
 from dataclasses import dataclass, field
-from itertools import cycle
-from statistics import fmean
+from itertools import accumulate, cycle
 from typing import TYPE_CHECKING, Any
 
-from trainer.run_dir import RunDirectory, replacing
+from trainer.run_dir import METRICS, RunDirectory, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,15 +73,16 @@ class Curves:
 
 def smoothed(values: list[float]) -> list[float]:
     """Return the mean of each value and of as many before as after it, which does not lag behind a fall."""
-    most = math.ceil(SMOOTHED_SHARE * len(values))
-    return [fmean(values[n - min(n, most) : n + min(n, most) + 1]) for n in range(len(values))]
+    most, sums = math.ceil(SMOOTHED_SHARE * len(values)), [0.0, *accumulate(values)]
+    ranges = [(n - min(n, most), min(n + min(n, most) + 1, len(values))) for n in range(len(values))]
+    return [(sums[end] - sums[begin]) / (end - begin) for begin, end in ranges]
 
 
 def draw_losses(run_dir: RunDirectory) -> None:
     """Draw what the metrics hold into `loss.png`: training, every validation store, learning rate."""
     from matplotlib.figure import Figure  # slow to import, and only the main process draws
 
-    curves = Curves.read(run_dir.read_metrics())
+    curves = Curves.read(run_dir.read_records(METRICS))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     _draw_learning_rate(axes.twinx(), curves)

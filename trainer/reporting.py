@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from model.errors import UserError
 from trainer.loss_picture import LossPicture
-from trainer.run_dir import RunDirectory
-from trainer.samples import in_one_line, write_samples
+from trainer.run_dir import METRICS, SAMPLES, RunDirectory
+from trainer.samples import in_one_line
 from trainer.settings import TrainSettings, flatten, to_plain
 from trainer.validation import Likelihood
 
@@ -101,14 +101,14 @@ class Reporter:
     def log_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
         """Record and print what the model says; on the main process."""
         if samples:
-            write_samples(self._run_dir, step, samples)
+            self._run_dir.append_records(SAMPLES, [{"step": step} | sample for sample in samples])
         for sample in samples:
             self.say(f"sample     {in_one_line(sample)}")
 
     def _record(self, record: dict[str, Any], line: str) -> None:
         step, group = record["step"], record.get("validation", "training")
         if self._speaks:
-            self._run_dir.append_metrics(record)
+            self._run_dir.append_records(METRICS, [record])
         numbers = {f"{group}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
         self._accelerator.log(numbers, step=step)
         self.say(f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}  {line}")

@@ -12,7 +12,7 @@ from trainer.task import Task
 
 
 def keep_rows_per_step(task: Task, world: int) -> Task:
-    """Return the task with as many rows per step as the run in --out had on another number of processes.
+    """Return the task with as many rows per step as the run in --out began with on other processes.
 
     The rows of a step and their order stay, so does the update (to rounding). Raises `UserError` where
     --batch_size does not allow it.
@@ -21,14 +21,14 @@ def keep_rows_per_step(task: Task, world: int) -> Task:
     if run_dir.latest is None:
         return task
     facts, progress = _read_saved(run_dir)
-    rows, former_world = facts["rows_per_step"], progress["processes"]
+    rows, first_world = facts["rows_per_step"], progress["processes"]
     at_once = settings.batch_size * world
-    if world == former_world or rows == at_once * settings.gradient_accumulation:
+    if world == first_world or rows == at_once * settings.gradient_accumulation:
         return task
     if rows % world:
         raise UserError(
             f"--out {settings.out} takes {rows} rows a step, which {world} processes cannot share evenly; "
-            f"start a number of processes that divides {rows} (it was {former_world})"
+            f"start a number of processes that divides {rows} (it was {first_world})"
         )
     if rows % at_once:
         raise UserError(
@@ -36,6 +36,11 @@ def keep_rows_per_step(task: Task, world: int) -> Task:
             f"{rows // world} of each of {world} processes, got {settings.batch_size}"
         )
     return replace(task, settings=replace(settings, gradient_accumulation=rows // at_once))
+
+
+def was_compiled(run_dir: RunDirectory) -> bool | None:
+    """Return whether the layers of the run in a directory are compiled, None where there is no run yet."""
+    return None if run_dir.latest is None else _read_saved(run_dir)[0].get("compiled")
 
 
 def check_resumable(

@@ -3,7 +3,7 @@
 out/  config.json  model.safetensors  tokenizer.json …   the model as last saved, for everyone to open
       checkpoints/step-00000500/                         the same, with training/ to continue from
       latest  best                                       names of checkpoints
-      settings.yaml  metrics.jsonl  loss.png  summary.json
+      settings.yaml  metrics.jsonl  samples.jsonl  loss.png  summary.json
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,7 @@ from model.errors import UserError
 from model.json_file import read_object
 
 MARK = "settings.yaml"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 class RunDirectory:
@@ -30,7 +31,6 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         """Name the folder; nothing is touched yet."""
         self.path = Path(path)
-        self.metrics_path = self.path / "metrics.jsonl"
         self._checkpoints = self.path / "checkpoints"
 
     @contextmanager
@@ -130,29 +130,36 @@ class RunDirectory:
             if file.is_file():
                 with replacing(self.path / file.name) as temporary:
                     shutil.copyfile(file, temporary)
-        if self.metrics_path.exists():
-            _flush(self.metrics_path)
+        for name in (METRICS, SAMPLES):
+            if (file := self.path / name).exists():
+                _flush(file)
         self.write_text("latest", target.name)
 
     def prune(self, keep: int, validation: str | None) -> None:
         """Remove all checkpoints but the last `keep` and that with the least loss on a validation set.
 
-        The latter is named by `best`, from the first validation on.
+        The latter is named by `best`, from the first validation on; where the set is another than before,
+        what was best stays until the new one has been measured.
         """
         folders = sorted(self._checkpoints.glob("step-*"))
         named = [folder for folder in folders if self.latest and folder <= self.latest]
         kept = named[-keep:]
         if best := self._best(named, validation):
             self.write_text("best", best.name)
-            kept.append(best)
         for folder in folders:
-            if folder not in kept:
+            if folder not in kept and folder != self.best:
                 shutil.rmtree(self.partial, ignore_errors=True)
                 os.replace(folder, self.partial)  # a kill leaves no half of it under its name
                 shutil.rmtree(self.partial)
 
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint with the least validation loss, None before the first validation."""
+        pointer = self.path / "best"
+        return self._checkpoints / pointer.read_text().strip() if pointer.exists() else None
+
     def _best(self, folders: list[Path], validation: str | None) -> Path | None:
-        records = [record for record in self.read_metrics() if "validation" in record]
+        records = [record for record in self.read_records(METRICS) if "validation" in record]
         losses = {r["step"]: r["nats_per_token"] for r in records if r["validation"] == validation}
         ranked = [(losses.get(step_of(folder), math.nan), folder) for folder in folders]
         return min((entry for entry in ranked if math.isfinite(entry[0])), default=(None, None))[1]
@@ -172,36 +179,44 @@ class RunDirectory:
         """Write a JSON file of the folder, whole or not at all."""
         self.write_text(name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add a line to `metrics.jsonl`."""
-        with open(self.metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def append_records(self, name: str, records: Iterable[dict[str, Any]]) -> None:
+        """Add lines to `metrics.jsonl` or `samples.jsonl`; every record has its `step`."""
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            file.write("".join(map(_line, records)))
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the records of `metrics.jsonl`; a line that a kill cut short is left out."""
-        if not self.metrics_path.exists():
-            return []
-        lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
+    def read_records(self, name: str) -> list[dict[str, Any]]:
+        """Return what `append_records` wrote, none before; a line that a kill cut short is left out."""
+        file = self.path / name
         try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
+            lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+            records = [json.loads(line) for line in lines]
         except ValueError as error:
-            raise UserError(f"{self.metrics_path} is damaged ({error}); take it away to go on") from None
+            raise UserError(f"{file} is damaged ({error}); take it away to go on") from None
+        if not all(isinstance(record, dict) and "step" in record for record in records):
+            raise UserError(f"{file} is damaged (a record without a step); take it away to go on")
+        return records
 
     def is_validated(self, step: int, names: Collection[str]) -> bool:
         """Say whether the metrics hold the validation of a step on all sets of these names."""
-        records = self.read_metrics()
+        records = self.read_records(METRICS)
         return bool(names) and {*names} <= {r.get("validation") for r in records if r["step"] == step}
 
-    def cut_metrics(self, step: int, is_validated: bool) -> None:
-        """Drop the records of what is about to be done again: later steps, and a validation cut short."""
-        kept = [
-            record
-            for record in self.read_metrics()
-            if record["step"] < step
-            or record["step"] == step
-            and (is_validated or "validation" not in record)
-        ]
-        self.write_text(self.metrics_path.name, "".join(json.dumps(record) + "\n" for record in kept))
+    def cut_records(self, step: int, is_validated: bool) -> None:
+        """Drop metrics and samples of what is about to be done again: later steps, a validation cut short."""
+        for name in (METRICS, SAMPLES):
+            if (self.path / name).exists():
+                kept = [
+                    record
+                    for record in self.read_records(name)
+                    if record["step"] < step
+                    or record["step"] == step
+                    and (is_validated or "learning_rate" in record)
+                ]
+                self.write_text(name, "".join(map(_line, kept)))
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def step_of(checkpoint: Path) -> int:

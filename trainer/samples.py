@@ -4,7 +4,6 @@ Random numbers of the training are not touched, and generation runs uncompiled, 
 takes the same steps as one without, bit for bit.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,10 +19,8 @@ from model.errors import UserError
 from model.generator import Generator, Prompt, Request
 from model.sampling import Sampling
 from model.transformer import LanguageModel
-from trainer.run_dir import RunDirectory
 from trainer.settings import TrainSettings
 
-FILE = "samples.jsonl"
 MOST_CHARACTERS = 32
 """of the beginning of a text that is continued"""
 LINE_CHARACTERS = 160
@@ -76,18 +73,10 @@ def draw_samples(
     ]
 
 
-def write_samples(run_dir: RunDirectory, step: int, samples: Sequence[dict[str, Any]]) -> None:
-    """Add the samples of a step to `samples.jsonl`; those of this step or later, before a restart, go."""
-    file = run_dir.path / FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] < step]
-    added = [json.dumps({"step": step} | sample, ensure_ascii=False) for sample in samples]
-    run_dir.write_text(FILE, "".join(f"{line}\n" for line in kept + added))
-
-
 def in_one_line(sample: dict[str, Any]) -> str:
     """Return a sample as it is printed."""
-    line = f"{sample['prompt']} → {sample['text']}".replace("\n", "⏎")
+    text = f"{sample['prompt']} → {sample['text']}".replace("\n", "⏎")
+    line = "".join(character if character.isprintable() else " " for character in text)
     return line if len(line) <= LINE_CHARACTERS else line[: LINE_CHARACTERS - 1] + "…"
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trainer.run_dir import RunDirectory
+from trainer.run_dir import METRICS, RunDirectory
 from trainer.task import Task
 from trainer.training_state import Progress
 
@@ -35,7 +35,7 @@ def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_pe
 def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: str) -> dict[str, Any]:
     """Return what `summary.json` tells of a training: its size, its results, and what it ran on."""
     validation: dict[str, dict[str, Any]] = {}
-    for record in run_dir.read_metrics():
+    for record in run_dir.read_records(METRICS):
         if "validation" in record:
             result = {key: value for key, value in record.items() if key != "validation"}
             entry = validation.setdefault(record["validation"], {"best": result})

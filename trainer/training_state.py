@@ -32,7 +32,7 @@ class Progress:
     """steps without an update, because loss or gradient were not finite"""
     skipped_in_a_row: int = 0
     processes: int = 1
-    """that took the last step"""
+    """that began the training"""
     nats_since_log: float = 0.0
     targets_since_log: int = 0
 
@@ -75,7 +75,8 @@ def load_optimizers(folder: Path, model: LanguageModel, optimizers: Optimizers) 
     if (folder / SHARDED).is_dir():
         load_sharded(folder / SHARDED, model, optimizers.members)
     else:
-        optimizers.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+        optimizers.load_state_dict(state)
 
 
 def save_random_state(folder: Path, rank: int) -> None:
@@ -85,15 +86,16 @@ def save_random_state(folder: Path, rank: int) -> None:
 
 
 def load_random_state(folder: Path, rank: int) -> None:
-    """Restore the generators; a process that was not there at the save keeps its own."""
+    """Restore the generators; a process or a GPU that was not there at the save keeps its own."""
     file = folder / f"random-{rank}.pt"
     if not file.exists():
         return
-    state = torch.load(file, weights_only=False)  # our own file: training/ is never taken from strangers
+    # weights_only=False: our own file, training/ is never taken from strangers
+    state = torch.load(file, weights_only=False, map_location="cpu")
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    torch.cuda.set_rng_state_all(state["cuda"])
+    torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def write_tensors(values: object, file: Path) -> None:

@@ -163,18 +163,18 @@ def _cell_kinds(panel: MaskPanel) -> Tensor:
 
 def _label_tokens(axes, labels: Sequence[str], rows: bool, columns: bool = True) -> None:
     axes.spines[:].set_visible(False)
-    axes.tick_params(which="both", length=0)
+    axes.tick_params(length=0)
     if len(labels) > MOST_LABELS:
         axes.set(xticks=[], yticks=[])
         return
     names, ticks = printable(labels), range(len(labels))
     style = {"fontsize": 8, "family": ["DejaVu Sans", *_han_fonts()]}
-    axes.set_yticks(ticks, names if rows else [""] * len(names), **style)
-    axes.set_xticks(ticks, names if columns else [""] * len(names), rotation=90, **style)
-    axes.tick_params(top=columns, bottom=False, labeltop=columns, labelbottom=False)
-    axes.set_xticks([t - 0.5 for t in ticks], minor=True)
-    axes.set_yticks([t - 0.5 for t in ticks], minor=True)
-    axes.grid(which="minor", color="white", linewidth=0.6)
+    axes.set_yticks(ticks if rows else [], names if rows else [], **style)
+    axes.set_xticks(ticks if columns else [], names if columns else [], rotation=90, **style)
+    axes.tick_params(labeltop=columns, labelbottom=False)
+    edges, first, last = [t - 0.5 for t in ticks], -0.5, len(names) - 0.5
+    for draw_lines in (axes.hlines, axes.vlines):  # a grid of minor ticks takes seconds to lay out
+        draw_lines(edges, first, last, color="white", linewidth=0.6)
 
 
 def printable(labels: Iterable[str]) -> list[str]:

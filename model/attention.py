@@ -95,9 +95,8 @@ class DocumentAttention:
         inside = slice(run.begin, run.end)
         return Visibility(mask[run.row, None, :, inside, inside])
 
-    @torch.compiler.disable
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return outputs (B, H, T, D), zero for padding; not compiled, as no two batches are alike."""
+        """Return outputs (B, H, T, D), zero for padding."""
         B, H, T, D = q.shape
         runs = zip(*(x.transpose(1, 2).flatten(0, 1).split(self._lengths) for x in (q, k, v)), strict=True)
         outputs = [
@@ -105,6 +104,14 @@ class DocumentAttention:
             for run, seen in zip(runs, self._seen, strict=True)
         ]
         return torch.cat(outputs).view(B, T, H, D).transpose(1, 2)
+
+
+def keep_documents_uncompiled() -> None:
+    """Let compiled layers call `DocumentAttention.attend` as it is written, as no two batches are alike.
+
+    Not done by a decorator: that would import the compiler, two seconds for every program that never compiles.
+    """
+    DocumentAttention.attend = torch.compiler.disable(DocumentAttention.attend)
 
 
 def document_attention(mask: Tensor, layout: Layout) -> DocumentAttention | None:

@@ -68,16 +68,21 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        rows = torch.empty(config.vocab_size, config.hidden_size)  # not drawn twice, nor on `meta`
+        self.embed_tokens = nn.Embedding.from_pretrained(rows, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, n) for n in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.recomputes_layers = False
         self.register_triangle()
 
     def register_triangle(self) -> None:
-        """Register the causal mask that every dense mask is sliced from; no checkpoint holds it."""
+        """Register the causal mask that every dense mask is sliced from; no checkpoint holds it.
+
+        On the meta device only its place: drawing there would import the compiler, which takes two seconds.
+        """
         side = min(self.config.max_position_embeddings, MAX_REGISTERED_SIDE)
-        self.register_buffer("causal_mask", causal_mask(side), persistent=False)
+        is_drawn = torch.get_default_device().type != "meta"
+        self.register_buffer("causal_mask", causal_mask(side) if is_drawn else None, persistent=False)
 
     def forward(self, ids: Tensor, layout: Layout | None = None, cache: KVCache | None = None) -> Tensor:
         """Return hidden states (B, T, hidden_size) of `ids` (B, T); no layout means causal rows.

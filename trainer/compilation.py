@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from model.attention import keep_documents_uncompiled
 from model.config import ModelConfig
 from model.errors import UserError
 from model.transformer import LanguageModel
@@ -46,6 +47,7 @@ def compile_layers(model: LanguageModel, lengths_vary: bool) -> None:
     Lengths that vary are symbols from the first batch on: were they to become so later, the course of a
     training would depend on where it was interrupted.
     """
+    keep_documents_uncompiled()
     for layer in model.model.layers:
         layer.compiled = torch.compile(layer.compute, dynamic=lengths_vary)
 

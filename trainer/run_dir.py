@@ -210,7 +210,7 @@ class RunDirectory:
                     for record in self.read_records(name)
                     if record["step"] < step
                     or record["step"] == step
-                    and (is_validated or "learning_rate" in record)
+                    and (is_validated or name == METRICS and "validation" not in record)
                 ]
                 self.write_text(name, "".join(map(_line, kept)))
 

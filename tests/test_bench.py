@@ -11,6 +11,7 @@ from scripts.bench.engines import Task, make_engines
 from scripts.bench.measuring import measure
 
 
+@pytest.mark.long
 def test_the_bench_of_data_measures_every_step(tmp_path, monkeypatch, capsys):
     turns = [{"role": "user", "content": "法国 1"}, {"role": "assistant", "content": "巴黎 2"}]
     (tmp_path / "a.jsonl").write_text((json.dumps({"conversations": turns}) + "\n") * 3)

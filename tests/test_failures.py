@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_goes_on(pretrain, st
     assert_goes_on(pretrain, stopped, whole)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_process_whose_partner_was_killed_ends_with_one_line(data, init, tmp_path, victim):
     out = tmp_path / "run"
     places = {"--data": data / "sft", "--init": init, "--out": out}

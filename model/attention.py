@@ -109,7 +109,7 @@ class DocumentAttention:
 def keep_documents_uncompiled() -> None:
     """Let compiled layers call `DocumentAttention.attend` as it is written, as no two batches are alike.
 
-    Not done by a decorator: that would import the compiler, two seconds for every program that never compiles.
+    Not done by a decorator: that would import the compiler, which takes two seconds, into every program.
     """
     DocumentAttention.attend = torch.compiler.disable(DocumentAttention.attend)
 

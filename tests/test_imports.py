@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import tiny_model
+
+from model.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("model", "dataset", "trainer", "eval", "scripts")  # each may import itself and those before it
@@ -52,6 +55,22 @@ def test_hub_datasets_are_imported_in_one_function_of_one_file_and_by_what_it_is
         for name, node in imports(file):
             if name.partition(".")[0] == "datasets":
                 assert file == ROOT / "dataset" / "sources.py" and node.col_offset > 0, file
+
+
+ANSWER = """
+import sys
+from model.checkpoint import load_checkpoint
+from model.generator import Generator, Prompt, Request
+from model.sampling import Sampling
+generator = Generator(load_checkpoint(sys.argv[1]).model, ())
+generator.generate([Request(Prompt((1, 2, 3), (0, 0, 0)), Sampling(2))])
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_model_answers_without_importing_the_compiler(tmp_path):
+    save_checkpoint(tmp_path / "model", tiny_model(), "prefix", (), None)
+    assert subprocess.run([sys.executable, "-c", ANSWER, str(tmp_path / "model")], cwd=ROOT).returncode == 0
 
 
 def test_trackers_are_reached_through_accelerate():

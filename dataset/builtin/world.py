@@ -17,9 +17,9 @@ class WorldSize:
     """Chemical elements, of two facts."""
     digits: int = 6
     """Largest number that is added or multiplied."""
-    fact_rounds: int = 10
+    fact_rounds: int = 14
     """Times that pretraining states, portrays and asks every fact."""
-    story_documents: int = 8000
+    story_documents: int = 7000
     """Stories in pretraining."""
     asks: int = 6
     """Single-turn SFT questions for each fact, besides the plainest one."""

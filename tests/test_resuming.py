@@ -106,6 +106,7 @@ def test_two_processes_continue_what_one_began(pretrain, data, tmp_path):
         "2 processes instead of 1: gradient_accumulation is 1, which keeps the rows of a step" in run.output
     )
     assert losses(moved) == pytest.approx(losses(whole), rel=1e-6)
+    assert "gradient_accumulation: 2\n" in (moved / "settings.yaml").read_text()  # as it was given
     progress = RunDirectory(moved).read_training("progress.json")
     assert progress["processes"] == 1  # so that a second continuation by two is asked to keep the rows too
     for one, two in zip(metrics(whole), metrics(moved), strict=True):

@@ -188,7 +188,7 @@ def test_accelerate_launches_by_every_configuration(file):
     [
         ({"WORLD_SIZE": "2"}, "auto", "expected WORLD_SIZE=2 processes, accelerate sees 1"),
         (
-            {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
+            {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
             "auto",
             "asked for several processes on CPUs and started one",
         ),

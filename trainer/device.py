@@ -49,7 +49,7 @@ def find_device(settings: TrainSettings) -> Device:
         log_with=_checked_tracker(settings.tracker),
         project_dir=settings.out,
     )
-    _check_processes(accelerator.num_processes, shards, is_cpu_asked)
+    _check_processes(accelerator.num_processes, shards, uses_cpu)
     description = _describe(accelerator, precision) + (", sharded by FSDP2" if shards else "")
     return Device(accelerator, precision.dtype, shards, description)
 

@@ -28,7 +28,7 @@ from trainer.resuming import check_resumable, keep_rows_per_step, was_compiled
 from trainer.run_dir import RunDirectory
 from trainer.samples import draw_samples
 from trainer.schedule import count_steps, multiplier
-from trainer.settings import to_plain
+from trainer.settings import TrainSettings, to_plain
 from trainer.sharding import distribute, load_weights, whole, whole_model, without_exchange
 from trainer.stopping import StopRequest
 from trainer.summary import describe_task, summarise
@@ -57,7 +57,7 @@ def train(task: Task) -> None:
             if training.is_finished:
                 training.reporter.say(f"{task.settings.out} is already finished")
                 return
-            training.begin()
+            training.begin(task.settings)
             with StopRequest(task.settings.max_minutes) as stop, training.reporter:
                 training.run_until(stop)
     if stop.signal:
@@ -291,11 +291,11 @@ class Training:
         if self.is_main_process:
             self.run_dir.prune(self.settings.keep_checkpoints, next(iter(self.task.validation), None))
 
-    def begin(self) -> None:
-        """Write the settings down and say what is about to happen."""
+    def begin(self, given: TrainSettings) -> None:
+        """Write the settings down as they were given, and say what is about to happen."""
         if self.is_main_process:
             self.run_dir.write_text(
-                "settings.yaml", yaml.safe_dump(to_plain(self.settings), sort_keys=False, allow_unicode=True)
+                "settings.yaml", yaml.safe_dump(to_plain(given), sort_keys=False, allow_unicode=True)
             )
             self.run_dir.cut_records(self.restored_step, is_validated=self.validated_step is not None)
             self._prune()

@@ -72,7 +72,7 @@ class Curves:
 
 
 def smoothed(values: list[float]) -> list[float]:
-    """Return the mean of each value and of as many before as after it, which does not lag behind a fall."""
+    """Return the mean of each value and of as many before as after it, where the end allows it: no lag."""
     most, sums = math.ceil(SMOOTHED_SHARE * len(values)), [0.0, *accumulate(values)]
     ranges = [(n - min(n, most), min(n + min(n, most) + 1, len(values))) for n in range(len(values))]
     return [(sums[end] - sums[begin]) / (end - begin) for begin, end in ranges]

@@ -146,8 +146,10 @@ class RunDirectory:
         kept = named[-keep:]
         if best := self._best(named, validation):
             self.write_text("best", best.name)
+        if self.best in named:
+            kept.append(self.best)
         for folder in folders:
-            if folder not in kept and folder != self.best:
+            if folder not in kept:
                 shutil.rmtree(self.partial, ignore_errors=True)
                 os.replace(folder, self.partial)  # a kill leaves no half of it under its name
                 shutil.rmtree(self.partial)

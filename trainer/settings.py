@@ -153,7 +153,8 @@ class TrainSettings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """of matrix products; auto: bfloat16 where the hardware multiplies it natively (weights stay float32)"""
     compile: Literal["auto", "always", "never"] = "auto"
-    """torch.compile of each layer; auto: where a compiler works and the training is long enough"""
+    """torch.compile of each layer; auto: where a compiler works and the training is long enough, and as it
+    began where a run is continued"""
     sharding: Literal["auto", "none", "fsdp"] = "auto"
     """fsdp: each process keeps a part of weights, gradients and optimizer state (FSDP2); none: all of them;
     auto: fsdp if the launcher's configuration says so"""

@@ -92,6 +92,15 @@ def test_a_finished_run_without_decay_can_be_made_longer(pretrain, tmp_path):
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "grown")
 
 
+def test_a_finished_run_that_is_sent_back_to_an_earlier_save_goes_on(pretrain, tmp_path):
+    out, flags = tmp_path / "run", ["--max_steps", 4, "--save_every_steps", 2]
+    pretrain(out, *flags)
+    before = metrics(out)
+    (out / "latest").write_text("step-00000002")
+    pretrain(out, *flags)
+    assert RunDirectory(out).latest.name == "step-00000004" and metrics(out) == before
+
+
 def test_two_processes_continue_what_one_began(pretrain, data, tmp_path):
     flags = ["--batch_size", 2, "--gradient_accumulation", 2, "--max_steps", 6, "--log_every_steps", 1]
     whole, moved = tmp_path / "whole", tmp_path / "moved"

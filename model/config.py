@@ -109,7 +109,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=512,
-        initializer_range=0.1,
     ),
     "small": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8),
     "minimind3": dict(

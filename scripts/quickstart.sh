@@ -91,12 +91,15 @@ prepare_environment requirements.txt
 stage "The built-in world" "$data/world" python -m scripts.build_world --out "$data/world" --scale "$scale"
 stage "Tokenizer" "$data/tokenizer" python -m scripts.train_tokenizer \
     --data "$data/world/pretrain.jsonl" "$data/world/sft.jsonl" --vocab_size "$vocab_size" --out "$data/tokenizer"
+prepare "Token store for the drill" sft "$data/world/drill.jsonl" "$data/drill"
 prepare "Token store for pretraining" pretrain "$data/world/pretrain.jsonl" "$data/pretrain"
 prepare "Token store for its validation" pretrain "$data/world/pretrain_val.jsonl" "$data/pretrain_val"
 prepare "Token store for fine-tuning" sft "$data/world/sft.jsonl" "$data/sft"
 prepare "Token store for its validation" sft "$data/world/sft_val.jsonl" "$data/sft_val"
+stage "Drill" "$out/drill" $launch "$threads" -m trainer.sft --config configs/quickstart/drill.yaml \
+    --init fresh --data "$data/drill" --out "$out/drill" $shortened
 stage "Pretraining" "$out/pretrain" $launch "$threads" -m trainer.pretrain --config configs/quickstart/pretrain.yaml \
-    --data "$data/pretrain" --validation "$data/pretrain_val" --out "$out/pretrain" $shortened
+    --init "$out/drill" --data "$data/pretrain" --validation "$data/pretrain_val" --out "$out/pretrain" $shortened
 log="$out/sft-prefix.log"
 echo
 echo "=== Both prompt masks at once; what prefix says goes to $log and follows below"

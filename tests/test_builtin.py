@@ -30,7 +30,7 @@ def world():
 @pytest.fixture(scope="module")
 def training_texts(world):
     texts = [record["text"] for name in FILES[:2] for record in world[name]]
-    talks = [record["conversations"] for name in FILES[2:4] for record in world[name]]
+    talks = [record["conversations"] for name in FILES[2:5] for record in world[name]]
     return texts + [message["content"] for talk in talks for message in talk]
 
 
@@ -308,6 +308,26 @@ def test_an_independent_reader_finds_every_answer(world, split):
         assert kinds[language, "single_fact"] >= 90
         assert kinds[language, "multi_step"] >= 15
         assert kinds[language, "refusal"] >= 10
+
+
+def test_a_list_of_who_is_where_names_everyone_as_asked_with_the_place_that_the_story_tells(world):
+    drill = [record["conversations"] for record in world["drill.jsonl"]]
+    talks = [record["conversations"] for record in world["sft.jsonl"]]
+    lists = [talk for talk in talks if re.search("谁在哪里|Who is where", talk[0]["content"])]
+    assert len(drill) == 9000 and 1900 < len(lists) <= 2000
+    for question, answer in drill + lists:
+        text = question["content"]
+        language = "en" if "Who" in text else "zh"
+        asked, comma, space = {
+            "zh": (r"谁在哪里\?([^。]+)。", "、", ""),
+            "en": (r"Who is where\? ([^.]+)\.", ", ", " "),
+        }[language]
+        places = {person: place for _, person, place, _ in read_events(text, language)}
+        order = re.search(asked, text)[1].split(comma)
+        assert sorted(order) == sorted(places) and 2 <= len(order) <= 5
+        assert len(set(places.values())) == len(places)
+        told = [person + space + places[person].removeprefix("the ") for person in order]
+        assert answer["content"] == comma.join(told)
 
 
 def test_the_reader_reads_every_event():

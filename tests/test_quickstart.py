@@ -37,7 +37,12 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
 def test_it_leaves_two_models_from_one_checkpoint_and_their_comparison(finished):
     folder, printed = finished
     out = folder / "out"
-    for name, mask in (("pretrain", "causal"), ("sft-causal", "causal"), ("sft-prefix", "prefix")):
+    for name, mask in (
+        ("drill", "causal"),
+        ("pretrain", "causal"),
+        ("sft-causal", "causal"),
+        ("sft-prefix", "prefix"),
+    ):
         assert load_checkpoint(out / name).prompt_mask == mask
         assert (out / name / "loss.png").stat().st_size > 0
     for mask in ("causal", "prefix"):
@@ -55,7 +60,7 @@ def test_a_second_run_skips_every_finished_stage_and_changes_no_model(finished):
     models = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
     again = run_quickstart(folder)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count(": finished before") == printed.count(" took ") == 11
+    assert again.stdout.count(": finished before") == printed.count(" took ") == 13
     assert " took " not in again.stdout and "exact match" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")} == models
 

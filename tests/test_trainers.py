@@ -8,8 +8,9 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import SHORT, data, init, line, metrics, pretrain, run_trainer, sft
+from training_runs import SHAPE, SHORT, data, init, line, metrics, pretrain, run_trainer, sft
 
+from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer.run_dir import RunDirectory
 
@@ -66,6 +67,24 @@ def test_what_does_not_fit_a_fine_tuning_is_refused(sft, data, tmp_path, flags, 
     flags = [str(flag).format(data=data) for flag in flags]
     with pytest.raises(UserError, match=message):
         sft(tmp_path / "run", "--max_steps", 9, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_can_begin_with_fresh_weights(run_trainer, data, tmp_path):
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        places = {"--data": data / "sft", "--out": tmp_path / name, "--init": "fresh", "--seed": seed}
+        run_trainer("sft", *line(places | SHAPE | SHORT, "--max_steps", 3))
+    one, same, other = (load_checkpoint(tmp_path / name).model for name in ("one", "same", "other"))
+    assert one.config.hidden_size == SHAPE["--model.hidden_size"]
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, same.state_dict()[name])
+    assert not torch.equal(one.model.embed_tokens.weight, other.model.embed_tokens.weight)
+
+
+def test_a_shape_beside_the_model_to_fine_tune_is_refused(sft, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        sft(tmp_path / "run", "--max_steps", 1, "--model.num_hidden_layers", 2)
+    assert "--model and --init: expected one of them, got both" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -10,6 +10,9 @@ from dataset.settings import Packing
 from model.config import LayerType, ModelConfig, PromptMask, from_preset
 from model.errors import UserError
 
+FRESH = "fresh"
+"""What --init says instead of a model directory."""
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -211,8 +214,8 @@ class PretrainSettings(TrainSettings):
     """Pretraining on text, of a new model or of a saved one."""
 
     model: ModelSettings = ModelSettings()
-    init: str | None = None
-    """model directory to start from, instead of fresh weights"""
+    init: str = FRESH
+    """model directory to start from; fresh: new weights, of the shape of --model"""
     prompt_mask: Literal["causal", "prefix"] | None = None
     """prefix: a random beginning of each text is a bidirectional block; default: causal, or that of --init"""
     supervise: Literal["all", "suffix"] | None = None
@@ -220,20 +223,29 @@ class PretrainSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init and self.model != ModelSettings():
-            raise UserError("--model and --init: expected one of them, got both; --init brings its own shape")
+        _check_start(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftSettings(TrainSettings):
-    """Supervised fine-tuning of a saved model on conversations."""
+    """Supervised fine-tuning on conversations, of a saved model or of a new one."""
 
+    model: ModelSettings = ModelSettings()
     init: str
-    """model directory to start from"""
+    """model directory to start from; fresh: new weights, of the shape of --model"""
     prompt_mask: PromptMask | None = None
     """which prompt tokens see later ones; the default is the mask of --init"""
     supervise: Literal["answers", "last", "all"] | None = None
     """tokens that carry loss: answers, the last one, or all (causal only); default: the answers that may"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_start(self)
+
+
+def _check_start(settings: PretrainSettings | SftSettings) -> None:
+    if settings.init != FRESH and settings.model != ModelSettings():
+        raise UserError("--model and --init: expected one of them, got both; --init brings its own shape")
 
 
 def _words(numbers: Sequence[int]) -> str:

@@ -5,15 +5,14 @@ from trainer.settings import SftSettings
 
 
 def main() -> None:
-    """Fine-tune the model of --init on conversations."""
+    """Train the model of --init, or a fresh one, on conversations."""
     settings = parse(SftSettings, "Fine-tune a model on conversations, under a choice of prompt mask.")
     from dataset.token_store import open_stores
     from trainer.loop import train
-    from trainer.task import make_task, start_from
+    from trainer.task import make_start, make_task
 
     stores = open_stores(settings.data)
-    start = start_from(settings.init, settings.prompt_mask, stores[0].tokenizer)
-    train(make_task(settings, "sft", stores, start))
+    train(make_task(settings, "sft", stores, make_start(settings, stores[0].tokenizer)))
 
 
 if __name__ == "__main__":

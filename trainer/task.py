@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dataset.batches import BatchStream
 from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
@@ -14,7 +16,15 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.samples import SamplePrompt, sample_prompts
-from trainer.settings import FREE_KEYS, TrainSettings, flatten, to_plain
+from trainer.settings import (
+    FREE_KEYS,
+    FRESH,
+    PretrainSettings,
+    SftSettings,
+    TrainSettings,
+    flatten,
+    to_plain,
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,15 @@ def make_task(settings: TrainSettings, kind: str, stores: list[TokenStore], star
         _digest([store.manifest["files"] for store in stores]),
         sample_prompts(settings, others or stores, start.prompt_mask, longest),
     )
+
+
+def make_start(settings: PretrainSettings | SftSettings, tokenizer: Tokenizer) -> Start:
+    """Draw a new model from the seed, or open --init."""
+    if settings.init != FRESH:
+        return start_from(settings.init, settings.prompt_mask, tokenizer)
+    torch.manual_seed(settings.seed)
+    model = LanguageModel(settings.model.config(tokenizer.vocab_size))
+    return Start(model, settings.prompt_mask or "causal", f"fresh, preset {settings.model.preset}", FRESH)
 
 
 def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer) -> Start:

@@ -73,13 +73,24 @@ def story_message(text: str, question: str, question_first: bool, rng: Random) -
 
 def story_conversation(story: Story, language: str, question_first: bool, rng: Random) -> Messages:
     """Tell a story and ask one to four questions about it, fewer of a long one, each in a turn of its own."""
-    facts = draw_questions(story, language, rng.randint(1, 6 - len(story)), rng)
+    is_walk = all(event.action == "go" for event in story)
+    facts = draw_questions(story, language, rng.randint(1, len(story) if is_walk else 6 - len(story)), rng)
     first = word(facts[0], "ask", rng)
     messages = exchange(story_message(tell(story, language, rng), first, question_first, rng), facts[0])
     for before, fact in pairwise(facts):
         same = fact.relation == before.relation == "where_person"
         messages += exchange(word(fact, "follow" if same else "ask", rng), fact)
     return messages
+
+
+def roll_call(walk: Story, language: str, question_first: bool, rng: Random) -> Messages:
+    """Tell who went where and ask for a list of it: each place stands right behind its person."""
+    order = rng.sample(walk, len(walk))
+    comma, stop, question = {"zh": ("、", "。", "谁在哪里?"), "en": (", ", ".", "Who is where? ")}[language]
+    space = " " if language == "en" else ""
+    asked = question + comma.join(event.person for event in order) + stop
+    told = comma.join(event.person + space + event.target.removeprefix("the ") for event in order)
+    return [user(story_message(tell(walk, language, rng), asked, question_first, rng)), assistant(told)]
 
 
 def statements(facts: list[Fact], backwards: frozenset[Fact], rng: Random) -> str:

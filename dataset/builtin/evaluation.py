@@ -1,12 +1,13 @@
 """Evaluation splits of one language, and what training must avoid because of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from random import Random
 
 from dataset.builtin.conversations import Messages, another, exchange, story_message, user
 from dataset.builtin.facts import Fact
-from dataset.builtin.stories import WEIGHTS, Story, answered, draw_questions, draw_story, tell
+from dataset.builtin.stories import WEIGHTS, Story, answered, draw_questions, draw_story, draw_walk, tell
 from dataset.builtin.wordings import phrase, word, wordings
 from dataset.builtin.world import Half
 
@@ -20,7 +21,14 @@ class Reserved:
 
     def new_story(self, language: str, rng: Random) -> Story:
         """Draw a story that was never drawn before, and reserve it."""
-        while (story := draw_story(language, rng)) in self.stories:
+        return self._new(lambda: draw_story(language, rng))
+
+    def new_walk(self, language: str, rng: Random) -> Story:
+        """Draw such a story in which two to five people go somewhere, and nothing else happens."""
+        return self._new(lambda: draw_walk(language, rng.randint(2, 5), rng))
+
+    def _new(self, draw: Callable[[], Story]) -> Story:
+        while (story := draw()) in self.stories:
             pass
         self.stories.add(story)
         return story

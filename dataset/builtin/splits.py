@@ -12,7 +12,7 @@ from random import Random
 
 from dataset.builtin.evaluation import Reserved, evaluation_splits
 from dataset.builtin.facts import LANGUAGES
-from dataset.builtin.training import pretraining_documents, sft_conversations
+from dataset.builtin.training import drill_conversations, pretraining_documents, sft_conversations
 from dataset.builtin.world import WorldSize, half_world
 from dataset.whole_folder import check_free, whole_folder
 from model.errors import UserError
@@ -29,6 +29,7 @@ FILES = (
     "pretrain_val.jsonl",
     "sft.jsonl",
     "sft_val.jsonl",
+    "drill.jsonl",
     *(f"eval/{split}.jsonl" for split in EVALUATION_SPLITS),
 )
 """Every file that a world consists of."""
@@ -47,7 +48,9 @@ def build_world(seed: int, size: WorldSize) -> dict[str, list[dict]]:
         training, validation = sft_conversations(half, reserved)
         files["sft.jsonl"] += [{"conversations": messages} for messages in training]
         files["sft_val.jsonl"] += [{"conversations": messages} for messages in validation]
-    for name in FILES[:4]:
+        drill = drill_conversations(half, reserved)
+        files["drill.jsonl"] += [{"conversations": messages} for messages in drill]
+    for name in FILES[:5]:
         Random(f"{seed} {name}").shuffle(files[name])
     return files
 

@@ -110,7 +110,9 @@ def words_of(table: dict[str, str], language: str) -> list[str]:
 
 
 def draw_story(language: str, rng: Random) -> Story:
-    """Draw a story of two or three events with a small cast."""
+    """Draw a walk of two to four people, or as often a story of two or three events with a small cast."""
+    if rng.random() < 0.5:
+        return draw_walk(language, rng.randint(2, 4), rng)
     length = rng.choice(_SENTENCES)
     people = rng.sample(words_of(PEOPLE, language), rng.randint(2, 3))
     places = rng.sample(words_of(PLACES, language), rng.randint(3, 5))
@@ -122,6 +124,13 @@ def draw_story(language: str, rng: Random) -> Story:
             situation.happen(event)
             events.append(event)
     return tuple(events)
+
+
+def draw_walk(language: str, size: int, rng: Random) -> Story:
+    """Draw a story in which `size` people go somewhere, each to a place of their own."""
+    people = rng.sample(words_of(PEOPLE, language), size)
+    places = rng.sample(words_of(PLACES, language), size)
+    return tuple(Event("go", person, place) for person, place in zip(people, places, strict=True))
 
 
 def _draw_event(people: list[str], places: list[str], things: list[str], rng: Random) -> Event:

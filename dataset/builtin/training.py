@@ -14,6 +14,7 @@ from dataset.builtin.conversations import (
     plain_question,
     portrait,
     reverse_exchange,
+    roll_call,
     statements,
     story_conversation,
     story_document,
@@ -30,6 +31,8 @@ def pretraining_documents(half: Half, reserved: Reserved) -> list[str]:
     documents = [text for _ in range(half.size.fact_rounds) for text in fact_documents(half, rng)]
     for _ in range(half.size.story_documents):
         documents.append(story_document(reserved.new_story(half.language, rng), half.language, rng))
+    for talk in roll_calls(half, reserved, half.size.list_documents, rng):
+        documents.append("\n".join(message["content"] for message in talk))
     documents = list(dict.fromkeys(documents))
     rng.shuffle(documents)
     return documents
@@ -59,11 +62,17 @@ def sft_conversations(half: Half, reserved: Reserved) -> tuple[list[Messages], l
         *follow_ups(half, reserved, rng),
         *descriptions(half, rng),
         *story_conversations(half, reserved, rng),
+        *roll_calls(half, reserved, half.size.lists, rng),
     ]
     unique = {str(messages): messages for messages in plain + others}
     others = list(unique.values())[len(plain) :]
     rng.shuffle(others)
     return plain + others[half.size.validation :], others[: half.size.validation]
+
+
+def drill_conversations(half: Half, reserved: Reserved) -> list[Messages]:
+    """Return conversations that train one thing: to look up who is where."""
+    return list(roll_calls(half, reserved, half.size.drill, half.random("drill")))
 
 
 def single_questions(half: Half, rng: Random) -> Iterator[Messages]:
@@ -95,7 +104,13 @@ def descriptions(half: Half, rng: Random) -> Iterator[Messages]:
 
 
 def story_conversations(half: Half, reserved: Reserved, rng: Random) -> Iterator[Messages]:
-    """Yield conversations about new stories, the question after and before the story in turn."""
+    """Yield conversations about new stories, of every three two with the question first: they are harder."""
     for number in range(half.size.stories):
         story = reserved.new_story(half.language, rng)
-        yield story_conversation(story, half.language, question_first=number % 2 == 1, rng=rng)
+        yield story_conversation(story, half.language, question_first=number % 3 > 0, rng=rng)
+
+
+def roll_calls(half: Half, reserved: Reserved, count: int, rng: Random) -> Iterator[Messages]:
+    """Yield lists of who is where in new stories, the question after and before the story in turn."""
+    for number in range(count):
+        yield roll_call(reserved.new_walk(half.language, rng), half.language, number % 2 == 1, rng)

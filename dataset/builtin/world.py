@@ -19,8 +19,10 @@ class WorldSize:
     """Largest number that is added or multiplied."""
     fact_rounds: int = 14
     """Times that pretraining states, portrays and asks every fact."""
-    story_documents: int = 7000
+    story_documents: int = 2000
     """Stories in pretraining."""
+    list_documents: int = 2500
+    """Lists of who is where in pretraining."""
     asks: int = 6
     """Single-turn SFT questions for each fact, besides the plainest one."""
     reverse_asks: int = 3
@@ -30,7 +32,11 @@ class WorldSize:
     descriptions: int = 100
     """SFT conversations that introduce a country."""
     stories: int = 5000
-    """SFT conversations about a story, half with the question first."""
+    """SFT conversations about a story, two in three with the question first."""
+    lists: int = 1000
+    """SFT conversations that ask for a list of who is where."""
+    drill: int = 4500
+    """Conversations of the drill, all of that kind."""
     validation: int = 100
     """Documents held back from pretraining, and conversations held back from SFT, to watch their loss."""
     evaluation: int = 500
@@ -45,11 +51,14 @@ SCALES = {
         digits=3,
         fact_rounds=3,
         story_documents=150,
+        list_documents=50,
         asks=2,
         reverse_asks=2,
         follow_ups=50,
         descriptions=12,
         stories=150,
+        lists=20,
+        drill=100,
         validation=20,
         evaluation=12,
     ),

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from random import Random
 
@@ -75,7 +76,7 @@ def test_the_command_line_needs_no_torch():
 
 def test_the_smoke_world_is_about_a_twentieth_of_the_full_one(world):
     smoke = build_world(0, SCALES["smoke"])
-    full, small = (sum(len(files[name]) for name in FILES[:4]) for files in (world, smoke))
+    full, small = (sum(len(files[name]) for name in FILES[:5]) for files in (world, smoke))
     assert 12 < full / small < 30
 
 
@@ -160,7 +161,7 @@ def test_every_answer_is_right_in_training(world):
 
 
 def test_conversations_alternate_and_are_short(world):
-    for record in world["sft.jsonl"] + world["sft_val.jsonl"]:
+    for record in world["sft.jsonl"] + world["sft_val.jsonl"] + world["drill.jsonl"]:
         roles = [message["role"] for message in record["conversations"]]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         text = " ".join(message["content"] for message in record["conversations"])
@@ -349,11 +350,36 @@ def test_story_items_ask_the_same_in_both_orders(world):
 
 
 def test_no_story_of_evaluation_stands_in_training_in_any_words(world, training_texts):
-    told = {language: {read_events(text, language) for text in training_texts} for language in LANGUAGES}
+    told = {read_events(text, language) for text in training_texts for language in LANGUAGES} - {()}
+    assert len(told) > 25_000
+    parts = {frozenset(part) for events in told for n in range(2, 6) for part in combinations(events, n)}
     for split in ("stories_context_first", "stories_question_first", "followup"):
         for item in items(world, split):
             events = read_events(item["conversations"][0]["content"], item["language"])
-            assert events not in told[item["language"]] - {()}
+            assert len(events) != 1 and frozenset(events) not in parts
+
+
+def test_stories_and_lists_come_in_the_forms_that_are_announced(world):
+    texts = [record["text"] for record in world["pretrain.jsonl"]]
+    assert 4900 < sum(bool(re.search("谁在哪里|Who is where", text)) for text in texts) <= 5000
+    asked = [record["conversations"][0]["content"] for record in world["sft.jsonl"] + world["drill.jsonl"]]
+    lists = [text for text in asked if re.search("谁在哪里|Who is where", text)]
+    stories = [text for text in asked if not re.search("谁在哪里|Who is where", text) and is_story(text)]
+    assert 0.45 < sum(text.startswith(("谁", "Who")) for text in lists) / len(lists) < 0.55
+    assert 0.64 < sum(text.startswith(question_of(text)) for text in stories) / len(stories) < 0.69
+    walks = [text for text in stories if walkers(text) >= 4]
+    assert 0.13 < len(walks) / len(stories) < 0.20
+    first = [record["conversations"][0]["content"] for record in world["drill.jsonl"][:50]]
+    assert 10 < sum(bool(re.search("谁在哪里", text)) for text in first) < 40
+
+
+def is_story(text):
+    return any(read_events(text, language) for language in LANGUAGES)
+
+
+def walkers(text):
+    events = [event for language in LANGUAGES for event in read_events(text, language)]
+    return len({person for action, person, _, _ in events}) * all(event[0] == "go" for event in events)
 
 
 def facts_of(story):

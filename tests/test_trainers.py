@@ -79,6 +79,9 @@ def test_fine_tuning_can_begin_with_fresh_weights(run_trainer, data, tmp_path):
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, same.state_dict()[name])
     assert not torch.equal(one.model.embed_tokens.weight, other.model.embed_tokens.weight)
+    run_trainer("sft", *line(places | SHAPE | SHORT, "--max_steps", 3))  # the same run, already finished
+    with pytest.raises(UserError, match="model.hidden_size was 32, is 16"):
+        run_trainer("sft", *line(places | SHAPE | SHORT, "--max_steps", 3, "--model.hidden_size", 16))
 
 
 def test_a_shape_beside_the_model_to_fine_tune_is_refused(sft, tmp_path, capsys):

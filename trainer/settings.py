@@ -215,7 +215,7 @@ class PretrainSettings(TrainSettings):
 
     model: ModelSettings = ModelSettings()
     init: str = FRESH
-    """model directory to start from; fresh: new weights, of the shape of --model"""
+    """model directory to start from (./fresh, if that is its name); fresh: new weights, shaped by --model"""
     prompt_mask: Literal["causal", "prefix"] | None = None
     """prefix: a random beginning of each text is a bidirectional block; default: causal, or that of --init"""
     supervise: Literal["all", "suffix"] | None = None
@@ -232,9 +232,9 @@ class SftSettings(TrainSettings):
 
     model: ModelSettings = ModelSettings()
     init: str
-    """model directory to start from; fresh: new weights, of the shape of --model"""
+    """model directory to start from (./fresh, if that is its name); fresh: new weights, shaped by --model"""
     prompt_mask: PromptMask | None = None
-    """which prompt tokens see later ones; the default is the mask of --init"""
+    """which prompt tokens see later ones; default: causal, or that of --init"""
     supervise: Literal["answers", "last", "all"] | None = None
     """tokens that carry loss: answers, the last one, or all (causal only); default: the answers that may"""
 

@@ -16,15 +16,7 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.samples import SamplePrompt, sample_prompts
-from trainer.settings import (
-    FREE_KEYS,
-    FRESH,
-    PretrainSettings,
-    SftSettings,
-    TrainSettings,
-    flatten,
-    to_plain,
-)
+from trainer.settings import FREE_KEYS, FRESH, PretrainSettings, SftSettings, flatten, to_plain
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class Start:
 class Task:
     """What is trained on what."""
 
-    settings: TrainSettings
+    settings: PretrainSettings | SftSettings
     start: Start
     stream: BatchStream
     validation: dict[str, BatchStream]
@@ -54,6 +46,8 @@ class Task:
     def facts(self) -> dict[str, Any]:
         """Return what a resumed run must agree with, dotted key to value."""
         settings = flatten(to_plain(self.settings))
+        if self.settings.init != FRESH:  # the weights have a shape of their own
+            settings = {key: value for key, value in settings.items() if not key.startswith("model.")}
         own = {
             "data": self.data_fingerprint,
             "init": self.start.fingerprint,
@@ -63,7 +57,9 @@ class Task:
         return {key: value for key, value in settings.items() if key not in FREE_KEYS} | own
 
 
-def make_task(settings: TrainSettings, kind: str, stores: list[TokenStore], start: Start) -> Task:
+def make_task(
+    settings: PretrainSettings | SftSettings, kind: str, stores: list[TokenStore], start: Start
+) -> Task:
     """Build the streams; raises `UserError` where data, model and settings do not fit."""
     longest = start.model.config.max_position_embeddings
     if settings.max_seq_len > longest:

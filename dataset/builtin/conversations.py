@@ -72,9 +72,13 @@ def story_message(text: str, question: str, question_first: bool, rng: Random) -
 
 
 def story_conversation(story: Story, language: str, question_first: bool, rng: Random) -> Messages:
-    """Tell a story and ask one to four questions about it, fewer of a long one, each in a turn of its own."""
-    is_walk = all(event.action == "go" for event in story)
-    facts = draw_questions(story, language, rng.randint(1, len(story) if is_walk else 6 - len(story)), rng)
+    """Tell a story and ask one to four questions about it, each in a turn of its own.
+
+    Of people who only go somewhere as many questions as they go; else fewer of a long story.
+    """
+    only_goes = all(event.action == "go" for event in story)
+    most = len(story) if only_goes else 6 - len(story)
+    facts = draw_questions(story, language, rng.randint(1, most), rng)
     first = word(facts[0], "ask", rng)
     messages = exchange(story_message(tell(story, language, rng), first, question_first, rng), facts[0])
     for before, fact in pairwise(facts):

@@ -2,12 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import chain, combinations, zip_longest
 from random import Random
 
 from dataset.builtin.conversations import Messages, another, exchange, story_message, user
 from dataset.builtin.facts import Fact
-from dataset.builtin.stories import WEIGHTS, Story, answered, draw_questions, draw_story, draw_walk, tell
+from dataset.builtin.stories import (
+    WEIGHTS,
+    Event,
+    Story,
+    answered,
+    draw_questions,
+    draw_story,
+    draw_walk,
+    tell,
+)
 from dataset.builtin.wordings import phrase, word, wordings
 from dataset.builtin.world import Half
 
@@ -17,6 +26,9 @@ class Reserved:
     """What evaluation uses and training must not: stories whatever their wording, and pairs of turns."""
 
     stories: set[Story] = field(default_factory=set)
+    """Every story drawn so far, for evaluation and for training."""
+    unseen: set[frozenset[Event]] = field(default_factory=set)
+    """The events of evaluation's stories: no story of training holds all of one's, in any order."""
     pairs: set[tuple[Fact, Fact]] = field(default_factory=set)
 
     def new_story(self, language: str, rng: Random) -> Story:
@@ -28,10 +40,14 @@ class Reserved:
         return self._new(lambda: draw_walk(language, rng.randint(2, 5), rng))
 
     def _new(self, draw: Callable[[], Story]) -> Story:
-        while (story := draw()) in self.stories:
+        while (story := draw()) in self.stories or self._tells_unseen(story):
             pass
         self.stories.add(story)
         return story
+
+    def _tells_unseen(self, story: Story) -> bool:
+        parts = chain.from_iterable(combinations(story, size) for size in range(1, len(story) + 1))
+        return any(frozenset(part) in self.unseen for part in parts)
 
 
 def evaluation_splits(half: Half, reserved: Reserved) -> dict[str, list[dict]]:
@@ -44,6 +60,7 @@ def evaluation_splits(half: Half, reserved: Reserved) -> dict[str, list[dict]]:
         "reverse": reverse_items(half),
         "followup": [*follow_up_items(half, reserved), *story_follow_ups(half, reserved)],
     }
+    reserved.unseen.update(map(frozenset, reserved.stories))
     return {
         split: [
             {"id": f"{split}-{half.language}-{number:03d}", "split": split} | item

@@ -1,9 +1,9 @@
 """The files of the world: training texts of both languages together, and the evaluation splits.
 
 Evaluation is drawn first and training avoids what it reserved, so that the two are disjoint by construction.
-A held-out wording stands in no training text, with any subject; an unseen story is a sequence of events that
-no training story has, in whatever words; a reverse item asks a fact of which no training sentence puts the
-answer before the subject.
+A held-out wording stands in no training text, with any subject; the events of an unseen story stand together
+in no training story, in whatever words and order; a reverse item asks a fact of which no training sentence
+puts the answer before the subject.
 """
 
 import json

@@ -84,6 +84,14 @@ def test_fine_tuning_can_begin_with_fresh_weights(run_trainer, data, tmp_path):
         run_trainer("sft", *line(places | SHAPE | SHORT, "--max_steps", 3, "--model.hidden_size", 16))
 
 
+def test_what_a_continued_run_must_agree_with_names_a_shape_only_where_it_was_given(sft, pretrain, tmp_path):
+    for name, train, is_given in (("tuned", sft, False), ("new", pretrain, True)):
+        train(tmp_path / name, "--max_steps", 3)
+        facts = RunDirectory(tmp_path / name).read_training("settings.json")
+        assert any(key.startswith("model.") for key in facts) == is_given
+        assert "optimizer.learning_rate" in facts and "init" in facts
+
+
 def test_a_shape_beside_the_model_to_fine_tune_is_refused(sft, tmp_path, capsys):
     with pytest.raises(SystemExit):
         sft(tmp_path / "run", "--max_steps", 1, "--model.num_hidden_layers", 2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +154,7 @@ class LanguageModel(nn.Module):
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self._initialise)
+        self._soften_residuals()
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -169,6 +171,11 @@ class LanguageModel(nn.Module):
     def num_parameters(self) -> int:
         """Count parameters, tied ones once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def set_windows(self, config: ModelConfig) -> None:
+        """Take over the sliding windows of a configuration; no weight has their shape."""
+        windows = {"sliding_window": config.sliding_window, "layer_types": config.layer_types}
+        self.config = self.model.config = replace(self.config, **windows)
 
     def set_attention(self, backend: str | Backend) -> None:
         """Let all layers attend through a backend: `eager`, `sdpa`, or a function of that form."""
@@ -209,3 +216,13 @@ class LanguageModel(nn.Module):
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
             nn.init.normal_(module.weight, std=self.config.initializer_range)
+
+    @torch.no_grad()
+    def _soften_residuals(self) -> None:
+        """Divide what the layers first add to the residual stream by the number of additions.
+
+        GPT-2 divides by its root (Radford et al. 2019); starting closer to zero, lookups form earlier.
+        """
+        for layer in self.model.layers:
+            for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                projection.weight.div_(2 * len(self.model.layers))

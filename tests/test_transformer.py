@@ -5,8 +5,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from model.attention import Visibility, eager_attention, sdpa_attention
+from model.config import from_preset
 from model.loss import summed_cross_entropy
 from model.masks import Layout, causal_layout, is_readable, prompt_blocks, visible_mask
+from model.transformer import LanguageModel
 from tests.conftest import STRATEGIES, one_document, tiny_model, turns, windowed
 from tests.test_masks import random_layout
 
@@ -286,3 +288,26 @@ def test_attention_maps_of_a_mixed_model_show_the_window_of_each_layer(windows):
     maps = tiny_model(**windowed(*windows)).attention_maps(torch.randint(97, (2, 9)), layout)
     for probabilities, window in zip(maps, windows, strict=True):
         assert torch.equal(probabilities[:, :1] > 0, visible_mask(layout, window)[:, None])
+
+
+def test_a_model_takes_over_windows_and_keeps_its_weights():
+    model, other = tiny_model(), tiny_model(**windowed(3, None))
+    other.load_state_dict(model.state_dict())
+    ids = torch.randint(97, (1, 10))
+    before = model(ids)
+    model.set_windows(other.config)
+    assert torch.equal(model(ids), other(ids)) and not torch.equal(model(ids), before)
+    model.set_windows(tiny_model().config)
+    assert torch.equal(model(ids), before)
+
+
+def test_what_layers_add_begins_smaller_than_their_other_matrices_by_the_number_of_additions():
+    model = LanguageModel(from_preset("quickstart", vocab_size=97))
+    for layer in model.model.layers:
+        for matrix, std in (
+            (layer.self_attn.v_proj, 0.02),
+            (layer.self_attn.o_proj, 0.02 / 8),
+            (layer.mlp.up_proj, 0.02),
+            (layer.mlp.down_proj, 0.02 / 8),
+        ):
+            assert matrix.weight.std().item() == pytest.approx(std, rel=0.05)

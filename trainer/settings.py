@@ -12,6 +12,8 @@ from model.errors import UserError
 
 FRESH = "fresh"
 """What --init says instead of a model directory."""
+WINDOWS = ("sliding_window", "sliding_layers")
+"""Settings of a model's shape that no weight depends on: those of --init may get others."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class ModelSettings:
 
     def config(self, num_tokens: int) -> ModelConfig:
         """Return the configuration; raises `UserError` for too small a vocabulary or wrong layers."""
-        ours = ("preset", "sliding_layers")
+        ours = ("preset", *WINDOWS)
         given = {
             name: value for name, value in asdict(self).items() if value is not None and name not in ours
         }
@@ -55,10 +57,14 @@ class ModelSettings:
             raise UserError(
                 f"--model.vocab_size: the tokenizer has {num_tokens} tokens, got room for {self.vocab_size}"
             )
-        config = from_preset(self.preset, **({"vocab_size": num_tokens} | given))
-        if self.sliding_layers is None:
+        return self.windowed(from_preset(self.preset, **({"vocab_size": num_tokens} | given)))
+
+    def windowed(self, config: ModelConfig) -> ModelConfig:
+        """Return a configuration with the windows given here, or as it is if there are none."""
+        if self.sliding_window is None and self.sliding_layers is None:
             return config
-        return replace(config, layer_types=self._layer_types(config.num_hidden_layers))
+        layers = None if self.sliding_layers is None else self._layer_types(config.num_hidden_layers)
+        return replace(config, sliding_window=self.sliding_window, layer_types=layers)
 
     def _layer_types(self, num_layers: int) -> tuple[LayerType, ...]:
         layers = self.sliding_layers
@@ -215,7 +221,8 @@ class PretrainSettings(TrainSettings):
 
     model: ModelSettings = ModelSettings()
     init: str = FRESH
-    """model directory to start from (./fresh, if that is its name); fresh: new weights, shaped by --model"""
+    """model directory to start from (./fresh, if that is its name), with other windows if --model names them;
+    fresh: new weights, shaped by --model"""
     prompt_mask: Literal["causal", "prefix"] | None = None
     """prefix: a random beginning of each text is a bidirectional block; default: causal, or that of --init"""
     supervise: Literal["all", "suffix"] | None = None
@@ -232,7 +239,8 @@ class SftSettings(TrainSettings):
 
     model: ModelSettings = ModelSettings()
     init: str
-    """model directory to start from (./fresh, if that is its name); fresh: new weights, shaped by --model"""
+    """model directory to start from (./fresh, if that is its name), with other windows if --model names them;
+    fresh: new weights, shaped by --model"""
     prompt_mask: PromptMask | None = None
     """which prompt tokens see later ones; default: causal, or that of --init"""
     supervise: Literal["answers", "last", "all"] | None = None
@@ -244,8 +252,12 @@ class SftSettings(TrainSettings):
 
 
 def _check_start(settings: PretrainSettings | SftSettings) -> None:
-    if settings.init != FRESH and settings.model != ModelSettings():
-        raise UserError("--model and --init: expected one of them, got both; --init brings its own shape")
+    shape = replace(settings.model, **dict.fromkeys(WINDOWS))
+    if settings.init != FRESH and shape != ModelSettings():
+        raise UserError(
+            "--model and --init: expected one of them, got both; --init brings its own shape, of which "
+            "--model.sliding_window and --model.sliding_layers alone may change"
+        )
 
 
 def _words(numbers: Sequence[int]) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,16 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.samples import SamplePrompt, sample_prompts
-from trainer.settings import FREE_KEYS, FRESH, PretrainSettings, SftSettings, flatten, to_plain
+from trainer.settings import (
+    FREE_KEYS,
+    FRESH,
+    WINDOWS,
+    ModelSettings,
+    PretrainSettings,
+    SftSettings,
+    flatten,
+    to_plain,
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,10 @@ class Task:
     def facts(self) -> dict[str, Any]:
         """Return what a resumed run must agree with, dotted key to value."""
         settings = flatten(to_plain(self.settings))
-        if self.settings.init != FRESH:  # the weights have a shape of their own
-            settings = {key: value for key, value in settings.items() if not key.startswith("model.")}
+        if self.settings.init != FRESH:  # the weights have a shape of their own, but may get other windows
+            shape = {f"model.{field.name}" for field in fields(ModelSettings)}
+            given = {f"model.{name}" for name in WINDOWS if getattr(self.settings.model, name) is not None}
+            settings = {key: value for key, value in settings.items() if key not in shape - given}
         own = {
             "data": self.data_fingerprint,
             "init": self.start.fingerprint,
@@ -97,7 +108,9 @@ def make_task(
 def make_start(settings: PretrainSettings | SftSettings, tokenizer: Tokenizer) -> Start:
     """Draw a new model from the seed, or open --init."""
     if settings.init != FRESH:
-        return start_from(settings.init, settings.prompt_mask, tokenizer)
+        start = start_from(settings.init, settings.prompt_mask, tokenizer)
+        start.model.set_windows(settings.model.windowed(start.model.config))
+        return start
     torch.manual_seed(settings.seed)
     model = LanguageModel(settings.model.config(tokenizer.vocab_size))
     return Start(model, settings.prompt_mask or "causal", f"fresh, preset {settings.model.preset}", FRESH)

@@ -21,8 +21,9 @@ esac
 data="${QUICKSTART_DATA:-data/quickstart$suffix}"
 out="${QUICKSTART_OUT:-out/quickstart$suffix}"
 threads="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
+export ACCELERATE_USE_CPU=true OMP_NUM_THREADS="$threads"
 launch="accelerate launch --cpu --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no"
-launch="$launch --num_cpu_threads_per_process"
+launch="$launch --num_cpu_threads_per_process $threads"
 so_far="" # fingerprint of the stages so far: a stage runs again when one before it did
 
 stage() { # title, what it writes, command
@@ -58,9 +59,8 @@ prepare() { # title, kind, source, store
 }
 
 finetune_and_evaluate() { # prompt mask; two run at a time, each on half of the cores, which a small model uses better
-    local share=$((threads > 1 ? threads / 2 : 1))
-    export OMP_NUM_THREADS="$share"
-    stage "Fine-tuning with prompt mask $1" "$out/sft-$1" $launch "$share" -m trainer.sft \
+    export OMP_NUM_THREADS=$((threads > 1 ? threads / 2 : 1))
+    stage "Fine-tuning with prompt mask $1" "$out/sft-$1" python -m trainer.sft \
         --config configs/quickstart/sft.yaml --init "$out/pretrain" --data "$data/sft" --validation "$data/sft_val" \
         --prompt_mask "$1" --out "$out/sft-$1" $shortened
     stage "Evaluating $1" "$out/sft-$1/evaluation" python -m scripts.evaluate --model "$out/sft-$1" \
@@ -91,15 +91,20 @@ prepare_environment requirements.txt
 stage "The built-in world" "$data/world" python -m scripts.build_world --out "$data/world" --scale "$scale"
 stage "Tokenizer" "$data/tokenizer" python -m scripts.train_tokenizer \
     --data "$data/world/pretrain.jsonl" "$data/world/sft.jsonl" --vocab_size "$vocab_size" --out "$data/tokenizer"
-prepare "Token store for the drill" sft "$data/world/drill.jsonl" "$data/drill"
+prepare "Token store for the first drill" sft "$data/world/drill_lists.jsonl" "$data/drill_lists"
+prepare "Token store for the second drill" sft "$data/world/drill_questions.jsonl" "$data/drill_questions"
 prepare "Token store for pretraining" pretrain "$data/world/pretrain.jsonl" "$data/pretrain"
 prepare "Token store for its validation" pretrain "$data/world/pretrain_val.jsonl" "$data/pretrain_val"
 prepare "Token store for fine-tuning" sft "$data/world/sft.jsonl" "$data/sft"
 prepare "Token store for its validation" sft "$data/world/sft_val.jsonl" "$data/sft_val"
-stage "Drill" "$out/drill" $launch "$threads" -m trainer.sft --config configs/quickstart/drill.yaml \
-    --init fresh --data "$data/drill" --out "$out/drill" $shortened
-stage "Pretraining" "$out/pretrain" $launch "$threads" -m trainer.pretrain --config configs/quickstart/pretrain.yaml \
-    --init "$out/drill" --data "$data/pretrain" --validation "$data/pretrain_val" --out "$out/pretrain" $shortened
+stage "Drill with lists" "$out/drill-lists" python -m trainer.sft \
+    --config configs/quickstart/drill_lists.yaml --init fresh --data "$data/drill_lists" \
+    --out "$out/drill-lists" $shortened
+stage "Drill with questions" "$out/drill-questions" python -m trainer.sft \
+    --config configs/quickstart/drill_questions.yaml --init "$out/drill-lists" --data "$data/drill_questions" \
+    --out "$out/drill-questions" $shortened
+stage "Pretraining" "$out/pretrain" $launch -m trainer.pretrain --config configs/quickstart/pretrain.yaml \
+    --init "$out/drill-questions" --data "$data/pretrain" --validation "$data/pretrain_val" --out "$out/pretrain" $shortened
 log="$out/sft-prefix.log"
 echo
 echo "=== Both prompt masks at once; what prefix says goes to $log and follows below"

@@ -31,7 +31,7 @@ def world():
 @pytest.fixture(scope="module")
 def training_texts(world):
     texts = [record["text"] for name in FILES[:2] for record in world[name]]
-    talks = [record["conversations"] for name in FILES[2:5] for record in world[name]]
+    talks = [record["conversations"] for name in FILES[2:6] for record in world[name]]
     return texts + [message["content"] for talk in talks for message in talk]
 
 
@@ -76,7 +76,7 @@ def test_the_command_line_needs_no_torch():
 
 def test_the_smoke_world_is_about_a_twentieth_of_the_full_one(world):
     smoke = build_world(0, SCALES["smoke"])
-    full, small = (sum(len(files[name]) for name in FILES[:5]) for files in (world, smoke))
+    full, small = (sum(len(files[name]) for name in FILES[:6]) for files in (world, smoke))
     assert 12 < full / small < 30
 
 
@@ -161,7 +161,7 @@ def test_every_answer_is_right_in_training(world):
 
 
 def test_conversations_alternate_and_are_short(world):
-    for record in world["sft.jsonl"] + world["sft_val.jsonl"] + world["drill.jsonl"]:
+    for record in world["sft.jsonl"] + world["sft_val.jsonl"] + drills(world):
         roles = [message["role"] for message in record["conversations"]]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         text = " ".join(message["content"] for message in record["conversations"])
@@ -312,11 +312,11 @@ def test_an_independent_reader_finds_every_answer(world, split):
 
 
 def test_a_list_of_who_is_where_names_everyone_as_asked_with_the_place_that_the_story_tells(world):
-    drill = [record["conversations"] for record in world["drill.jsonl"]]
+    drill = [record["conversations"] for record in drills(world)]
     talks = [record["conversations"] for record in world["sft.jsonl"]]
-    lists = [talk for talk in talks if re.search("谁在哪里|Who is where", talk[0]["content"])]
-    assert len(drill) == 9000 and 1900 < len(lists) <= 2000
-    for question, answer in drill + lists:
+    lists, drilled = ([talk for talk in some if is_list(talk[0]["content"])] for some in (talks, drill))
+    assert len(drilled) == 9000 + 2250 and 1900 < len(lists) <= 2000
+    for question, answer in drilled + lists:
         text = question["content"]
         language = "en" if "Who" in text else "zh"
         asked, comma, space = {
@@ -329,6 +329,21 @@ def test_a_list_of_who_is_where_names_everyone_as_asked_with_the_place_that_the_
         assert len(set(places.values())) == len(places)
         told = [person + space + places[person].removeprefix("the ") for person in order]
         assert answer["content"] == comma.join(told)
+
+
+def test_the_drills_ask_before_the_story_about_two_or_three_people(world):
+    kinds = Counter()
+    for record in drills(world):
+        question, answer = record["conversations"]
+        text = question["content"]
+        language = "en" if re.search("[a-z]", text) else "zh"
+        events = read_events(text, language)
+        assert text.startswith(question_of(text)) and 2 <= len(events) <= 3
+        kinds[is_list(text)] += 1
+        if not is_list(text):
+            found = answer_by_reading("where_person", question_of(text), events, language)
+            assert answer["content"] == found
+    assert kinds == {True: 9000 + 2250, False: 6750}
 
 
 def test_the_reader_reads_every_event():
@@ -361,16 +376,25 @@ def test_no_story_of_evaluation_stands_in_training_in_any_words(world, training_
 
 def test_stories_and_lists_come_in_the_forms_that_are_announced(world):
     texts = [record["text"] for record in world["pretrain.jsonl"]]
-    assert 4900 < sum(bool(re.search("谁在哪里|Who is where", text)) for text in texts) <= 5000
-    asked = [record["conversations"][0]["content"] for record in world["sft.jsonl"] + world["drill.jsonl"]]
-    lists = [text for text in asked if re.search("谁在哪里|Who is where", text)]
-    stories = [text for text in asked if not re.search("谁在哪里|Who is where", text) and is_story(text)]
+    assert 2900 < sum(map(is_list, texts)) <= 3000
+    asked = [record["conversations"][0]["content"] for record in world["sft.jsonl"]]
+    lists = [text for text in asked if is_list(text)]
+    stories = [text for text in asked if not is_list(text) and is_story(text)]
     assert 0.45 < sum(text.startswith(("谁", "Who")) for text in lists) / len(lists) < 0.55
     assert 0.64 < sum(text.startswith(question_of(text)) for text in stories) / len(stories) < 0.69
     walks = [text for text in stories if walkers(text) >= 4]
     assert 0.13 < len(walks) / len(stories) < 0.20
-    first = [record["conversations"][0]["content"] for record in world["drill.jsonl"][:50]]
-    assert 10 < sum(bool(re.search("谁在哪里", text)) for text in first) < 40
+    for name in ("lists", "questions"):
+        first = [record["conversations"][0]["content"] for record in world[f"drill_{name}.jsonl"][:50]]
+        assert 10 < sum(bool(re.search("[a-z]", text)) for text in first) < 40
+
+
+def drills(world):
+    return world["drill_lists.jsonl"] + world["drill_questions.jsonl"]
+
+
+def is_list(text):
+    return bool(re.search("谁在哪里|Who is where", text))
 
 
 def is_story(text):

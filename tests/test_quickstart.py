@@ -38,7 +38,8 @@ def test_it_leaves_two_models_from_one_checkpoint_and_their_comparison(finished)
     folder, printed = finished
     out = folder / "out"
     for name, mask in (
-        ("drill", "causal"),
+        ("drill-lists", "causal"),
+        ("drill-questions", "causal"),
         ("pretrain", "causal"),
         ("sft-causal", "causal"),
         ("sft-prefix", "prefix"),

@@ -4,7 +4,7 @@ from itertools import pairwise
 from random import Random
 
 from dataset.builtin.facts import Fact
-from dataset.builtin.stories import Story, answered, draw_questions, tell
+from dataset.builtin.stories import Story, answered, draw_questions, story_fact, tell
 from dataset.builtin.wordings import join, phrase, word, wordings
 
 Messages = list[dict[str, str]]
@@ -95,6 +95,14 @@ def roll_call(walk: Story, language: str, question_first: bool, rng: Random) -> 
     asked = question + comma.join(event.person for event in order) + stop
     told = comma.join(event.person + space + event.target.removeprefix("the ") for event in order)
     return [user(story_message(tell(walk, language, rng), asked, question_first, rng)), assistant(told)]
+
+
+def whereabouts(walk: Story, language: str, rng: Random) -> Messages:
+    """Ask where somebody is, and only then tell who went where."""
+    event = rng.choice(walk)
+    fact = story_fact("where_person", language, event.person, event.target)
+    text = tell(walk, language, rng)
+    return exchange(story_message(text, word(fact, "ask", rng), question_first=True, rng=rng), fact)
 
 
 def statements(facts: list[Fact], backwards: frozenset[Fact], rng: Random) -> str:

@@ -35,9 +35,9 @@ class Reserved:
         """Draw a story that was never drawn before, and reserve it."""
         return self._new(lambda: draw_story(language, rng))
 
-    def new_walk(self, language: str, rng: Random) -> Story:
-        """Draw such a story in which two to five people go somewhere, and nothing else happens."""
-        return self._new(lambda: draw_walk(language, rng.randint(2, 5), rng))
+    def new_walk(self, language: str, rng: Random, most: int = 5) -> Story:
+        """Draw such a story in which two to `most` people go somewhere, and nothing else happens."""
+        return self._new(lambda: draw_walk(language, rng.randint(2, most), rng))
 
     def _new(self, draw: Callable[[], Story]) -> Story:
         while (story := draw()) in self.stories or self._tells_unseen(story):

@@ -12,7 +12,12 @@ from random import Random
 
 from dataset.builtin.evaluation import Reserved, evaluation_splits
 from dataset.builtin.facts import LANGUAGES
-from dataset.builtin.training import drill_conversations, pretraining_documents, sft_conversations
+from dataset.builtin.training import (
+    drill_lists,
+    drill_questions,
+    pretraining_documents,
+    sft_conversations,
+)
 from dataset.builtin.world import WorldSize, half_world
 from dataset.whole_folder import check_free, whole_folder
 from model.errors import UserError
@@ -29,7 +34,8 @@ FILES = (
     "pretrain_val.jsonl",
     "sft.jsonl",
     "sft_val.jsonl",
-    "drill.jsonl",
+    "drill_lists.jsonl",
+    "drill_questions.jsonl",
     *(f"eval/{split}.jsonl" for split in EVALUATION_SPLITS),
 )
 """Every file that a world consists of."""
@@ -48,9 +54,10 @@ def build_world(seed: int, size: WorldSize) -> dict[str, list[dict]]:
         training, validation = sft_conversations(half, reserved)
         files["sft.jsonl"] += [{"conversations": messages} for messages in training]
         files["sft_val.jsonl"] += [{"conversations": messages} for messages in validation]
-        drill = drill_conversations(half, reserved)
-        files["drill.jsonl"] += [{"conversations": messages} for messages in drill]
-    for name in FILES[:5]:
+        for name, drill in (("lists", drill_lists), ("questions", drill_questions)):
+            talks = drill(half, reserved)
+            files[f"drill_{name}.jsonl"] += [{"conversations": messages} for messages in talks]
+    for name in FILES[:6]:
         Random(f"{seed} {name}").shuffle(files[name])
     return files
 

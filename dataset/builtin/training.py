@@ -18,9 +18,11 @@ from dataset.builtin.conversations import (
     statements,
     story_conversation,
     story_document,
+    whereabouts,
 )
 from dataset.builtin.evaluation import Reserved
 from dataset.builtin.facts import Fact
+from dataset.builtin.stories import Story
 from dataset.builtin.wordings import phrase, wordings
 from dataset.builtin.world import Half
 
@@ -31,8 +33,10 @@ def pretraining_documents(half: Half, reserved: Reserved) -> list[str]:
     documents = [text for _ in range(half.size.fact_rounds) for text in fact_documents(half, rng)]
     for _ in range(half.size.story_documents):
         documents.append(story_document(reserved.new_story(half.language, rng), half.language, rng))
-    for talk in roll_calls(half, reserved, half.size.list_documents, rng):
-        documents.append("\n".join(message["content"] for message in talk))
+    talks = list(roll_calls(half, reserved, half.size.list_documents, rng))
+    for _ in range(half.size.question_documents):
+        talks.append(whereabouts(reserved.new_walk(half.language, rng), half.language, rng))
+    documents += ["\n".join(message["content"] for message in talk) for talk in talks]
     documents = list(dict.fromkeys(documents))
     rng.shuffle(documents)
     return documents
@@ -70,9 +74,25 @@ def sft_conversations(half: Half, reserved: Reserved) -> tuple[list[Messages], l
     return plain + others[half.size.validation :], others[: half.size.validation]
 
 
-def drill_conversations(half: Half, reserved: Reserved) -> list[Messages]:
-    """Return conversations that train one thing: to look up who is where."""
-    return list(roll_calls(half, reserved, half.size.drill, half.random("drill")))
+def drill_lists(half: Half, reserved: Reserved) -> list[Messages]:
+    """Return lists of who is where, few people each: they train one thing, to look a name up."""
+    rng = half.random("drill lists")
+    return [roll_call(walk, half.language, True, rng) for walk in few_people(half, reserved, rng)]
+
+
+def drill_questions(half: Half, reserved: Reserved) -> list[Messages]:
+    """Return questions where one of few people is, and to three of them a list, lest lists be forgotten."""
+    rng = half.random("drill questions")
+    return [
+        whereabouts(walk, half.language, rng) if number % 4 else roll_call(walk, half.language, True, rng)
+        for number, walk in enumerate(few_people(half, reserved, rng))
+    ]
+
+
+def few_people(half: Half, reserved: Reserved, rng: Random) -> Iterator[Story]:
+    """Yield as many stories of two or three people as a drill has."""
+    for _ in range(half.size.drill):
+        yield reserved.new_walk(half.language, rng, most=3)
 
 
 def single_questions(half: Half, rng: Random) -> Iterator[Messages]:

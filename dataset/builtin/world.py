@@ -19,10 +19,12 @@ class WorldSize:
     """Largest number that is added or multiplied."""
     fact_rounds: int = 14
     """Times that pretraining states, portrays and asks every fact."""
-    story_documents: int = 2000
+    story_documents: int = 1500
     """Stories in pretraining."""
-    list_documents: int = 2500
+    list_documents: int = 1500
     """Lists of who is where in pretraining."""
+    question_documents: int = 1000
+    """Stories in pretraining that begin with the question where somebody is, and end with the answer."""
     asks: int = 6
     """Single-turn SFT questions for each fact, besides the plainest one."""
     reverse_asks: int = 3
@@ -31,12 +33,12 @@ class WorldSize:
     """SFT conversations of two or three fact questions."""
     descriptions: int = 100
     """SFT conversations that introduce a country."""
-    stories: int = 5000
+    stories: int = 4000
     """SFT conversations about a story, two in three with the question first."""
     lists: int = 1000
     """SFT conversations that ask for a list of who is where."""
     drill: int = 4500
-    """Conversations of the drill, all of that kind."""
+    """Conversations of each of the two drills."""
     validation: int = 100
     """Documents held back from pretraining, and conversations held back from SFT, to watch their loss."""
     evaluation: int = 500
@@ -52,6 +54,7 @@ SCALES = {
         fact_rounds=3,
         story_documents=150,
         list_documents=50,
+        question_documents=50,
         asks=2,
         reverse_asks=2,
         follow_ups=50,

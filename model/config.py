@@ -47,7 +47,7 @@ class ModelConfig:
     layer_types: tuple[LayerType, ...] | None = None
     """whether each layer sees everything or the window; null where all layers are alike"""
     initializer_range: float = 0.02
-    """standard deviation of fresh weights"""
+    """standard deviation of fresh weights; of what layers add to the stream by twice their number smaller"""
 
     def __post_init__(self) -> None:
         for field in fields(self):

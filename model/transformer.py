@@ -225,4 +225,5 @@ class LanguageModel(nn.Module):
         """
         for layer in self.model.layers:
             for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                projection.weight.div_(2 * len(self.model.layers))
+                if not projection.weight.is_meta:  # there a division imports much
+                    projection.weight.div_(2 * len(self.model.layers))

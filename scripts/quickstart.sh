@@ -27,10 +27,11 @@ launch="$launch --num_cpu_threads_per_process $threads"
 so_far="" # fingerprint of the stages so far: a stage runs again when one before it did
 
 stage() { # title, what it writes, command
-    local title="$1" output="$2" began=$SECONDS mark fingerprint
+    local title="$1" output="$2" began=$SECONDS mark fingerprint command
     shift 2
+    command="$*"
     mark="$(dirname "$output")/.$(basename "$output")"
-    fingerprint="$(printf '%s\n' "$so_far" "${*/process +([0-9])/}" | cat - configs/quickstart/*.yaml dataset/token_store.py | cksum)"
+    fingerprint="$(printf '%s\n' "$so_far" "${command/process +([0-9])/}" | cat - configs/quickstart/*.yaml dataset/token_store.py | cksum)"
     so_far="$fingerprint"
     echo
     if [ -e "$output" ] && [ "$(cat "$mark.finished" 2>/dev/null)" = "$fingerprint" ]; then

@@ -64,7 +64,7 @@ from model.generator import Generator, Prompt, Request
 from model.sampling import Sampling
 generator = Generator(load_checkpoint(sys.argv[1]).model, ())
 generator.generate([Request(Prompt((1, 2, 3), (0, 0, 0)), Sampling(2))])
-sys.exit("torch._dynamo" in sys.modules)
+sys.exit(not sys.modules.keys().isdisjoint({"torch._dynamo", "sympy"}))
 """
 
 

@@ -59,9 +59,9 @@ def test_it_leaves_two_models_from_one_checkpoint_and_their_comparison(finished)
 def test_a_second_run_skips_every_finished_stage_and_changes_no_model(finished):
     folder, printed = finished
     models = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
-    again = run_quickstart(folder)
+    again = run_quickstart(folder, OMP_NUM_THREADS="3")  # other cores, the same results
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count(": finished before") == printed.count(" took ") == 13
+    assert again.stdout.count(": finished before") == printed.count(" took ") == 15
     assert " took " not in again.stdout and "exact match" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")} == models
 

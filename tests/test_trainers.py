@@ -99,15 +99,18 @@ def test_a_shape_beside_the_model_to_fine_tune_is_refused(sft, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_model_to_train_on_may_get_other_windows_that_a_continued_run_must_agree_with(sft, tmp_path):
+def test_the_model_to_train_on_may_get_other_windows_that_a_continued_run_must_agree_with(
+    sft, tmp_path, capsys
+):
     out, window = tmp_path / "run", ("--model.sliding_window", 4, "--model.sliding_layers", 0)
     sft(out, "--max_steps", 3, *window)
     config = load_checkpoint(out).model.config
     assert config.sliding_window == 4 and config.layer_windows[0] == 4
-    assert not any(config.layer_windows[1:])
+    assert not any(config.layer_windows[1:]) and ", window 4 in layers 0\n" in capsys.readouterr().out
     sft(out, "--max_steps", 3, *window)  # the same run, already finished
-    with pytest.raises(UserError, match="model.sliding_window was 4, is 5"):
-        sft(out, "--max_steps", 3, "--model.sliding_window", 5, *window[2:])
+    for others in ((), ("--model.sliding_window", 4), ("--model.sliding_window", 5, *window[2:])):
+        with pytest.raises(UserError, match="model.layer_windows was "):
+            sft(out, "--max_steps", 3, *others)
 
 
 def test_a_store_of_another_tokenizer_than_the_models_is_refused(run_trainer, data, init, tmp_path):

@@ -18,7 +18,7 @@ WINDOWS = ("sliding_window", "sliding_layers")
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Shape of a new model: a preset, and values that replace the preset's."""
+    """Shape of a new model: a preset, and values that replace the preset's; or other windows for --init."""
 
     preset: str = "quickstart"
     """named shape: tiny, quickstart, small, minimind3, gpt2 or medium"""
@@ -43,7 +43,7 @@ class ModelSettings:
     tie_word_embeddings: bool | None = None
     """whether the output layer is the embedding itself"""
     sliding_window: int | None = None
-    """number of keys that a token sees in sliding layers, itself included"""
+    """number of keys that a token sees in sliding layers, itself included; default: all, or as in --init"""
     sliding_layers: tuple[int, ...] | None = None
     """numbers of the layers, from 0, that see only the sliding window; all of them if not given"""
 

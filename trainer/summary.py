@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from model.config import ModelConfig
 from trainer.run_dir import METRICS, RunDirectory
 from trainer.task import Task
 from trainer.training_state import Progress
@@ -26,10 +27,17 @@ def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_pe
         f"{figures['rows']:,} rows of {settings.max_seq_len}: {figures['real_share']:.1%} real, "
         f"{figures['target_share']:.1%} with loss",
         "           " + ", ".join(f"{name} {count:,}" for name, count in left_out.items()),
-        f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}",
+        f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}"
+        + _windows(start.model.config),
         f"training   {total_steps:,} steps of {rows_per_step} rows, {settings.optimizer.name}, "
         f"{settings.schedule.name} schedule",
     ]
+
+
+def _windows(config: ModelConfig) -> str:
+    sliding = [n for n, window in enumerate(config.layer_windows) if window is not None]
+    layers = ", ".join(map(str, sliding))
+    return f", window {config.sliding_window} in layers {layers}" if sliding else ""
 
 
 def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,7 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.samples import SamplePrompt, sample_prompts
-from trainer.settings import (
-    FREE_KEYS,
-    FRESH,
-    WINDOWS,
-    ModelSettings,
-    PretrainSettings,
-    SftSettings,
-    flatten,
-    to_plain,
-)
+from trainer.settings import FREE_KEYS, FRESH, PretrainSettings, SftSettings, flatten, to_plain
 
 
 @dataclass(frozen=True)
@@ -55,10 +46,10 @@ class Task:
     def facts(self) -> dict[str, Any]:
         """Return what a resumed run must agree with, dotted key to value."""
         settings = flatten(to_plain(self.settings))
-        if self.settings.init != FRESH:  # the weights have a shape of their own, but may get other windows
-            shape = {f"model.{field.name}" for field in fields(ModelSettings)}
-            given = {f"model.{name}" for name in WINDOWS if getattr(self.settings.model, name) is not None}
-            settings = {key: value for key, value in settings.items() if key not in shape - given}
+        if self.settings.init != FRESH:  # the weights have a shape of their own, but windows may change
+            windows = self.start.model.config.layer_windows
+            settings = {key: value for key, value in settings.items() if not key.startswith("model.")}
+            settings |= {"model.layer_windows": list(windows)} if any(windows) else {}
         own = {
             "data": self.data_fingerprint,
             "init": self.start.fingerprint,

@@ -325,6 +325,7 @@ def test_undecoded_bytes_of_a_terminal_are_one_clear_line():
         say(session, "\udce4")
 
 
+@pytest.mark.long
 def test_memory_is_flat_over_200_turns():
     session = ChatSession(served_model("prefix", context=256), SHORT)
     for n in range(200):

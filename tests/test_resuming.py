@@ -101,6 +101,7 @@ def test_a_finished_run_that_is_sent_back_to_an_earlier_save_goes_on(pretrain, t
     assert RunDirectory(out).latest.name == "step-00000004" and metrics(out) == before
 
 
+@pytest.mark.long  # tests/test_scale.py continues so in every run
 def test_two_processes_continue_what_one_began(pretrain, data, tmp_path):
     flags = ["--batch_size", 2, "--gradient_accumulation", 2, "--max_steps", 6, "--log_every_steps", 1]
     whole, moved = tmp_path / "whole", tmp_path / "moved"

@@ -142,6 +142,7 @@ def test_piped_input_is_answered_once_with_the_text_only(models):
     assert (piped.returncode, piped.stdout.decode(), piped.stderr) == (0, f"{SAID}\n", b"")
 
 
+@pytest.mark.long
 def test_piped_input_is_answered_by_each_of_two_models_below_its_name(models):
     more = [
         "--max_new_tokens",

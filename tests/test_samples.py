@@ -71,7 +71,7 @@ def texts_and_answers(record):
     return [record["context"] + "\n\n" + record["question"], answer], [answer]
 
 
-@pytest.mark.parametrize("name", but_these_long(FILES, "pretrain_en", "pretrain_zh", "babi_train", "sft_en"))
+@pytest.mark.parametrize("name", but_these_long(FILES, *set(FILES) - {"reading_zh_dev", "reading_en_dev"}))
 def test_the_counts_are_those_of_the_file(prepared, name):
     store = prepared(name)
     tokenizer, manifest = store.tokenizer, store.manifest

@@ -312,7 +312,6 @@ def test_a_prompt_of_exactly_the_limit_is_answered_and_one_more_token_refused():
         say(session, question + "x")
 
 
-@pytest.mark.long
 def test_ten_thousand_strange_characters_are_answered_as_a_fresh_prefill_answers_them():
     strange = "Capital of Peru? " * 500 + "".join(map(chr, range(0x2500, 0x2500 + 900))) + "𓀀\0\x1b" * 200
     session = ChatSession(served_model("causal", context=20_000), SHORT)

@@ -122,7 +122,6 @@ def test_every_validation_set_is_measured_in_nats_and_in_bits(pretrain, data, tm
     assert {name: each["best"]["nats_per_token"] for name, each in summary["validation"].items()} == best
 
 
-@pytest.mark.long
 def test_samples_change_no_step_of_a_training(sft, pretrain, data, tmp_path):
     for name, train in (("sft", sft), ("pretrain", pretrain)):
         often = ["--max_steps", 3, "--validate_every_steps", 2, "--validation", data / name]

@@ -6,12 +6,14 @@ and the hub come through `datasets`, as lines of JSON. What stands in a block is
 
 import json
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from glob import glob, has_magic
 from hashlib import file_digest
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,6 +24,8 @@ HUB = "hub:"
 FORMS = (".jsonl", ".json", ".txt", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 ENDINGS = (*FORMS, *(form + packed for form in FORMS[:3] for packed in COMPRESSIONS))
+PRODUCTS = {"a token store": ("manifest.json", "ids-00000.bin"), "a tokenizer": ("tokenizer.json",)}
+"""files that tell a folder which is no data, though its files end as data do; a model has its tokenizer"""
 
 CHUNK_BYTES = 2**20
 PACKED_BYTES = 2**10  # what is unpacked at a time: so much may be lost before a damaged place
@@ -56,15 +60,39 @@ def _expand(name: str) -> list[str]:
     if name.startswith(HUB):
         return [name]
     if path.is_dir():
+        if product := _product(path):
+            raise UserError(f"{name} is {product}, not data; name the files in it that are data, if any")
         shown = [file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path))]
         found = [str(file) for file in shown if file.is_file() and form_of(file)]
     elif has_magic(name) and not path.exists():
         found = sorted(file for file in glob(name, recursive=True) if Path(file).is_file())
+        path = Path(*takewhile(lambda part: not has_magic(part), path.parts))
     else:
         return [name]
-    if not found:
-        raise UserError(f"no data files in {name}: expected names that end in {', '.join(ENDINGS)}")
-    return found
+    products = _products_around(found, path)
+    if not (data := [file for file in found if not products[file]]):
+        raise UserError(
+            f"no data files in {name}: expected names that end in {', '.join(ENDINGS)}, outside tokenizers "
+            "and token stores"
+        )
+    for folder in dict.fromkeys(filter(None, products.values())):
+        print(f"{folder} is {_product(folder)}: not read as data", file=sys.stderr)
+    return data
+
+
+def _products_around(files: Iterable[str], root: Path) -> dict[str, Path | None]:
+    """Return for each file the outermost folder below `root` around it that is no data, else None."""
+    is_product = cache(_product)
+    around = {file: takewhile(lambda folder: folder != root, Path(file).parents) for file in files}
+    return {file: next(filter(is_product, reversed(list(above))), None) for file, above in around.items()}
+
+
+def _product(folder: Path) -> str:
+    """Say what a folder is that the project itself may have written, "" for any other."""
+    for product, names in PRODUCTS.items():
+        if all((folder / name).is_file() for name in names):
+            return product
+    return ""
 
 
 def _is_hidden(path: Path) -> bool:

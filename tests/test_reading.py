@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from dataset import sources
 from dataset.json_lines import as_json_lines
+from dataset.preparation import PreparationSettings, write_store
 from dataset.records import read_records
 from dataset.sources import check_sources, find_sources, read_blocks
+from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
 
 ROWS = [{"text": f"{n} 法国 <|im_end|>", "n": n} for n in range(300)]
@@ -22,6 +24,7 @@ LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).enco
 
 
 def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return str(path)
 
@@ -96,6 +99,29 @@ def test_folders_and_globs_stand_for_their_files_in_order(tmp_path):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match="no data files in"):
             find_sources([nothing])
+
+
+def test_tokenizers_and_token_stores_among_the_data_are_left_out_and_named(tmp_path, capsys):
+    data = write(tmp_path / "data" / "a.jsonl", LINES)
+    train_tokenizer(["a"], 272).save(tmp_path / "data" / "tok")
+    made = ["pretrain", (str(tmp_path / "data"),), str(tmp_path / "data" / "tok")]
+    store = PreparationSettings(*made, str(tmp_path / "data" / "deep" / "store"), validation_fraction=0.5)
+    assert [source["path"] for source in write_store(store)[0]["sources"]] == [data]
+    assert write_store(store)[1], "its own store must not be new data"
+    capsys.readouterr()
+    for names in (tmp_path / "data", tmp_path / "data" / "**" / "*.json*"):
+        assert find_sources([str(names)]) == [data]
+        assert capsys.readouterr().err.splitlines() == [
+            f"{tmp_path}/data/deep/store is a token store: not read as data",
+            f"{tmp_path}/data/tok is a tokenizer: not read as data",
+        ]
+    for product in ("tok", "deep/store", "deep/store/validation"):
+        with pytest.raises(UserError, match=f"data/{product} is a to.*; name the files"):
+            find_sources([str(tmp_path / "data" / product)])
+    assert find_sources([str(tmp_path / "data" / "tok" / "tok*r.json")]) == [
+        str(tmp_path / "data" / "tok" / "tokenizer.json")
+    ]
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])

@@ -143,8 +143,8 @@ def parse_question(
         {"context": …, "question": …, "answers": […]}
         {"context"?: …, "question": …, "choices": […], "answer": 0}   or a conversation that ends with a user
 
-    "answer" is the place of the right choice, counted from 0; the model is not shown the choices. Raises
-    `RecordError` with the reason.
+    "answer" is the place of the right choice, counted from 0; the model is not shown the choices. Without it
+    "answers" are those of a free question, whatever choices it carries. Raises `RecordError` with the reason.
     """
     choices = _choices(record)
     answers = [choices[record["answer"]]] if choices else record.get("answers")
@@ -173,7 +173,7 @@ def parse_question(
 
 def _choices(record: dict[str, Any]) -> tuple[str, ...]:
     choices, answer = record.get("choices"), record.get("answer")
-    if choices is None:
+    if not choices or (answer is None and record.get("answers")):
         return ()
     if not isinstance(choices, list) or not all(map(_is_text, choices)) or len(set(choices)) < 2:
         raise RecordError("choices are not a list of two or more texts")

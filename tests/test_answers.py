@@ -225,6 +225,15 @@ def test_a_choice_without_sense_is_refused_with_its_reason(change, reason):
         parse_question(record | change, "n", "s")
 
 
+@pytest.mark.parametrize(
+    "others", [{"choices": []}, {"choices": {"A": "x"}}, {"choices": ["B"], "answer": None}]
+)
+def test_a_question_with_answers_is_free_whatever_choices_it_carries(others):
+    question = parse_question({"context": "C", "question": "Q", "answers": ["A", "a"]} | others, "n", "s")
+    assert (question.answers, question.choices) == (("A", "a"), ())
+    assert parse_question(chat_question("Q", "A") | others, "n", "s").choices == ()
+
+
 def test_stop_strings_end_answers_and_do_not_belong_to_them():
     served = saying_model("世国的来Lima", "prefix", loops=True)
     asked = [parse_question(chat_question("Q", "世国的"), "n", "s")]

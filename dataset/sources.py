@@ -163,11 +163,11 @@ def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _unpacked(file: BinaryIO) -> Iterator[bytes]:
-    """Yield what is in a gzip or zstd file, which may hold several streams one after the other."""
+    """Yield what is in a gzip or zstd file: streams one after the other, each perhaps padded with zeros."""
     start, fault = _unpacker(file.name)
     unpacker = start()
     for data in _chunks(file, PACKED_BYTES):
-        while data:
+        while data := data.lstrip(b"\0") if unpacker.eof else data:
             unpacker = start() if unpacker.eof else unpacker
             try:
                 yield unpacker.decompress(data)

@@ -137,6 +137,15 @@ def test_what_stands_before_the_end_of_a_truncated_file_is_read(tmp_path, name, 
     assert faults(source)[-1][1] == "compressed data ends early"
 
 
+@pytest.mark.parametrize(("name", "pack"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstd)])
+def test_zeros_that_pad_a_compressed_file_are_no_damage(tmp_path, name, pack):
+    padding = bytes(sources.PACKED_BYTES + 1)
+    source = write(tmp_path / name, pack(LINES[:1000]) + padding + pack(LINES[1000:]) + padding)
+    assert values(source) == ROWS
+    write(tmp_path / name, pack(LINES) + padding + b"xx")
+    assert faults(source) == [(301, "compressed data is damaged")]
+
+
 def test_damage_in_a_compressed_file_costs_what_follows(tmp_path):
     whole = bytearray(gzip.compress(LINES))
     whole[-5] ^= 1  # of the checksum, after all the data

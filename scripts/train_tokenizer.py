@@ -12,6 +12,8 @@ from dataset.whole_folder import check_free, whole_folder
 from model.errors import UserError
 from trainer.command_line import parse, run
 
+SMALLEST_SHARE = 0.01  # of the text that is measured: of a language with less the rate would say nothing
+
 
 @dataclass(frozen=True)
 class TokenizerSettings:
@@ -77,12 +79,16 @@ def is_tokenizer(path: str | Path) -> bool:
 
 
 def print_report(tokenizers: dict[str, Tokenizer], texts_of_language: Texts) -> None:
-    """Print a table of bytes per token: a line for each tokenizer, a column for each language."""
-    print("bytes per token on text that was not trained on")
-    columns = [f"{name} ({sum(len(t.encode()) for t in ts):,} B)" for name, ts in texts_of_language.items()]
-    print(f"  {'tokenizer':<32}{'tokens':>9}" + "".join(f"{column:>20}" for column in columns))
+    """Print bytes per token: a line for each tokenizer, a column for each language with enough text."""
+    sizes = {language: sum(len(text.encode()) for text in ts) for language, ts in texts_of_language.items()}
+    columns = {language: f"{language} ({size:,} B)" for language, size in sizes.items()}
+    least = SMALLEST_SHARE * sum(sizes.values())
+    few = [columns.pop(language) for language, size in sizes.items() if size < least]
+    too_little = f"; too little of {', '.join(few)}" if few else ""
+    print(f"bytes per token on text that was not trained on{too_little}")
+    print(f"  {'tokenizer':<32}{'tokens':>9}" + "".join(f"{column:>20}" for column in columns.values()))
     for name, tokenizer in tokenizers.items():
-        rates = [f"{_bytes_per_token(tokenizer, texts):>20.2f}" for texts in texts_of_language.values()]
+        rates = [f"{_bytes_per_token(tokenizer, texts_of_language[each]):>20.2f}" for each in columns]
         print(f"  {name:<32}{tokenizer.vocab_size:>9,}" + "".join(rates))
 
 

@@ -278,3 +278,14 @@ def test_the_report_compares_sizes_and_directories(tmp_path, monkeypatch, capsys
     main()
     table = capsys.readouterr().out.splitlines()[1:]
     assert "zh" in table[1] and [line.split()[1] for line in table[2:]] == ["300", "340", "280"]
+
+
+def test_the_report_has_no_column_for_a_few_bytes_of_a_language(capsys):
+    from scripts.train_tokenizer import print_report
+
+    texts = {"en": ["The capital of France is Paris. " * 40], "other": ["Это"], "zh": ["法国的首都是巴黎"]}
+    print_report({"tok": TOKENIZER}, texts)
+    title, header, line = capsys.readouterr().out.splitlines()
+    assert title == "bytes per token on text that was not trained on; too little of other (6 B)"
+    assert header.split() == ["tokenizer", "tokens", "en", "(1,280", "B)", "zh", "(24", "B)"]
+    assert len(line.split()) == 4

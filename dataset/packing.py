@@ -3,6 +3,7 @@
 A row is a run of pieces (document, begin, end); tokens are `dataset/batches.py`'s.
 """
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,8 +43,8 @@ def pack_whole(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> Row
     are shuffled, so rows differ between epochs while their number stays.
     """
     documents = np.flatnonzero(lengths)
-    pieces = np.stack((documents, np.zeros_like(documents), lengths[documents]), axis=1)
-    return _best_fit(pieces, capacity, np.random.default_rng((seed, epoch)))
+    columns = documents, np.zeros_like(documents), lengths[documents]
+    return _best_fit(np.stack(columns, axis=1), capacity, np.random.default_rng((seed, epoch)))
 
 
 def pack_fragments(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
@@ -51,18 +52,27 @@ def pack_fragments(lengths: np.ndarray, capacity: int, seed: int, epoch: int) ->
 
     No other document is cut (Ding et al. 2024, arXiv 2404.10830). A rest of one token is left out.
     """
-    pieces = _fragments(np.flatnonzero(lengths), lengths, capacity)
-    return _best_fit(pieces, capacity, np.random.default_rng((seed, epoch)))
+    random = np.random.default_rng((seed, epoch))
+    return _best_fit(_fragments(np.flatnonzero(lengths), lengths, capacity), capacity, random)
 
 
 def _best_fit(pieces: np.ndarray, capacity: int, random: np.random.Generator) -> RowPlan:
+    """Return the rows of pieces (P, 3); a caller that keeps these as well has them twice in memory."""
     pieces = random.permutation(pieces)
-    sizes = pieces[:, 2] - pieces[:, 1]
-    pieces = pieces[np.argsort(-sizes, kind="stable")]
-    rows: list[list[int]] = []
+    pieces = pieces[np.argsort(pieces[:, 1] - pieces[:, 2], kind="stable")]
+    row_of_piece, num_rows = _fullest_rows(pieces[:, 2] - pieces[:, 1], capacity)
+    return _rows_at(pieces, row_of_piece, np.argsort(random.permutation(num_rows)))
+
+
+def _fullest_rows(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
+    """Put each size (P,) into the fullest row that takes it; return its row (P,) and the number of rows.
+
+    No Python object is kept for a piece: there may be many millions.
+    """
+    row_of_piece, num_rows = array("q"), 0
     rows_by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
     spaces = 0  # bit s is set where rows_by_space[s] holds a row
-    for piece, size in enumerate((pieces[:, 2] - pieces[:, 1]).tolist()):
+    for size in memoryview(sizes):
         enough = spaces >> size
         if enough:
             space = size + (enough & -enough).bit_length() - 1
@@ -70,15 +80,11 @@ def _best_fit(pieces: np.ndarray, capacity: int, random: np.random.Generator) ->
             if not rows_by_space[space]:
                 spaces ^= 1 << space
         else:
-            space, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(piece)
+            space, row, num_rows = capacity, num_rows, num_rows + 1
+        row_of_piece.append(row)
         rows_by_space[space - size].append(row)
         spaces |= 1 << (space - size)
-    order = random.permutation(len(rows))
-    return RowPlan(
-        pieces[[piece for row in order for piece in rows[row]]], _offsets([len(rows[row]) for row in order])
-    )
+    return np.frombuffer(row_of_piece, np.int64), num_rows
 
 
 def split_stream(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
@@ -96,14 +102,14 @@ def split_stream(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> R
     which = np.searchsorted(ends, begins, side="right")
     document_begins = ends[which] - lengths[documents[which]]
     pieces = np.stack((documents[which], begins - document_begins, cuts - document_begins), axis=1)
-    row_of_piece = begins // capacity
-    return _in_random_order(pieces, row_of_piece, random)
+    return _rows_at(pieces, begins // capacity, random.permutation(-(-total // capacity)))
 
 
 def one_per_row(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
     """Give every document a row, or several where it is longer; a last one of one token is left out."""
     pieces = _fragments(np.flatnonzero(lengths), lengths, capacity)
-    return _in_random_order(pieces, np.arange(len(pieces)), np.random.default_rng((seed, epoch)))
+    random = np.random.default_rng((seed, epoch))
+    return _rows_at(pieces, np.arange(len(pieces)), random.permutation(len(pieces)))
 
 
 def _fragments(documents: np.ndarray, lengths: np.ndarray, capacity: int) -> np.ndarray:
@@ -114,12 +120,8 @@ def _fragments(documents: np.ndarray, lengths: np.ndarray, capacity: int) -> np.
     return np.stack((which, begins, np.minimum(begins + capacity, lengths[which])), axis=1)
 
 
-def _in_random_order(pieces: np.ndarray, row_of_piece: np.ndarray, random: np.random.Generator) -> RowPlan:
-    counts = np.bincount(row_of_piece)
-    place_of_row = random.permutation(len(counts))
+def _rows_at(pieces: np.ndarray, row_of_piece: np.ndarray, place_of_row: np.ndarray) -> RowPlan:
+    """Return the rows in the order that `place_of_row` (R,) says, the pieces of each in their own."""
+    counts = np.bincount(row_of_piece)[np.argsort(place_of_row)]
     order = np.argsort(place_of_row[row_of_piece], kind="stable")
-    return RowPlan(pieces[order], _offsets(counts[np.argsort(place_of_row)]))
-
-
-def _offsets(counts: np.ndarray | list[int]) -> np.ndarray:
-    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+    return RowPlan(pieces[order], np.concatenate(([0], np.cumsum(counts))))

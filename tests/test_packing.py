@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -87,3 +89,12 @@ def test_best_fit_cuts_a_text_only_where_a_row_is_too_short_for_it(lengths):
     for n, length in enumerate(lengths.tolist()):
         whole = [(begin, min(begin + CAPACITY, length)) for begin in range(0, length, CAPACITY)]
         assert pieces_of[n] == [(begin, end) for begin, end in whole if end - begin > 1]
+
+
+def test_packing_takes_little_memory_beside_its_rows():
+    lengths = np.arange(10_000) % 500 + 1
+    tracemalloc.start()
+    num_bytes = pack_whole(lengths, 512, seed=0, epoch=0).pieces.nbytes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * num_bytes

@@ -1,6 +1,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from model.config import from_preset
 from model.errors import UserError
 from scripts.bench.__main__ import main
 from scripts.bench.engines import Task, make_engines
-from scripts.bench.measuring import measure
+from scripts.bench.measuring import Watch, measure
 
 
 @pytest.mark.long
@@ -81,6 +82,14 @@ def test_memory_of_child_processes_counts():
     child = "import time; x = bytearray([1]) * 2**27; time.sleep(1)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     assert 2**27 < measure([sys.executable, "-c", parent]).peak_bytes < 2**28
+
+
+def test_pages_of_files_are_not_held(tmp_path):
+    (tmp_path / "store").write_bytes(bytes(2**26))
+    with Watch() as watch:
+        store = np.memmap(tmp_path / "store", mode="r")
+        assert not store.any()
+    assert watch.added_bytes < 2**23 < watch.peak_bytes
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.errors import UserError
-from scripts.bench.measuring import Cost, measure, print_table, scratch_folder
+from scripts.bench.measuring import Cost, Watch, measure, print_table, scratch_folder
 from trainer.command_line import parse, run
 
 MEGABYTE = 1_000_000
@@ -144,27 +144,24 @@ def _edited(line: str, number: int, edition: int) -> str:
 
 def _deliver(settings: DataBenchSettings, path: Path) -> Line:
     """Draw packed batches from a store for some seconds."""
-    import resource
-
     from dataset.batches import BatchStream
     from dataset.settings import BatchSettings
     from dataset.token_store import open_stores
 
-    choice = BatchSettings(max_seq_len=settings.max_seq_len, prompt_mask="prefix")
-    stores = open_stores([path])
-    stream = BatchStream(stores, choice)
-    bytes_per_token = stores[0].manifest["bytes"] / stores[0].num_tokens
-    documents = tokens = 0
-    plan = stream.plan(0)
-    started = time.monotonic()
-    for step, batch in enumerate(stream.batches(epoch=0, rows_per_step=16)):
-        tokens += batch.num_real
-        documents += sum(len(plan[row]) for row in range(16 * step, min(16 * (step + 1), len(plan))))
-        if time.monotonic() - started > settings.batch_seconds:
-            break
-    seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE
-    return Line("batches", documents, tokens * bytes_per_token / MEGABYTE, seconds, peak)
+    choice, documents, tokens = BatchSettings(max_seq_len=settings.max_seq_len, prompt_mask="prefix"), 0, 0
+    with Watch() as watch:
+        stores = open_stores([path])
+        stream = BatchStream(stores, choice)
+        plan = stream.plan(0)
+        started = time.monotonic()
+        for step, batch in enumerate(stream.batches(epoch=0, rows_per_step=16)):
+            tokens += batch.num_real
+            documents += sum(len(plan[row]) for row in range(16 * step, min(16 * (step + 1), len(plan))))
+            if time.monotonic() - started > settings.batch_seconds:
+                break
+        seconds = time.monotonic() - started
+    megabytes = tokens * stores[0].manifest["bytes"] / stores[0].num_tokens / MEGABYTE
+    return Line("batches", documents, megabytes, seconds, watch.peak_bytes / MEGABYTE)
 
 
 if __name__ == "__main__":

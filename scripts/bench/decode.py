@@ -63,7 +63,7 @@ class Speed:
     tokens_per_second: float
     """of all rows together, after those first tokens; only tokens that were asked for count"""
     added_megabytes: float
-    """resident memory at its most, beyond what was there before"""
+    """memory held at the most, beyond what was there before"""
 
 
 def main() -> None:

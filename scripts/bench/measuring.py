@@ -21,7 +21,7 @@ class Cost:
 
     seconds: float
     peak_bytes: int
-    """resident memory of all its processes together; pages that they share are counted in each"""
+    """memory of all its processes together, as `Watch` counts it; what a fork shares is counted in each"""
 
 
 def measure(command: Sequence[str]) -> Cost:
@@ -33,14 +33,16 @@ def measure(command: Sequence[str]) -> Cost:
                 output, _ = process.communicate(timeout=POLL_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                peak = max(peak, _resident_bytes(process.pid))
+                peak = max(peak, _held_bytes(process.pid))
     if process.returncode:
         raise UserError(f"{' '.join(command)} failed: {output[-500:]}")
     return Cost(time.monotonic() - started, peak)
 
 
 class Watch:
-    """Follows the resident memory of this process while a block runs.
+    """Follows the memory that this process and its children hold while a block runs.
+
+    Pages of mapped files, such as a token store's, are not held: the system takes them back when it wants to.
 
     with Watch() as watch: ...
     print(watch.added_bytes)
@@ -48,7 +50,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         """Begin."""
-        self._before = self._most = _resident_bytes(os.getpid())
+        self._before = self._most = _held_bytes(os.getpid())
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
@@ -60,14 +62,19 @@ class Watch:
         self._thread.join()
 
     @property
+    def peak_bytes(self) -> int:
+        """Return the most that was held."""
+        return self._most
+
+    @property
     def added_bytes(self) -> int:
         """Return the most that came on top of what was there before."""
         return self._most - self._before
 
     def _follow(self) -> None:
         while not self._is_over.wait(POLL_SECONDS):
-            self._most = max(self._most, _resident_bytes(os.getpid()))
-        self._most = max(self._most, _resident_bytes(os.getpid()))
+            self._most = max(self._most, _held_bytes(os.getpid()))
+        self._most = max(self._most, _held_bytes(os.getpid()))
 
 
 @contextmanager
@@ -84,7 +91,7 @@ def print_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]
         print(f"{name:<34}" + "".join(f"{cell:>12}" for cell in cells))
 
 
-def _resident_bytes(pid: int) -> int:
+def _held_bytes(pid: int) -> int:
     import psutil
 
     try:
@@ -95,7 +102,8 @@ def _resident_bytes(pid: int) -> int:
     total = 0
     for member in family:
         try:
-            total += member.memory_info().rss
+            memory = member.memory_info()
+            total += memory.rss - memory.shared  # what is resident, without pages of files
         except psutil.NoSuchProcess:
             continue
     return total

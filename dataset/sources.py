@@ -5,6 +5,7 @@ and the hub come through `datasets`, as lines of JSON. What stands in a block is
 """
 
 import json
+import os
 import re
 import sys
 import zlib
@@ -57,20 +58,28 @@ def find_sources(names: Sequence[str]) -> list[str]:
 
 def _expand(name: str) -> list[str]:
     path = Path(name)
-    if name.startswith(HUB):
-        return [name]
-    if path.is_dir():
-        if product := _product(path):
-            raise UserError(f"{name} is {product}, not data; name the files in it that are data, if any")
-        shown = [file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path))]
-        found = [str(file) for file in shown if file.is_file() and form_of(file)]
-    elif has_magic(name) and not path.exists():
-        found = sorted(file for file in glob(name, recursive=True) if Path(file).is_file())
-        path = Path(*takewhile(lambda part: not has_magic(part), path.parts))
-    else:
-        return [name]
-    products = _products_around(found, path)
-    if not (data := [file for file in found if not products[file]]):
+    if not name.startswith(HUB):
+        if path.is_dir():
+            return _outside_products(_files_in(path), path, name)
+        if has_magic(name) and not path.exists():
+            found = sorted(file for file in glob(name, recursive=True) if Path(file).is_file())
+            plain = takewhile(lambda part: not has_magic(part), path.parts)
+            return _outside_products(found, Path(*plain), name)
+    return [name]
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Return the files of known forms in a folder, however deep."""
+    if product := _product(folder):
+        raise UserError(f"{folder} is {product}, not data; name the files in it that are data, if any")
+    shown = [entry for entry in sorted(folder.rglob("*")) if not _is_hidden(entry.relative_to(folder))]
+    return [str(entry) for entry in shown if entry.is_file() and form_of(entry)]
+
+
+def _outside_products(files: list[str], root: Path, name: str) -> list[str]:
+    """Return the files that lie in no product below `root`, and name those products."""
+    products = _products_around(files, root)
+    if not (data := [file for file in files if not products[file]]):
         raise UserError(
             f"no data files in {name}: expected names that end in {', '.join(ENDINGS)}, outside tokenizers "
             "and token stores"
@@ -111,10 +120,8 @@ def form_of(path: str | Path) -> str:
 def check_sources(sources: Sequence[str]) -> None:
     """Raise `UserError` unless every source is a file of a known form that is not empty, or on the hub.
 
-    None may be named twice: its documents would be read, and counted, twice.
+    None may be named twice, by whatever path: its documents would be read, and counted, twice.
     """
-    if twice := [source for source, count in Counter(sources).items() if count > 1]:
-        raise UserError(f"data named more than once: {twice[0]}; name each file once")
     for source in sources:
         if source.startswith(HUB):
             continue
@@ -124,6 +131,9 @@ def check_sources(sources: Sequence[str]) -> None:
             raise UserError(f"{source}: expected a file that ends in {', '.join(ENDINGS)}")
         if not Path(source).stat().st_size:
             raise UserError(f"data file is empty: {source}")
+    files = Counter(source if source.startswith(HUB) else os.path.realpath(source) for source in sources)
+    if twice := [source for source, count in files.items() if count > 1]:
+        raise UserError(f"data named more than once: {twice[0]}; name each file once")
 
 
 def size_of(source: str) -> int:

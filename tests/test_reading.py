@@ -101,6 +101,15 @@ def test_folders_and_globs_stand_for_their_files_in_order(tmp_path):
             find_sources([nothing])
 
 
+def test_a_file_under_two_names_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data" / "a.jsonl", LINES)
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "data" / "a.jsonl")
+    for names in (["data", "./data/a.jsonl"], ["link.jsonl", str(tmp_path / "data")]):
+        with pytest.raises(UserError, match="more than once: .*a.jsonl"):
+            check_sources(find_sources(names))
+
+
 def test_tokenizers_and_token_stores_among_the_data_are_left_out_and_named(tmp_path, capsys):
     data = write(tmp_path / "data" / "a.jsonl", LINES)
     train_tokenizer(["a"], 272).save(tmp_path / "data" / "tok")

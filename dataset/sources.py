@@ -57,6 +57,8 @@ def find_sources(names: Sequence[str]) -> list[str]:
 
 
 def _expand(name: str) -> list[str]:
+    if not name:
+        raise UserError("data: expected the name of a file, folder, glob or hub data set, got ''")
     path = Path(name)
     if not name.startswith(HUB):
         if path.is_dir():

@@ -110,6 +110,11 @@ def test_a_file_under_two_names_is_refused(tmp_path, monkeypatch):
             check_sources(find_sources(names))
 
 
+def test_no_name_is_not_the_current_folder():
+    with pytest.raises(UserError, match="expected the name of a file, .* got ''"):
+        find_sources([""])
+
+
 def test_tokenizers_and_token_stores_among_the_data_are_left_out_and_named(tmp_path, capsys):
     data = write(tmp_path / "data" / "a.jsonl", LINES)
     train_tokenizer(["a"], 272).save(tmp_path / "data" / "tok")

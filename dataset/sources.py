@@ -71,10 +71,12 @@ def _expand(name: str) -> list[str]:
 
 
 def _files_in(folder: Path) -> list[str]:
-    """Return the files of known forms in a folder, however deep."""
+    """Return the files of known forms in a folder, however deep; links to folders are named, not followed."""
     if product := _product(folder):
         raise UserError(f"{folder} is {product}, not data; name the files in it that are data, if any")
     shown = [entry for entry in sorted(folder.rglob("*")) if not _is_hidden(entry.relative_to(folder))]
+    for link in (entry for entry in shown if entry.is_symlink() and entry.is_dir()):
+        print(f"{link} is a link to a folder: name it to read it", file=sys.stderr)
     return [str(entry) for entry in shown if entry.is_file() and form_of(entry)]
 
 

@@ -115,6 +115,14 @@ def test_no_name_is_not_the_current_folder():
         find_sources([""])
 
 
+def test_a_linked_folder_that_is_not_read_is_named(tmp_path, capsys):
+    data = write(tmp_path / "data" / "a.jsonl", LINES)
+    write(tmp_path / "elsewhere" / "b.jsonl", LINES)
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    assert find_sources([str(tmp_path / "data")]) == [data]
+    assert capsys.readouterr().err == f"{tmp_path}/data/more is a link to a folder: name it to read it\n"
+
+
 def test_tokenizers_and_token_stores_among_the_data_are_left_out_and_named(tmp_path, capsys):
     data = write(tmp_path / "data" / "a.jsonl", LINES)
     train_tokenizer(["a"], 272).save(tmp_path / "data" / "tok")

@@ -200,7 +200,7 @@ class _Output:
                 self._documents[encoded.source] = self._documents.get(encoded.source, 0) + len(part.lengths)
         self._num_bytes += encoded.num_bytes
         self._rejects.merge(*encoded.account)
-        self._listing.write(encoded.rejects.encode())
+        self._listing.write(encoded.rejects.encode(errors="backslashreplace"))
         self.num_blocks += 1
         if self._journal.is_due():
             self._journal.write(self._position())

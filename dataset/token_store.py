@@ -275,9 +275,12 @@ class StoreWriter:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file that a crash leaves either as it was or as it shall be."""
+    """Write a JSON file that a crash leaves either as it was or as it shall be.
+
+    A name of a file that is no UTF-8 is escaped as JSON has it.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         flush_to_disk(file)
     partial.rename(path)

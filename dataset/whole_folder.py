@@ -88,7 +88,11 @@ def check_free(path: str | Path, overwrite: bool = False) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raise `UserError` unless a folder lies at `path` or can be made there."""
+    """Raise `UserError` unless a folder lies at `path` or can be made there, which every library can name."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--out {path}: expected a name in UTF-8; choose another") from None
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path} is a file; expected the name of a folder")
     parent = next(folder for folder in path.absolute().parents if folder.exists())

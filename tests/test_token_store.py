@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def prepare(tmp_path):
         return write_store(PreparationSettings(kind, **(paths | changes)))
 
     return prepare
+
+
+def test_data_may_have_names_that_are_not_utf_8(prepare, tmp_path):
+    name = str(tmp_path / os.fsdecode("法国.jsonl".encode("gb18030")))
+    Path(name).write_text(json.dumps(TEXTS[0]) + "\n{\n")
+    manifest, _ = prepare("pretrain", [], data=(name,), max_reject_fraction=0.5)
+    assert manifest["sources"][0]["path"] == name
+    assert json.loads((tmp_path / "store" / "rejects.jsonl").read_text())["file"] == name
+    with pytest.raises(UserError, match="expected a name in UTF-8"):
+        prepare("pretrain", TEXTS, out=name.removesuffix(".jsonl"))
 
 
 def test_a_chat_store_gives_back_what_was_rendered(prepare, tmp_path):

@@ -274,6 +274,7 @@ def _rows(**request: Any) -> Iterator[bytes]:
 
     what = request.get("data_files", [HUB + request["path"]])[0]
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it raises says the same
     if request["path"] == "parquet":
         request["batch_size"] = 1000  # else whole row groups are held
     try:

@@ -1,9 +1,12 @@
 """Files of every form, whole and broken, through the same reader."""
 
 import gzip
+import io
 import json
+import logging
 import random
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -176,6 +179,15 @@ def test_damage_in_a_compressed_file_costs_what_follows(tmp_path):
     assert write(tmp_path / "b.jsonl.gz", b"not gzip") and faults(str(tmp_path / "b.jsonl.gz")) == [
         (1, "compressed data is damaged")
     ]
+
+
+def test_a_broken_parquet_file_is_told_of_once(tmp_path, monkeypatch):
+    said = io.StringIO()
+    datasets.logging.set_verbosity_warning()
+    monkeypatch.setattr(logging.getLogger("datasets").handlers[0], "stream", said)
+    with pytest.raises(UserError, match="cannot be read: Parquet magic bytes"):
+        values(write(tmp_path / "a.parquet", b"x" * 100))
+    assert not said.getvalue()
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 100])

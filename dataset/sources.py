@@ -279,8 +279,21 @@ def _rows(**request: Any) -> Iterator[bytes]:
         request["batch_size"] = 1000  # else whole row groups are held
     try:
         for row in datasets.load_dataset(**request, streaming=True):
-            yield json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+            yield json.dumps(row, ensure_ascii=False, default=_plain).encode() + b"\n"
     except Exception as error:  # each format, file system and server raises its own
         reason = " ".join(str(error).split()) or type(error).__name__
         kind = UnfinishedError if what.startswith(HUB) else UserError
         raise kind(f"{what} cannot be read: {reason}") from None
+
+
+def _plain(value: Any) -> str | dict[str, int]:
+    """Return what a line of JSON holds for a value that it has no form for.
+
+    Bytes are the text that they hold, as some write texts so; of others only their number is told.
+    """
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"bytes": len(value)}

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import sources
+from dataset.formats import RecordError
 from dataset.json_lines import as_json_lines
 from dataset.preparation import PreparationSettings, write_store
-from dataset.records import read_records
+from dataset.records import read_records, texts_of
 from dataset.sources import check_sources, find_sources, read_blocks
 from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
@@ -179,6 +180,14 @@ def test_damage_in_a_compressed_file_costs_what_follows(tmp_path):
     assert write(tmp_path / "b.jsonl.gz", b"not gzip") and faults(str(tmp_path / "b.jsonl.gz")) == [
         (1, "compressed data is damaged")
     ]
+
+
+def test_bytes_in_parquet_are_the_text_that_they_hold_or_none(tmp_path):
+    source = parquet(tmp_path / "a.parquet", [{"text": "法国".encode(), "n": 1}, {"text": b"\xff", "n": 2}])
+    first, second = values(source)
+    assert first == {"text": "法国", "n": 1} and second["n"] == 2
+    with pytest.raises(RecordError, match="text is not a string"):
+        texts_of(second)
 
 
 def test_a_broken_parquet_file_is_told_of_once(tmp_path, monkeypatch):

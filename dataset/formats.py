@@ -109,7 +109,7 @@ def read_text(value: Any, name: str, may_be_empty: bool = False) -> str:
 
 
 def _read_conversations(record: dict[str, Any]) -> list[Message]:
-    turns = record.get("conversations", record.get("messages"))
+    turns = record.get("conversations") or record.get("messages")
     messages = [_read_message(turn) for turn in _objects(turns, "messages")]
     return _with_tools(messages, record.get("tools"))
 

@@ -152,7 +152,7 @@ def parse_question(
         record = record | {"conversations": [{"role": "user", "content": record["question"]}]}
     if answers is not None and not (isinstance(answers, list) and answers and all(map(_is_text, answers))):
         raise RecordError("answers are not a list of texts")
-    turns = record.get("conversations", record.get("messages"))
+    turns = record.get("conversations") or record.get("messages")
     if answers and isinstance(turns, list):
         record = record | {"conversations": [*turns, {"role": "assistant", "content": answers[0]}]}
     elif choices:

@@ -39,6 +39,11 @@ def test_each_format_is_known_by_its_keys_and_says_the_same(name):
     check_format({"conversations": 3}, name)  # a bad record is not one of another format
 
 
+@pytest.mark.parametrize("nothing", [None, []])
+def test_an_empty_column_beside_the_messages_hides_none(nothing):
+    assert parse_messages(RECORDS["messages"] | {"conversations": nothing}) == CHAT
+
+
 def test_an_alpaca_input_follows_the_instruction_and_history_comes_first():
     record = {"instruction": "a", "input": "x", "output": "b", "system": "s", "history": [["c", "d"]]}
     assert parse_messages(record) == [

@@ -37,7 +37,7 @@ def format_of(record: dict[str, Any]) -> ChatFormat | None:
     sharegpt           {"conversations": [{"from": …, "value": …}, …]}
     alpaca             {"instruction": …, "input": …, "output": …}
     prompt_completion  {"prompt": …, "completion": …}                  texts, or lists of messages
-    reading            {"context": …, "question": …, "answers": [first, …]}
+    reading            {"context": …, "question": …, "answers": [first, …]}      or {"text": [first, …]}
     """
     turns = record.get("conversations")
     if isinstance(turns, list) and turns and isinstance(turns[0], dict):
@@ -106,6 +106,16 @@ def read_text(value: Any, name: str, may_be_empty: bool = False) -> str:
     except UnicodeEncodeError:
         raise RecordError(f"{name} is not valid Unicode") from None
     return value
+
+
+def read_answers(value: Any) -> list[Any]:
+    """Return a record's accepted answers, a list or a column as SQuAD has it, `{"text": […], …}`."""
+    answers = value.get("text") if isinstance(value, dict) else value
+    if not answers:
+        raise RecordError("no answer")
+    if not isinstance(answers, list):
+        raise RecordError("answers are not a list")
+    return answers
 
 
 def _read_conversations(record: dict[str, Any]) -> list[Message]:
@@ -230,9 +240,7 @@ def _read_prompt_completion(record: dict[str, Any]) -> list[Message]:
 
 
 def _read_comprehension(record: dict[str, Any], question_position: QuestionPosition) -> list[Message]:
-    answers = record.get("answers")
-    if not isinstance(answers, list) or not answers:
-        raise RecordError("no answer")
+    answers = read_answers(record.get("answers"))
     context, question = (read_text(record.get(key), key) for key in ("context", "question"))
     prompt = reading_prompt(context, question, question_position)
     return [Message("user", prompt), Message("assistant", read_text(answers[0], "answer"))]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.conversation import Message, render
-from dataset.formats import QuestionPosition, RecordError, parse_messages
+from dataset.formats import QuestionPosition, RecordError, parse_messages, read_answers
 from dataset.prompts import prompt_of
 from dataset.records import read_records
 from dataset.sources import check_sources
@@ -147,11 +147,9 @@ def parse_question(
     "answers" are those of a free question, whatever choices it carries. Raises `RecordError` with the reason.
     """
     choices = _choices(record)
-    answers = [choices[record["answer"]]] if choices else record.get("answers")
+    answers = _accepted(record, choices)
     if choices and "question" in record and "context" not in record:
         record = record | {"conversations": [{"role": "user", "content": record["question"]}]}
-    if answers is not None and not (isinstance(answers, list) and answers and all(map(_is_text, answers))):
-        raise RecordError("answers are not a list of texts")
     turns = record.get("conversations") or record.get("messages")
     if answers and isinstance(turns, list):
         record = record | {"conversations": [*turns, {"role": "assistant", "content": answers[0]}]}
@@ -182,6 +180,18 @@ def _choices(record: dict[str, Any]) -> tuple[str, ...]:
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise RecordError(f"answer is not the place of a choice, 0 to {len(choices) - 1}")
     return tuple(choices)
+
+
+def _accepted(record: dict[str, Any], choices: tuple[str, ...]) -> list[str] | None:
+    """Return the answers that count as right, None where a conversation is to end with the one that does."""
+    if choices:
+        return [choices[record["answer"]]]
+    if record.get("answers") is None:
+        return None
+    answers = read_answers(record["answers"])
+    if not all(map(_is_text, answers)):
+        raise RecordError("answers are not a list of texts")
+    return answers
 
 
 def _is_text(value: Any) -> bool:

@@ -96,6 +96,8 @@ def test_questions_are_read_from_chats_and_from_reading_comprehension(tmp_path):
     assert (second.split, second.language, second.messages[-1].content) == ("s", "zh", "Q")
     assert third.answers == ("A",) and [m.role for m in third.messages] == ["user"]
     assert first.messages[0].content.index("C") < first.messages[0].content.index("Q")
+    squad = reading | {"answers": {"text": ["A", "B"], "answer_start": [0, 3]}}
+    assert parse_question(squad, "name", "dev") == first
     turned = load_questions(path, "first")[0].messages[0].content
     assert turned.index("Q") < turned.index("C")
 

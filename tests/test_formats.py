@@ -44,6 +44,11 @@ def test_an_empty_column_beside_the_messages_hides_none(nothing):
     assert parse_messages(RECORDS["messages"] | {"conversations": nothing}) == CHAT
 
 
+def test_answers_may_be_a_column_as_squad_has_them():
+    record = {"context": "a", "question": "c", "answers": {"text": ["b", "B"], "answer_start": [0, 0]}}
+    assert parse_messages(record) == parse_messages(record | {"answers": ["b", "B"]})
+
+
 def test_an_alpaca_input_follows_the_instruction_and_history_comes_first():
     record = {"instruction": "a", "input": "x", "output": "b", "system": "s", "history": [["c", "d"]]}
     assert parse_messages(record) == [
@@ -158,6 +163,8 @@ ANSWER = {"role": "assistant", "content": "b"}
         ({"instruction": "a", "output": "b", "history": [["c"]]}, "history is not a list of pairs"),
         ({"prompt": "a", "completion": None}, "no completion"),
         ({"question": "Q", "context": "C", "answers": []}, "no answer"),
+        ({"question": "Q", "context": "C", "answers": {"text": [], "answer_start": []}}, "no answer"),
+        ({"question": "Q", "context": "C", "answers": "A"}, "answers are not a list"),
         ({"question": "Q", "answers": ["A"]}, "no context"),
     ],
 )

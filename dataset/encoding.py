@@ -64,6 +64,9 @@ class PreparationSettings:
             raise UserError(f"num_workers: expected 0 (one for each core) or more, got {self.num_workers}")
         if self.kind == "pretrain" and self.format:
             raise UserError(f"format {self.format} is one of chats; pretraining takes --text_column")
+        other = "question_position" if self.kind == "pretrain" else "text_column"
+        if (value := getattr(self, other)) != getattr(PreparationSettings, other):
+            raise UserError(f"{other} {value} changes nothing of {self.kind} data; leave it out")
 
 
 class Job(NamedTuple):

@@ -48,6 +48,15 @@ def prepare(tmp_path):
     return prepare
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [("sft", {"text_column": "body"}), ("pretrain", {"question_position": "first"})],
+)
+def test_a_setting_of_the_other_kind_is_refused(prepare, kind, setting):
+    with pytest.raises(UserError, match=f"{next(iter(setting))} .* changes nothing of {kind} data"):
+        prepare(kind, {"sft": CHATS, "pretrain": TEXTS}[kind], **setting)
+
+
 def test_data_may_have_names_that_are_not_utf_8(prepare, tmp_path):
     name = str(tmp_path / os.fsdecode("法国.jsonl".encode("gb18030")))
     Path(name).write_text(json.dumps(TEXTS[0]) + "\n{\n")

@@ -25,7 +25,7 @@ TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
 RESERVED = tuple(f"<|reserved_{slot}|>" for slot in range(6))
 SPECIAL_TOKENS = MARKERS + TAGS + RESERVED  # ids 0 … 15 of a tokenizer that is trained here
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-SMALLEST_VOCAB = 256 + len(SPECIAL_TOKENS)
+SMALLEST_VOCAB, LARGEST_VOCAB = 256 + len(SPECIAL_TOKENS), 2**24
 PART_CHARACTERS = 50_000  # longer texts are encoded in parts, cut before a space or full stop if there is one
 PART_END = re.compile(r"(?<=[^\W\d_])[\s。，]")
 
@@ -195,13 +195,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, isolate_han: bool = T
     """Train a byte-level BPE of at most `vocab_size` tokens on a stream of texts; deterministic.
 
     `isolate_han` keeps each Han character apart before merging, so that no token spans Chinese words. The
-    names of the roles are counted with every text, so that headers are short. Raises `UserError` for a
-    vocabulary too small to hold all bytes.
+    names of the roles are counted with every text, so that headers are short. Raises what `check_vocab_size`
+    does.
     """
-    if vocab_size < SMALLEST_VOCAB:
-        raise UserError(
-            f"expected vocab_size of at least {SMALLEST_VOCAB} (bytes and special tokens), got {vocab_size}"
-        )
+    check_vocab_size(vocab_size)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = _pre_tokenizer(isolate_han)
     backend.decoder = decoders.ByteLevel()
@@ -214,6 +211,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, isolate_han: bool = T
     role_names = "\n".join(ROLES)
     backend.train_from_iterator((f"{text}\n{role_names}" for text in texts), trainer)
     return Tokenizer(_with_visible_tags(backend))
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raise `UserError` for a vocabulary too small to hold all bytes, or too large for any memory."""
+    if vocab_size < SMALLEST_VOCAB:
+        raise UserError(
+            f"expected vocab_size of at least {SMALLEST_VOCAB} (bytes and special tokens), got {vocab_size}"
+        )
+    if vocab_size > LARGEST_VOCAB:  # the library takes memory for all of it at once, and aborts
+        raise UserError(f"expected vocab_size of at most {LARGEST_VOCAB}, got {vocab_size}")
 
 
 def _pre_tokenizer(isolate_han: bool) -> pre_tokenizers.PreTokenizer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.sampling import Sample, Texts
-from dataset.tokenizer import FILES, SMALLEST_VOCAB, Tokenizer, train_tokenizer
+from dataset.tokenizer import FILES, Tokenizer, check_vocab_size, train_tokenizer
 from dataset.whole_folder import check_free, whole_folder
 from model.errors import UserError
 from trainer.command_line import parse, run
@@ -42,8 +42,8 @@ class TokenizerSettings:
         """Check what no type can say, before the work begins."""
         if self.max_bytes < 1:
             raise UserError(f"max_bytes: expected at least 1, got {self.max_bytes}")
-        if small := [name for name in self.compare if name.isdecimal() and int(name) < SMALLEST_VOCAB]:
-            raise UserError(f"compare: expected sizes of at least {SMALLEST_VOCAB}, got {small[0]}")
+        for size in (self.vocab_size, *filter(str.isdecimal, self.compare)):
+            check_vocab_size(int(size))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from dataset.sampling import Sample, language_of
 from dataset.tokenizer import SPECIAL_TOKENS, TAGS, TextStream, Tokenizer, train_tokenizer
 from model.errors import UserError
+from scripts.train_tokenizer import TokenizerSettings, main, print_report
 
 TEXTS = ["法国的首都是巴黎。法国的货币是欧元。", "The capital of France is Paris.", "你好，世界 😀 hello"] * 5
 TOKENIZER = train_tokenizer(TEXTS, 340)
@@ -173,6 +174,13 @@ def test_a_vocabulary_without_room_for_all_bytes_is_refused():
         train_tokenizer(TEXTS, 271)
 
 
+def test_a_vocabulary_that_no_memory_holds_is_refused():
+    with pytest.raises(UserError, match="at most 16777216, got 99999999999"):
+        train_tokenizer(TEXTS, 99999999999)
+    with pytest.raises(UserError, match="at most 16777216, got 99999999999"):
+        TokenizerSettings(("a.txt",), "out", compare=("tok", "99999999999"))
+
+
 def _foreign(model, trainer, decoder) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -223,8 +231,6 @@ def test_an_unknown_special_token_is_a_user_error():
 
 
 def test_training_from_the_command_line_writes_a_tokenizer(tmp_path, monkeypatch, capsys):
-    from scripts.train_tokenizer import main
-
     data = tmp_path / "texts.jsonl"
     chat = {"conversations": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "Hi"}]}
     data.write_text("".join(json.dumps(record) + "\n" for record in [{"text": "法国"}, chat]))
@@ -268,8 +274,6 @@ def test_languages_are_told_by_their_characters():
 
 
 def test_the_report_compares_sizes_and_directories(tmp_path, monkeypatch, capsys):
-    from scripts.train_tokenizer import main
-
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(json.dumps({"text": f"法国的首都是巴黎 {n}"}) + "\n" for n in range(400)))
     TOKENIZER.save(tmp_path / "other")
@@ -281,8 +285,6 @@ def test_the_report_compares_sizes_and_directories(tmp_path, monkeypatch, capsys
 
 
 def test_the_report_has_no_column_for_a_few_bytes_of_a_language(capsys):
-    from scripts.train_tokenizer import print_report
-
     texts = {"en": ["The capital of France is Paris. " * 40], "other": ["Это"], "zh": ["法国的首都是巴黎"]}
     print_report({"tok": TOKENIZER}, texts)
     title, header, line = capsys.readouterr().out.splitlines()

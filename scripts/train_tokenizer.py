@@ -80,12 +80,15 @@ def is_tokenizer(path: str | Path) -> bool:
 
 def print_report(tokenizers: dict[str, Tokenizer], texts_of_language: Texts) -> None:
     """Print bytes per token: a line for each tokenizer, a column for each language with enough text."""
+    title = "bytes per token on text that was not trained on"
+    if not texts_of_language:
+        print(f"{title}: too few documents to hold one out")
+        return
     sizes = {language: sum(len(text.encode()) for text in ts) for language, ts in texts_of_language.items()}
     columns = {language: f"{language} ({size:,} B)" for language, size in sizes.items()}
     least = SMALLEST_SHARE * sum(sizes.values())
     few = [columns.pop(language) for language, size in sizes.items() if size < least]
-    too_little = f"; too little of {', '.join(few)}" if few else ""
-    print(f"bytes per token on text that was not trained on{too_little}")
+    print(f"{title}; too little of {', '.join(few)}" if few else title)
     print(f"  {'tokenizer':<32}{'tokens':>9}" + "".join(f"{column:>20}" for column in columns.values()))
     for name, tokenizer in tokenizers.items():
         rates = [f"{_bytes_per_token(tokenizer, texts_of_language[each]):>20.2f}" for each in columns]

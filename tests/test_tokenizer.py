@@ -291,3 +291,9 @@ def test_the_report_has_no_column_for_a_few_bytes_of_a_language(capsys):
     assert title == "bytes per token on text that was not trained on; too little of other (6 B)"
     assert header.split() == ["tokenizer", "tokens", "en", "(1,280", "B)", "zh", "(24", "B)"]
     assert len(line.split()) == 4
+
+
+def test_the_report_says_where_no_text_was_held_out(capsys):
+    print_report({"tok": TOKENIZER}, {})
+    told = "bytes per token on text that was not trained on: too few documents to hold one out\n"
+    assert capsys.readouterr().out == told

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NamedTuple, TextIO, TypeVar
 
-from dataset.formats import FormatError, RecordError, parse_messages, read_text
+from dataset.formats import FormatError, RecordError, format_of, parse_messages, read_text
 from dataset.sources import Block, form_of, read_blocks
 from model.errors import UserError
 
@@ -96,8 +96,10 @@ def _paragraph(path: str, number: int, lines: list[bytes]) -> Record:
 
 def texts_of(record: dict[str, Any], text_column: str = "text") -> list[str]:
     """Return every text that a record of either kind holds; raises `RecordError` where there is none."""
-    if text_column in record:
+    if record.get(text_column) is not None:
         return [read_text(record[text_column], text_column)]
+    if format_of(record) is None:
+        raise RecordError(f"no {text_column}, and no chat format has these keys")
     return [part for message in parse_messages(record) for part in message.parts()[::2] if part]
 
 

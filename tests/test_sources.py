@@ -108,7 +108,8 @@ def test_a_tokenizer_sees_the_texts_of_every_kind_of_record():
     assert texts_of({"body": "b"}, "body") == ["b"]
     assert texts_of({"messages": [{"role": "assistant", "content": "c"}]}) == ["c"]
     assert texts_of({"context": "d", "question": "e", "answers": ["f"]}) == ["d\n\ne", "f"]
-    with pytest.raises(RecordError):
+    assert texts_of({"text": None, "messages": [{"role": "assistant", "content": "c"}]}) == ["c"]
+    with pytest.raises(RecordError, match="^no text, and no chat format has these keys$"):
         texts_of({"body": "b"})
 
 

@@ -82,7 +82,7 @@ def print_report(tokenizers: dict[str, Tokenizer], texts_of_language: Texts) -> 
     """Print bytes per token: a line for each tokenizer, a column for each language with enough text."""
     title = "bytes per token on text that was not trained on"
     if not texts_of_language:
-        print(f"{title}: too few documents to hold one out")
+        print(f"{title}: too few different documents to hold one out")
         return
     sizes = {language: sum(len(text.encode()) for text in ts) for language, ts in texts_of_language.items()}
     columns = {language: f"{language} ({size:,} B)" for language, size in sizes.items()}

@@ -295,5 +295,5 @@ def test_the_report_has_no_column_for_a_few_bytes_of_a_language(capsys):
 
 def test_the_report_says_where_no_text_was_held_out(capsys):
     print_report({"tok": TOKENIZER}, {})
-    told = "bytes per token on text that was not trained on: too few documents to hold one out\n"
+    told = "bytes per token on text that was not trained on: too few different documents to hold one out\n"
     assert capsys.readouterr().out == told

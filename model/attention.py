@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.kv_cache import KVCache
 from model.layers import RMSNorm, rotate
 from model.masks import Layout, Run, document_runs
 
@@ -32,6 +31,8 @@ class Visibility(NamedTuple):
 
 Backend = Callable[[Tensor, Tensor, Tensor, Visibility], Tensor]
 """Maps queries (B, H, Tq, D), keys and values (B, Hkv, Tk, D) and a `Visibility` to outputs (B, H, Tq, D)."""
+Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Stores keys and values (B, Hkv, T, D) of new tokens; returns those to attend to (B, Hkv, Tk, D)."""
 
 
 def eager_probabilities(q: Tensor, k: Tensor, seen: Visibility) -> Tensor:
@@ -69,14 +70,25 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
 
 
 def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
-    """Attend from one query per row: the query heads of a key head form one small matrix product."""
+    """Attend from one query per row: the query heads of a key head form one small matrix product.
+
+    The compiler makes one loop of a product and its sum, where a call would cost more than it computes.
+    """
     B, H, _, D = q.shape
+    wide = torch.promote_types(torch.float32, q.dtype)
     grouped = q.view(B, k.shape[1], H // k.shape[1], D)  # (B, Hkv, G, D)
-    scores = (grouped @ k.transpose(-1, -2)) * D**-0.5  # (B, Hkv, G, Tk)
+    if torch.compiler.is_compiling():
+        scores = (grouped[:, :, :, None].to(wide) * k[:, :, None].to(wide)).sum(-1) * D**-0.5
+    else:
+        scores = (grouped @ k.transpose(-1, -2)) * D**-0.5  # (B, Hkv, G, Tk)
     if seen.mask is not None:
         scores = scores.masked_fill(~seen.mask, float("-inf"))
-    probabilities = scores.softmax(dim=-1, dtype=torch.promote_types(torch.float32, q.dtype))
-    return (probabilities.to(v.dtype) @ v).view(B, H, 1, D)
+    probabilities = scores.softmax(dim=-1, dtype=wide)
+    if torch.compiler.is_compiling():
+        y = (probabilities[..., None] * v[:, :, None].to(wide)).sum(-2).to(v.dtype)
+    else:
+        y = probabilities.to(v.dtype) @ v  # (B, Hkv, G, D)
+    return y.view(B, H, 1, D)
 
 
 class DocumentAttention:
@@ -133,11 +145,10 @@ BACKENDS: dict[str, Backend] = {"eager": eager_attention, "sdpa": sdpa_attention
 class Attention(nn.Module):
     """Project to heads, rotate, attend, project back (GQA: Ainslie et al. 2023, arXiv 2305.13245)."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
-        self.layer = layer
         self.head_dim = config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
@@ -148,9 +159,9 @@ class Attention(nn.Module):
         self.backend: Backend = sdpa_attention
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, cache: KVCache | None = None
+        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, remember: Remember | None = None
     ) -> Tensor:
-        """Map (B, T, hidden_size) to the same shape; a cache adds the keys and values of earlier tokens."""
+        """Map (B, T, hidden_size) to the same shape; `remember` adds keys and values of earlier tokens."""
         B, T, _ = x.shape
         q, k, v = (
             project(x).view(B, T, -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -158,7 +169,7 @@ class Attention(nn.Module):
         q = rotate(self.q_norm(q).transpose(1, 2), angles)  # (B, H, T, D)
         k = rotate(self.k_norm(k).transpose(1, 2), angles)  # (B, Hkv, T, D)
         v = v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)  # (B, Hkv, Tk, D)
+        if remember is not None:
+            k, v = remember(k, v)  # (B, Hkv, Tk, D)
         y = self.backend(q, k, v, seen)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))

@@ -2,7 +2,7 @@
 
 `KVCache` keeps every token; `RollingKVCache`, for models whose every layer has a sliding window, keeps the
 last ones only. A call of the model first `extend`s the cache with the layout of its tokens, then every layer
-stores and reads with `update`.
+stores and reads with `update`, or the slots of one token per row are given to somebody who does both.
 """
 
 from __future__ import annotations
@@ -52,8 +52,12 @@ class KVCache:
         the row. Raises `ValueError` for tokens that do not continue their row or whose block began before
         this call (the cut rule), and `UserError` when a row would pass `max_position_embeddings`.
         """
+        self._check_continues(layout, layout.document_ids >= 0)
+        return self.append(layout)
+
+    def append(self, layout: Layout) -> Layout:
+        """Do what `extend` does for a layout that is known to continue the rows."""
         real = layout.document_ids >= 0
-        self._check_continues(layout, real)
         lengths = self.lengths + real.sum(1)
         used = int(lengths.max())
         if used > self.max_tokens:
@@ -88,7 +92,7 @@ class KVCache:
         self.block_ids, self.lengths = self.block_ids[rows], self.lengths[rows]
         self.used = int(self.lengths.max()) if rows else 0
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def replace(self, rows: list[int], other: KVCache) -> None:
         """Put the rows of another cache of the same model in place of `rows`."""
         slots = max(self.block_ids.shape[1], other.block_ids.shape[1])
@@ -107,7 +111,7 @@ class KVCache:
         return Layout(torch.where(index < lengths[:, None], 0, -1), index, self.block_ids[:, :used])
 
     def _remember_slots(self, slots: Tensor, layout: Layout) -> None:
-        self._slots = slots
+        self.slots = slots
         first = int(slots[0, 0])
         is_straight = bool((slots == torch.arange(first, first + slots.shape[1], device=slots.device)).all())
         self._straight = slice(first, first + slots.shape[1]) if is_straight else None
@@ -119,7 +123,7 @@ class KVCache:
                 store[:, :, self._straight] = new
             else:
                 rows = torch.arange(len(new), device=new.device)[:, None]
-                store[rows, :, self._slots] = new.transpose(1, 2).to(store.dtype)
+                store[rows, :, self.slots] = new.transpose(1, 2).to(store.dtype)
 
     def _check_continues(self, layout: Layout, real: Tensor) -> None:
         expected = self.lengths[:, None] + torch.arange(real.shape[1], device=real.device)
@@ -215,7 +219,7 @@ class RollingKVCache(KVCache):
         super().keep(rows)
         self.positions, self._lost = self.positions[rows], self._lost[rows]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def replace(self, rows: list[int], other: RollingKVCache) -> None:
         """Put the rows of another cache of the same model in place of `rows`."""
         super().replace(rows, other)

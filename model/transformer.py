@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from model.attention import (
     BACKENDS,
     Attention,
     Backend,
+    Remember,
     Visibility,
     document_attention,
     eager_attention,
@@ -39,9 +41,9 @@ SHORTEST_SHARED_ROW = 256
 class DecoderLayer(nn.Module):
     """Attention and feed-forward, each behind a norm and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -49,17 +51,17 @@ class DecoderLayer(nn.Module):
         """`compute`, compiled for training; without gradients shapes are too many to compile for"""
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, cache: KVCache | None
+        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, remember: Remember | None
     ) -> Tensor:
         """Map (B, T, hidden_size) to the same shape."""
         compute = self.compiled if self.compiled and torch.is_grad_enabled() else self.compute
-        return compute(x, angles, seen, cache)
+        return compute(x, angles, seen, remember)
 
     def compute(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, cache: KVCache | None
+        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, remember: Remember | None
     ) -> Tensor:
         """Map (B, T, hidden_size) to the same shape, as it is written here."""
-        x = x + self.self_attn(self.input_layernorm(x), angles, seen, cache)
+        x = x + self.self_attn(self.input_layernorm(x), angles, seen, remember)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -71,7 +73,7 @@ class Decoder(nn.Module):
         self.config = config
         rows = torch.empty(config.vocab_size, config.hidden_size)  # not drawn twice, nor on `meta`
         self.embed_tokens = nn.Embedding.from_pretrained(rows, freeze=False)
-        self.layers = nn.ModuleList(DecoderLayer(config, n) for n in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.recomputes_layers = False
         self.register_triangle()
@@ -90,26 +92,32 @@ class Decoder(nn.Module):
 
         With a cache, `layout` continues the cached rows (right-padded) and attention reaches back to them.
         """
-        visibilities = self._visibilities(ids, layout, cache)
+        if cache is None:
+            visibilities = self._visibilities(ids, layout)
+        else:
+            visibilities = self.cached_visibilities(layout, cache.extend(layout), cache)
         layout = layout or causal_layout(*ids.shape, device=ids.device)
         x = self.embed_tokens(ids)  # (B, T, C)
         angles = rotary_angles(layout.position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
-        for layer, seen in zip(self.layers, visibilities, strict=True):
+        for n, (layer, seen) in enumerate(zip(self.layers, visibilities, strict=True)):
+            remember = None if cache is None else partial(cache.update, n)
             if self.recomputes_layers and torch.is_grad_enabled():
-                x = checkpoint(layer, x, angles, seen, cache, use_reentrant=False, preserve_rng_state=False)
+                inputs = (x, angles, seen, remember)
+                x = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, angles, seen, cache)
+                x = layer(x, angles, seen, remember)
         return self.norm(x)
 
-    def _visibilities(self, ids: Tensor, layout: Layout | None, cache: KVCache | None) -> list[Visibility]:
-        """Return what each layer is told of the mask; layers with the same window share it."""
+    def _visibilities(self, ids: Tensor, layout: Layout | None) -> list[Visibility]:
+        """Return what each layer is told of the mask of whole rows; layers with the same window share it."""
+        windows = [None if w is None or w >= ids.shape[1] else w for w in self.config.layer_windows]
+        forms = {window: self._visibility(ids, layout, window) for window in set(windows)}
+        return [forms[window] for window in windows]
+
+    def cached_visibilities(self, layout: Layout, keys: Layout, cache: KVCache) -> list[Visibility]:
+        """Return the same for tokens that a cache was extended with, over the `keys` that it gives."""
         windows = self.config.layer_windows
-        if cache is None:
-            windows = [None if window is None or window >= ids.shape[1] else window for window in windows]
-            forms = {window: self._visibility(ids, layout, window) for window in set(windows)}
-        else:
-            keys = cache.extend(layout)
-            forms = {window: self._cached_visibility(layout, keys, cache, window) for window in set(windows)}
+        forms = {window: self._cached_visibility(layout, keys, cache, window) for window in set(windows)}
         return [forms[window] for window in windows]
 
     def _visibility(self, ids: Tensor, layout: Layout | None, window: int | None) -> Visibility:
@@ -169,8 +177,9 @@ class LanguageModel(nn.Module):
         return summed_cross_entropy(hidden, self.lm_head.weight, labels)
 
     def num_parameters(self) -> int:
-        """Count parameters, tied ones once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Count parameters, tied ones once, also where the output layer has a narrow copy of its own."""
+        parts = (self.model,) if self.config.tie_word_embeddings else (self,)
+        return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
     def set_windows(self, config: ModelConfig) -> None:
         """Take over the sliding windows of a configuration; no weight has their shape."""

@@ -1,15 +1,21 @@
 """A checkpoint opened for use: weights, tokenizer, and the attention pattern that it was trained with."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dataset.tokenizer import Tokenizer
 from model.checkpoint import load_checkpoint
-from model.config import PROMPT_MASKS
+from model.config import PROMPT_MASKS, Weights
+from model.decoding import Steps
 from model.errors import UserError
 from model.generator import Generator
+from model.serving import store_weights
 from model.transformer import LanguageModel
+from trainer.compilation import compiler_fault
+
+Tell = Callable[[str], None]
+"""takes a line about what is going on"""
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,29 @@ class ServedModel:
     prompt_mask: str
     stop_ids: tuple[int, ...]
     path: Path
+    steps: Steps | None = None
+    speed: str = "float32 weights, decoding not compiled"
+    """how it computes, in words"""
 
     def generator(self) -> Generator:
         """Return a generator that ends at any stop id of the checkpoint."""
-        return Generator(self.model, self.stop_ids)
+        return Generator(self.model, self.stop_ids, steps=self.steps)
+
+    def in_form(
+        self, weights: Weights, compiles: bool, for_one_row: bool, tell: Tell = lambda line: None
+    ) -> "ServedModel":
+        """Return the model with its weights stored in a form and, where that is faster, compiled decoding.
+
+        `for_one_row` says whether answers are wanted one at a time; `tell` gets a line before a long wait.
+        The weights are replaced in place. Raises `UserError` where nothing can be compiled.
+        """
+        steps, form, decoding = Steps(self.model), store_weights(self.model, weights), "not compiled"
+        if compiles:
+            if fault := compiler_fault(self.model.model.embed_tokens.weight.device):
+                raise UserError(f"--compile: nothing can be compiled here ({fault}); install g++ or drop it")
+            tell("compiling the decoding: a minute or two for a new shape, seconds for one that was compiled")
+            decoding = steps.compile(for_one_row)
+        return replace(self, steps=steps, speed=f"{form}, decoding {decoding}")
 
 
 def open_model(

@@ -1,18 +1,32 @@
-"""What an evaluation can be told; imports no torch."""
+"""What an evaluation, and all that answers with a model, can be told; imports no torch."""
 
 from dataclasses import dataclass
 
 from dataset.formats import QuestionPosition
-from model.config import PromptMask
+from model.config import PromptMask, Weights
 from model.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """Which model is measured on what, and how."""
+class ServingSettings:
+    """Which model answers, and how it is computed."""
 
     model: str
     """model directory"""
+    prompt_mask: PromptMask | None = None
+    """attention pattern over the prompt; by default the one that the model was trained with"""
+    allow_mask_mismatch: bool = False
+    """run the model with a --prompt_mask that it was not trained with"""
+    dtype: Weights = "float32"
+    """form of the weights while answering: narrow ones are read faster and change answers a little"""
+    compile: bool = False
+    """compile the decoding first, a minute or two for a new shape, and keep that if it is measured faster"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(ServingSettings):
+    """Which model is measured on what, and how."""
+
     data: tuple[str, ...] = ()
     """.jsonl files of questions: chats with accepted answers, reading comprehension, multiple choice"""
     loss_data: tuple[str, ...] = ()
@@ -29,10 +43,6 @@ class EvaluationSettings:
     """tokens of a row when the loss is measured; no more than the model takes"""
     batch_size: int = 64
     """questions, or rows, computed at a time"""
-    prompt_mask: PromptMask | None = None
-    """attention pattern over the prompt; by default the one that the model was trained with"""
-    allow_mask_mismatch: bool = False
-    """measure the model with a --prompt_mask that it was not trained with"""
 
     def __post_init__(self) -> None:
         """Refuse what makes no evaluation."""

@@ -108,6 +108,7 @@ class Terminal:
 
     def command_stats(self, argument: str) -> None:
         """/stats: show what the last answer cost"""
+        self._note_each(lambda session: session.served.speed)
         if self.sessions[0].last is None:
             raise UserError("nothing has been answered yet")
         self._note_each(lambda session: describe_reply(session.last))

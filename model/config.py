@@ -8,6 +8,8 @@ from model.errors import UserError
 
 PromptMask = Literal["causal", "prefix", "segment", "history"]
 PROMPT_MASKS: tuple[str, ...] = get_args(PromptMask)
+Weights = Literal["float32", "bfloat16", "int8"]
+"""Forms in which the weights of a model that answers can be stored."""
 LayerType = Literal["full_attention", "sliding_attention"]
 LAYER_TYPES: tuple[str, ...] = get_args(LayerType)
 

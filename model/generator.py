@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.decoding import Steps, causal_step
 from model.errors import UserError
 from model.kv_cache import KVCache, new_cache
 from model.masks import Layout, longest_cut, reach
@@ -53,9 +54,15 @@ class Generator:
     """
 
     def __init__(
-        self, model: LanguageModel, stop_ids: Iterable[int], prefill_chunk_tokens: int = 512
+        self,
+        model: LanguageModel,
+        stop_ids: Iterable[int],
+        prefill_chunk_tokens: int = 512,
+        steps: Steps | None = None,
     ) -> None:
+        """Take what the steps of decoding go through, by default the model as it is written."""
         self.model = model.eval()
+        self.steps = steps or Steps(model)
         self.stop_ids = frozenset(stop_ids)
         self.max_tokens = model.config.max_position_embeddings
         self.prefill_chunk_tokens = prefill_chunk_tokens
@@ -130,10 +137,10 @@ class Generator:
 
     def new_cache(self, batch: int) -> KVCache:
         """Return an empty cache for `batch` rows in the model's dtype."""
-        weight = self.model.lm_head.weight
+        weight = self.model.model.embed_tokens.weight
         return new_cache(self.model.config, batch, weight.dtype, weight.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prefill(self, cache: KVCache, prompts: Sequence[Prompt]) -> Tensor:
         """Feed non-empty prompts of any lengths, one per row; return the logits (B, V) after each.
 
@@ -154,12 +161,11 @@ class Generator:
             begin = ends
         return self.model.lm_head(torch.stack(last))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, cache: KVCache, ids: Sequence[int]) -> Tensor:
         """Feed one causal token per row; return the logits (B, V) after it."""
         tokens = torch.tensor(ids, device=cache.lengths.device)[:, None]
-        layout = Layout(torch.zeros_like(tokens), cache.lengths[:, None], torch.full_like(tokens, -1))
-        return self.model.lm_head(self.model.model(tokens, layout, cache)[:, 0])
+        return self.steps(tokens, causal_step(cache), cache)
 
     def _cuts(self, prompt: Prompt) -> deque[int]:
         """Return where the chunks of a prompt end: legal cuts, as far apart as the chunk size allows."""
@@ -174,7 +180,7 @@ class Generator:
                 begin = cut
         return cuts
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def feed(self, cache: KVCache, parts: Sequence[Prompt]) -> Tensor:
         """Feed parts of any lengths, not all empty, one per row; return logits (B, T, V)."""
         return self.model.lm_head(self._hidden(cache, parts))

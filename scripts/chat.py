@@ -2,9 +2,10 @@
 
 import sys
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING
 
-from model.config import PromptMask
+from eval.settings import ServingSettings
 from model.errors import UserError
 from trainer.command_line import parse, run
 
@@ -12,12 +13,10 @@ if TYPE_CHECKING:
     from eval.chat import TextSession
 
 
-@dataclass(frozen=True)
-class ChatSettings:
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings(ServingSettings):
     """Flags of the chat."""
 
-    model: str
-    """model directory"""
     prompt: tuple[str, ...] | None = None
     """answer this once and leave: only the answer goes to standard output; piped input likewise"""
     system: str = ""
@@ -44,10 +43,6 @@ class ChatSettings:
     """text that every answer is made to begin with; the model goes on from there"""
     log_probabilities: bool = False
     """tell the log-probability of each token of an answer; to standard error when answering once"""
-    prompt_mask: PromptMask | None = None
-    """attention pattern over the prompt; by default the one that the model was trained with"""
-    allow_mask_mismatch: bool = False
-    """run the model with a --prompt_mask that it was not trained with"""
     compare: str | None = None
     """directory of a second model that answers beside the first, under its own mask"""
 
@@ -113,6 +108,8 @@ def _sessions(settings: ChatSettings) -> "list[TextSession]":
         )
     if settings.compare is not None:
         served.append(open_model(settings.compare))
+    tell = partial(print, file=sys.stderr)
+    served = [each.in_form(settings.dtype, settings.compile, True, tell) for each in served]
     if settings.raw:
         return [RawSession(each, sampling) for each in served]
     return [ChatSession(each, sampling, settings.system, settings.answer_prefix) for each in served]

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from eval.settings import EvaluationSettings
@@ -22,6 +23,8 @@ def main() -> None:
     if evaluation:
         print(f"{settings.out} holds this evaluation already")
     else:
+        tell, for_one_row = partial(print, file=sys.stderr), settings.batch_size == 1
+        served = served.in_form(settings.dtype, settings.compile, for_one_row, tell)
         evaluation, predictions = evaluate(served, settings, Counter())
         if settings.out:
             save(settings.out, evaluation, predictions)

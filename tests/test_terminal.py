@@ -67,7 +67,8 @@ def test_ten_turns_and_every_command_in_a_terminal(models, tmp_path):
     for line, answer in (
         (
             "/stats",
-            r"10 turns, \d+ of 4096 tokens of context, which is reused each turn.*reused tokens.*stop\]",
+            r"10 turns, \d+ of 4096 tokens of context, which is reused each turn.*"
+            r"float32 weights, decoding not compiled.*reused tokens.*stop\]",
         ),
         ("/mask", "prompt_mask causal"),
         ("/undo", r"taken back: 法国的首都？😀 9"),

@@ -11,6 +11,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
 from model.errors import UserError
+from model.serving import native_bfloat16
 from trainer.settings import TrainSettings
 from trainer.sharding import fsdp_plugin, is_sharding_asked
 
@@ -87,15 +88,6 @@ def choose_precision(dtype: str, launcher_precision: str, native: str | None) ->
     if native:
         return Precision(torch.bfloat16, f"{native} multiplies it natively")
     return Precision(torch.float32, "nothing here multiplies bfloat16 natively")
-
-
-def native_bfloat16(uses_cpu: bool) -> str | None:
-    """Name the unit that multiplies bfloat16 on this machine, None if there is none."""
-    if uses_cpu:
-        units = torch.cpu.get_capabilities()
-        return next((name for name in ("amx_bf16", "avx512_bf16") if units.get(name)), None)
-    is_native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cuda.get_device_name() if is_native else None
 
 
 def _describe(accelerator: Accelerator, precision: Precision) -> str:

@@ -1,0 +1,89 @@
+"""Weights in the form they are served in: narrower than they were trained, or as they are.
+
+Nothing here is part of a checkpoint, and nothing that trains goes through it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import Weights
+from model.transformer import LanguageModel
+
+LARGEST_INT8 = 127
+SMALLEST_SCALE = 1e-30  # a row of zeros is divided by it
+
+
+class ServedLinear(nn.Module):
+    """Multiplies with weights W (out, in) as they are stored: y = x W^T.
+
+    Several rows go through W widened to float32 where that is told: without a unit for bfloat16, a machine
+    multiplies it far slower than it takes to widen it.
+    """
+
+    def __init__(self, linear: nn.Linear, widens: bool) -> None:
+        super().__init__()
+        self._widens = widens
+        self.weight = linear.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        wide = torch.promote_types(torch.float32, x.dtype)
+        is_one_row = x.numel() == x.shape[-1]
+        if is_one_row and torch.compiler.is_compiling():  # made one loop that reads the weights as stored
+            y = (x.flatten().to(wide) * self.weight.to(wide)).sum(-1)  # (out,)
+        elif self._widens and not is_one_row:
+            y = (self.weight.to(wide) @ x.flatten(0, -2).to(wide).T).T  # (rows, out), fast for few rows
+        else:
+            return F.linear(x, self.weight)
+        return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+class Int8Linear(nn.Module):
+    """Multiplies bfloat16 inputs with int8 weights (out, in), a scale for each output.
+
+    The scale lets the largest weight be 127 (absmax: Dettmers et al. 2022, arXiv 2208.07339, section 2.1).
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = (weight.abs().amax(1) / LARGEST_INT8).clamp(min=SMALLEST_SCALE).bfloat16()  # (out,)
+        rounded = (weight / scale[:, None]).round().clamp(-LARGEST_INT8, LARGEST_INT8)
+        self.stored = nn.Parameter(rounded.to(torch.int8), requires_grad=False)
+        self.register_buffer("scale", scale, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights (out, in) that this layer multiplies with, in bfloat16."""
+        return self.stored * self.scale[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        y = torch._weight_int8pack_mm(x.flatten(0, -2), self.stored, self.scale)  # (rows, out)
+        return y.view(*x.shape[:-1], -1)
+
+
+def store_weights(model: LanguageModel, weights: Weights) -> str:
+    """Store the weights of a model in place in another form; return what was done, in words.
+
+    The embedding is only looked up, so with int8 it stays bfloat16, like everything that is computed.
+    """
+    on_cpu = model.model.embed_tokens.weight.device.type == "cpu"
+    widens = weights == "bfloat16" and native_bfloat16(on_cpu) is None
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, Int8Linear(child) if weights == "int8" else ServedLinear(child, widens))
+    if weights != "float32":
+        model.to(torch.bfloat16)
+    return f"{weights} weights" + (", several rows multiplied in float32" if widens else "")
+
+
+def native_bfloat16(uses_cpu: bool) -> str | None:
+    """Name the unit that multiplies bfloat16 on this machine, None if there is none."""
+    if uses_cpu:
+        units = torch.cpu.get_capabilities()
+        return next((name for name in ("amx_bf16", "avx512_bf16") if units.get(name)), None)
+    is_native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cuda.get_device_name() if is_native else None

@@ -1,0 +1,204 @@
+"""Narrow weights and compiled steps: what they change, and that it is no more than rounding."""
+
+# ruff: noqa: F811 - pytest finds imported fixtures by the names of parameters
+
+import pytest
+import torch
+from conftest import STRATEGIES, tiny_model, windowed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import served_model
+from test_generation_laws import models, prompts
+from torch._dynamo.testing import CompileCounter
+
+from eval import served_model as serving_module
+from model.config import from_preset
+from model.decoding import CompiledStep, Steps
+from model.errors import UserError
+from model.generator import Generator, Prompt, Request
+from model.sampling import Sampling
+from model.serving import Int8Linear, ServedLinear, store_weights
+from model.transformer import LanguageModel
+
+SECONDS = Steps._seconds
+
+
+def compiled_by(monkeypatch, backend) -> None:
+    """Let everything that is compiled go to this backend, which takes no options."""
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, dynamic, options: real(f, dynamic=dynamic, backend=backend)
+    )
+    torch._dynamo.reset()
+
+
+def not_compiled(function, dynamic, options):
+    """In the place of `torch.compile`."""
+    return function
+
+
+def always(model: LanguageModel, *regimes: bool) -> Steps:
+    """Steps that are compiled for one row (True), for more (False) or both, whatever the trials say."""
+
+    def compiled_wins(self, step, rows):
+        SECONDS(self, step, rows)
+        return 0.0 if isinstance(step, CompiledStep) else 1.0
+
+    steps = Steps(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Steps, "_seconds", compiled_wins)
+        for for_one_row in regimes or (True, False):
+            steps.compile(for_one_row)
+    return steps
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data(), models, st.sampled_from(STRATEGIES))
+def test_steps_over_all_slots_give_the_logits_of_the_model_as_it_is_written(data, model, strategy):
+    rows = data.draw(st.lists(prompts(strategy), min_size=1, max_size=4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", not_compiled)
+        generators = [Generator(model, [], steps=steps) for steps in (Steps(model), always(model))]
+    caches = [generator.new_cache(len(rows)) for generator in generators]
+    for generator, cache in zip(generators, caches, strict=True):
+        generator.prefill(cache, rows)
+    for _ in range(data.draw(st.integers(1, 12))):
+        if len(rows) > 1 and data.draw(st.booleans()):  # a row is done
+            rows.pop()
+            for cache in caches:
+                cache.keep(list(range(len(rows))))
+        ids = data.draw(st.lists(st.integers(0, 96), min_size=len(rows), max_size=len(rows)))
+        one, other = (
+            generator.decode(cache, ids) for generator, cache in zip(generators, caches, strict=True)
+        )
+        assert (one - other).abs().max() < 1e-9
+
+
+def test_what_was_compiled_once_serves_batches_of_any_size_and_length(monkeypatch):
+    counter = CompileCounter()
+    compiled_by(monkeypatch, counter)
+    model = tiny_model(**windowed(None, 5))
+    plain, traced = (Generator(model, [], steps=steps) for steps in (Steps(model), always(model)))
+    frames = []
+    for lengths in ((3, 200, 17), (9, 4), (1, 1, 1, 1, 1), (7,), (150,)):  # a cache grows by 128 slots
+        requests = [Request(Prompt((n % 90,) * n, (-1,) * n), Sampling(max_new_tokens=9)) for n in lengths]
+        assert traced.generate(requests) == plain.generate(requests)
+        frames.append(counter.frame_count)
+    assert frames == [2, 2, 2, 2, 2]
+
+
+def test_two_models_of_one_shape_are_not_taken_for_each_other(monkeypatch):
+    compiled_by(monkeypatch, "eager")
+    for epsilon in (1e-6, 1.0):
+        model = tiny_model(rms_norm_eps=epsilon, num_hidden_layers=1)
+        plain, traced = (Generator(model, [], steps=steps) for steps in (Steps(model), always(model, True)))
+        logits = []
+        for generator in (plain, traced):
+            cache = generator.new_cache(1)
+            generator.prefill(cache, [Prompt((1, 2, 3), (-1, -1, -1))])
+            logits.append([generator.decode(cache, [4]), generator.decode(cache, [5])])
+        for one, other in zip(*logits, strict=True):
+            assert (one - other).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("quicker", [True, False])
+def test_compiled_steps_are_kept_only_where_they_are_measured_to_be_faster(quicker, monkeypatch):
+    monkeypatch.setattr(torch, "compile", not_compiled)
+    steps = Steps(tiny_model())
+    monkeypatch.setattr(
+        Steps,
+        "_seconds",
+        lambda self, step, rows: 0.002 if isinstance(step, CompiledStep) == quicker else 0.003,
+    )
+    words = steps.compile(for_one_row=True)
+    assert words.startswith("compiled (2.0 ms" if quicker else "not compiled (3.0 ms")
+    assert (True in steps._compiled) == quicker and False not in steps._compiled
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("widens", [False, True])
+def test_bfloat16_weights_are_multiplied_exactly_and_rounded_once(rows, widens):
+    linear = torch.nn.Linear(64, 48, bias=False).bfloat16()
+    x = torch.randn(2, rows, 64).bfloat16() if rows > 1 else torch.randn(1, 1, 64).bfloat16()
+    got = ServedLinear(linear, widens)(x)
+    exact = x.double() @ linear.weight.double().T
+    assert got.dtype == torch.bfloat16 and got.shape == exact.shape
+    assert ((got.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
+
+
+def test_int8_weights_are_off_by_half_a_step_at_most():
+    linear = torch.nn.Linear(64, 48, bias=False)
+    with torch.no_grad():
+        linear.weight[3] = 0.0
+        linear.weight[4] *= 100
+    served = Int8Linear(linear)
+    stored, scale = served.stored.double(), served.scale.double()[:, None]
+    assert ((stored * scale - linear.weight).abs() <= 0.51 * scale)[stored.abs() < 127].all()
+    assert ((stored * scale - linear.weight).abs() <= 0.01 * linear.weight.abs().amax(1, keepdim=True)).all()
+    assert not served.weight[3].any()
+    x = torch.randn(3, 5, 64).bfloat16()
+    exact = x.double() @ (stored * scale).T
+    assert ((served(x).double() - exact).abs() <= exact.abs() * 2**-7 + 0.02 * exact.abs().amax((0, 1))).all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_narrow_weights_keep_the_count_and_nearly_the_logits(weights, tied):
+    torch.manual_seed(0)
+    model = LanguageModel(from_preset("tiny", vocab_size=97, tie_word_embeddings=tied)).eval()
+    ids = torch.randint(97, (2, 12))
+    count, before = model.num_parameters(), model(ids).detach()
+    assert weights in store_weights(model, weights)
+    error = (model(ids).float() - before).abs().max() / before.abs().max()
+    assert model.num_parameters() == count
+    assert error < {"float32": 1e-6, "bfloat16": 0.03, "int8": 0.05}[weights]
+    assert torch.isfinite(model(ids, None, ids))
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_a_row_of_a_narrow_batch_is_answered_like_the_row_alone(weights):
+    torch.manual_seed(0)
+    model = LanguageModel(from_preset("tiny", vocab_size=97, initializer_range=0.2)).eval()
+    store_weights(model, weights)
+    generator = Generator(model, [])
+    requests = [Request(Prompt((n,) * n, (-1,) * n), Sampling(6, log_probabilities=True)) for n in (3, 9, 5)]
+    for request, got in zip(requests, generator.generate(requests), strict=True):
+        [alone] = generator.generate([request])
+        assert got.log_probabilities[0] == pytest.approx(alone.log_probabilities[0], abs=0.1)
+
+
+def test_a_compiler_that_is_missing_is_one_line(monkeypatch):
+    monkeypatch.setattr(serving_module, "compiler_fault", lambda device: "no working C++ compiler")
+    with pytest.raises(UserError, match="--compile: nothing can be compiled here .no working"):
+        served_model("causal").in_form("float32", compiles=True, for_one_row=True)
+
+
+def test_what_was_chosen_is_told(monkeypatch):
+    monkeypatch.setattr(torch, "compile", not_compiled)
+    monkeypatch.setattr(serving_module, "compiler_fault", lambda device: None)
+    lines = []
+    served = served_model("causal").in_form("bfloat16", True, True, lines.append)
+    assert served.speed.startswith("bfloat16 weights") and "ms a step compiled" in served.speed
+    assert len(lines) == 1 and "compiling" in lines[0]
+    assert served.generator().steps is served.steps
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_the_compiler_changes_no_more_than_rounding(weights):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = LanguageModel(
+        from_preset("tiny", vocab_size=97, initializer_range=0.2, **windowed(None, 5))
+    ).eval()
+    store_weights(model, weights)
+    plain, compiled = (Generator(model, [], steps=steps) for steps in (Steps(model), always(model)))
+    for lengths in ((3, 200, 17), (9, 4), (7,), (150,)):
+        rows = [Prompt((n % 90,) * n, (-1,) * n) for n in lengths]
+        caches = [generator.new_cache(len(rows)) for generator in (plain, compiled)]
+        for cache in caches:
+            plain.prefill(cache, rows)
+        for token in (1, 2, 3):
+            ids = [token] * len(rows)
+            one, other = plain.decode(caches[0], ids), compiled.decode(caches[1], ids)
+            assert (one - other).abs().max() <= (1e-4 if weights == "float32" else 0.06) * one.abs().max()

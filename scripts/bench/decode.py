@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from model.config import Weights
 from model.errors import UserError
-from scripts.bench.measuring import Watch, print_table, scratch_folder
+from scripts.bench.measuring import PeakMemory, print_table, scratch_folder
 from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 BANDWIDTH_BYTES = 2**29
 SHORTEST, LONGEST = 8, 256  # tokens of prompts and of answers in the queue
 QUEUE_ROWS = 16
+BYTES = {"float32": (4, 4), "bfloat16": (2, 2), "int8": (1, 2)}  # of a weight, of a cached number
 HEADER = ("first ms", "tokens/s", "peak MB", "their ms", "tokens/s", "peak MB", "ratio", "of limit")
 
 
@@ -34,8 +36,10 @@ class DecodeBenchSettings:
     """shape of the model, whose weights are random; small is that of 30M parameters"""
     vocab_size: int = 6400
     """rows of its embedding"""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """of weights, keys and values"""
+    dtype: Weights = "bfloat16"
+    """form of our weights; theirs are bfloat16 beside int8"""
+    compile: bool = True
+    """compile our decoding where that is measured to be faster"""
     batches: tuple[int, ...] = (1, 4, 16, 64)
     """rows that are answered together"""
     contexts: tuple[int, ...] = (64, 256, 1024, 2048)
@@ -86,20 +90,20 @@ def _measure_all(settings: DecodeBenchSettings, work: Path) -> tuple[dict[str, A
 
     longest = max(max(settings.contexts) + settings.new_tokens, 2 * LONGEST)
     config = from_preset(settings.preset, vocab_size=settings.vocab_size, max_position_embeddings=longest)
-    dtype = getattr(torch, settings.dtype)
-    engines, bandwidth = make_engines(config, dtype, work), _bandwidth()
+    engines, form = make_engines(config, settings.dtype, settings.compile, work)
+    bandwidth = _bandwidth()
     for engine in engines.values():  # the first call loads and allocates what the others find
         engine(_equal_task(settings, 1, SHORTEST), lambda number: None)
     lines = []
     for context in settings.contexts:
         for batch in settings.batches:
-            limit = batch * bandwidth / _step_bytes(settings, config, dtype.itemsize, batch, context)
+            limit = batch * bandwidth / _step_bytes(settings, config, batch, context)
             task, name = _equal_task(settings, batch, context), f"batch {batch}, context {context}"
             lines.append(_compare(name, engines, task, settings.rounds) | {"limit_tokens_per_second": limit})
     if settings.queue:
         task = _queue_task(settings)
         lines.append(_compare(f"queue of {settings.queue}", engines, task, settings.rounds))
-    machine = {"threads": torch.get_num_threads(), "dtype": settings.dtype, "GB/s": round(bandwidth / 1e9, 1)}
+    machine = {"threads": torch.get_num_threads(), "GB/s": round(bandwidth / 1e9, 1), "ours": form}
     return machine, lines
 
 
@@ -116,9 +120,7 @@ def _bandwidth() -> float:
     return best
 
 
-def _step_bytes(
-    settings: DecodeBenchSettings, config: "ModelConfig", itemsize: int, batch: int, context: int
-) -> int:
+def _step_bytes(settings: DecodeBenchSettings, config: "ModelConfig", batch: int, context: int) -> int:
     """Return what a step has to read: all weights, and the keys and values half-way through the answers."""
     import torch
 
@@ -129,7 +131,9 @@ def _step_bytes(
     is_extra = not config.tie_word_embeddings  # one row of the embedding is read, all of the output layer
     weights = model.num_parameters() - is_extra * config.vocab_size * config.hidden_size
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return itemsize * (weights + batch * (context + settings.new_tokens // 2) * per_token)
+    weight_bytes, cache_bytes = BYTES[settings.dtype]
+    tokens = batch * (context + settings.new_tokens // 2)
+    return weight_bytes * weights + cache_bytes * tokens * per_token
 
 
 def _equal_task(settings: DecodeBenchSettings, batch: int, context: int) -> "Task":
@@ -159,13 +163,13 @@ def _compare(name: str, engines: "dict[str, Engine]", task: "Task", rounds: int)
 
 def _measure(engine: "Engine", task: "Task") -> Speed:
     moments: list[tuple[float, int]] = []  # when tokens were told, and how many
-    with Watch() as watch:
+    with PeakMemory() as memory:
         started = perf_counter()
         engine(task, lambda number: moments.append((perf_counter(), number)))
     known = accumulate(number for _, number in moments)
     first = next(moment for (moment, _), n in zip(moments, known, strict=False) if n >= task.rows)
     speed = (sum(task.lengths) - task.rows) / (moments[-1][0] - first)
-    return Speed(first - started, speed, watch.added_bytes / 1e6)
+    return Speed(first - started, speed, memory.added_bytes / 1e6)
 
 
 def _median(speeds: list[Speed]) -> Speed:

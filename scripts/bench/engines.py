@@ -9,9 +9,11 @@ from transformers import Qwen3ForCausalLM, StoppingCriteria, StoppingCriteriaLis
 from transformers.utils import logging
 
 from model.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
-from model.config import ModelConfig
+from model.config import ModelConfig, Weights
+from model.decoding import Steps
 from model.generator import Generator, Prompt, Request
 from model.sampling import Sampling
+from model.serving import store_weights
 from model.transformer import LanguageModel
 
 
@@ -31,20 +33,28 @@ Tell = Callable[[int], None]
 Engine = Callable[[Task, Tell], None]
 
 
-def make_engines(config: ModelConfig, dtype: torch.dtype, folder: Path) -> dict[str, Engine]:
-    """Return both engines over the same fresh weights, which pass through `folder`."""
+def make_engines(
+    config: ModelConfig, weights: Weights, compiles: bool, folder: Path
+) -> tuple[dict[str, Engine], str]:
+    """Return both engines over the same fresh weights, which pass through `folder`, and how ours computes.
+
+    Theirs knows no int8 and takes bfloat16 instead.
+    """
     logging.disable_progress_bar()
     torch.manual_seed(0)
     save_checkpoint(folder / "ours", LanguageModel(config), "causal", stop_ids=())
     export_checkpoint(folder / "ours", folder / "theirs")
+    dtype = torch.float32 if weights == "float32" else torch.bfloat16
     theirs = Qwen3ForCausalLM.from_pretrained(folder / "theirs", dtype=dtype).eval()
     theirs.generation_config.eos_token_id = None
-    return {"ours": _ours(load_checkpoint(folder / "ours").model.to(dtype)), "theirs": _theirs(theirs)}
+    model = load_checkpoint(folder / "ours").model
+    steps, form = Steps(model), store_weights(model, weights)
+    if compiles:
+        form += "".join(f", decoding {steps.compile(for_one_row)}" for for_one_row in (True, False))
+    return {"ours": _ours(Generator(model, stop_ids=(), steps=steps)), "theirs": _theirs(theirs)}, form
 
 
-def _ours(model: LanguageModel) -> Engine:
-    generator = Generator(model, stop_ids=())
-
+def _ours(generator: Generator) -> Engine:
     def answer(task: Task, tell: Tell) -> None:
         def told(token: int) -> bool:
             tell(1)

@@ -62,12 +62,11 @@ def evaluate(
 def fingerprint(served: ServedModel, settings: EvaluationSettings) -> str:
     """Return a hash of everything that decides the result: weights, tokenizer, mask, data and settings."""
     check_sources(settings.data)
-    same = {"model": "", "out": None, "prompt_mask": served.prompt_mask, "compile": False}
     facts = {
         "model": [describe_source(str(file))["sha256"] for file in _model_files(served.path)],
         "data": [describe_source(path)["sha256"] for path in settings.data],
         "loss_data": [read_manifest(path)["files"] for path in settings.loss_data],
-        "settings": asdict(replace(settings, **same)),
+        "settings": asdict(replace(settings, model="", out=None, prompt_mask=served.prompt_mask)),
     }
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -50,6 +50,8 @@ class EvaluationSettings(ServingSettings):
             raise UserError(
                 "nothing to measure: give --data (questions), --loss_data (token stores), or both"
             )
+        if self.compile and not self.data:
+            raise UserError("--compile changes nothing without --data, as no answer is decoded; leave it out")
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}: expected at least 1, got {getattr(self, name)}")

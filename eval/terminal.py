@@ -107,7 +107,7 @@ class Terminal:
         self.note(describe_sampling(self.sessions[0].sampling))
 
     def command_stats(self, argument: str) -> None:
-        """/stats: show what the last answer cost"""
+        """/stats: show how the model is computed and what the last answer cost"""
         self._note_each(lambda session: session.served.speed)
         if self.sessions[0].last is None:
             raise UserError("nothing has been answered yet")
@@ -203,7 +203,7 @@ class ChatTerminal(Terminal):
         self._note_each(describe_mask)
 
     def command_stats(self, argument: str) -> None:
-        """/stats: show how full the context is, what is reused of it and what the last answer cost"""
+        """/stats: show how full the context is, how the model is computed and what the last answer cost"""
         self._note_each(describe_context)
         super().command_stats(argument)
 

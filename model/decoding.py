@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import Visibility
-from model.kv_cache import KVCache, new_cache
+from model.kv_cache import GROWTH_TOKENS, KVCache, new_cache
 from model.layers import rotary_angles
 from model.masks import Layout
 from model.transformer import LanguageModel
 
 TRIALS = 12
-TRIAL_ROWS = 24
-"""rows of the first batch that is compiled; sizes that are equal then are taken to be equal ever after"""
+TRIAL_ROWS = 23
+"""rows of the first batch that is compiled; a size of the model that equals it would be taken for it"""
+MOST_COMPILED_SLOTS = 4096
+"""slots of a cache beyond which torch's compiler sums in another way, for which a step is not compiled"""
 Step = Callable[[Tensor, Layout, KVCache], Tensor]
 """Maps tokens (B, 1) that continue the rows of a cache, with their layout, to logits (B, V)."""
 
@@ -35,6 +37,8 @@ class Steps:
     def __call__(self, tokens: Tensor, layout: Layout, cache: KVCache) -> Tensor:
         """Return the logits (B, V) after one causal token (B, 1) per row."""
         step = self._compiled.get(len(tokens) == 1, self._as_written)
+        if cache.keys[0].shape[2] + GROWTH_TOKENS > MOST_COMPILED_SLOTS:
+            step = self._as_written
         return step(tokens, layout, cache)
 
     def compile(self, for_one_row: bool) -> str:
@@ -60,7 +64,7 @@ class Steps:
         cache = new_cache(self._model.config, rows, weight.dtype, weight.device)
         tokens = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
         moments = [perf_counter()]
-        for _ in range(TRIALS):
+        for _ in range(min(TRIALS, cache.max_tokens)):
             step(tokens, causal_step(cache), cache).sum().item()
             moments.append(perf_counter())
         return min(after - before for before, after in pairwise(moments))
@@ -73,7 +77,10 @@ def causal_step(cache: KVCache) -> Layout:
 
 
 class CompiledStep:
-    """A step that is compiled once for all lengths: it writes to and reads all slots of a cache."""
+    """A step that is compiled once for all lengths: it writes to and reads all slots of a cache.
+
+    The model must not change afterwards, neither its windows nor its way to attend.
+    """
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
@@ -88,7 +95,7 @@ class CompiledStep:
         shared = {id(seen): seen for seen in visibilities}  # one for each window
         masks = {key: _over_all_slots(seen, cache) for key, seen in shared.items()}
         stores = list(zip((masks[id(seen)] for seen in visibilities), cache.keys, cache.values, strict=True))
-        # After the first call nothing but the rows and their lengths changes, and it was compiled for any.
+        # Later calls differ in the number of rows and slots only, and it is compiled for any of them.
         with torch.compiler.set_stance(skip_guard_eval_unsafe=self._is_compiled):
             logits = self._compute(self._model, tokens, layout.position_ids, stores, cache.slots[:, 0])
         self._is_compiled = True

@@ -8,10 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Weights
+from model.errors import UserError
 from model.transformer import LanguageModel
 
 LARGEST_INT8 = 127
 SMALLEST_SCALE = 1e-30  # a row of zeros is divided by it
+INT8_COLUMNS = 32
+"""what the number of inputs must be a multiple of: torch's kernel would read past the end of a row"""
+MOST_INT8_ROWS = 8
+"""rows beyond which it is faster to widen the weights once than to multiply them as they are"""
 
 
 class ServedLinear(nn.Module):
@@ -36,7 +41,7 @@ class ServedLinear(nn.Module):
             y = (self.weight.to(wide) @ x.flatten(0, -2).to(wide).T).T  # (rows, out), fast for few rows
         else:
             return F.linear(x, self.weight)
-        return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+        return y.to(x.dtype).reshape(*x.shape[:-1], len(self.weight))
 
 
 class Int8Linear(nn.Module):
@@ -55,20 +60,31 @@ class Int8Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weights (out, in) that this layer multiplies with, in bfloat16."""
+        """The weights (out, in), rounded to bfloat16."""
         return self.stored * self.scale[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        y = torch._weight_int8pack_mm(x.flatten(0, -2), self.stored, self.scale)  # (rows, out)
-        return y.view(*x.shape[:-1], -1)
+        rows = x.flatten(0, -2)
+        if len(rows) > MOST_INT8_ROWS:
+            y = ((self.stored.float() @ rows.float().T).T * self.scale).to(x.dtype)  # (rows, out)
+        else:
+            y = torch._weight_int8pack_mm(rows, self.stored, self.scale)
+        return y.view(*x.shape[:-1], len(self.scale))
 
 
 def store_weights(model: LanguageModel, weights: Weights) -> str:
     """Store the weights of a model in place in another form; return what was done, in words.
 
-    The embedding is only looked up, so with int8 it stays bfloat16, like everything that is computed.
+    The embedding is only looked up, so with int8 it stays bfloat16, like everything that is computed. Raises
+    `UserError` for a shape that cannot be multiplied in int8.
     """
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    odd = [each.in_features for each in linears if each.in_features % INT8_COLUMNS]
+    if weights == "int8" and odd:
+        raise UserError(
+            f"int8 needs layers of a multiple of {INT8_COLUMNS} inputs, got {odd[0]}; use bfloat16"
+        )
     on_cpu = model.model.embed_tokens.weight.device.type == "cpu"
     widens = weights == "bfloat16" and native_bfloat16(on_cpu) is None
     for module in list(model.modules()):

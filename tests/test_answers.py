@@ -300,7 +300,6 @@ def test_an_evaluation_is_kept_and_found_until_anything_changes(tmp_path, store)
     assert evaluation.load_predictions(asked.out) == predictions
     assert evaluation.find(served, replace(asked, max_new_tokens=5)) is None
     assert evaluation.find(served, replace(asked, dtype="int8")) is None
-    assert evaluation.find(served, replace(asked, compile=True)) == found
     assert evaluation.find(replace(served, prompt_mask="causal"), asked) is None
     write_lines(Path(data), questions[0])
     assert evaluation.find(served, asked) is None

@@ -11,10 +11,12 @@ from transformers.utils import logging
 from model.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
 from model.config import ModelConfig, Weights
 from model.decoding import Steps
+from model.errors import UserError
 from model.generator import Generator, Prompt, Request
 from model.sampling import Sampling
 from model.serving import store_weights
 from model.transformer import LanguageModel
+from trainer.compilation import compiler_fault
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def make_engines(
     theirs.generation_config.eos_token_id = None
     model = load_checkpoint(folder / "ours").model
     steps, form = Steps(model), store_weights(model, weights)
+    if compiles and (fault := compiler_fault(torch.device("cpu"))):
+        raise UserError(f"nothing can be compiled here ({fault}); install g++, or give --compile false")
     if compiles:
         form += "".join(f", decoding {steps.compile(for_one_row)}" for for_one_row in (True, False))
     return {"ours": _ours(Generator(model, stop_ids=(), steps=steps)), "theirs": _theirs(theirs)}, form

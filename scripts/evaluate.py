@@ -25,10 +25,10 @@ def main() -> None:
     else:
         tell, for_one_row = partial(print, file=sys.stderr), settings.batch_size == 1
         served = served.in_form(settings.dtype, settings.compile, for_one_row, tell)
-        tell(served.speed)
         evaluation, predictions = evaluate(served, settings, Counter())
         if settings.out:
             save(settings.out, evaluation, predictions)
+        tell(served.speed)
     show(evaluation)
 
 

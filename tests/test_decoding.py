@@ -52,7 +52,7 @@ def always(model: LanguageModel, *regimes: bool) -> Steps:
     return steps
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data(), models, st.sampled_from(STRATEGIES))
 def test_steps_over_all_slots_give_the_logits_of_the_model_as_it_is_written(data, model, strategy):
     rows = data.draw(st.lists(prompts(strategy), min_size=1, max_size=4))
@@ -85,6 +85,7 @@ def test_what_was_compiled_once_serves_batches_of_any_size_and_length(monkeypatc
         assert counter.frame_count == 1
 
 
+@pytest.mark.long
 def test_two_models_of_one_shape_are_not_taken_for_each_other(monkeypatch):
     compiled_by(monkeypatch, "eager")
     for epsilon in (1e-6, 1.0):

@@ -66,10 +66,10 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         rows = x.flatten(0, -2)
-        if len(rows) > MOST_INT8_ROWS:
-            y = ((self.stored.float() @ rows.float().T).T * self.scale).to(x.dtype)  # (rows, out)
+        if torch.compiler.is_compiling() or len(rows) <= MOST_INT8_ROWS:  # compiled for any number of rows
+            y = torch._weight_int8pack_mm(rows, self.stored, self.scale)  # (rows, out)
         else:
-            y = torch._weight_int8pack_mm(rows, self.stored, self.scale)
+            y = ((self.stored.float() @ rows.float().T).T * self.scale).to(x.dtype)
         return y.view(*x.shape[:-1], len(self.scale))
 
 

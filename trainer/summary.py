@@ -54,7 +54,7 @@ def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: str
         "tokens": progress.tokens,
         "targets": progress.targets,
         "skipped_steps": progress.skipped_steps,
-        "seconds": round(progress.seconds, 1),
+        "seconds": round(progress.seconds, 3),
         "parameters": task.start.model.num_parameters(),
         "prompt_mask": task.start.prompt_mask,
         "validation": validation,

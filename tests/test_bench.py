@@ -117,6 +117,33 @@ def test_the_bench_of_training_compares_both_engines_and_both_masks(tmp_path, mo
     assert prefix["padding_share"] == causal["padding_share"]
 
 
+@pytest.mark.long
+def test_the_bench_of_optimizers_trains_with_both_over_the_same_rates(tmp_path, monkeypatch, capsys):
+    texts = [{"text": f"法国 {n} 巴黎 {n * n}"} for n in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    shape = ["--preset", "tiny", "--vocab_size", "280", "--max_seq_len", "24", "--batch_size", "2"]
+    flags = ["--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
+    sizes = ["--steps", "8", "--share", "0.5", "--learning_rates", "0.001", "0.01"]
+    monkeypatch.setattr("sys.argv", ["bench", "optimizers", *flags, *shape, *sizes])
+    main()
+    table, lines = capsys.readouterr().out, json.loads((tmp_path / "out/optimizers.json").read_text())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["optimizers.json"]
+    keys = ("name", "steps", "learning_rate")
+    wanted = [(name, steps, rate) for name, steps in (("adamw", 8), ("muon", 4)) for rate in (0.001, 0.01)]
+    assert [tuple(line[key] for key in keys) for line in lines] == wanted
+    assert len({line["nats_per_token"] for line in lines}) == 4
+    assert "reach" in table and "AdamW's best loss in 50% of its steps" in table
+
+
+def test_a_share_of_no_step_is_refused(monkeypatch, tmp_path):
+    flags = ["--data", "a.jsonl", "--out", str(tmp_path / "out"), "--share"]
+    for share in ("0", "1.5"):
+        monkeypatch.setattr("sys.argv", ["bench", "optimizers", *flags, share])
+        with pytest.raises((UserError, SystemExit)):
+            main()
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_subject_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", "nothing"])
     with pytest.raises(SystemExit):

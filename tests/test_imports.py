@@ -14,7 +14,7 @@ from model.checkpoint import save_checkpoint
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("model", "dataset", "trainer", "eval", "scripts")  # each may import itself and those before it
 COMMANDS = sorted(f"scripts.{file.stem}" for file in (ROOT / "scripts").glob("[!_]*.py"))
-COMMANDS += ["scripts.bench.data", "scripts.bench.decode", "scripts.bench.train"]
+COMMANDS += [f"scripts.bench.{subject}" for subject in ("data", "decode", "train", "optimizers")]
 COMMANDS += ["trainer.pretrain", "trainer.sft"]
 HEAVY = ("torch", "transformers", "matplotlib", "datasets", "accelerate", "wandb")
 

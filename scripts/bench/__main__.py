@@ -1,11 +1,11 @@
-"""Choose what is measured: python -m scripts.bench data …, decode or train"""
+"""Choose what is measured: python -m scripts.bench data …, decode, train or optimizers"""
 
 import sys
 from importlib import import_module
 
 from trainer.command_line import fail, run
 
-SUBJECTS = ("data", "decode", "train")
+SUBJECTS = ("data", "decode", "train", "optimizers")
 
 
 def main() -> None:

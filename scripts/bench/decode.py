@@ -16,10 +16,12 @@ from scripts.bench.measuring import PeakMemory, print_table, scratch_folder
 from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from model.config import ModelConfig
     from scripts.bench.engines import Engine, Task
 
-BANDWIDTH_BYTES = 2**29
+BANDWIDTH_BYTES, READS = 2**29, 12
 SHORTEST, LONGEST = 8, 256  # tokens of prompts and of answers in the queue
 QUEUE_ROWS = 16
 BYTES = {"float32": (4, 4), "bfloat16": (2, 2), "int8": (1, 2)}  # of a weight, of a cached number
@@ -91,33 +93,31 @@ def _measure_all(settings: DecodeBenchSettings, work: Path) -> tuple[dict[str, A
     longest = max(max(settings.contexts) + settings.new_tokens, 2 * LONGEST)
     config = from_preset(settings.preset, vocab_size=settings.vocab_size, max_position_embeddings=longest)
     engines, form = make_engines(config, settings.dtype, settings.compile, work)
-    bandwidth = _bandwidth()
+    columns = 2**13
+    matrix = torch.ones(BANDWIDTH_BYTES // 4 // columns, columns)
     for engine in engines.values():  # the first call loads and allocates what the others find
         engine(_equal_task(settings, 1, SHORTEST), lambda number: None)
     lines = []
     for context in settings.contexts:
         for batch in settings.batches:
-            limit = batch * bandwidth / _step_bytes(settings, config, batch, context)
             task, name = _equal_task(settings, batch, context), f"batch {batch}, context {context}"
-            lines.append(_compare(name, engines, task, settings.rounds) | {"limit_tokens_per_second": limit})
+            line = _compare(name, engines, task, settings.rounds, matrix)
+            limit = batch * line["bytes_per_second"] / _step_bytes(settings, config, batch, context)
+            lines.append(line | {"limit_tokens_per_second": limit})
     if settings.queue:
         task = _queue_task(settings)
-        lines.append(_compare(f"queue of {settings.queue}", engines, task, settings.rounds))
+        lines.append(_compare(f"queue of {settings.queue}", engines, task, settings.rounds, matrix))
+    bandwidth = statistics.median(line["bytes_per_second"] for line in lines)
     machine = {"threads": torch.get_num_threads(), "GB/s": round(bandwidth / 1e9, 1), "ours": form}
     return machine, lines
 
 
-def _bandwidth() -> float:
-    """Return the bytes a second that the product of a matrix and a vector reads at its best."""
-    import torch
-
-    columns, best = 2**13, 0.0
-    matrix, vector = torch.ones(BANDWIDTH_BYTES // 4 // columns, columns), torch.ones(columns)
-    for _ in range(5):
-        started = perf_counter()
+def _bandwidth(matrix: "Tensor") -> float:
+    """Return the bytes a second that products of a matrix (m, n) and a vector read."""
+    vector, started = matrix.new_ones(matrix.shape[1]), perf_counter()
+    for _ in range(READS):
         matrix @ vector
-        best = max(best, matrix.nbytes / (perf_counter() - started))
-    return best
+    return READS * matrix.nbytes / (perf_counter() - started)
 
 
 def _step_bytes(settings: DecodeBenchSettings, config: "ModelConfig", batch: int, context: int) -> int:
@@ -154,11 +154,17 @@ def _queue_task(settings: DecodeBenchSettings) -> "Task":
     return Task(prompts, lengths, min(QUEUE_ROWS, settings.queue))
 
 
-def _compare(name: str, engines: "dict[str, Engine]", task: "Task", rounds: int) -> dict[str, Any]:
-    """Let the engines answer a task in turns; return the medians of what each needed."""
+def _compare(
+    name: str, engines: "dict[str, Engine]", task: "Task", rounds: int, matrix: "Tensor"
+) -> dict[str, Any]:
+    """Let the engines answer a task in turns, and read a matrix; return the medians of what each needed."""
     print(f"{name} …", file=sys.stderr)
-    turns = [{who: _measure(engine, task) for who, engine in engines.items()} for _ in range(rounds)]
-    return {"name": name} | {who: asdict(_median([turn[who] for turn in turns])) for who in engines}
+    turns, bandwidths = [], []
+    for _ in range(rounds):
+        turns.append({who: _measure(engine, task) for who, engine in engines.items()})
+        bandwidths.append(_bandwidth(matrix))
+    line = {"name": name, "bytes_per_second": statistics.median(bandwidths)}
+    return line | {who: asdict(_median([turn[who] for turn in turns])) for who in engines}
 
 
 def _measure(engine: "Engine", task: "Task") -> Speed:

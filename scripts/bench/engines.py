@@ -51,9 +51,9 @@ def make_engines(
     theirs.generation_config.eos_token_id = None
     model = load_checkpoint(folder / "ours").model
     steps, form = Steps(model), store_weights(model, weights)
-    if compiles and (fault := compiler_fault(torch.device("cpu"))):
-        raise UserError(f"nothing can be compiled here ({fault}); install g++, or give --compile false")
     if compiles:
+        if fault := compiler_fault(torch.device("cpu")):
+            raise UserError(f"nothing can be compiled here ({fault}); install g++, or give --compile false")
         form += "".join(f", decoding {steps.compile(for_one_row)}" for for_one_row in (True, False))
     return {"ours": _ours(Generator(model, stop_ids=(), steps=steps)), "theirs": _theirs(theirs)}, form
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.decoding import Steps, causal_step
+from model.decoding import Steps
 from model.errors import UserError
 from model.kv_cache import KVCache, new_cache
 from model.masks import Layout, longest_cut, reach
@@ -164,8 +164,7 @@ class Generator:
     @torch.no_grad()
     def decode(self, cache: KVCache, ids: Sequence[int]) -> Tensor:
         """Feed one causal token per row; return the logits (B, V) after it."""
-        tokens = torch.tensor(ids, device=cache.lengths.device)[:, None]
-        return self.steps(tokens, causal_step(cache), cache)
+        return self.steps(torch.tensor([[token] for token in ids], device=cache.lengths.device), cache)
 
     def _cuts(self, prompt: Prompt) -> deque[int]:
         """Return where the chunks of a prompt end: legal cuts, as far apart as the chunk size allows."""

@@ -2,7 +2,7 @@
 
 `KVCache` keeps every token; `RollingKVCache`, for models whose every layer has a sliding window, keeps the
 last ones only. A call of the model first `extend`s the cache with the layout of its tokens, then every layer
-stores and reads with `update`, or the slots of one token per row are given to somebody who does both.
+stores and reads with `update`. After `make_room`, a step of one causal token per row may do that by itself.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ class KVCache:
     view reaches it.
     """
 
+    ring: int | None = None
+    """number of slots after which tokens take the first one again"""
+
     def __init__(
         self, config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
@@ -40,7 +43,8 @@ class KVCache:
         shape = (batch, config.num_key_value_heads, 1, config.head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
-        self.block_ids = torch.full((batch, 1), -1, device=device)  # (B, slots)
+        self.positions, self.block_ids = (torch.full((batch, 1), -1, device=device) for _ in range(2))
+        """position of the token in each slot, -1 = empty, and its block; both (B, slots)"""
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.used = 0
         """length of the longest row in tokens"""
@@ -52,20 +56,35 @@ class KVCache:
         the row. Raises `ValueError` for tokens that do not continue their row or whose block began before
         this call (the cut rule), and `UserError` when a row would pass `max_position_embeddings`.
         """
-        self._check_continues(layout, layout.document_ids >= 0)
-        return self.append(layout)
-
-    def append(self, layout: Layout) -> Layout:
-        """Do what `extend` does for a layout that is known to continue the rows."""
         real = layout.document_ids >= 0
+        self._check_continues(layout, real)
         lengths = self.lengths + real.sum(1)
-        used = int(lengths.max())
+        self.make_room(int(lengths.max()))
+        self.lengths = lengths
+        self._slots = self._slots_of(layout, real)
+        first = int(self._slots[0, 0])
+        straight = torch.arange(first, first + self._slots.shape[1], device=lengths.device)
+        self._straight = (
+            slice(first, first + len(straight)) if bool((self._slots == straight).all()) else None
+        )
+        place(layout, self._slots, self.positions, self.block_ids)
+        self.positions[:, -1] = -1
+        return slot_layout(self.positions[:, : self.used], self.block_ids[:, : self.used])
+
+    def make_room(self, used: int) -> None:
+        """Let the longest row have `used` tokens; who calls it writes them, their layout and the lengths.
+
+        Raises `UserError` when the row would pass `max_position_embeddings`.
+        """
         if used > self.max_tokens:
             raise UserError(
                 f"the context needs {used} tokens but the model takes {self.max_tokens}; "
                 "shorten it or raise max_position_embeddings"
             )
-        return self._place(layout, real, lengths, used)
+        missing = used + 1 - self.block_ids.shape[1]
+        if missing > 0 and not self.ring:
+            self._grow(-(-missing // GROWTH_TOKENS) * GROWTH_TOKENS)
+        self.used = used
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, Hkv, T, D) of new tokens; return those to attend to (B, Hkv, Tk, D)."""
@@ -82,6 +101,7 @@ class KVCache:
         Raises `ValueError` for a cut inside a block: tokens before it have seen tokens after it.
         """
         self._check_cut(length)
+        self.positions = self.positions.masked_fill(self.positions >= length, -1)
         self.lengths = self.lengths.clamp(max=length)
         self.used = min(self.used, length)
 
@@ -89,7 +109,8 @@ class KVCache:
         """Keep only the given rows, in the given order; a row may be given more than once."""
         self.keys = [keys[rows] for keys in self.keys]
         self.values = [values[rows] for values in self.values]
-        self.block_ids, self.lengths = self.block_ids[rows], self.lengths[rows]
+        self.positions, self.block_ids = self.positions[rows], self.block_ids[rows]
+        self.lengths = self.lengths[rows]
         self.used = int(self.lengths.max()) if rows else 0
 
     @torch.no_grad()
@@ -97,25 +118,17 @@ class KVCache:
         """Put the rows of another cache of the same model in place of `rows`."""
         slots = max(self.block_ids.shape[1], other.block_ids.shape[1])
         for cache in (self, other):
-            cache._reserve(slots)
-        for mine, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):
+            cache._grow(slots - cache.block_ids.shape[1])
+        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             mine[rows] = theirs
-        self.block_ids[rows], self.lengths[rows] = other.block_ids, other.lengths
         self.used = int(self.lengths.max())
 
-    def _place(self, layout: Layout, real: Tensor, lengths: Tensor, used: int) -> Layout:
-        self._reserve(used + 1)
-        self._remember_slots(torch.where(real, layout.position_ids, self.block_ids.shape[1] - 1), layout)
-        self.lengths, self.used = lengths, used
-        index = torch.arange(used, device=lengths.device).expand(len(lengths), -1)
-        return Layout(torch.where(index < lengths[:, None], 0, -1), index, self.block_ids[:, :used])
+    def _tensors(self) -> list[Tensor]:
+        return [*self.keys, *self.values, self.positions, self.block_ids, self.lengths]
 
-    def _remember_slots(self, slots: Tensor, layout: Layout) -> None:
-        self.slots = slots
-        first = int(slots[0, 0])
-        is_straight = bool((slots == torch.arange(first, first + slots.shape[1], device=slots.device)).all())
-        self._straight = slice(first, first + slots.shape[1]) if is_straight else None
-        self.block_ids.scatter_(1, slots, layout.block_ids)
+    def _slots_of(self, layout: Layout, real: Tensor) -> Tensor:
+        """Return where tokens (B, T) are kept, now that the rows have their new lengths."""
+        return torch.where(real, layout.position_ids, self.block_ids.shape[1] - 1)
 
     def _store(self, layer: int, k: Tensor, v: Tensor) -> None:
         for store, new in ((self.keys[layer], k), (self.values[layer], v)):
@@ -123,7 +136,7 @@ class KVCache:
                 store[:, :, self._straight] = new
             else:
                 rows = torch.arange(len(new), device=new.device)[:, None]
-                store[rows, :, self.slots] = new.transpose(1, 2).to(store.dtype)
+                store[rows, :, self._slots] = new.transpose(1, 2).to(store.dtype)
 
     def _check_continues(self, layout: Layout, real: Tensor) -> None:
         expected = self.lengths[:, None] + torch.arange(real.shape[1], device=real.device)
@@ -158,14 +171,24 @@ class KVCache:
     def _blocks_at(self, position: int) -> Tensor:
         return self.block_ids[:, position]
 
-    def _reserve(self, slots: int) -> None:
-        missing = slots - self.block_ids.shape[1]
-        if missing <= 0:
-            return
-        missing = -(-missing // GROWTH_TOKENS) * GROWTH_TOKENS
-        self.block_ids = F.pad(self.block_ids, (0, missing), value=-1)
-        self.keys = [F.pad(keys, (0, 0, 0, missing)) for keys in self.keys]
-        self.values = [F.pad(values, (0, 0, 0, missing)) for values in self.values]
+    def _grow(self, slots: int) -> None:
+        self.positions, self.block_ids = (
+            F.pad(x, (0, slots), value=-1) for x in (self.positions, self.block_ids)
+        )
+        self.keys, self.values = (
+            [F.pad(x, (0, 0, 0, slots)) for x in stores] for stores in (self.keys, self.values)
+        )
+
+
+def place(layout: Layout, slots: Tensor, positions: Tensor, block_ids: Tensor) -> None:
+    """Write down in `positions` and `block_ids` (B, S) which tokens (B, T) are put into `slots` (B, T)."""
+    positions.scatter_(1, slots, layout.position_ids)
+    block_ids.scatter_(1, slots, layout.block_ids)
+
+
+def slot_layout(positions: Tensor, block_ids: Tensor) -> Layout:
+    """Return the layout (B, slots) of what stands in slots; an empty one, position -1, is padding."""
+    return Layout(torch.where(positions >= 0, 0, -1), positions, block_ids)
 
 
 class RollingKVCache(KVCache):
@@ -185,11 +208,17 @@ class RollingKVCache(KVCache):
         super().__init__(config, batch, dtype, device)
         self.window = config.sliding_window
         self.ring = min(self.window + UNDO_TOKENS, self.max_tokens)
-        self._reserve_exactly(self.ring + 1)
-        self.positions = torch.full((batch, self.ring + 1), -1, device=device)
-        self._lost = torch.zeros(
-            batch, dtype=torch.long, device=device
-        )  # tokens that were overwritten, per row
+        self._grow(self.ring)
+        self._longest = self.lengths.clone()  # before tokens were cut off
+
+    def extend(self, layout: Layout) -> Layout:
+        """Make room for tokens at the end of each row, as a cache that keeps every token does."""
+        old = slot_layout(*(x[:, : self.ring].clone() for x in (self.positions, self.block_ids)))
+        super().extend(layout)
+        self._one_token = layout.position_ids.shape[1] == 1
+        if self._one_token:
+            return slot_layout(self.positions[:, : self.ring], self.block_ids[:, : self.ring])
+        return Layout(*(torch.cat(fields, dim=1) for fields in zip(old, layout, strict=True)))
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, Hkv, T, D) of new tokens; return those to attend to (B, Hkv, Tk, D)."""
@@ -205,43 +234,26 @@ class RollingKVCache(KVCache):
 
     def holds(self, length: int) -> bool:
         """Say whether all keys that the token after the first `length` of a row sees are still there."""
-        return length <= self.used and bool((self._lost <= max(0, length - self.window + 1)).all())
+        lost = torch.maximum(self._longest, self.lengths) - self.ring  # tokens that were overwritten
+        return length <= self.used and bool((lost <= max(0, length - self.window + 1)).all())
 
     def cut(self, length: int) -> None:
         """Forget the tokens from `length` on in every row, which the cache must still `hold`."""
+        longest = torch.maximum(self._longest, self.lengths)
         super().cut(length)
-        self.positions = self.positions.masked_fill(self.positions >= length, -1)
-        if length == 0:
-            self._lost = torch.zeros_like(self._lost)
+        self._longest = longest if length else self.lengths.clone()
 
     def keep(self, rows: list[int]) -> None:
         """Keep only the given rows, in the given order; a row may be given more than once."""
         super().keep(rows)
-        self.positions, self._lost = self.positions[rows], self._lost[rows]
+        self._longest = self._longest[rows]
 
-    @torch.no_grad()
-    def replace(self, rows: list[int], other: RollingKVCache) -> None:
-        """Put the rows of another cache of the same model in place of `rows`."""
-        super().replace(rows, other)
-        self.positions[rows], self._lost[rows] = other.positions, other._lost
+    def _tensors(self) -> list[Tensor]:
+        return [*super()._tensors(), self._longest]
 
-    def _place(self, layout: Layout, real: Tensor, lengths: Tensor, used: int) -> Layout:
-        self._one_token = layout.position_ids.shape[1] == 1
-        old = self._ring_layout()
-        stays = real & (layout.position_ids >= lengths[:, None] - self.ring)
-        slots = torch.where(stays, layout.position_ids % self.ring, self.ring)
-        self._remember_slots(slots, layout)
-        self.positions.scatter_(1, slots, layout.position_ids)
-        self.positions[:, self.ring] = -1
-        self.lengths, self.used = lengths, used
-        self._lost = torch.maximum(self._lost, lengths - self.ring)
-        if self._one_token:
-            return self._ring_layout()
-        return Layout(*(torch.cat(fields, dim=1) for fields in zip(old, layout, strict=True)))
-
-    def _ring_layout(self) -> Layout:
-        positions = self.positions[:, : self.ring].clone()
-        return Layout(torch.where(positions >= 0, 0, -1), positions, self.block_ids[:, : self.ring].clone())
+    def _slots_of(self, layout: Layout, real: Tensor) -> Tensor:
+        stays = real & (layout.position_ids >= self.lengths[:, None] - self.ring)
+        return torch.where(stays, layout.position_ids % self.ring, self.ring)
 
     def _last_blocks(self) -> Tensor:
         slots = (self.lengths - 1).clamp(min=0) % self.ring
@@ -252,9 +264,3 @@ class RollingKVCache(KVCache):
 
     def _reserve(self, slots: int) -> None:
         """A ring does not grow."""
-
-    def _reserve_exactly(self, slots: int) -> None:
-        missing = slots - self.block_ids.shape[1]
-        self.block_ids = F.pad(self.block_ids, (0, missing), value=-1)
-        self.keys = [F.pad(keys, (0, 0, 0, missing)) for keys in self.keys]
-        self.values = [F.pad(values, (0, 0, 0, missing)) for values in self.values]

@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         if cache is None:
             visibilities = self._visibilities(ids, layout)
         else:
-            visibilities = self.cached_visibilities(layout, cache.extend(layout), cache)
+            visibilities = self._cached_visibilities(layout, cache.extend(layout), cache)
         layout = layout or causal_layout(*ids.shape, device=ids.device)
         x = self.embed_tokens(ids)  # (B, T, C)
         angles = rotary_angles(layout.position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
         forms = {window: self._visibility(ids, layout, window) for window in set(windows)}
         return [forms[window] for window in windows]
 
-    def cached_visibilities(self, layout: Layout, keys: Layout, cache: KVCache) -> list[Visibility]:
+    def _cached_visibilities(self, layout: Layout, keys: Layout, cache: KVCache) -> list[Visibility]:
         """Return the same for tokens that a cache was extended with, over the `keys` that it gives."""
         windows = self.config.layer_windows
         forms = {window: self._cached_visibility(layout, keys, cache, window) for window in set(windows)}

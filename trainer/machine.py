@@ -15,6 +15,8 @@ SIDES = {"cpu": (1024, 2048)}
 LARGE_SIDES = (4096, 8192)
 """sides of the square matrices that are multiplied to find the peak; accelerators want large ones"""
 REPETITIONS = 4
+MOST_SECONDS = 0.5
+"""larger matrices are left out where they would take longer; smaller ones show the peak there as well"""
 
 
 class Machine:
@@ -68,6 +70,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     best = 0.0
     generator = torch.Generator(device)  # leaves the training's own random numbers alone
     for side in SIDES.get(device.type, LARGE_SIDES):
+        if best and REPETITIONS * 2 * side**3 / best > MOST_SECONDS:
+            break
         a, b = (torch.rand(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
         for _ in range(REPETITIONS):
             finish(device)

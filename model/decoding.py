@@ -119,7 +119,7 @@ def next_logits(
     lengths += 1
     present = slot_layout(positions, block_ids)
     windows = model.config.layer_windows
-    masks = {window: cached_mask(None, layout, present, window)[:, None] for window in set(windows)}
+    masks = {window: cached_mask(layout, present, window)[:, None] for window in set(windows)}
     x = model.model.embed_tokens(tokens)  # (B, 1, C)
     each = torch.arange(len(x), device=x.device)
     angles = rotary_angles(layout.position_ids, model.config.head_dim, model.config.rope_theta, x.dtype)

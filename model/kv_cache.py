@@ -29,8 +29,8 @@ def new_cache(config: ModelConfig, batch: int, dtype: torch.dtype, device: torch
 class KVCache:
     """Preallocated keys and values, one document per row; the slot of a token is its position.
 
-    Rows are right-padded and have lengths of their own. The last slot is where padding is written; no key
-    view reaches it.
+    Rows are right-padded and have lengths of their own. The last slot is where padding is written; it always
+    counts as empty.
     """
 
     ring: int | None = None
@@ -52,9 +52,10 @@ class KVCache:
     def extend(self, layout: Layout) -> Layout:
         """Make room for right-padded tokens of `layout` (B, T) at the end of each row.
 
-        Returns the layout (B, Tk) of the keys that `update` will give; their positions are their place in
-        the row. Raises `ValueError` for tokens that do not continue their row or whose block began before
-        this call (the cut rule), and `UserError` when a row would pass `max_position_embeddings`.
+        Returns the layout (B, Tk) of the keys that `update` will give, good until the cache changes; their
+        positions are their place in the row, -1 where there is none. Raises `ValueError` for tokens that do
+        not continue their row or whose block began before this call (the cut rule), and `UserError` when a
+        row would pass `max_position_embeddings`.
         """
         real = layout.document_ids >= 0
         self._check_continues(layout, real)
@@ -82,7 +83,7 @@ class KVCache:
                 "shorten it or raise max_position_embeddings"
             )
         missing = used + 1 - self.block_ids.shape[1]
-        if missing > 0 and not self.ring:
+        if not self.ring:
             self._grow(-(-missing // GROWTH_TOKENS) * GROWTH_TOKENS)
         self.used = used
 
@@ -171,12 +172,15 @@ class KVCache:
     def _blocks_at(self, position: int) -> Tensor:
         return self.block_ids[:, position]
 
-    def _grow(self, slots: int) -> None:
+    def _grow(self, added: int) -> None:
+        """Add empty slots, if any are to be added."""
+        if added <= 0:
+            return
         self.positions, self.block_ids = (
-            F.pad(x, (0, slots), value=-1) for x in (self.positions, self.block_ids)
+            F.pad(x, (0, added), value=-1) for x in (self.positions, self.block_ids)
         )
         self.keys, self.values = (
-            [F.pad(x, (0, 0, 0, slots)) for x in stores] for stores in (self.keys, self.values)
+            [F.pad(x, (0, 0, 0, added)) for x in stores] for stores in (self.keys, self.values)
         )
 
 
@@ -209,15 +213,17 @@ class RollingKVCache(KVCache):
         self.window = config.sliding_window
         self.ring = min(self.window + UNDO_TOKENS, self.max_tokens)
         self._grow(self.ring)
-        self._longest = self.lengths.clone()  # before tokens were cut off
+        self._longest = self.lengths.clone()
+        """longest that each row was before a cut: all but its last `ring` tokens are overwritten"""
 
     def extend(self, layout: Layout) -> Layout:
         """Make room for tokens at the end of each row, as a cache that keeps every token does."""
-        old = slot_layout(*(x[:, : self.ring].clone() for x in (self.positions, self.block_ids)))
-        super().extend(layout)
         self._one_token = layout.position_ids.shape[1] == 1
+        places = (self.positions[:, : self.ring], self.block_ids[:, : self.ring])
+        old = None if self._one_token else slot_layout(*(x.clone() for x in places))
+        super().extend(layout)
         if self._one_token:
-            return slot_layout(self.positions[:, : self.ring], self.block_ids[:, : self.ring])
+            return slot_layout(*places)
         return Layout(*(torch.cat(fields, dim=1) for fields in zip(old, layout, strict=True)))
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,9 +239,13 @@ class RollingKVCache(KVCache):
         return keys, values
 
     def holds(self, length: int) -> bool:
-        """Say whether all keys that the token after the first `length` of a row sees are still there."""
+        """Say whether all keys that the token after the first `length` of a row sees are still there.
+
+        So must be the token before it, even if it is not seen: its block tells whether a cut is legal.
+        """
         lost = torch.maximum(self._longest, self.lengths) - self.ring  # tokens that were overwritten
-        return length <= self.used and bool((lost <= max(0, length - self.window + 1)).all())
+        needed = max(self.window - 1, 1)
+        return length <= self.used and bool((lost <= max(0, length - needed)).all())
 
     def cut(self, length: int) -> None:
         """Forget the tokens from `length` on in every row, which the cache must still `hold`."""
@@ -261,6 +271,3 @@ class RollingKVCache(KVCache):
 
     def _blocks_at(self, position: int) -> Tensor:
         return self.block_ids[:, position % self.ring]
-
-    def _reserve(self, slots: int) -> None:
-        """A ring does not grow."""

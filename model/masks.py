@@ -87,19 +87,21 @@ def dense_mask(causal: Tensor, layout: Layout, window: int | None = None) -> Ten
     return _seen(layout, layout, (index, index), window, causal[:length, :length])
 
 
-def cached_mask(causal: Tensor | None, query: Layout, key: Layout, window: int | None = None) -> Tensor:
+def cached_mask(query: Layout, key: Layout, window: int | None = None) -> Tensor:
     """Return the bool mask (B, Tq, Tk) of new tokens over cached keys, where a row is one document.
 
     A token's index is its position there. Padding queries stand where a key of theirs is, so that no row is
-    empty. Where no triangle `causal` is given, positions are compared.
+    empty.
     """
-    rows, columns = query.position_ids, key.position_ids
-    not_future = None if causal is None else causal[rows[:, :, None], columns.clamp(min=0)[:, None]]
-    return _seen(query, key, (rows, columns), window, not_future)
+    return _seen(query, key, (query.position_ids, key.position_ids), window)
 
 
 def _seen(
-    query: Layout, key: Layout, index: tuple[Tensor, Tensor], window: int | None, not_future: Tensor | None
+    query: Layout,
+    key: Layout,
+    index: tuple[Tensor, Tensor],
+    window: int | None,
+    not_future: Tensor | None = None,
 ) -> Tensor:
     q = Tokens(index[0][..., None], query.document_ids[..., None], query.block_ids[..., None])
     k = Tokens(index[1][..., None, :], key.document_ids[:, None], key.block_ids[:, None])

@@ -139,7 +139,7 @@ class Decoder(nn.Module):
         queries = layout._replace(
             position_ids=torch.where(layout.document_ids >= 0, layout.position_ids, last)
         )
-        return Visibility(cached_mask(self._triangle(cache.used), queries, keys, window)[:, None])
+        return Visibility(cached_mask(queries, keys, window)[:, None])
 
     def _triangle(self, length: int) -> Tensor:
         """Return the registered buffer, first doubled until it covers `length` tokens."""

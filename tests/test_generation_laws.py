@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.decoding import next_logits
 from model.generator import Generator, Prompt, Request, Session
 from model.masks import blocks_before_answer, reach
 from model.sampling import Sampling
@@ -67,6 +68,132 @@ def test_batches_in_random_legal_parts_give_the_logits_of_the_full_forward(data,
             mine.append(row_logits[: len(part.ids)])
     for mine, row in zip(got, rows, strict=True):
         assert (torch.cat(mine) - full_logits(model, row)).abs().max() < 1e-9
+
+
+class Rows:
+    """Causal rows in a cache beside the ids that it should hold; what is done to them is drawn."""
+
+    def __init__(self, data, model) -> None:
+        self.data, self.model, self.generator = data, model, Generator(model, [])
+        self.ids = [self.draw_ids(20) for _ in range(data.draw(st.integers(1, 3)))]
+        self.cache = self.filled(self.ids)
+
+    def draw_ids(self, most: int) -> list[int]:
+        return self.data.draw(st.lists(st.integers(0, 96), min_size=1, max_size=most))
+
+    def filled(self, rows: list[list[int]]):
+        cache = self.generator.new_cache(len(rows))
+        self.generator.feed(cache, [Prompt(tuple(ids), (-1,) * len(ids)) for ids in rows])
+        return cache
+
+    def cut(self) -> None:
+        length = self.take_back(self.cache)
+        self.ids = [ids[:length] for ids in self.ids]
+
+    def take_back(self, cache) -> int:
+        """Forget a few tokens where the cache can; return how many are left."""
+        length = max(1, cache.used - self.data.draw(st.integers(0, 5)))
+        if cache.holds(length):
+            cache.cut(length)
+        return cache.used
+
+    def keep(self) -> None:
+        kept = self.data.draw(st.lists(st.integers(0, len(self.ids) - 1), min_size=1, max_size=3))
+        self.cache.keep(kept)
+        self.ids = [self.ids[row] for row in kept]
+
+    def replace(self) -> None:
+        row, ids = self.data.draw(st.integers(0, len(self.ids) - 1)), self.draw_ids(20)
+        other = self.filled([ids])
+        length = self.take_back(other)
+        self.cache.replace([row], other)
+        self.ids[row] = ids[:length]
+
+    def feed(self) -> None:
+        parts = [self.draw_ids(9) for _ in self.ids]
+        prompts = [Prompt(tuple(part), (-1,) * len(part)) for part in parts]
+        logits = self.generator.feed(self.cache, prompts)
+        self.check(parts, [each[len(part) - 1] for each, part in zip(logits, parts, strict=True)])
+
+    def step(self) -> None:
+        parts = [self.draw_ids(1) for _ in self.ids]
+        self.check(parts, self.generator.decode(self.cache, [token for [token] in parts]))
+
+    def step_as_compiled(self) -> None:
+        parts, cache = [self.draw_ids(1) for _ in self.ids], self.cache
+        cache.make_room(cache.used + 1)
+        books = (cache.lengths, cache.positions, cache.block_ids)
+        stores = list(zip(cache.keys, cache.values, strict=True))
+        self.check(parts, next_logits(self.model, torch.tensor(parts), stores, books, cache.ring))
+
+    def check(self, parts: list[list[int]], logits) -> None:
+        self.ids = [ids + part for ids, part in zip(self.ids, parts, strict=True)]
+        for ids, last in zip(self.ids, logits, strict=True):
+            full = full_logits(self.model, Prompt(tuple(ids), (-1,) * len(ids)))
+            assert (last - full[-1]).abs().max() < 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), models, st.integers(0, 6))
+def test_a_cache_that_anything_is_done_to_gives_the_logits_of_the_full_forward(data, model, undo_tokens):
+    actions = (Rows.cut, Rows.cut, Rows.keep, Rows.replace, Rows.feed, Rows.step, Rows.step_as_compiled)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr("model.kv_cache.UNDO_TOKENS", undo_tokens)  # rings that are soon full
+        rows = Rows(data, model)
+        for act in data.draw(st.lists(st.sampled_from(actions), max_size=14)):
+            act(rows)
+            assert rows.cache.lengths.tolist() == [len(ids) for ids in rows.ids]
+            assert rows.cache.used == max(map(len, rows.ids))
+
+
+def test_what_a_ring_has_overwritten_stays_lost_whatever_is_done_to_it(monkeypatch):
+    monkeypatch.setattr("model.kv_cache.UNDO_TOKENS", 2)
+    generator = Generator(tiny_model(**windowed(4)), [])  # a ring of 6 tokens
+
+    def fed(tokens: int):
+        cache = generator.new_cache(1)
+        generator.feed(cache, [Prompt((5,) * tokens, (-1,) * tokens)])
+        return cache
+
+    cache, other = fed(12), fed(10)
+    assert [length for length in range(13) if cache.holds(length)] == [9, 10, 11, 12]
+    cache.cut(10)
+    assert [length for length in range(13) if cache.holds(length)] == [9, 10]
+    cache.keep([0, 0])
+    assert [length for length in range(13) if cache.holds(length)] == [9, 10]
+    assert other.holds(8)
+    cache.keep([0])
+    other.replace([0], cache)
+    assert [length for length in range(13) if other.holds(length)] == [9, 10]
+    cache.cut(0)
+    assert cache.holds(0)
+
+
+def test_rows_that_are_taken_over_move_no_others():
+    generator = Generator(tiny_model(), [])
+    cache, other = generator.new_cache(3), generator.new_cache(1)
+    for each in (cache, other):
+        generator.feed(each, [Prompt((1, 2), (-1, -1))] * len(each.lengths))
+    places = [keys.data_ptr() for keys in cache.keys]
+    cache.replace([1], other)
+    assert [keys.data_ptr() for keys in cache.keys] == places
+
+
+def test_rows_near_the_end_of_the_context_may_end_their_chunks_apart():
+    model = tiny_model(max_position_embeddings=40, **windowed(3, 3))
+    generator = Generator(model, [], prefill_chunk_tokens=16)
+    rows = [Prompt((1,) * 36, (-1,) * 20 + (7,) * 16), Prompt((2,) * 40, (-1,) * 40)]
+    logits = generator.prefill(generator.new_cache(2), rows)
+    for row, last in zip(rows, logits, strict=True):
+        assert (last - full_logits(model, row)[-1]).abs().max() < 1e-9
+
+
+def test_a_cut_is_judged_by_a_block_that_no_window_shows():
+    model = tiny_model(max_position_embeddings=400, **windowed(1))
+    session = Session(Generator(model, []))
+    for token in (5, 6):
+        prompt = Prompt((1, 2, 3, 4) + (token,) * 65, (-1,) * 4 + (0,) * 65)
+        assert len(list(session.reply(Request(prompt, Sampling(max_new_tokens=1))))) == 1
 
 
 @settings(max_examples=30, deadline=None)

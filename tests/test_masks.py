@@ -10,7 +10,6 @@ from model.masks import (
     blocks_before_answer,
     cached_mask,
     causal_layout,
-    causal_mask,
     check_layout,
     document_runs,
     draw_text,
@@ -142,7 +141,7 @@ def test_the_predicate_equals_the_rule_written_as_loops(window):
 def test_rows_of_later_queries_are_slices_of_the_whole_mask():
     whole = one_document(torch.tensor([0, 0, 0, -1, -1, 1, 1, -1, -1]), batch=2)
     tail = Layout(*(ids[:, 4:8] for ids in whole))
-    sliced = cached_mask(causal_mask(32), tail, whole, 3)
+    sliced = cached_mask(tail, whole, 3)
     assert torch.equal(sliced, visible_mask(whole, 3)[:, 4:8])
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from model.config import from_preset
 from model.errors import UserError
+from scripts.bench import optimizers
 from scripts.bench.__main__ import main
 from scripts.bench.engines import Task, make_engines
 from scripts.bench.measuring import Watch, measure
@@ -123,29 +125,52 @@ def test_the_bench_of_optimizers_trains_with_both_over_the_same_rates(tmp_path, 
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, texts)))
     shape = ["--preset", "tiny", "--vocab_size", "280", "--max_seq_len", "24", "--batch_size", "2"]
     flags = ["--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
-    sizes = ["--steps", "8", "--share", "0.5", "--learning_rates", "0.001", "0.01"]
+    sizes = ["--steps", "44", "--share", "0.5", "--learning_rates", "0.001", "0.01"]
     monkeypatch.setattr("sys.argv", ["bench", "optimizers", *flags, *shape, *sizes])
     main()
     table, lines = capsys.readouterr().out, json.loads((tmp_path / "out/optimizers.json").read_text())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["optimizers.json"]
     keys = ("name", "steps", "learning_rate")
-    wanted = [(name, steps, rate) for name, steps in (("adamw", 8), ("muon", 4)) for rate in (0.001, 0.01)]
+    wanted = [(name, steps, rate) for name, steps in (("adamw", 44), ("muon", 22)) for rate in (0.001, 0.01)]
     assert [tuple(line[key] for key in keys) for line in lines] == wanted
     assert len({line["nats_per_token"] for line in lines}) == 4
     assert "reach" in table and "AdamW's best loss in 50% of its steps" in table
 
 
-def test_a_share_of_no_step_is_refused(monkeypatch, tmp_path):
-    flags = ["--data", "a.jsonl", "--out", str(tmp_path / "out"), "--share"]
-    for share in ("0", "1.5"):
-        monkeypatch.setattr("sys.argv", ["bench", "optimizers", *flags, share])
-        with pytest.raises((UserError, SystemExit)):
-            main()
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--share", "0"],
+        ["--share", "1.5"],
+        ["--steps", "26"],
+        ["--preset", "nope"],
+        ["--learning_rates", "0.1", "-1"],
+        ["--learning_rates", "0.1", "0.1"],
+    ],
+)
+def test_optimizers_that_cannot_be_compared_are_refused_before_anything_is_done(wrong, monkeypatch, tmp_path):
+    flags = ["--data", "a.jsonl", "--out", str(tmp_path / "out"), *wrong]
+    monkeypatch.setattr("sys.argv", ["bench", "optimizers", *flags])
+    with pytest.raises((UserError, SystemExit)):
+        main()
     assert not (tmp_path / "out").exists()
+
+
+def test_an_optimizer_that_diverges_is_a_result(monkeypatch, tmp_path):
+    def diverges(command):
+        (tmp_path / "adamw-9").mkdir()
+        (tmp_path / "adamw-9/not_finite-0.pt").touch()
+        raise UserError("not finite")
+
+    monkeypatch.setattr(optimizers, "measure", diverges)
+    settings = optimizers.OptimizerBenchSettings(data=("a.jsonl",), out=str(tmp_path))
+    assert optimizers._train(settings, tmp_path, "adamw", 30, 9.0).nats_per_token == math.inf
 
 
 def test_an_unknown_subject_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", "nothing"])
     with pytest.raises(SystemExit):
         main()
-    assert "expected what to measure (data, decode, train), got nothing" in capsys.readouterr().err
+    assert (
+        "expected what to measure (data, decode, train, optimizers), got nothing" in capsys.readouterr().err
+    )

@@ -1,17 +1,21 @@
 """Measure how many steps Muon needs for what AdamW reaches: python -m scripts.bench optimizers …"""
 
 import json
+import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from model.config import from_preset
 from model.errors import UserError
 from scripts.bench.measuring import measure, print_table, scratch_folder
 from trainer.command_line import parse, run
+from trainer.settings import OptimizerSettings
 
 VALIDATION_SHARE = 0.05
+WARMUP_STEPS = 20
 HEADER = ("steps", "rate", "nats/token", "by AdamW's")
 
 
@@ -39,8 +43,16 @@ class OptimizerBenchSettings:
     """tokens of a row"""
 
     def __post_init__(self) -> None:
-        if self.steps < 2 or not 1 <= self.muon_steps <= self.steps:
-            raise UserError("expected --steps of 2 or more and a --share of them between 0 and 1")
+        from_preset(self.preset, vocab_size=self.vocab_size)
+        for rate in self.learning_rates:
+            OptimizerSettings(learning_rate=rate)
+        if len(set(map("{:g}".format, self.learning_rates))) < max(1, len(self.learning_rates)):
+            raise UserError("--learning_rates: expected one or more, each of them once")
+        if not 0 < self.share <= 1 or self.muon_steps <= WARMUP_STEPS:
+            raise UserError(
+                f"expected a --share between 0 and 1, and more than {WARMUP_STEPS} steps for Muon, "
+                f"got {self.share:g} of {self.steps}"
+            )
 
     @property
     def muon_steps(self) -> int:
@@ -56,6 +68,7 @@ class Line:
     steps: int
     learning_rate: float
     nats_per_token: float
+    """infinite where it diverged"""
 
 
 def main() -> None:
@@ -89,8 +102,7 @@ def _train_all(settings: OptimizerBenchSettings, work: Path) -> list[Line]:
 
 def _train(settings: OptimizerBenchSettings, work: Path, name: str, steps: int, rate: float) -> Line:
     run_dir = work / f"{name}-{rate:g}"
-    _call(
-        "trainer.pretrain",
+    flags = dict(
         data=work / "stores",
         validation=work / "stores/validation",
         out=run_dir,
@@ -99,7 +111,14 @@ def _train(settings: OptimizerBenchSettings, work: Path, name: str, steps: int, 
         max_steps=steps,
         **{name: getattr(settings, name) for name in ("batch_size", "max_seq_len")},
         **{"model.preset": settings.preset, "optimizer.name": name, "optimizer.learning_rate": rate},
+        **{"schedule.warmup_steps": WARMUP_STEPS},
     )
+    try:
+        _call("trainer.pretrain", **flags)
+    except UserError:
+        if not list(run_dir.glob("not_finite*")):
+            raise
+        return Line(name, steps, rate, math.inf)
     [validation] = json.loads((run_dir / "summary.json").read_text())["validation"].values()
     return Line(name, steps, rate, validation["last"]["nats_per_token"])
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.errors import UserError
-from scripts.bench.measuring import Cost, Watch, measure, print_table, scratch_folder
+from scripts.bench.measuring import Cost, Watch, measure, print_table, scratch_folder, write_figures
 from trainer.command_line import parse, run
 
 MEGABYTE = 1_000_000
@@ -61,9 +61,7 @@ def main() -> None:
     settings = parse(DataBenchSettings, "Measure the data path, beside datasets.map in the same run.")
     with scratch_folder(settings.out) as work:
         lines = list(_lines(settings, work))
-    (Path(settings.out) / "data.json").write_text(
-        json.dumps([asdict(line) for line in lines], indent=2) + "\n"
-    )
+    write_figures(settings.out, "data", [asdict(line) for line in lines])
     print_table(HEADER, [(line.name, line.cells) for line in lines])
 
 

@@ -1,6 +1,5 @@
 """Measure generation beside that of transformers on the same weights: python -m scripts.bench decode …"""
 
-import json
 import random
 import statistics
 import sys
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import Weights
 from model.errors import UserError
-from scripts.bench.measuring import PeakMemory, print_table, scratch_folder
+from scripts.bench.measuring import PeakMemory, print_table, scratch_folder, write_figures
 from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
@@ -77,8 +76,7 @@ def main() -> None:
     settings = parse(DecodeBenchSettings, "Measure generation, beside transformers in the same run.")
     with scratch_folder(settings.out) as work:
         machine, lines = _measure_all(settings, work)
-    text = json.dumps({"machine": machine, "lines": lines}, indent=2) + "\n"
-    (Path(settings.out) / "decode.json").write_text(text)
+    write_figures(settings.out, "decode", {"machine": machine, "lines": lines})
     print("  ".join(f"{name} {value}" for name, value in machine.items()))
     print_table(HEADER, [(line["name"], _cells(line)) for line in lines])
 

@@ -1,5 +1,6 @@
 """How long a command takes, how much memory is held at the most, and tables of such figures."""
 
+import json
 import os
 import subprocess
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.errors import UserError
 
@@ -96,6 +98,11 @@ def scratch_folder(out: str) -> Iterator[Path]:
     Path(out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=out) as folder:
         yield Path(folder)
+
+
+def write_figures(out: str, subject: str, figures: Any) -> None:
+    """Write what was measured to `subject`.json in the folder `out`."""
+    (Path(out) / f"{subject}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def print_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model.config import from_preset
 from model.errors import UserError
-from scripts.bench.measuring import measure, print_table, scratch_folder
+from scripts.bench.measuring import measure, print_table, scratch_folder, write_figures
 from trainer.command_line import parse, run
 from trainer.settings import OptimizerSettings
 
@@ -77,9 +77,7 @@ def main() -> None:
     with scratch_folder(settings.out) as work:
         lines = _train_all(settings, work)
     best = {line.name: line for line in sorted(lines, key=lambda line: -line.nats_per_token)}
-    (Path(settings.out) / "optimizers.json").write_text(
-        json.dumps([asdict(line) for line in lines], indent=2) + "\n"
-    )
+    write_figures(settings.out, "optimizers", [asdict(line) for line in lines])
     goal = best["adamw"].nats_per_token
     print_table(HEADER, [(line.name, _cells(line, goal)) for line in lines])
     verdict = "reaches" if best["muon"].nats_per_token <= goal else "does not reach"

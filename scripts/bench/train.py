@@ -1,6 +1,5 @@
 """Measure training steps beside those of transformers on the same shape: python -m scripts.bench train …"""
 
-import json
 import statistics
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from model.errors import UserError
-from scripts.bench.measuring import measure, print_table, scratch_folder
+from scripts.bench.measuring import measure, print_table, scratch_folder, write_figures
 from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
@@ -99,8 +98,7 @@ def main() -> None:
     settings = parse(TrainBenchSettings, "Measure training steps, beside transformers in the same run.")
     with scratch_folder(settings.out) as work:
         machine, groups = _measure_all(settings, work)
-    text = json.dumps({"machine": machine, "groups": groups}, indent=2) + "\n"
-    (Path(settings.out) / "train.json").write_text(text)
+    write_figures(settings.out, "train", {"machine": machine, "groups": groups})
     print("  ".join(f"{name} {value}" for name, value in machine.items()))
     print("of peak = (6 W real tokens + 6 V C targets + 12 L H D causal pairs) / seconds / peak of products")
     print_table(HEADER, [(line["name"], _cells(line)) for lines in groups for line in lines])

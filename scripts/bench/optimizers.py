@@ -35,7 +35,7 @@ class OptimizerBenchSettings:
     """optimizer steps of AdamW"""
     share: float = 0.75
     """part of them that Muon gets, with a schedule of that length"""
-    learning_rates: tuple[float, ...] = (0.002, 0.004, 0.008, 0.016)
+    learning_rates: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008)
     """peaks that both are tried with"""
     batch_size: int = 8
     """rows of a step"""

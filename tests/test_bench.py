@@ -167,6 +167,24 @@ def test_an_optimizer_that_diverges_is_a_result(monkeypatch, tmp_path):
     assert optimizers._train(settings, tmp_path, "adamw", 30, 9.0).nats_per_token == math.inf
 
 
+@pytest.mark.parametrize(
+    "adamw, muon, verdict",
+    [
+        (5.0, 5.0, "reaches"),
+        (5.0, 5.1, "does not"),
+        (math.inf, 5.0, "reaches"),
+        (math.inf, math.inf, "does not"),
+    ],
+)
+def test_what_diverged_reaches_nothing(adamw, muon, verdict, monkeypatch, tmp_path, capsys):
+    losses = (("adamw", math.inf), ("adamw", adamw), ("muon", muon), ("muon", math.inf))
+    lines = [optimizers.Line(name, 30, 0.1, loss) for name, loss in losses]
+    monkeypatch.setattr(optimizers, "_train_all", lambda settings, work: lines)
+    monkeypatch.setattr("sys.argv", ["bench", "optimizers", "--data", "a.jsonl", "--out", str(tmp_path)])
+    main()
+    assert f"muon {verdict}" in capsys.readouterr().out
+
+
 def test_an_unknown_subject_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", "nothing"])
     with pytest.raises(SystemExit):

@@ -80,7 +80,8 @@ def main() -> None:
     write_figures(settings.out, "optimizers", [asdict(line) for line in lines])
     goal = best["adamw"].nats_per_token
     print_table(HEADER, [(line.name, _cells(line, goal)) for line in lines])
-    verdict = "reaches" if best["muon"].nats_per_token <= goal else "does not reach"
+    reached = best["muon"].nats_per_token
+    verdict = "reaches" if reached <= goal and reached < math.inf else "does not reach"
     print(f"muon {verdict} AdamW's best loss in {settings.muon_steps / settings.steps:.0%} of its steps")
 
 

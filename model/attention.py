@@ -1,6 +1,7 @@
 """Grouped-query attention under a given mask, and the backends that compute it."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,10 @@ from model.masks import Layout, Run, document_runs
 
 SHORTEST_RUN = 32
 """mean tokens of a document from which `DocumentAttention` costs less than one call for all"""
+QUERY_BLOCKS = 4
+"""parts in which `blockwise_attention` takes queries; more compute less in vain but compile for longer"""
+SHORTEST_IN_BLOCKS, LONGEST_IN_BLOCKS = 256, 1024
+"""tokens of a row between which it is faster to train with; longer ones would also keep too much"""
 
 
 class Visibility(NamedTuple):
@@ -56,14 +61,17 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
-    """Attend through torch's fused kernels, in one of three ways.
+    """Attend through torch's fused kernels, except where another way is faster.
 
-    Single queries go through `one_query_attention`, packed documents one by one where that is known to pay.
+    Single queries go through `one_query_attention`, packed documents one by one where that is known to
+    pay, and causal rows in training on CPUs through `blockwise_attention`.
     """
     if q.shape[2] == 1 and not torch.is_grad_enabled():
         return one_query_attention(q, k, v, seen)
     if seen.documents is not None:
         return seen.documents.attend(q, k, v)
+    if seen.is_causal and _trains_in_blocks(q):
+        return blockwise_attention(q, k, v)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=seen.mask, is_causal=seen.is_causal, enable_gqa=True
     )
@@ -89,6 +97,41 @@ def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Te
     else:
         y = probabilities.to(v.dtype) @ v  # (B, Hkv, G, D)
     return y.view(B, H, 1, D)
+
+
+def _trains_in_blocks(q: Tensor) -> bool:
+    is_fitting = SHORTEST_IN_BLOCKS <= q.shape[2] <= LONGEST_IN_BLOCKS
+    return is_fitting and q.device.type == "cpu" and torch.is_grad_enabled()
+
+
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend under the triangle, some queries at a time, each block to the keys up to its own end.
+
+        1 . | . .     two queries and two keys,
+        1 1 | . .     then two queries and four keys;
+        ----+         what is right above is never computed
+        1 1   1 .
+        1 1   1 1
+
+    The query heads of a key head share a product, as CPUs are best at large ones. Probabilities are kept for
+    the gradients, which fused kernels compute again: memory grows with the square of the length. Outputs
+    have the shape and dtype of `q`; under bfloat16, scores are rounded to it.
+    """
+    grouped = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))  # (B, Hkv, G, T, D)
+    bounds = [q.shape[2] * n // QUERY_BLOCKS for n in range(QUERY_BLOCKS + 1)]
+    blocks = [
+        _attend_block(grouped[..., begin:end, :], k[:, :, :end], v[:, :, :end])
+        for begin, end in pairwise(bounds)
+    ]
+    return torch.cat(blocks, dim=3).flatten(1, 2)  # (B, H, T, D)
+
+
+def _attend_block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return outputs (B, Hkv, G, n, D) of queries of that shape, the last n of the keys (B, Hkv, Tk, D)."""
+    heads, future = q.shape[2:4], torch.full((q.shape[3], k.shape[2]), float("-inf"), device=q.device)
+    scores = (q.flatten(2, 3) @ k.mT).unflatten(2, heads) + future.triu(k.shape[2] - q.shape[3] + 1)
+    probabilities = scores.softmax(dim=-1).to(v.dtype).flatten(2, 3)  # (B, Hkv, G n, Tk)
+    return (probabilities @ v).unflatten(2, heads)
 
 
 class DocumentAttention:

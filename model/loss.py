@@ -46,12 +46,14 @@ class _SummedNats(torch.autograd.Function):
         for begin in range(0, len(states), rows):
             part = slice(begin, begin + rows)
             logits = (states[part] @ weight.T).to(wide)  # (n, V)
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
+            logits -= logits.amax(dim=1, keepdim=True)  # in place, to pass over memory rarely
             index = targets[part, None]
-            nats += (normaliser - logits.gather(1, index)).sum()
+            at_target = logits.gather(1, index)
+            total = logits.exp_().sum(dim=1, keepdim=True)
+            nats += (total.log() - at_target).sum()
             if needs_gradient:
-                error = logits.sub_(normaliser).exp_()  # softmax, less one at the target
-                error.scatter_add_(1, index, torch.full_like(normaliser, -1.0))
+                error = logits.div_(total)  # softmax, less one at the target
+                error.scatter_add_(1, index, torch.full_like(total, -1.0))
                 error = error.to(states.dtype)
                 states_gradient[part] = error @ weight
                 weight_gradient += error.T @ states[part]

@@ -59,9 +59,15 @@ def test_a_missing_compiler_is_told_from_a_working_one(monkeypatch):
         choose_compilation("always", CPU, 1.0)
 
 
-@pytest.mark.parametrize("packing, prompt_mask", [("pack", "prefix"), ("none", "causal")])
-def test_batches_of_any_shape_run_what_the_first_one_compiled(data, packing, prompt_mask, monkeypatch):
+@pytest.mark.parametrize(
+    "packing, prompt_mask, in_blocks",
+    [("pack", "prefix", False), ("none", "causal", False), ("none", "causal", True)],
+)
+def test_batches_of_any_shape_run_what_the_first_one_compiled(
+    data, packing, prompt_mask, in_blocks, monkeypatch
+):
     torch._dynamo.reset()
+    monkeypatch.setattr("model.attention.SHORTEST_IN_BLOCKS", 1 if in_blocks else 256)
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     choice = BatchSettings(max_seq_len=96, packing=packing, prompt_mask=prompt_mask)

@@ -1,5 +1,9 @@
 """The arithmetic of a batch, and its share of what the machine can do."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,3 +68,19 @@ def test_measuring_the_peak_leaves_random_numbers_alone():
     state = torch.get_rng_state()
     assert peak_flops(torch.device("cpu"), torch.float32) > 1e8
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only GNU's library can be told to keep memory")
+def test_freed_memory_is_kept_for_the_next_tensors():
+    program = """
+import resource, torch
+from trainer.machine import keep_freed_memory
+keep_freed_memory()
+pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**24)
+before = pages()
+torch.ones(2**24)
+print(pages() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert int(done.stdout) < 100  # without it 2^14

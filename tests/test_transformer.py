@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from model.attention import Visibility, eager_attention, sdpa_attention
+from model.attention import Visibility, blockwise_attention, eager_attention, sdpa_attention
 from model.config import from_preset
 from model.loss import summed_cross_entropy
 from model.masks import Layout, causal_layout, is_readable, prompt_blocks, visible_mask
@@ -117,6 +117,45 @@ def test_attention_equals_the_textbook_formula(attend):
             weights = scores.exp() * mask[b, 0]
             expected = (weights / weights.sum(-1, keepdim=True)) @ v[b, h // 2]
             assert (got[b, h] - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 11])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_causal_blocks_of_queries_equal_the_triangle_in_outputs_and_gradients(key_heads, length):
+    heads = (4, key_heads, key_heads)
+    inputs = [torch.randn(2, h, length, 6, dtype=torch.float64, requires_grad=True) for h in heads]
+    noise, results = torch.randn(2, 4, length, 6, dtype=torch.float64), []
+    for attend, seen in (
+        (lambda q, k, v, _: blockwise_attention(q, k, v), None),
+        (eager_attention, Visibility(torch.ones(length, length, dtype=torch.bool).tril()[None, None])),
+    ):
+        y = attend(*inputs, seen)
+        results.append([y, *torch.autograd.grad(y, inputs, noise)])
+    for in_blocks, expected in zip(*results, strict=True):
+        assert in_blocks.dtype == torch.float64
+        assert (in_blocks - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "length, is_training, is_causal, in_blocks",
+    [
+        (255, True, True, False),
+        (256, True, True, True),
+        (1024, True, True, True),
+        (1025, True, True, False),
+        (256, False, True, False),
+        (256, True, False, False),
+    ],
+)
+def test_only_causal_rows_of_some_length_are_trained_in_blocks(
+    length, is_training, is_causal, in_blocks, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr("model.attention.blockwise_attention", lambda q, k, v: calls.append(1) or q)
+    mask = None if is_causal else torch.ones(1, 1, length, length, dtype=torch.bool)
+    with torch.set_grad_enabled(is_training):
+        sdpa_attention(*torch.randn(3, 1, 1, length, 2), Visibility(mask, is_causal))
+    assert bool(calls) is in_blocks
 
 
 def test_one_query_and_many_queries_attend_alike():

@@ -12,6 +12,7 @@ from accelerate.utils import LoggerType
 
 from model.errors import UserError
 from model.serving import native_bfloat16
+from trainer.machine import keep_freed_memory
 from trainer.settings import TrainSettings
 from trainer.sharding import fsdp_plugin, is_sharding_asked
 
@@ -42,6 +43,8 @@ def find_device(settings: TrainSettings) -> Device:
     launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = choose_precision(settings.dtype, launcher_precision, native_bfloat16(uses_cpu))
     shards = is_sharding_asked(settings.sharding)
+    if uses_cpu:
+        keep_freed_memory()
     accelerator = Accelerator(
         cpu=uses_cpu,
         fsdp_plugin=fsdp_plugin() if shards and not uses_cpu else None,

@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.compilation import compile_layers
-from trainer.machine import finish, peak_megabytes
+from trainer.machine import finish, keep_freed_memory, peak_megabytes
 from trainer.optimizer import Optimizers
 from trainer.settings import OptimizerSettings
 
@@ -43,6 +43,8 @@ Engine = Callable[[Batch], None]
 
 def our_engine(setup: Setup) -> Engine:
     """Step as `trainer/loop.py` does."""
+    if setup.device.type == "cpu":
+        keep_freed_memory()
     model = LanguageModel(setup.config).to(setup.device)
     if setup.is_compiled:
         compile_layers(model, lengths_vary=False)

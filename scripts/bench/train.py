@@ -36,14 +36,14 @@ class TrainBenchSettings:
     """of matrix products, on both sides; auto: bfloat16 where the hardware multiplies it natively"""
     compile: bool = True
     """whether both sides are compiled"""
-    batch_size: int = 4
-    """rows of a batch"""
+    batch_size: int = 32
+    """rows of a batch; the more, the more padding where rows are padded to the longest of a batch"""
     max_seq_len: int = 512
     """tokens of a row at the most"""
     rounds: int = 5
     """how often the measured ways take turns; medians are reported"""
-    steps: int = 2
-    """optimizer steps in a turn"""
+    steps: int = 1
+    """optimizer steps in a turn; more where a step takes a fraction of a second"""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_seq_len", "rounds", "steps"):

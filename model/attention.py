@@ -16,8 +16,10 @@ SHORTEST_RUN = 32
 """mean tokens of a document from which `DocumentAttention` costs less than one call for all"""
 QUERY_BLOCKS = 4
 """parts in which `blockwise_attention` takes queries; more compute less in vain but compile for longer"""
-SHORTEST_IN_BLOCKS, LONGEST_IN_BLOCKS = 256, 1024
-"""tokens of a row between which it is faster to train with; longer ones would also keep too much"""
+SHORTEST_IN_BLOCKS = 256
+"""tokens of a row from which on it is faster to train with"""
+MOST_PAIRS = 2**26
+"""queries times keys, of all rows and heads, up to which it is used; of every layer, 5/8 are kept"""
 
 
 class Visibility(NamedTuple):
@@ -64,7 +66,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
     """Attend through torch's fused kernels, except where another way is faster.
 
     Single queries go through `one_query_attention`, packed documents one by one where that is known to
-    pay, and causal rows in training on CPUs through `blockwise_attention`.
+    pay, and causal rows with gradients on CPUs through `blockwise_attention`.
     """
     if q.shape[2] == 1 and not torch.is_grad_enabled():
         return one_query_attention(q, k, v, seen)
@@ -100,7 +102,8 @@ def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Te
 
 
 def _trains_in_blocks(q: Tensor) -> bool:
-    is_fitting = SHORTEST_IN_BLOCKS <= q.shape[2] <= LONGEST_IN_BLOCKS
+    B, H, T, _ = q.shape
+    is_fitting = SHORTEST_IN_BLOCKS <= T and B * H * T * T <= MOST_PAIRS
     return is_fitting and q.device.type == "cpu" and torch.is_grad_enabled()
 
 
@@ -114,8 +117,8 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         1 1   1 1
 
     The query heads of a key head share a product, as CPUs are best at large ones. Probabilities are kept for
-    the gradients, which fused kernels compute again: memory grows with the square of the length. Outputs
-    have the shape and dtype of `q`; under bfloat16, scores are rounded to it.
+    the gradients, which fused kernels compute again: memory grows with the square of the length. In bfloat16,
+    scores are rounded to it.
     """
     grouped = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))  # (B, Hkv, G, T, D)
     bounds = [q.shape[2] * n // QUERY_BLOCKS for n in range(QUERY_BLOCKS + 1)]
@@ -128,10 +131,11 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _attend_block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return outputs (B, Hkv, G, n, D) of queries of that shape, the last n of the keys (B, Hkv, Tk, D)."""
-    heads, future = q.shape[2:4], torch.full((q.shape[3], k.shape[2]), float("-inf"), device=q.device)
-    scores = (q.flatten(2, 3) @ k.mT).unflatten(2, heads) + future.triu(k.shape[2] - q.shape[3] + 1)
-    probabilities = scores.softmax(dim=-1).to(v.dtype).flatten(2, 3)  # (B, Hkv, G n, Tk)
-    return (probabilities @ v).unflatten(2, heads)
+    heads, wide = q.shape[2:4], torch.promote_types(torch.float32, q.dtype)
+    future = torch.full((q.shape[3], k.shape[2]), float("-inf"), dtype=wide, device=q.device)
+    scores = (q.flatten(2, 3) @ k.mT).unflatten(2, heads)  # (B, Hkv, G, n, Tk)
+    probabilities = (scores + future.triu(k.shape[2] - q.shape[3] + 1)).softmax(dim=-1)
+    return (probabilities.to(v.dtype).flatten(2, 3) @ v).unflatten(2, heads)
 
 
 class DocumentAttention:

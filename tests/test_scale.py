@@ -17,7 +17,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import TCPStore
 from training_runs import SHORT, data, init, line, metrics, run_trainer, sft
-from two_processes import first_batch, gradients, prepare, run, run_pair, settings_for
+from two_processes import (
+    first_batch,
+    gradients,
+    prepare,
+    run,
+    run_pair,
+    settings_for,
+    train_compiled,
+    train_in_every_way,
+)
 
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
@@ -31,7 +40,7 @@ def pair(data, init, tmp_path_factory) -> Path:
     """What two processes left, and `one`: begun by one process, continued by two."""
     folder = tmp_path_factory.mktemp("pair")
     run(settings_for(data, init, folder / "one", "muon", **WHOLE_BATCH, max_minutes=1e-9))
-    run_pair(data, init, folder, folder / "one")
+    run_pair(train_in_every_way, data, init, folder, folder / "one")
     return folder
 
 
@@ -103,6 +112,14 @@ def test_processes_exchange_gradients_once_a_step(pair, how):
 @pytest.mark.parametrize("spread", ["whole", "sharded"])
 def test_two_processes_train_as_one_does(pair, single, spread, optimizer):
     assert_same_course(single / optimizer, pair / f"{spread}_{optimizer}")
+
+
+@pytest.mark.long  # the compiler takes a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="nothing can be compiled without g++")
+def test_compiled_processes_train_as_plain_ones_do(pair, data, init, tmp_path):
+    run_pair(train_compiled, data, init, tmp_path)
+    for name in ("whole", "sharded"):
+        assert_same_course(pair / f"{name}_adamw", tmp_path / f"compiled_{name}")
 
 
 def test_accelerates_sharding_trains_as_one_process_does(pair, single):

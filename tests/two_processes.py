@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -88,18 +89,30 @@ def run(settings: SftSettings, by_accelerate: bool = False) -> Training:
     return training
 
 
-def run_pair(data: Path, init: Path, folder: Path, begun: Path) -> None:
-    """Start both processes and wait for them; they meet at a store opened here, on a port that is free."""
+def run_pair(work: Callable[..., None], *places: Path) -> None:
+    """Start `work` in two processes and wait for them; they meet at a store opened here, on a free port."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    spawn(work, (store.port, data, init, folder, begun), nprocs=2)
+    spawn(work, (store.port, *places), nprocs=2)
 
 
-def work(rank: int, port: int, data: Path, init: Path, folder: Path, begun: Path) -> None:
-    """Be one of the two; `begun` is a run of one process that is to be continued here."""
+def join(rank: int, port: int) -> None:
+    """Become one of the two."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
     os.environ.update({name: str(value) for name, value in (meeting | place).items()})
     torch.set_num_threads(1)
+
+
+def train_compiled(rank: int, port: int, data: Path, init: Path, folder: Path) -> None:
+    """Train with compiled layers in each of the ways."""
+    join(rank, port)
+    for name, how in (("whole", {}), ("sharded", {"sharding": "fsdp", "gradient_checkpointing": True})):
+        run(settings_for(data, init, folder / f"compiled_{name}", compile="always", **how))
+
+
+def train_in_every_way(rank: int, port: int, data: Path, init: Path, folder: Path, begun: Path) -> None:
+    """Leave gradients and trainings; `begun` is a run of one process that is to be continued here."""
+    join(rank, port)
 
     def settings(name: str, **others: object) -> SftSettings:
         return settings_for(data, init, folder / name, **others)

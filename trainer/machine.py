@@ -1,4 +1,4 @@
-"""How well a training uses its machine: arithmetic that the model needs, beside what the machine can do."""
+"""How well a training uses its machine: its arithmetic beside the peak, and memory that it keeps."""
 
 import ctypes
 import functools
@@ -96,8 +96,8 @@ def peak_megabytes(device: torch.device) -> float:
 def keep_freed_memory() -> None:
     """Let the C library keep what tensors free, for the tensors of the next step.
 
-    By itself it gives large pieces back, and the system clears every page of the next ones: a third of the
-    time of a step with many tokens on CPUs. Does nothing where the library is not GNU's.
+    By itself it gives large pieces back, and the system clears every page of the next ones, which takes long
+    where tensors are large. Does nothing where the library is not GNU's.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)

@@ -61,7 +61,11 @@ def test_a_missing_compiler_is_told_from_a_working_one(monkeypatch):
 
 @pytest.mark.parametrize(
     "packing, prompt_mask, in_blocks",
-    [("pack", "prefix", False), ("none", "causal", False), ("none", "causal", True)],
+    [
+        ("pack", "prefix", False),
+        ("none", "causal", False),
+        pytest.param("none", "causal", True, marks=pytest.mark.long),
+    ],
 )
 def test_batches_of_any_shape_run_what_the_first_one_compiled(
     data, packing, prompt_mask, in_blocks, monkeypatch

@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from dataset.printing import prepare_streams, printable
 from model.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -48,6 +49,7 @@ def parse(settings_class: type[Settings], description: str, argv: Sequence[str] 
 
 def run(main: Callable[[], None]) -> None:
     """Call `main` as a program: what users can cause is one line and exit code 2, Ctrl-C is exit code 130."""
+    prepare_streams()
     try:
         main()
         sys.stdout.flush()
@@ -64,7 +66,7 @@ def run(main: Callable[[], None]) -> None:
 
 def fail(message: str) -> NoReturn:
     """Print one line on stderr and exit with code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)
 
 

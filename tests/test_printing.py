@@ -1,0 +1,45 @@
+"""Foreign text on a terminal, and streams that lack characters or are closed."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dataset.printing import printable
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("\x9b31m", r"\x9b31m"),
+        ("a\rb\nc\td", r"a\rb\nc\td"),
+        ("abc\u202etxt.exe", r"abc\u202etxt.exe"),
+        ("a\u2028b\ud800", r"a\u2028b\ud800"),
+        ("家\u3000é 👩\u200d💻\ufe0f\xa0", "家\u3000é 👩\u200d💻\ufe0f\xa0"),
+    ],
+)
+def test_what_would_steer_a_terminal_is_shown_as_an_escape_and_all_else_as_it_is(text, shown):
+    assert printable(text) == shown
+
+
+def test_what_is_to_be_kept_stays():
+    assert printable("two\nlines\x1b", keep="\n\t") == "two\nlines\\x1b"
+
+
+def program(text: str, redirection: str) -> subprocess.CompletedProcess:
+    """What a program of ours does that prints `text` under a redirection, in a terminal without UTF-8."""
+    code = f"from dataset.printing import prepare_streams; prepare_streams(); print({text!r})"
+    command = f'PYTHONIOENCODING=latin-1 "{sys.executable}" -c "$1" {redirection}'
+    return subprocess.run(["bash", "-c", command, "-", code], capture_output=True)
+
+
+def test_a_character_that_the_terminal_lacks_is_printed_as_an_escape():
+    done = program("é 家", "")
+    assert (done.stdout, done.stderr, done.returncode) == (b"\xe9 \\u5bb6\n", b"", 0)
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_end_no_program(redirection):
+    done = program("words", redirection)
+    assert (done.stderr, done.returncode) == (b"", 0)

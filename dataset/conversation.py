@@ -7,7 +7,7 @@ Which token may see which is decided elsewhere (`model/masks.py`) from what is m
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dataset.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
-TARGET, START = 16, 32  # bits of a token's code; the low four bits are the index of its role
+TARGET, START, UNTRAINED = 16, 32, 64  # bits of a token's code; the low four are the index of its role
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 
@@ -36,6 +36,8 @@ class Message:
     """tool calls of an answer, each the JSON of name and arguments, `<tool_call>…</tool_call>`"""
     tools: tuple[str, ...] = ()
     """tools that may be called, each as JSON; listed below the content"""
+    is_trained: bool = True
+    """whether an answer carries loss; one that does not is still an answer, for masks and for truncation"""
 
     def parts(self) -> list[str]:
         """Return the text of the message; every second part, from the second on, is a tag."""
@@ -67,7 +69,7 @@ class Rendered:
     ids: np.ndarray
     """(n,) unsigned token ids"""
     codes: np.ndarray
-    """(n,) uint8: index of the role, plus TARGET, plus START"""
+    """(n,) uint8: index of the role, plus TARGET, plus START, plus UNTRAINED"""
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -84,9 +86,19 @@ class Rendered:
         return self.codes & TARGET > 0
 
     @property
+    def trained(self) -> np.ndarray:
+        """Return which tokens are those of an answer that carries loss, (n,) bool."""
+        return are_trained(self.codes)
+
+    @property
     def starts(self) -> np.ndarray:
         """Return which tokens begin a message that is not an answer, (n,) bool."""
         return self.codes & START > 0
+
+
+def are_trained(codes: np.ndarray) -> np.ndarray:
+    """Return which of the tokens with these codes (n,) are targets that carry loss, (n,) bool."""
+    return codes & (TARGET | UNTRAINED) == TARGET
 
 
 class Renderer:
@@ -101,7 +113,8 @@ class Renderer:
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
         """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come."""
         contents = map(self._encode, messages)
-        return self.assemble([message.role for message in messages], contents, generation_prompt)
+        untrained = {number for number, message in enumerate(messages) if not message.is_trained}
+        return self.assemble([message.role for message in messages], contents, generation_prompt, untrained)
 
     def render_text(self, text: str) -> Rendered:
         """Return the tokens of a text of pretraining, which begins and ends as a document does."""
@@ -111,13 +124,20 @@ class Renderer:
         return row.rendered()
 
     def assemble(
-        self, roles: Sequence[str], contents: Iterable[Iterable[int]], generation_prompt: bool = False
+        self,
+        roles: Sequence[str],
+        contents: Iterable[Iterable[int]],
+        generation_prompt: bool = False,
+        untrained: Collection[int] = (),
     ) -> Rendered:
-        """Return the tokens of a conversation whose contents are encoded already."""
+        """Return the tokens of a conversation whose contents are encoded already.
+
+        `untrained` are the places of the answers that carry no loss.
+        """
         row, end, before = _Row(self.tokenizer.typecode), [self.tokenizer.im_end_id], None
-        for role, content in zip(roles, contents, strict=True):
+        for number, (role, content) in enumerate(zip(roles, contents, strict=True)):
             self._add_header(row, role, before)
-            bits = TARGET if role == "assistant" else 0
+            bits = TARGET | UNTRAINED * (number in untrained) if role == "assistant" else 0
             row.add(content, role, bits)
             row.add(end if bits else end + self.newline, role, bits)
             before = role

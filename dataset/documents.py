@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset.conversation import TARGET, Rendered, Renderer
+from dataset.conversation import TARGET, UNTRAINED, Rendered, Renderer, are_trained
 from dataset.packing import RowPlan, one_per_row, pack_fragments, pack_whole, split_stream
 from dataset.settings import BatchSettings
 from dataset.token_store import Part, TokenStore
@@ -143,10 +143,13 @@ def prefix_length(num_tokens: int, seed: int, epoch: int, document: int, offset:
 
 
 def choose_targets(rendered: Rendered, supervise: str) -> np.ndarray:
-    """Return which tokens (n,) of a conversation are to carry loss."""
+    """Return which tokens (n,) of a conversation are to carry loss: none of an answer that is not trained.
+
+    "last" is the last answer that is.
+    """
     if supervise == "all":
-        return np.arange(len(rendered)) > 0
-    targets = rendered.targets
+        return (np.arange(len(rendered)) > 0) & (rendered.codes & UNTRAINED == 0)
+    targets = rendered.trained
     if supervise == "last":
         targets &= _last_run(targets, np.array([len(targets)]))
     return targets
@@ -165,10 +168,11 @@ def _last_run(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def _count_targets(part: Part, supervise: str) -> np.ndarray:
     """Return the number of supervised tokens of every conversation (D,), without shortening it."""
+    begins = np.cumsum(part.lengths, dtype=np.int64) - part.lengths
+    targets = are_trained(part.codes)
     if supervise == "all":
-        return part.lengths.astype(np.int64) - 1
-    targets = part.codes & TARGET > 0
+        targets = part.codes & UNTRAINED == 0
+        targets[begins] = False
     if supervise == "last":
         targets &= _last_run(targets, part.lengths)
-    begins = np.cumsum(part.lengths, dtype=np.int64) - part.lengths
     return np.add.reduceat(targets, begins, dtype=np.int64)

@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset.conversation import Message, Rendered, Renderer
-from dataset.formats import ChatFormat, QuestionPosition, check_format, parse_messages, read_text
+from dataset.formats import (
+    ChatFormat,
+    QuestionPosition,
+    RecordError,
+    check_format,
+    parse_messages,
+    read_text,
+)
 from dataset.records import Rejects, accept, records_of
 from dataset.settings import Kind
 from dataset.sources import Block
@@ -131,7 +138,7 @@ class Encoder:
         def parse_chat(record: dict[str, Any]) -> list[Message]:
             if settings.format is None:
                 check_format(record, chat_format)
-            return parse_messages(record, settings.question_position, chat_format)
+            return _until_target(parse_messages(record, settings.question_position, chat_format))
 
         return parse_text if settings.kind == "pretrain" else parse_chat
 
@@ -169,6 +176,22 @@ def _renderer(tokenizer: str, fingerprint: str) -> Renderer:
 
 
 def _count_bytes(messages: list[Message]) -> tuple[int, int]:
-    """Return the bytes of all texts and of the answers."""
-    sizes = [(sum(len(t.encode()) for t in m.parts()[::2]), m.role == "assistant") for m in messages]
-    return sum(size for size, _ in sizes), sum(size for size, is_answer in sizes if is_answer)
+    """Return the bytes of all texts and of the answers that carry loss."""
+    sizes = [(sum(len(t.encode()) for t in m.parts()[::2]), _is_target(m)) for m in messages]
+    return sum(size for size, _ in sizes), sum(size for size, is_target in sizes if is_target)
+
+
+def _until_target(messages: list[Message]) -> list[Message]:
+    """Leave out what follows the last answer that carries loss, where that is not the last answer.
+
+    It would teach nothing, and `--supervise last` and the mask `history` rely on the last answer.
+    """
+    answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
+    trained = [number for number in answers if messages[number].is_trained]
+    if not trained:
+        raise RecordError("no answer that is to be trained")
+    return messages if trained[-1] == answers[-1] else messages[: trained[-1] + 1]
+
+
+def _is_target(message: Message) -> bool:
+    return message.role == "assistant" and message.is_trained

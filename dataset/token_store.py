@@ -1,7 +1,7 @@
 """Tokenized documents on disk, memory-mapped: how they are laid out, written and opened.
 
     store/  ids-00000.bin      uint16 or uint32, the documents of a shard one after the other
-            codes-00000.bin    uint8 per token: role, target and start bits (chat only)
+            codes-00000.bin    uint8 per token: role, target, start and untrained bits (chat only)
             lengths-00000.bin  uint32 tokens of each document
             …  manifest.json  rejects.jsonl  tokenizer/
 
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset.conversation import ROLES, TARGET, Rendered
+from dataset.conversation import ROLES, TARGET, Rendered, are_trained
 from dataset.settings import Kind
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
@@ -53,7 +53,7 @@ class Part(NamedTuple):
         """Return how many tokens can carry loss."""
         if self.codes is None:
             return len(self.ids) - len(self.lengths)
-        return int(np.count_nonzero(self.codes & TARGET))
+        return int(np.count_nonzero(are_trained(self.codes)))
 
 
 class TokenStore:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dataset.conversation import ROLES, START, TARGET, Rendered, Renderer
+from dataset.conversation import ROLES, START, TARGET, Rendered, Renderer, are_trained
 from dataset.token_store import Part
 
 
@@ -11,7 +11,8 @@ def shorten(document: Rendered, limit: int, renderer: Renderer) -> tuple[Rendere
 
     The system message stays. The oldest questions and answers go first, then the middle of the last prompt's
     content, never its headers: what is asked stands at an end of a prompt, before or after a long text. An
-    answer that does not fit even so is left out, and the ones before it are tried. None where no answer fits.
+    answer that does not fit even so is left out, and the ones before it are tried that carry loss. None where
+    no answer fits.
 
         limit 12:  S S U U U A A U U U U U U A A A A        17 tokens, two rounds
                    S S           U U U U U U A A A A
@@ -22,6 +23,8 @@ def shorten(document: Rendered, limit: int, renderer: Renderer) -> tuple[Rendere
     newline = len(renderer.newline)  # the one that an answer leaves to the message after it
     round_begins = np.concatenate(([system], answer_ends[:-1] + newline))
     for last in range(len(answer_ends) - 1, -1, -1):
+        if not document.trained[answer_begins[last]]:
+            continue
         end, room = answer_ends[last], limit - system
         first = np.searchsorted(round_begins, end - room)
         if first <= last:
@@ -45,7 +48,9 @@ def measure_shortened(
     excess = answers.end - answers.round_begin - room
     number = np.arange(len(excess))
     last = np.full(len(part.lengths), -1)
-    np.maximum.at(last, answers.document, np.where(excess <= answers.content, number, -1))
+    is_trained = are_trained(part.codes[answers.begin])
+    fitting = (excess <= answers.content) & is_trained
+    np.maximum.at(last, answers.document, np.where(fitting, number, -1))
     per_document = np.bincount(answers.document, minlength=len(last))
     following = np.cumsum(per_document)  # the number of the first answer of the next document
     dropped = np.where(last < 0, per_document, following - 1 - last)
@@ -58,9 +63,12 @@ def measure_shortened(
     lengths, targets = np.zeros((2, len(part.lengths)), dtype=np.int64)
     whole_length = answers.system[fits] + answers.end[last] - answers.round_begin[first]
     lengths[fits] = np.where(is_whole, whole_length, limit)
-    sizes = np.append(0, np.cumsum(answers.end - answers.begin))
-    chosen = {"answers": sizes[last + 1] - sizes[first], "last": sizes[last + 1] - sizes[last]}
-    targets[fits] = lengths[fits] - 1 if supervise == "all" else chosen[supervise]
+    sizes = answers.end - answers.begin
+    trained, untrained = (np.append(0, np.cumsum(sizes * of)) for of in (is_trained, ~is_trained))
+    if supervise == "all":
+        targets[fits] = lengths[fits] - 1 - (untrained[last + 1] - untrained[first])
+    else:
+        targets[fits] = trained[last + 1] - trained[first if supervise == "answers" else last]
     return lengths, targets, dropped
 
 

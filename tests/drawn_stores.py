@@ -5,19 +5,29 @@ from pathlib import Path
 import numpy as np
 
 from dataset.batches import BatchStream
-from dataset.conversation import ROLES, START, TARGET
+from dataset.conversation import ROLES, START, TARGET, UNTRAINED
 from dataset.settings import BatchSettings
 from dataset.token_store import Part, StoreWriter, TokenStore
 from dataset.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["法国 Paris"], 290)
-ROLE_OF_LETTER = {"s": "system", "u": "user", "t": "tool", "a": "assistant", "n": "assistant"}
+ROLE_OF_LETTER = {
+    "s": "system",
+    "u": "user",
+    "t": "tool",
+    "a": "assistant",
+    "n": "assistant",
+    "x": "assistant",
+}
 
 
 def codes_of(drawing):
-    """Return the codes of a chat in letters: a capital begins a message, `a` is a target, `n` is not."""
+    """Return codes of a chat in letters: a capital begins a message; `a` and `x` (no loss) are targets."""
     roles = [ROLES.index(ROLE_OF_LETTER[letter.lower()]) for letter in drawing]
-    bits = [START * letter.isupper() + TARGET * (letter == "a") for letter in drawing]
+    bits = [
+        START * letter.isupper() + TARGET * (letter in "ax") + UNTRAINED * (letter == "x")
+        for letter in drawing
+    ]
     return np.array(roles, dtype=np.uint8) | np.array(bits, dtype=np.uint8)
 
 

@@ -60,6 +60,15 @@ def test_a_packed_row_of_two_chats_is_as_drawn(tmp_path, prompt_mask, supervise,
     assert (batch.num_real, batch.num_targets) == (15, len(LABELS[labels].replace(".", "").split()))
 
 
+@pytest.mark.parametrize("prompt_mask", BLOCKS)
+def test_an_answer_without_loss_changes_no_block_and_has_no_label(tmp_path, prompt_mask):
+    stream = stream_of(tmp_path, ["SsUuxxUuaan", "Uuan"], max_seq_len=16, prompt_mask=prompt_mask)
+    (batch,) = stream.batches(epoch=0)
+    assert drawn(batch.block_ids[0], -1) == " ".join(BLOCKS[prompt_mask].split())
+    assert drawn(batch.labels[0], NO_TARGET) == ". . . . . . . . 8 9 . . . 13 . ."
+    assert stream.describe()["targets"] == batch.num_targets == 3
+
+
 def test_without_packing_each_chat_has_a_row_as_long_as_the_longest_of_its_batch(tmp_path):
     documents = ["Uan", "Uuan", "Uuuan", "Uuuuan"]
     stream = stream_of(tmp_path, documents, max_seq_len=16, packing="none", prompt_mask="prefix")

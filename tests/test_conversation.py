@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.conversation import ROLES, Message, render
+from dataset.documents import choose_targets
 from dataset.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 TOKENIZER = train_tokenizer(["Hello\nHi\nBye\nBe"] * 9, 340)
@@ -59,6 +61,22 @@ def test_a_two_turn_chat_is_rendered_token_by_token():
         "<|im_end|> assistant target",
         "\\n assistant",
     ]
+
+
+def test_an_answer_that_is_not_trained_is_a_target_without_loss():
+    quiet = [replace(CHAT[1], is_trained=False) if n == 1 else message for n, message in enumerate(CHAT)]
+    whole, rendered = render(CHAT, TOKENIZER), render(quiet, TOKENIZER)
+    assert rows_of(rendered) == rows_of(whole)  # masks and truncation find the same answers
+    assert [i for i in range(24) if whole.trained[i]] == [9, 10, 21, 22]
+    assert [i for i in range(24) if rendered.trained[i]] == [21, 22]
+    chosen = {how: choose_targets(rendered, how).nonzero()[0].tolist() for how in ("answers", "last", "all")}
+    assert chosen == {
+        "answers": [21, 22],
+        "last": [21, 22],
+        "all": [i for i in range(1, 24) if i not in (9, 10)],
+    }
+    quiet = [replace(message, is_trained=n == 1) for n, message in enumerate(CHAT)]
+    assert choose_targets(render(quiet, TOKENIZER), "last").nonzero()[0].tolist() == [9, 10]
 
 
 def test_a_system_and_a_tool_message_begin_where_they_start():

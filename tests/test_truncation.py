@@ -17,7 +17,11 @@ system = st.just([]) | st.builds(lambda n: [Message("system", WORDS[:n])], st.in
 prompts = st.lists(
     st.builds(Message, st.sampled_from(["user", "tool"]), st.text(WORDS, min_size=1, max_size=9))
 )
-answers = st.builds(Message, st.just("assistant"), st.text(WORDS, min_size=1, max_size=9))
+answers = st.builds(
+    lambda text, is_trained: Message("assistant", text, is_trained=is_trained),
+    st.text(WORDS, min_size=1, max_size=9),
+    st.booleans(),
+)
 rounds = st.lists(
     st.tuples(prompts.filter(bool), answers).map(lambda r: [*r[0], r[1]]), min_size=1, max_size=4
 )
@@ -88,6 +92,7 @@ def test_what_is_left_is_the_rendering_of_fewer_messages(opening, turns, limit):
     candidates = [
         (render(opening + flat(turns[first:last]), TOKENIZER), len(turns) - last)
         for last in range(len(turns), 0, -1)
+        if turns[last - 1][-1].is_trained
         for first in range(last)
     ]
     rendered, num_too_long = shorten(whole, limit, RENDERER)

@@ -1,9 +1,11 @@
 """What several test files build on: tiny float64 models, layouts drawn by hand, the order of files."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from forced_units import CHOICE, force_units
 
 from model.config import from_preset
 from model.masks import Layout
@@ -62,6 +64,16 @@ def _same_randomness():
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also run the tests that take minutes")
+    choices = ("native", "absent")
+    parser.addoption(
+        "--bfloat16", choices=choices, help="what the processor is to look like; default: as it is"
+    )
+
+
+def pytest_configure(config):
+    if choice := config.getoption("--bfloat16"):
+        os.environ[CHOICE] = choice
+    force_units()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import accelerate
 import torch
+from forced_units import force_units
 
 import trainer.pretrain
 import trainer.sft
@@ -71,6 +72,7 @@ def _lead(log: Path, words: list[str], world: int, port: int, sabotage: Callable
     os.dup2(output, 2)
     rank = next((rank for rank in range(1, world) if os.fork() == 0), 0)
     torch.set_num_threads(1)
+    force_units()
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if world > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}

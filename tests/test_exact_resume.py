@@ -65,17 +65,18 @@ def finish(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "trainer, optimizer, world, instants",
+    "trainer, optimizer, dtype, world, instants",
     [
-        ("pretrain", "adamw", 1, ["mid_accumulation", "during_a_save", "before_the_rename"]),
-        ("sft", "muon", 2, ["mid_accumulation", "during_a_save", "after_the_rename"]),
+        ("pretrain", "adamw", "bfloat16", 1, ["mid_accumulation", "during_a_save", "before_the_rename"]),
+        ("sft", "muon", "float32", 2, ["mid_accumulation", "during_a_save", "after_the_rename"]),
         # the gradients of more than two are summed in some order
-        pytest.param("pretrain", "adamw", 3, ["with_buckets_settled"], marks=pytest.mark.long),
+        pytest.param("pretrain", "adamw", "float32", 3, ["with_buckets_settled"], marks=pytest.mark.long),
     ],
 )
-def test_a_killed_training_ends_as_if_it_was_not(words, tmp_path, trainer, optimizer, world, instants):
+def test_a_killed_training_ends_as_if_it_was_not(words, tmp_path, trainer, optimizer, dtype, world, instants):
     def start(name: str, sabotage=None) -> Run:
-        flags = ["--optimizer.name", optimizer, "--batch_size", 2 if world == 1 else 1]
+        precision = ["--optimizer.name", optimizer, "--dtype", dtype]
+        flags = [*precision, "--batch_size", 2 if world == 1 else 1]
         return Run(tmp_path / f"{name}.log", words(trainer, tmp_path / name, *flags), world, sabotage)
 
     whole = start("whole")

@@ -8,26 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from training_runs import SHORT, after_step, data, init, line, losses, metrics, pretrain, run_trainer, sft
+from training_runs import (
+    SHORT,
+    after_step,
+    assert_same_course,
+    data,
+    init,
+    line,
+    losses,
+    metrics,
+    pretrain,
+    run_trainer,
+    sft,
+)
 
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer.loop import Training
 from trainer.reporting import time_left
 from trainer.settings import PretrainSettings
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model.safetensors")
-
-
-def assert_same_course(one: Path, two: Path) -> None:
-    """Equal to rounding in every record; gradient norms show a wrong scale, which clipping and Adam hide."""
-    for first, second in zip(metrics(one), metrics(two), strict=True):
-        for key in first.keys() - {"validation"}:
-            assert second[key] == pytest.approx(first[key], rel=1e-5), key
-    torch.testing.assert_close(weights(one), weights(two), rtol=0, atol=1e-5)
 
 
 def test_a_training_lowers_the_loss_and_leaves_a_model_and_its_story(pretrain, data, tmp_path, capsys):
@@ -76,16 +75,25 @@ def test_a_finished_run_is_recognised_and_left_alone(pretrain, tmp_path, capsys)
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
-@pytest.mark.parametrize("how", ["signal", "crash"])
-@pytest.mark.parametrize("name, optimizer", [("pretrain", "adamw"), ("sft", "muon")])
+@pytest.mark.parametrize(
+    "name, optimizer, dtype, how",
+    [
+        ("pretrain", "adamw", "float32", "signal"),
+        ("pretrain", "adamw", "bfloat16", "crash"),
+        ("sft", "muon", "bfloat16", "signal"),
+        ("sft", "muon", "float32", "crash"),
+    ],
+)
 def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
-    name, optimizer, how, request, tmp_path, monkeypatch
+    name, optimizer, dtype, how, request, tmp_path, monkeypatch
 ):
     train = request.getfixturevalue(name)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = [
         "--max_steps",
         11,
+        "--dtype",
+        dtype,
         "--optimizer.name",
         optimizer,
         "--save_every_steps",
@@ -131,10 +139,25 @@ def test_a_time_limit_stops_without_shaping_the_schedule(pretrain, tmp_path):
     assert metrics(whole) == metrics(limited)
 
 
-def test_rows_give_the_same_update_however_they_are_spread(sft, tmp_path):
-    sft(tmp_path / "one", "--max_steps", 4, "--batch_size", 8)
-    sft(tmp_path / "two", "--max_steps", 4, "--batch_size", 4, "--gradient_accumulation", 2)
-    assert_same_course(tmp_path / "one", tmp_path / "two")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_give_the_same_update_however_they_are_spread(sft, tmp_path, dtype):
+    flags = ["--max_steps", 4, "--dtype", dtype]
+    sft(tmp_path / "one", *flags, "--batch_size", 8)
+    sft(tmp_path / "two", *flags, "--batch_size", 4, "--gradient_accumulation", 2)
+    assert_same_course(tmp_path / "one", tmp_path / "two", dtype)
+
+
+@pytest.mark.parametrize("units", [{"amx_bf16": True}, {}])
+def test_the_precision_is_that_of_the_machine_also_after_a_training_of_another(
+    sft, tmp_path, monkeypatch, capsys, units
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    other = "float32" if units else "bfloat16"
+    sft(tmp_path / "other", "--max_steps", 3, "--dtype", other)
+    assert f"{other} (by --dtype)" in capsys.readouterr().out
+    sft(tmp_path / "own", "--max_steps", 3, "--dtype", "auto")
+    expected = "bfloat16 (amx_bf16 multiplies" if units else "float32 (nothing here multiplies bfloat16"
+    assert expected in capsys.readouterr().out
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted(pretrain, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 
@@ -45,6 +46,7 @@ def find_device(settings: TrainSettings) -> Device:
     shards = is_sharding_asked(settings.sharding)
     if uses_cpu:
         keep_freed_memory()
+    AcceleratorState._reset_state()  # it keeps the precision of the last training of this process
     accelerator = Accelerator(
         cpu=uses_cpu,
         fsdp_plugin=fsdp_plugin() if shards and not uses_cpu else None,

@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
+from dataset.systems import num_cores
 from model.errors import UnfinishedError
 
 Item = TypeVar("Item")
@@ -19,7 +20,7 @@ MOST_BYTES_WAITING = 2**26
 
 def num_processes(asked: int, num_jobs: int | None) -> int:
     """Return how many processes are worth while: one for each core where none are asked for."""
-    available = asked or len(os.sched_getaffinity(0))
+    available = asked or num_cores()
     return max(1, available if num_jobs is None else min(available, num_jobs))
 
 

@@ -1,12 +1,12 @@
 """Folders that appear whole or not at all."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dataset.systems import fcntl
 from model.errors import UnfinishedError, UserError
 
 

@@ -1,5 +1,11 @@
 """Write the built-in Chinese and English world: pretraining text, conversations and evaluation splits."""
 
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.build_world from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

@@ -1,6 +1,11 @@
 """Talk with a model: interactively, or once with `--prompt` or piped input."""
 
 import sys
+
+if not __package__:
+    print("error: run python -m scripts.chat from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING

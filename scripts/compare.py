@@ -1,5 +1,11 @@
 """Put trained and evaluated models beside each other: scores, masks, answers."""
 
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.compare from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta

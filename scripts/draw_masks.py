@@ -1,5 +1,11 @@
 """Draw the masks of all strategies over a short chat: the picture of the README."""
 
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.draw_masks from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 from dataclasses import dataclass
 
 from trainer.command_line import parse, run

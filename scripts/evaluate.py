@@ -1,6 +1,11 @@
 """Measure a model: exact match on questions, and the loss on prepared text."""
 
 import sys
+
+if not __package__:
+    print("error: run python -m scripts.evaluate from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 import time
 from functools import partial
 from typing import TYPE_CHECKING

@@ -1,5 +1,11 @@
 """Copy a causal model to a directory that `transformers.Qwen3ForCausalLM` opens."""
 
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.export_hf from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 from dataclasses import dataclass
 
 from trainer.command_line import parse, run

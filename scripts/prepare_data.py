@@ -1,5 +1,11 @@
 """Turn text or chat files into a token store: python -m scripts.prepare_data --kind sft --data a.jsonl …"""
 
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.prepare_data from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 import time
 from pathlib import Path
 from typing import Any

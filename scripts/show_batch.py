@@ -1,5 +1,11 @@
 """Print one row of a training as a table, and its mask as a picture: what is seen, and what carries loss."""
 
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.show_batch from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,11 @@
 """Train a byte-level BPE tokenizer: python -m scripts.train_tokenizer --data a.jsonl b.txt --out tokenizer"""
 
 import sys
+
+if not __package__:
+    print("error: run python -m scripts.train_tokenizer from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass

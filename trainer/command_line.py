@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+import dataset.systems  # noqa: F401 - every command says here which systems it does not run on
 from dataset.printing import prepare_streams, printable
 from model.errors import UserError
 

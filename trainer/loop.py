@@ -331,5 +331,7 @@ class Training:
         """Add numbers up over all processes."""
         if self.world == 1:
             return list(numbers)
-        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
+        device = self.accelerator.device
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS lacks
+        tensor = torch.tensor(numbers, dtype=exact, device=device)
         return self.accelerator.reduce(tensor, "sum").tolist()

@@ -2,13 +2,13 @@
 
 import ctypes
 import functools
-import resource
 import sys
 import time
 
 import torch
 
 from dataset.batches import Batch
+from dataset.systems import resource
 from model.config import ModelConfig
 
 MEGABYTE = 1_000_000
@@ -89,6 +89,8 @@ def peak_megabytes(device: torch.device) -> float:
     """Return the most memory that this process has held: of the device, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MEGABYTE
+    if device.type == "mps":  # which keeps no maximum, but gives little back
+        return torch.mps.driver_allocated_memory() / MEGABYTE
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
 
@@ -106,5 +108,4 @@ def keep_freed_memory() -> None:
 
 def finish(device: torch.device) -> None:
     """Wait until a device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    torch.get_device_module(device).synchronize()

@@ -1,5 +1,11 @@
 """Pretraining: `accelerate launch -m trainer.pretrain --data data/pre --out out/pre …`."""
 
+import sys
+
+if not __package__:
+    print("error: run python -m trainer.pretrain from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 from trainer.command_line import parse, run
 from trainer.settings import PretrainSettings
 

@@ -6,7 +6,6 @@ out/  config.json  model.safetensors  tokenizer.json …   the model as last sav
       settings.yaml  metrics.jsonl  samples.jsonl  loss.png  summary.json
 """
 
-import fcntl
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from dataset.systems import fcntl
 from dataset.whole_folder import check_place
 from model.errors import UserError
 from model.json_file import read_object

@@ -1,5 +1,11 @@
 """Supervised fine-tuning: `accelerate launch -m trainer.sft --init out/pre --data data/sft …`."""
 
+import sys
+
+if not __package__:
+    print("error: run python -m trainer.sft from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 from trainer.command_line import parse, run
 from trainer.settings import SftSettings
 

@@ -1,6 +1,11 @@
 """Choose what is measured: python -m scripts.bench data …, decode, train or optimizers"""
 
 import sys
+
+if not __package__:
+    print("error: run python -m scripts.bench from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 from importlib import import_module
 
 from trainer.command_line import fail, run

@@ -1,9 +1,14 @@
 """Measure tokenizer training, preparation and batches: python -m scripts.bench data …"""
 
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.bench.data from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 import json
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass

@@ -1,8 +1,13 @@
 """Measure generation beside that of transformers on the same weights: python -m scripts.bench decode …"""
 
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.bench.decode from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 import random
 import statistics
-import sys
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path

@@ -1,9 +1,14 @@
 """Measure how many steps Muon needs for what AdamW reaches: python -m scripts.bench optimizers …"""
 
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.bench.optimizers from the repository root", file=sys.stderr)
+    sys.exit(2)
+
 import json
 import math
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,12 @@
 """Measure training steps beside those of transformers on the same shape: python -m scripts.bench train …"""
 
-import statistics
 import sys
+
+if not __package__:
+    print("error: run python -m scripts.bench.train from the repository root", file=sys.stderr)
+    sys.exit(2)
+
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count

@@ -95,7 +95,7 @@ def _finished(out: str, request: dict[str, Any]) -> dict[str, Any]:
             f"{out} was prepared with other {', '.join(differing)}; choose another --out, or --overwrite it"
         )
     for store in manifest["stores"]:
-        TokenStore(Path(out) / store).verify()
+        TokenStore(Path(out) / store)  # raises where it is damaged
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""Tokenized documents on disk, memory-mapped: how they are laid out, written and opened.
+"""Tokenized documents on disk: how they are laid out, written, opened and read.
 
     store/  ids-00000.bin      uint16 or uint32, the documents of a shard one after the other
             codes-00000.bin    uint8 per token: role, target, start and untrained bits (chat only)
@@ -11,6 +11,7 @@ The store knows nothing of masks and lengths: every training reads the same byte
 
 import json
 import os
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset.conversation import ROLES, TARGET, Rendered, are_trained
+from dataset.conversation import ROLES, TARGET, UNTRAINED, Rendered, are_trained
 from dataset.settings import Kind
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
@@ -29,6 +30,7 @@ from model.json_file import read_object
 
 FORMAT_VERSION = 2
 ADVICE = "prepare the data again, with --overwrite"
+READ_TOKENS = 2**22
 SHARD_TOKENS = 2**27  # a shard ends with the part that reaches this
 FIELDS = {"pretrain": ("ids", "lengths"), "sft": ("ids", "codes", "lengths")}
 
@@ -57,39 +59,62 @@ class Part(NamedTuple):
 
 
 class TokenStore:
-    """The documents of one folder; `store[i]` is a `Rendered` whose arrays lie in the file.
+    """The documents of one folder; `store[i]` is a `Rendered` that is read when it is asked for.
 
     store = TokenStore("data/sft")
     store.tokenizer.decode(store[0].ids)
+
+    Files stay open, so a store that is deleted or replaced is read on. One that is cut is a `UserError`; a
+    page of it that were memory-mapped would end the process.
     """
 
     def __init__(self, path: str | Path, tokenizer: Tokenizer | None = None) -> None:
-        """Open a store; raises `UserError` if it is incomplete or was made with another tokenizer."""
+        """Open a store and read all of it once.
+
+        Raises `UserError` if it is not as it was written, or was made with another tokenizer.
+        """
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
-        self._check_sizes()
         expected = self.manifest["tokenizer"]["fingerprint"]
         if tokenizer is not None and tokenizer.fingerprint != expected:
             raise UserError(f"{path} was prepared with another tokenizer; prepare it again with this one")
         self.kind: Kind = self.manifest["kind"]
         self.num_tokens: int = self.manifest["tokens"]
         self.tokenizer_path = self.path / "tokenizer"
-        self._shards = [self._map(number) for number in range(len(self.manifest["shards"]))]
-        self._first_of_shard = [0, *accumulate(len(shard.lengths) for shard in self._shards)]
-        self.lengths = np.concatenate([shard.lengths for shard in self._shards]).astype(np.int64)
-        self._offsets = [np.cumsum(np.append(0, shard.lengths), dtype=np.int64) for shard in self._shards]
-        if self.lengths.sum() != self.num_tokens or (self.lengths <= 0).any():
+        if self.tokenizer.fingerprint != expected:
+            raise UserError(f"{self.tokenizer_path} is not the tokenizer of {self.path}; {ADVICE}")
+        self._files = {name: self._open(name) for name in self.manifest["files"]}
+        shards = self.manifest["shards"]
+        lengths = [self._read("lengths", n, 0, shard["documents"]) for n, shard in enumerate(shards)]
+        self._first_of_shard = [0, *accumulate(map(len, lengths))]
+        self.lengths = np.concatenate(lengths).astype(np.int64)
+        self._offsets = [np.cumsum(np.append(0, each), dtype=np.int64) for each in lengths]
+        sizes = [shard["tokens"] for shard in shards]
+        if not self.lengths.all() or [offsets[-1] for offsets in self._offsets] != sizes:
             raise UserError(f"the lengths in {self.path} are damaged; {ADVICE}")
+        for _ in self.parts(READ_TOKENS):
+            pass  # reading is what checks them
 
-    def _map(self, shard: int) -> Part:
-        dtypes = (self.manifest["dtype"], np.uint8, np.uint32)
-        files = [self.path / shard_file(field, shard) for field in Part._fields]
-        return Part(
-            *(
-                np.asarray(np.memmap(file, dtype, mode="r")) if file.name in self.manifest["files"] else None
-                for file, dtype in zip(files, dtypes, strict=True)
-            )
-        )
+    def _open(self, name: str) -> int:
+        """Return the descriptor of a file that is as it was written."""
+        path, written = self.path / name, self.manifest["files"][name]
+        if (size := path.stat().st_size if path.is_file() else 0) != written["bytes"]:
+            raise UserError(f"{path}: expected {written['bytes']} bytes, got {size}; {ADVICE}")
+        descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        with open(descriptor, "rb", closefd=False) as file:
+            if file_digest(file, "sha256").hexdigest() != written["sha256"]:
+                raise UserError(f"{path} is damaged; {ADVICE}")
+        return descriptor
+
+    def _read(self, field: str, shard: int, first: int, last: int) -> np.ndarray:
+        """Return the items `first` to `last` of a file."""
+        dtype = np.dtype({"ids": self.manifest["dtype"], "codes": "uint8", "lengths": "uint32"}[field])
+        name, size = shard_file(field, shard), (last - first) * dtype.itemsize
+        content = os.pread(self._files[name], size, first * dtype.itemsize)
+        if len(content) < size:
+            raise UserError(f"{self.path / name} became shorter while it was read; {ADVICE}")
+        return np.frombuffer(content, dtype)
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -115,38 +140,25 @@ class TokenStore:
                 first = last
 
     def _slice(self, shard: int, first: int, last: int) -> Part:
-        whole, offsets = self._shards[shard], self._offsets[shard]
-        span = slice(offsets[first], offsets[last])
-        codes = whole.codes[span] if whole.codes is not None else None
-        return Part(whole.ids[span], codes, whole.lengths[first:last])
+        """Return documents of a shard; raises `UserError` for tokens that no vocabulary or renderer knows."""
+        begin, end = map(int, self._offsets[shard][[first, last]])
+        ids = self._read("ids", shard, begin, end)
+        codes = self._read("codes", shard, begin, end) if self.kind == "sft" else None
+        if ids.max() >= self.tokenizer.vocab_size:
+            raise UserError(f"{self.path} holds an id that its tokenizer has not; {ADVICE}")
+        if codes is not None and (codes.max() >= 2 * UNTRAINED or (codes & 15).max() >= len(ROLES)):
+            raise UserError(f"{self.path} holds a code of no role; {ADVICE}")
+        return Part(ids, codes, np.diff(self._offsets[shard][first : last + 1]).astype(np.uint32))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer that the store was made with."""
         return Tokenizer.load(self.tokenizer_path)
 
-    def verify(self) -> None:
-        """Read every file; raises `UserError` if one is not as it was written, the tokenizer included."""
-        if self.tokenizer.fingerprint != self.manifest["tokenizer"]["fingerprint"]:
-            raise UserError(f"{self.tokenizer_path} is not the tokenizer of {self.path}; {ADVICE}")
-        for name, written in self.manifest["files"].items():
-            with open(self.path / name, "rb") as file:
-                if file_digest(file, "sha256").hexdigest() != written["sha256"]:
-                    raise UserError(f"{self.path / name} is damaged; {ADVICE} with --overwrite")
-
-    def _check_sizes(self) -> None:
-        for name, written in self.manifest["files"].items():
-            file = self.path / name
-            size = file.stat().st_size if file.is_file() else 0
-            if size != written["bytes"]:
-                raise UserError(f"{file}: expected {written['bytes']} bytes, got {size}; {ADVICE}")
-
 
 def open_stores(paths: Sequence[str | Path], tokenizer: Tokenizer | None = None) -> list[TokenStore]:
     """Open stores that one training reads together; raises `UserError` if kind or tokenizer differ."""
     stores = [TokenStore(path, tokenizer) for path in paths]
-    for store in stores:
-        store.verify()
     for store in stores[1:]:
         if store.kind != stores[0].kind:
             raise UserError(f"{store.path} holds {store.kind} data, {stores[0].path} {stores[0].kind} data")
@@ -171,13 +183,31 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def _check_manifest(manifest: dict[str, Any]) -> None:
-    """Raise `ValueError` or `KeyError` unless the values that opening a store relies on are there."""
-    kind, dtype, shards = manifest["kind"], np.dtype(manifest["dtype"]), manifest["shards"]
-    if kind not in FIELDS or set(manifest["files"]) != set(_shard_files(kind, len(shards))) or not shards:
+    """Raise `ValueError`, `KeyError` or `TypeError` unless all is there that opening a store relies on."""
+    shards, files, tokenizer = manifest["shards"], manifest["files"], manifest["tokenizer"]
+    kind, item_size = manifest["kind"], {"uint16": 2, "uint32": 4}[manifest["dtype"]]
+    if set(files) != set(_shard_files(kind, len(shards))) or not shards:
         raise ValueError("files, shards and kind of data do not agree")
-    num_bytes = sum(manifest["files"][shard_file("ids", shard)]["bytes"] for shard in range(len(shards)))
-    if num_bytes != manifest["tokens"] * dtype.itemsize or not manifest["tokenizer"]["fingerprint"]:
-        raise ValueError("files and number of tokens do not agree")
+    for number, shard in enumerate(shards):
+        sizes = {
+            "ids": item_size * shard["tokens"],
+            "codes": shard["tokens"],
+            "lengths": 4 * shard["documents"],
+        }
+        for field in FIELDS[kind]:
+            if files[shard_file(field, number)]["bytes"] != sizes[field]:
+                raise ValueError("files and counts do not agree")
+    counts = [manifest["targets"]]
+    for key in ("tokens", "documents"):
+        counts += [manifest[key], *(shard[key] for shard in shards)]
+        if manifest[key] != sum(shard[key] for shard in shards):
+            raise ValueError("the counts of shards do not add up")
+    if not all(type(count) is int and count > 0 for count in counts):
+        raise ValueError("a count is not a positive number")
+    if not all(
+        isinstance(text, str) for text in (tokenizer["fingerprint"], *(f["sha256"] for f in files.values()))
+    ):
+        raise TypeError("a checksum is not a text")
 
 
 def _shard_files(kind: Kind, num_shards: int) -> list[str]:

@@ -10,7 +10,7 @@ from dataset.settings import BatchSettings
 from dataset.token_store import Part, StoreWriter, TokenStore
 from dataset.tokenizer import train_tokenizer
 
-TOKENIZER = train_tokenizer(["法国 Paris"], 290)
+TOKENIZER = train_tokenizer([" ".join(["法国 Paris", *(f"{n:03}" for n in range(999))])], 800)
 ROLE_OF_LETTER = {
     "s": "system",
     "u": "user",

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models
 
-from dataset.conversation import render
+from dataset.conversation import TARGET, render
 from dataset.formats import parse_messages
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import Part, StoreWriter, TokenStore, open_stores
@@ -163,6 +163,87 @@ def test_a_flipped_bit_is_found_when_the_store_is_prepared_again(prepare, tmp_pa
     codes.write_bytes(bytes([codes.read_bytes()[0] ^ 1]) + codes.read_bytes()[1:])
     with pytest.raises(UserError, match="codes-00000.bin is damaged"):
         prepare("sft", CHATS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "object"},
+        {"dtype": "int16"},
+        {"dtype": ["uint16"]},
+        {"kind": ["sft"]},
+        {"kind": "pretrain"},
+        {"tokens": 1e300},
+        {"tokens": -1},
+        {"documents": 1},
+        {"documents": True},
+        {"targets": "9"},
+        {"shards": {}},
+        {"shards": []},
+        {"shards": [{"documents": 2.0, "tokens": 10}]},
+        {"shards": [{"documents": 2**62, "tokens": 2**62}]},
+        {"shards": [None]},
+        {"files": []},
+        {"files": {"../../secret": {"bytes": 1, "sha256": ""}}},
+        {"tokenizer": None},
+        {"tokenizer": {"fingerprint": 7}},
+    ],
+)
+def test_a_manifest_of_wrong_values_is_named_as_damaged(prepare, tmp_path, change):
+    manifest, _ = prepare("sft", CHATS)
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(UserError, match="manifest.json is damaged; prepare the data again"):
+        TokenStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("ids", 65_535, "an id that its tokenizer has not"), ("codes", 4, "no role"), ("codes", 128, "no role")],
+)
+def test_tokens_that_nothing_can_read_are_refused(tmp_path, field, value, message):
+    """As another program may have written them, with a manifest that agrees."""
+    writer = StoreWriter(tmp_path, "sft", TOKENIZER)
+    part = Part(np.zeros(3, writer.dtype), np.full(3, TARGET | 2, np.uint8), np.array([3], np.uint32))
+    getattr(part, field)[1] = value
+    writer.append(part)
+    writer.finish({})
+    with pytest.raises(UserError, match=message):
+        TokenStore(tmp_path)
+
+
+def test_lengths_that_agree_only_in_sum_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset.token_store.SHARD_TOKENS", 1)
+    writer = StoreWriter(tmp_path, "pretrain", TOKENIZER)
+    for _ in range(2):
+        writer.append(Part(np.zeros(4, writer.dtype), None, np.array([4], np.uint32)))
+    writer.close()
+    for shard, length in enumerate((5, 3)):
+        (tmp_path / f"lengths-{shard:05}.bin").write_bytes(np.uint32(length).tobytes())
+    writer.finish({})
+    with pytest.raises(UserError, match="lengths .* are damaged"):
+        TokenStore(tmp_path)
+
+
+def test_a_store_that_is_replaced_is_read_on_and_one_that_is_cut_is_an_error(prepare, tmp_path):
+    prepare("sft", CHATS)
+    expected, store = TokenStore(tmp_path / "store")[1].ids.tolist(), TokenStore(tmp_path / "store")
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "store")
+    assert store[1].ids.tolist() == expected
+    copy = TokenStore(tmp_path / "copy")
+    os.truncate(tmp_path / "copy" / "ids-00000.bin", 70)
+    assert copy[0].ids.tolist()
+    with pytest.raises(UserError, match="copy/ids-00000.bin became shorter while it was read"):
+        copy[1]
+
+
+def test_a_store_that_is_let_go_closes_its_files(prepare, tmp_path):
+    prepare("sft", CHATS)
+    before = len(os.listdir("/dev/fd"))
+    store = TokenStore(tmp_path / "store")
+    assert len(os.listdir("/dev/fd")) == before + 3
+    del store
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_another_tokenizer_does_not_open_the_store(prepare, tmp_path):

@@ -1,40 +1,21 @@
-"""Questions from files, answers in batches or chosen by likelihood, and the table of how many are right."""
+"""Answers to questions, generated in batches or chosen by likelihood, and the table of how many are right."""
 
-import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from dataset.conversation import Message, render
-from dataset.formats import QuestionPosition, RecordError, parse_messages, read_answers
+from dataset.conversation import render
 from dataset.prompts import prompt_of
-from dataset.records import read_records
-from dataset.sources import check_sources
 from eval.answer_text import AnswerText
 from eval.chat import TextSampling
+from eval.matching import final_answer, is_exact_match
+from eval.questions import Question
 from eval.served_model import ServedModel
+from eval.settings import ChoiceBy
 from eval.statistics import wilson_interval
-from model.errors import UserError
 from model.generator import Generator, Prompt, Request
-
-FINAL_PUNCTUATION = " .。!?,;:、…"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A conversation that ends before an answer, and the answers that count as right."""
-
-    id: str
-    split: str
-    language: str
-    kind: str
-    messages: tuple[Message, ...]
-    answers: tuple[str, ...]
-    choices: tuple[str, ...] = ()
-    """answers of which the most probable is taken; empty where the model is to answer freely"""
 
 
 @dataclass(frozen=True)
@@ -46,28 +27,33 @@ class Prediction:
     finish_reason: str
     """that of a completion, `chosen` among choices, or `too_long`"""
     is_correct: bool
-    scores: tuple[float, ...] = ()
-    """log-probability of each choice in nats"""
+    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """log-probability of each choice in nats: by `sum`, and by its mean over each `character` and `token`"""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Say whether the answer ends inside its thought, before it says anything."""
+        return final_answer(self.text) is None
 
     def record(self) -> dict[str, Any]:
         """Return the line of `predictions.jsonl`."""
         said = {"prediction": self.text, "finish_reason": self.finish_reason, "is_correct": self.is_correct}
         return asdict(self.question) | said | ({"scores": self.scores} if self.scores else {})
 
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Prediction":
-        """Return what `record` wrote."""
-        values = {field.name: record[field.name] for field in fields(Question) if field.name in record}
-        texts = {name: tuple(values.get(name, ())) for name in ("answers", "choices")}
-        messages = tuple(
-            Message(
-                **{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
-            )
-            for said in values["messages"]
-        )
-        question = Question(**values | texts | {"messages": messages})
-        said = (record[name] for name in ("prediction", "finish_reason", "is_correct"))
-        return cls(question, *said, tuple(record.get("scores", ())))
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRecord(Question):
+    """A line of `predictions.jsonl`."""
+
+    prediction: str
+    finish_reason: str
+    is_correct: bool
+    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def parsed(self) -> Prediction:
+        """Return what was written."""
+        question = Question(**{name.name: getattr(self, name.name) for name in fields(Question)})
+        return Prediction(question, self.prediction, self.finish_reason, self.is_correct, self.scores)
 
 
 @dataclass(frozen=True)
@@ -85,6 +71,14 @@ class Cell:
     """questions that do not fit the context; they count as wrong"""
     chosen: int = 0
     """questions with choices, which end no answer"""
+    unfinished: int = 0
+    """answers that end inside their thought; they count as wrong"""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are those of no table (`ValueError`)."""
+        counts = (self.correct, self.stopped, self.too_long, self.chosen, self.unfinished)
+        if self.questions < max(1, *counts):
+            raise ValueError(f"{max(counts)} of {self.questions} questions")
 
     @property
     def exact_match(self) -> float:
@@ -102,108 +96,13 @@ class Cell:
         return self.stopped / max(1, self.questions - self.chosen)
 
 
-def normalise(text: str) -> str:
-    """Return what is compared: Unicode NFKC, one case, single spaces, no final punctuation.
-
-    "  Paris. " and "paris" are equal, "10%" and "10" are not.
-    """
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return plain.rstrip(FINAL_PUNCTUATION) or plain
-
-
-def is_exact_match(text: str, answers: Iterable[str]) -> bool:
-    """Say whether a text equals one of the accepted answers after `normalise`."""
-    return normalise(text) in {normalise(answer) for answer in answers}
-
-
-def load_questions(path: str | Path, question_position: QuestionPosition = "last") -> list[Question]:
-    """Read the questions of a `.jsonl` file; raises `UserError` that names the line at fault."""
-    check_sources([str(path)])
-    questions = []
-    for record in read_records([str(path)]):
-        name = f"{path}:{record.line}"
-        try:
-            if record.value is None:
-                raise RecordError(record.fault)
-            questions.append(parse_question(record.value, name, Path(path).stem, question_position))
-        except RecordError as error:
-            raise UserError(f"{path}, line {record.line}: {error}") from None
-    if not questions:
-        raise UserError(f"{path} holds no questions; expected one JSON object per line")
-    return questions
-
-
-def parse_question(
-    record: dict[str, Any], name: str, split: str, question_position: QuestionPosition = "last"
-) -> Question:
-    """Return the question of a record; `name` and `split` stand in for those that it lacks.
-
-        {"conversations": […, user], "answers": […]}            also under "messages"
-        {"conversations": […, user, assistant]}                 its last message is the accepted answer
-        {"context": …, "question": …, "answers": […]}
-        {"context"?: …, "question": …, "choices": […], "answer": 0}   or a conversation that ends with a user
-
-    "answer" is the place of the right choice, counted from 0; the model is not shown the choices. Without it
-    "answers" are those of a free question, whatever choices it carries. Raises `RecordError` with the reason.
-    """
-    choices = _choices(record)
-    answers = _accepted(record, choices)
-    if choices and "question" in record and "context" not in record:
-        record = record | {"conversations": [{"role": "user", "content": record["question"]}]}
-    turns = record.get("conversations") or record.get("messages")
-    if answers and isinstance(turns, list):
-        record = record | {"conversations": [*turns, {"role": "assistant", "content": answers[0]}]}
-    elif choices:
-        record = record | {"answers": answers}
-    *messages, last = parse_messages(record, question_position)
-    if last.role != "assistant" or not messages or messages[-1].role == "assistant":
-        raise RecordError("expected a question before one answer")
-    return Question(
-        str(record.get("id", name)),
-        str(record.get("split", split)),
-        str(record.get("language", "")),
-        str(record.get("kind", record.get("task", ""))),
-        tuple(messages),
-        tuple(answers or [last.content]),
-        choices,
-    )
-
-
-def _choices(record: dict[str, Any]) -> tuple[str, ...]:
-    choices, answer = record.get("choices"), record.get("answer")
-    if not choices or (answer is None and record.get("answers")):
-        return ()
-    if not isinstance(choices, list) or not all(map(_is_text, choices)) or len(set(choices)) < 2:
-        raise RecordError("choices are not a list of two or more texts")
-    if len(set(choices)) < len(choices):
-        raise RecordError("a choice stands twice")
-    if type(answer) is not int or not 0 <= answer < len(choices):
-        raise RecordError(f"answer is not the place of a choice, 0 to {len(choices) - 1}")
-    return tuple(choices)
-
-
-def _accepted(record: dict[str, Any], choices: tuple[str, ...]) -> list[str] | None:
-    """Return the answers that count as right, None where a conversation is to end with the one that does."""
-    if choices:
-        return [choices[record["answer"]]]
-    if record.get("answers") is None:
-        return None
-    answers = read_answers(record["answers"])
-    if not all(map(_is_text, answers)):
-        raise RecordError("answers are not a list of texts")
-    return answers
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
 def answer_questions(
     served: ServedModel,
     questions: Sequence[Question],
     sampling: TextSampling,
     batch_size: int,
     report: Callable[[int], None] = lambda answered: None,
+    choice_by: ChoiceBy = "sum",
 ) -> list[Prediction]:
     """Answer all questions, in their order: the free ones `batch_size` at a time, the others by likelihood.
 
@@ -223,21 +122,28 @@ def answer_questions(
         report(1)
     for n, question in enumerate(questions):
         if question.choices:
-            predictions[n] = choose(served, generator, question, prompts[n])
+            predictions[n] = choose(served, generator, question, prompts[n], choice_by)
             report(1)
     return predictions
 
 
-def choose(served: ServedModel, generator: Generator, question: Question, prompt: Prompt) -> Prediction:
+def choose(
+    served: ServedModel, generator: Generator, question: Question, prompt: Prompt, choice_by: ChoiceBy = "sum"
+) -> Prediction:
     """Take the choice that the model most probably answers: its tokens and the end marker after them.
 
-    A question whose longest choice does not fit the context is `too_long`.
+    `choice_by` compares their log-probability, or its mean over the characters of the choice or over these
+    tokens, which favour no short one. A question whose longest choice does not fit the context is `too_long`.
     """
     encoded = [[*served.tokenizer.encode(text), served.tokenizer.im_end_id] for text in question.choices]
     if len(prompt.ids) + max(map(len, encoded)) - 1 > generator.max_tokens:
         return Prediction(question, "", "too_long", False)
-    scores = tuple(float(tokens.sum()) for tokens in generator.score(prompt, encoded))
-    text = question.choices[scores.index(max(scores))]
+    sums = [float(tokens.sum()) for tokens in generator.score(prompt, encoded)]
+    sizes = {"sum": [1] * len(sums), "character": map(len, question.choices), "token": map(len, encoded)}
+    scores = {
+        name: tuple(total / size for total, size in zip(sums, of, strict=True)) for name, of in sizes.items()
+    }
+    text = question.choices[scores[choice_by].index(max(scores[choice_by]))]
     return Prediction(question, text, "chosen", text in question.answers, scores)
 
 
@@ -262,4 +168,5 @@ def _count(name: tuple[str, str, str], group: Sequence[Prediction]) -> Cell:
     reasons = [prediction.finish_reason for prediction in group]
     counts = {"stopped": "stop", "too_long": "too_long", "chosen": "chosen"}
     counted = {field: reasons.count(reason) for field, reason in counts.items()}
-    return Cell(*name, questions=len(group), correct=correct, **counted)
+    unfinished = sum(prediction.is_unfinished for prediction in group)
+    return Cell(*name, questions=len(group), correct=correct, unfinished=unfinished, **counted)

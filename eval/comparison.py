@@ -10,9 +10,10 @@ from torch import Tensor
 
 from dataset.conversation import Message, Rendered, render
 from dataset.tokenizer import Tokenizer
-from eval.answers import Cell, Prediction, Question
+from eval.answers import Cell, Prediction
 from eval.evaluation import Evaluation, load, load_predictions
 from eval.plots import MaskPanel, model_panels
+from eval.questions import Question
 from eval.served_model import open_model, tell_apart
 from model.errors import UserError
 from model.json_file import read_object

@@ -1,74 +1,145 @@
 """One model against question files and token stores: what was found, kept, and not computed twice."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+from dataset.settings import BatchSettings
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
 from dataset.whole_folder import check_place, whole_folder
-from eval.answers import Cell, Prediction, answer_questions, load_questions, tabulate
+from eval.answers import Cell, Prediction, PredictionRecord, answer_questions, tabulate
 from eval.chat import TextSampling
 from eval.likelihood import store_likelihood
+from eval.questions import LeftOut, QuestionSet, load_questions
 from eval.served_model import ServedModel
 from eval.settings import EvaluationSettings
+from eval.typed_json import read_as, read_lines
+from model.config import PROMPT_MASKS
 from model.errors import UserError
 from model.json_file import read_object
 from trainer.validation import Likelihood
 
-RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
+RESULTS, PREDICTIONS, REJECTS = "results.json", "predictions.jsonl", "rejects.jsonl"
+NO_FACTS = {"model", "out", "overwrite"}
+"""settings that decide no result; the model is told by its files"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that decides a result; with equal ones nothing needs to be computed again."""
+
+    model: dict[str, str]
+    """sha256 of each file of the model"""
+    data: dict[str, str]
+    """sha256 of each question file"""
+    loss_data: dict[str, str]
+    """sha256 of each token store's list of files with their checksums"""
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What was found."""
 
-    fingerprint: str
-    """of model, data and settings; with an equal one nothing needs to be computed again"""
+    model: str
+    """directory of the model"""
     prompt_mask: str
+    facts: Facts
     cells: tuple[Cell, ...]
     losses: dict[str, Likelihood]
     """by token store"""
+    unanswerable: int = 0
+    """questions that were left out, as they have no answer"""
+    broken: int = 0
+    """records of question files that could not be read"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An evaluation with all that it was found from."""
+
+    evaluation: Evaluation
+    predictions: tuple[Prediction, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def evaluate(
     served: ServedModel,
     settings: EvaluationSettings,
     report: Callable[[str, int], None] = lambda what, count: None,
-) -> tuple[Evaluation, list[Prediction]]:
-    """Answer the questions and measure the stores; `report` gets what was done, and how many of it.
+    tell: Callable[[str], None] = lambda line: None,
+) -> Found:
+    """Answer the questions and measure the stores.
 
-    Raises `UserError` for unusable questions or stores before anything is computed.
+    `report` gets what was done, and how many of it; `tell` lines about what is going to be done. Raises
+    `UserError` for unusable questions or stores before anything is computed.
     """
     stores = {path: TokenStore(path, served.tokenizer) for path in settings.loss_data}
-    questions = [q for path in settings.data for q in load_questions(path, settings.question_position)]
-    sampling = TextSampling(settings.max_new_tokens, stop_strings=settings.stop_strings)
-    answered = partial(report, f"of {len(questions)} questions answered")
-    predictions = answer_questions(served, questions, sampling, settings.batch_size, answered)
     length = min(settings.max_seq_len, served.model.config.max_position_embeddings)
+    batches = BatchSettings(length, prompt_mask=served.prompt_mask, supervise=settings.supervise)
+    for store in stores.values():
+        batches.resolved(store.kind)
+    asked = load_questions(settings.data, settings.question_position, settings.max_reject_fraction)
+    for line in announcements(asked, settings.max_new_tokens):
+        tell(line)
+    sampling = TextSampling(settings.max_new_tokens, stop_strings=settings.stop_strings)
+    answered = partial(report, f"of {len(asked.questions)} questions answered")
+    predictions = answer_questions(
+        served, asked.questions, sampling, settings.batch_size, answered, settings.choice_by
+    )
     losses = {
         path: store_likelihood(
-            served, store, length, settings.batch_size, partial(report, f"targets of {path}")
+            served, store, batches, settings.batch_size, partial(report, f"targets of {path}")
         )
         for path, store in stores.items()
     }
-    cells = tuple(tabulate(predictions))
-    return Evaluation(fingerprint(served, settings), served.prompt_mask, cells, losses), predictions
+    broken = sum(record.is_broken for record in asked.left_out)
+    evaluation = Evaluation(
+        str(served.path),
+        served.prompt_mask,
+        facts_of(served, settings),
+        tuple(tabulate(predictions)),
+        losses,
+        len(asked.left_out) - broken,
+        broken,
+    )
+    return Found(evaluation, tuple(predictions), asked.left_out)
 
 
-def fingerprint(served: ServedModel, settings: EvaluationSettings) -> str:
-    """Return a hash of everything that decides the result: weights, tokenizer, mask, data and settings."""
+def announcements(asked: QuestionSet, max_new_tokens: int) -> Iterator[str]:
+    """Yield what a user is to know before a long computation: what is asked, and what is not."""
+    free = sum(not question.choices for question in asked.questions)
+    if free:
+        yield f"{free:,} answers of up to {max_new_tokens} tokens will be generated"
+    if asked.from_chats:
+        yield f"{asked.from_chats:,} chats name no answers: the last one of each is taken as the right one"
+    for is_broken, what in ((False, "questions have no answer"), (True, "records cannot be read")):
+        if group := [record for record in asked.left_out if record.is_broken == is_broken]:
+            first = f"{group[0].file} line {group[0].line}: {group[0].reason}"
+            yield f"left out: {len(group):,} {what} (first: {first}); {REJECTS} lists them with --out"
+
+
+def facts_of(served: ServedModel, settings: EvaluationSettings) -> Facts:
+    """Return everything that decides the result: weights, tokenizer, mask, data and settings."""
     check_sources(settings.data)
-    facts = {
-        "model": [describe_source(str(file))["sha256"] for file in _model_files(served.path)],
-        "data": [describe_source(path)["sha256"] for path in settings.data],
-        "loss_data": [read_manifest(path)["files"] for path in settings.loss_data],
-        "settings": asdict(replace(settings, model="", out=None, prompt_mask=served.prompt_mask)),
-    }
-    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    values = {name: value for name, value in asdict(settings).items() if name not in NO_FACTS}
+    values |= {"prompt_mask": served.prompt_mask}
+    del values["data"], values["loss_data"]
+    return Facts(
+        {file.name: describe_source(str(file))["sha256"] for file in _model_files(served.path)},
+        {path: describe_source(path)["sha256"] for path in settings.data},
+        {path: _store_digest(path) for path in settings.loss_data},
+        json.loads(json.dumps(values)),
+    )
+
+
+def _store_digest(path: str) -> str:
+    return sha256(json.dumps(read_manifest(path)["files"], sort_keys=True).encode()).hexdigest()
 
 
 def _model_files(folder: Path) -> list[Path]:
@@ -77,34 +148,81 @@ def _model_files(folder: Path) -> list[Path]:
     return [*sorted(folder.glob("model*.safetensors")), *present]
 
 
+def differences(there: Facts, wanted: Facts) -> list[str]:
+    """Return in words where two evaluations differ, settings as flags."""
+    found = [
+        f"--{name} was {_shown(there.settings.get(name))}, now {_shown(wanted.settings.get(name))}"
+        for name in sorted(there.settings.keys() | wanted.settings)
+        if there.settings.get(name) != wanted.settings.get(name)
+    ]
+    for kind, what in (("model", "file"), ("data", "--data"), ("loss_data", "--loss_data")):
+        before, after = getattr(there, kind), getattr(wanted, kind)
+        for name in before | after:
+            if before.get(name) != after.get(name):
+                state = (
+                    "is no longer given"
+                    if name not in after
+                    else "is new"
+                    if name not in before
+                    else "has changed"
+                )
+                found.append(f"{what} {name} {state}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
 def check_out(folder: str | Path) -> None:
     """Raise `UserError` when a folder holds anything but an evaluation, which would be replaced."""
     folder = Path(folder)
     check_place(folder)
-    others = {file.name for file in folder.iterdir()} - {RESULTS, PREDICTIONS} if folder.exists() else set()
+    own = {RESULTS, PREDICTIONS, REJECTS}
+    others = {file.name for file in folder.iterdir()} - own if folder.exists() else set()
     if others:
         raise UserError(f"--out {folder} holds something else ({min(others)}); choose a new folder")
 
 
-def save(folder: str | Path, evaluation: Evaluation, predictions: Sequence[Prediction]) -> None:
-    """Write `results.json` and `predictions.jsonl` into a folder, both or neither."""
+def save(folder: str | Path, found: Found) -> None:
+    """Write `results.json`, `predictions.jsonl` and, for what was left out, `rejects.jsonl`: all or none."""
     check_out(folder)
     with whole_folder(folder, overwrite=True) as written:
-        lines = (json.dumps(prediction.record(), ensure_ascii=False) + "\n" for prediction in predictions)
-        (written / PREDICTIONS).write_text("".join(lines), encoding="utf-8")
-        text = json.dumps(asdict(evaluation), indent=2, ensure_ascii=False) + "\n"
+        _write_lines(written / PREDICTIONS, [prediction.record() for prediction in found.predictions])
+        if found.left_out:
+            _write_lines(written / REJECTS, [asdict(record) for record in found.left_out])
+        text = json.dumps(asdict(found.evaluation), indent=2, ensure_ascii=False) + "\n"
         (written / RESULTS).write_text(text, encoding="utf-8")
 
 
+def _write_lines(file: Path, records: Sequence[dict[str, Any]]) -> None:
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    file.write_text("".join(lines), encoding="utf-8")
+
+
 def find(served: ServedModel, settings: EvaluationSettings) -> Evaluation | None:
-    """Return the evaluation in `out` if it is the requested one; raise `UserError` for a folder in use."""
+    """Return the evaluation in `out` if it is the requested one.
+
+    Raises `UserError` for a folder that holds something else: another evaluation only goes with `overwrite`.
+    """
     if settings.out is None:
         return None
     check_out(settings.out)
     if not (Path(settings.out) / RESULTS).is_file():
         return None
-    found = load(settings.out)
-    return found if found.fingerprint == fingerprint(served, settings) else None
+    wanted = facts_of(served, settings)
+    try:
+        there = load(settings.out)
+    except UserError:
+        if settings.overwrite:
+            return None
+        raise
+    if there.facts == wanted or settings.overwrite:
+        return there if there.facts == wanted else None
+    raise UserError(
+        f"--out {settings.out} holds another evaluation: {'; '.join(differences(there.facts, wanted))}; "
+        "choose another folder, or replace it with --overwrite"
+    )
 
 
 def load(folder: str | Path) -> Evaluation:
@@ -112,20 +230,21 @@ def load(folder: str | Path) -> Evaluation:
     file = Path(folder) / RESULTS
     if not file.is_file():
         raise UserError(f"no evaluation in {folder}; python -m scripts.evaluate --out {folder} … makes one")
-    values = read_object(file, "delete it and evaluate again")
+    advice = "evaluate again, with --overwrite"
+    values = read_object(file, advice)
     try:
-        values["cells"] = tuple(Cell(**cell) for cell in values["cells"])
-        values["losses"] = {store: Likelihood(**loss) for store, loss in values["losses"].items()}
-        return Evaluation(**values)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is damaged ({error}); delete it and evaluate again") from None
+        found = read_as(Evaluation, values, "results")
+        if found.prompt_mask not in PROMPT_MASKS or any(loss.nats < 0 for loss in found.losses.values()):
+            raise ValueError("prompt_mask or nats have impossible values")
+        return found
+    except ValueError as error:
+        raise UserError(f"{file} is damaged, or of another version ({error}); {advice}") from None
 
 
-def load_predictions(folder: str | Path) -> list[Prediction]:
+def load_predictions(folder: str | Path) -> tuple[Prediction, ...]:
     """Read the predictions that `save` wrote, in the order of the question files."""
     file = Path(folder) / PREDICTIONS
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 too
-        return [Prediction.from_record(json.loads(line)) for line in lines if line]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is damaged ({error}); delete {folder} and evaluate again") from None
+        return tuple(record.parsed() for record in read_lines(PredictionRecord, file))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error}); evaluate again, with --overwrite") from None

@@ -12,16 +12,15 @@ from trainer.validation import Likelihood, bytes_of_tokens, measure
 def store_likelihood(
     served: ServedModel,
     store: TokenStore,
-    max_seq_len: int,
+    settings: BatchSettings,
     rows: int,
     report: Callable[[int], None] = lambda targets: None,
 ) -> Likelihood:
-    """Return the likelihood of a token store's targets, those that a training with the same mask would have.
+    """Return the likelihood of a token store's targets, those that a training with these settings would have.
 
-    Rows hold at most `max_seq_len` tokens; `rows` of them are computed at a time, then `report` gets the
-    number of their targets. Raises `UserError` for a store that does not go with the mask.
+    `rows` rows are computed at a time, then `report` gets the number of their targets. Raises `UserError` for
+    a store that does not go with the settings.
     """
-    settings = BatchSettings(max_seq_len=max_seq_len, prompt_mask=served.prompt_mask)
     stream = BatchStream([store], settings)
 
     def reported() -> Iterator[Batch]:

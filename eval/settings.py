@@ -1,10 +1,14 @@
 """What an evaluation, and all that answers with a model, can be told; imports no torch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dataset.formats import QuestionPosition
+from dataset.settings import Supervise
 from model.config import PromptMask, Weights
 from model.errors import UserError
+
+ChoiceBy = Literal["sum", "character", "token"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +35,19 @@ class EvaluationSettings(ServingSettings):
     """.jsonl files of questions: chats with accepted answers, reading comprehension, multiple choice"""
     loss_data: tuple[str, ...] = ()
     """token stores whose validation loss is measured"""
+    supervise: Supervise | None = None
+    """targets of --loss_data; name them where masks are compared that by default have different ones"""
     out: str | None = None
     """folder for results.json and predictions.jsonl; an evaluation that lies there already is not repeated"""
+    overwrite: bool = False
+    """replace an evaluation in --out that was made of other data, or with other settings"""
     question_position: QuestionPosition = "last"
     """where the question stands in records of context, question and answers"""
+    max_reject_fraction: float = 0.01
+    """share of a question file's records that may be broken; above 0, one of under 100 records may be"""
+    choice_by: ChoiceBy = "sum"
+    """multiple choice takes the highest log-probability (acc of lm-evaluation-harness), or the highest mean
+    per character (its acc_norm) or per token"""
     max_new_tokens: int = 64
     """most tokens of an answer"""
     stop_strings: tuple[str, ...] = ()
@@ -50,8 +63,16 @@ class EvaluationSettings(ServingSettings):
             raise UserError(
                 "nothing to measure: give --data (questions), --loss_data (token stores), or both"
             )
+        if self.supervise and not self.loss_data:
+            raise UserError("--supervise changes nothing without --loss_data; leave it out")
+        if self.overwrite and self.out is None:
+            raise UserError("--overwrite changes nothing without --out; leave it out")
         if self.compile and not self.data:
             raise UserError("--compile changes nothing without --data, as no answer is decoded; leave it out")
+        if not 0 <= self.max_reject_fraction <= 1:
+            raise UserError(
+                f"--max_reject_fraction: expected a share between 0 and 1, got {self.max_reject_fraction}"
+            )
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}: expected at least 1, got {getattr(self, name)}")

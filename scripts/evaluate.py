@@ -10,6 +10,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dataset.printing import printable
 from eval.settings import EvaluationSettings
 from trainer.command_line import parse, run
 
@@ -30,9 +31,10 @@ def main() -> None:
     else:
         tell, for_one_row = partial(print, file=sys.stderr), settings.batch_size == 1
         served = served.in_form(settings.dtype, settings.compile, for_one_row, tell)
-        evaluation, predictions = evaluate(served, settings, Counter())
+        found = evaluate(served, settings, Counter(), tell)
+        evaluation = found.evaluation
         if settings.out:
-            save(settings.out, evaluation, predictions)
+            save(settings.out, found)
         tell(served.speed)
     show(evaluation)
 
@@ -64,19 +66,31 @@ def show(found: "Evaluation") -> None:
         languages = dict.fromkeys(cell.language for cell in found.cells)
         by_language = {name or "all": [c for c in found.cells if c.language == name] for name in languages}
         console.print(score_table(by_language))
-        questions, stopped, too_long, chosen = (
+        questions, stopped, too_long, chosen, unfinished = (
             sum(getattr(cell, name) for cell in totals)
-            for name in ("questions", "stopped", "too_long", "chosen")
+            for name in ("questions", "stopped", "too_long", "chosen", "unfinished")
         )
         if free := questions - chosen:
             console.print(f"{stopped / free:.1%} of {free} answers ended by themselves")
         if chosen:
             console.print(f"{chosen} questions were answered by the most probable of their choices")
+        if unfinished:
+            console.print(
+                f"{unfinished} answers end inside their thought and count as wrong (--max_new_tokens?)"
+            )
         if too_long:
             console.print(f"{too_long} questions do not fit the model's context and count as wrong")
+    for count, what in (
+        (found.unanswerable, "questions have no answer"),
+        (found.broken, "records are broken"),
+    ):
+        if count:
+            console.print(f"{count} {what} and were left out")
     for store, loss in found.losses.items():
         in_bytes = f", {loss.bits_per_byte:.4f} bits/byte" if loss.bits_per_byte else ""
-        console.print(f"{store}: {loss.nats_per_token:.4f} nats/token{in_bytes} ({loss.targets:,} targets)")
+        console.print(
+            f"{printable(store)}: {loss.nats_per_token:.4f} nats/token{in_bytes} ({loss.targets:,} targets)"
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Small random models with a tokenizer, opened as chat and evaluation open them."""
+"""Small random models with a tokenizer, opened as chat and evaluation open them, and questions for them."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -79,3 +80,12 @@ def save_model(folder: Path, prompt_mask: str, context: int = 256, vocab_size: i
     tokenizer.save(folder)
     save_checkpoint(folder, LanguageModel(config), prompt_mask, tokenizer.stop_ids)
     return folder
+
+
+def write_lines(path: Path, *records: dict) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return str(path)
+
+
+def chat_question(text: str, *answers: str, **fields: str) -> dict:
+    return {"conversations": [{"role": "user", "content": text}], "answers": list(answers), **fields}

@@ -150,8 +150,8 @@ CASES = {
     ),
     "broken questions": (
         "scripts.evaluate",
-        "--model model --data broken.jsonl --out new",
-        ["broken.jsonl", "line 2"],
+        "--model model --data broken.jsonl --max_reject_fraction 0 --out new",
+        ["broken.jsonl", "line 2", "max_reject_fraction"],
     ),
     "evaluation under a foreign mask": (
         "scripts.evaluate",

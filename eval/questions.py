@@ -1,0 +1,282 @@
+"""Questions from files, in the forms that users have, and an account of the records that are none.
+
+What a chat looks like is `dataset/formats.py`'s.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset.conversation import ROLES, Message
+from dataset.formats import (
+    QuestionPosition,
+    RecordError,
+    format_of,
+    parse_messages,
+    read_text,
+    reading_prompt,
+)
+from dataset.records import Record, read_records
+from dataset.sources import check_sources
+from eval.matching import final_answer
+from model.errors import UserError
+
+TURNS = ("conversations", "messages", "prompt", "input")
+"""keys of a question that is a chat"""
+ASKED = ("question", "query", "input")
+"""keys of a question that is one text"""
+ACCEPTED = ("answers", "answer", "ideal", "targets", "target")
+"""keys of what counts as right"""
+CHOICES, CHOSEN = ("choices", "options"), ("answer", "answerKey")
+"""keys of choices, and of which is right"""
+EXPECTED = "expected question and answers (context where there is one), or messages; beside choices, answer"
+FEW_RECORDS = 100  # of so few one may be broken, whatever the share
+
+
+class NoAnswerError(RecordError):
+    """Says that a record has a question to which there is no answer."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation that ends before an answer, and the answers that count as right."""
+
+    id: str
+    split: str
+    language: str
+    kind: str
+    messages: tuple[Message, ...]
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    """answers of which the most probable is taken; empty where the model is to answer freely"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked (`ValueError`)."""
+        if not self.messages or not self.answers or {message.role for message in self.messages} - set(ROLES):
+            raise ValueError("expected messages with known roles, and answers")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A record of a question file that is not asked."""
+
+    file: str
+    line: int
+    reason: str
+    is_broken: bool
+    """whether it counts for --max_reject_fraction; otherwise its question has no answer"""
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of some files, and the records in them that are not asked."""
+
+    questions: tuple[Question, ...]
+    left_out: tuple[LeftOut, ...]
+    from_chats: int
+    """questions whose accepted answer is the last one of their chat"""
+
+
+def load_questions(
+    paths: Sequence[str], question_position: QuestionPosition = "last", max_reject_fraction: float = 0.01
+) -> QuestionSet:
+    """Read question files. A question that has no answer is left out, and so is a record that is broken.
+
+    Raises `UserError` that names the line where a file has no question, or where more than a share of its
+    records are broken; in a file of under 100 records one may be, unless the share is 0.
+    """
+    check_sources(paths)
+    files = [_load_file(path, question_position, max_reject_fraction) for path in paths]
+    return QuestionSet(
+        tuple(question for file in files for question in file.questions),
+        tuple(record for file in files for record in file.left_out),
+        sum(file.from_chats for file in files),
+    )
+
+
+def _load_file(path: str, question_position: QuestionPosition, max_reject_fraction: float) -> QuestionSet:
+    questions, faults, from_chats = [], [], 0
+    for record in read_records([path]):
+        try:
+            questions.append(_parse(record, path, question_position))
+        except RecordError as error:
+            is_broken = not isinstance(error, NoAnswerError)
+            faults.append(LeftOut(str(path), record.line, str(error), is_broken))
+        else:
+            from_chats += not questions[-1].choices and _accepted(record.value) is None
+    _check_faults(path, faults, len(questions), max_reject_fraction)
+    return QuestionSet(tuple(questions), tuple(faults), from_chats)
+
+
+def _parse(record: Record, path: str, question_position: QuestionPosition) -> Question:
+    if record.value is None:
+        raise RecordError(record.fault)
+    try:
+        return parse_question(record.value, f"{path}:{record.line}", Path(path).stem, question_position)
+    except RecursionError:
+        raise RecordError("nested too deeply") from None
+
+
+def _check_faults(
+    path: str, faults: Sequence[LeftOut], num_questions: int, max_reject_fraction: float
+) -> None:
+    broken, count = [fault for fault in faults if fault.is_broken], num_questions + len(faults)
+    allowed = max_reject_fraction * count
+    if max_reject_fraction and count < FEW_RECORDS:
+        allowed = max(1, allowed)
+    if broken and (len(broken) > allowed or not num_questions):
+        share = f"{len(broken)} of {count} records cannot be used"
+        limit = f", more than --max_reject_fraction {max_reject_fraction:g} allows" if num_questions else ""
+        raise UserError(f"{path}, line {broken[0].line}: {broken[0].reason}; {share}{limit}")
+    if not num_questions:
+        raise UserError(f"{path} holds no questions with answers; expected one JSON object per line")
+
+
+def parse_question(
+    record: dict[str, Any], name: str, split: str, question_position: QuestionPosition = "last"
+) -> Question:
+    """Return the question of a record; `name` and `split` stand in for those that it lacks.
+
+        {"conversations": […, user], "answers": […]}            also under "messages", "prompt" or "input"
+        {"conversations": […, user, assistant]}                 its last message is the accepted answer
+        {"context"?: …, "question": …, "answers": […]}          also "answer", one or several
+        {"question": …, "choices": […], "answer": 0}            with a context too, or a chat in its place
+
+    With choices, "answer" is the place of the right one counted from 0, its letter or its text; the model is
+    not shown them. Without it "answers" are those of a free question, whatever choices it carries. Raises
+    `RecordError` with the reason, `NoAnswerError` where the record says that its question has no answer.
+    """
+    if record.get("is_impossible") is True:
+        raise NoAnswerError("its question has no answer")
+    choices = _choices(record)
+    answers = (choices.right,) if choices else _accepted(record)
+    if answers is None and format_of(record) is None:
+        raise RecordError(f"no question and answers under the keys {_keys(record)}; {EXPECTED}")
+    if answers is None:
+        *messages, last = parse_messages(record, question_position)
+    else:
+        *messages, last = _with_answer(record, answers[0], question_position)
+    if last.role != "assistant" or not messages or messages[-1].role == "assistant":
+        raise RecordError("expected a question before one answer")
+    return Question(
+        _name(record, "id") or name,
+        _name(record, "split") or split,
+        _name(record, "language"),
+        _name(record, "kind") or _name(record, "task"),
+        tuple(messages),
+        answers or (final_answer(last.content) or last.content,),
+        choices.texts if choices else (),
+    )
+
+
+def _keys(record: dict[str, Any]) -> str:
+    names = [key[:30] for key in record][:8]
+    return ", ".join(names + ["…"] * (len(record) > len(names)))
+
+
+def _name(record: dict[str, Any], key: str) -> str:
+    value = record.get(key)
+    text = value if isinstance(value, str | None) else json.dumps(value)
+    return read_text(text, key, may_be_empty=True)
+
+
+def _with_answer(record: dict[str, Any], answer: str, question_position: QuestionPosition) -> list[Message]:
+    """Return the messages of a record whose answer stands beside its question, and that answer."""
+    key = next((key for key in TURNS if isinstance(record.get(key), list) and record[key]), None)
+    if key:
+        return _chat_with_answer(record, record[key], answer)
+    if record.get("question") is None and record.get("prompt") is not None:
+        return parse_messages({**record, "completion": answer}, chat_format="prompt_completion")
+    if record.get("question") is None and record.get("instruction") is not None:
+        return parse_messages({**record, "output": answer}, chat_format="alpaca")
+    key = next((key for key in ASKED if record.get(key) is not None), None)
+    if key is None:
+        raise RecordError(f"no question under the keys {_keys(record)}; {EXPECTED}")
+    text = read_text(record[key], key)
+    if record.get("context") is not None:
+        text = reading_prompt(read_text(record["context"], "context"), text, question_position)
+    return [Message("user", text), Message("assistant", answer)]
+
+
+def _chat_with_answer(record: dict[str, Any], turns: list[Any], answer: str) -> list[Message]:
+    """Return a chat with an answer at its end, in place of the one with which it ends already."""
+    is_sharegpt = isinstance(turns[-1], dict) and "from" in turns[-1]
+    closing = ("from", "gpt", "value") if is_sharegpt else ("role", "assistant", "content")
+    chat = [*turns, {closing[0]: closing[1], closing[2]: answer}]
+    others = {key: value for key, value in record.items() if key not in TURNS}
+    *messages, last = parse_messages(others | {"conversations": chat})
+    return [*(messages[:-1] if messages and messages[-1].role == "assistant" else messages), last]
+
+
+def _accepted(record: dict[str, Any]) -> tuple[str, ...] | None:
+    """Return the answers that count as right, None where a conversation is to end with the one that does.
+
+    Raises `NoAnswerError` where the record says that there is none.
+    """
+    given = [record[key] for key in ACCEPTED if record.get(key) is not None]
+    if not given:
+        return None
+    found = next(filter(None, ([text for text in _texts(each) if text.strip()] for each in given)), [])
+    if not found:
+        raise NoAnswerError("its question has no answer")
+    return tuple(dict.fromkeys(final_answer(text) or text for text in found))
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the texts of an answer or several: also SQuAD's columns and objects, and numbers."""
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    if isinstance(value, dict):
+        known = [key for key in ("text", "value", "aliases", "spans") if key in value]
+        if not known:
+            raise RecordError("answers are objects without text")
+        return [text for key in known for text in _texts(value[key])]
+    if value is None or isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RecordError("answers are not texts")
+    return [read_text(value if isinstance(value, str) else json.dumps(value), "answer", may_be_empty=True)]
+
+
+@dataclass(frozen=True)
+class _Choices:
+    texts: tuple[str, ...]
+    right: str
+
+
+def _choices(record: dict[str, Any]) -> _Choices | None:
+    given = next((record[key] for key in CHOICES if record.get(key)), None)
+    right = next((record[key] for key in CHOSEN if record.get(key) is not None), None)
+    if not given or (right is None and record.get("answers")):
+        return None
+    texts, labels = _labelled(given)
+    if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise RecordError("choices are not a list of two or more texts")
+    texts = tuple(read_text(text, "a choice") for text in texts)
+    if len(set(texts)) < len(texts):
+        raise RecordError("a choice stands twice")
+    if isinstance(right, str) and (right in texts or right in labels):
+        return _Choices(texts, right if right in texts else texts[labels.index(right)])
+    if type(right) is not int or not 0 <= right < len(texts):
+        raise RecordError(
+            f"answer is not the place of a choice, 0 to {len(texts) - 1}, nor its letter or text"
+        )
+    return _Choices(texts, texts[right])
+
+
+def _labelled(given: Any) -> tuple[list[Any], list[Any]]:
+    """Return choices and their labels: of a list, of ARC's columns, or by letter; none of anything else."""
+    if isinstance(given, dict):
+        texts, labels = (
+            (given.get("text"), given.get("label"))
+            if "text" in given
+            else (list(given.values()), list(given))
+        )
+    else:
+        texts, labels = given, None
+    if not isinstance(texts, list):
+        return [], []
+    if all(isinstance(each, dict) for each in texts):
+        labels, texts = [each.get("label") for each in texts], [each.get("text") for each in texts]
+    letters = [chr(ord("A") + n) for n in range(len(texts))]
+    return texts, labels if isinstance(labels, list) and len(labels) == len(texts) else letters

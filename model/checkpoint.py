@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import PROMPT_MASKS, ModelConfig, from_dict
 from model.errors import UserError
 from model.json_file import read_object
+from model.tensor_file import write_tensors
 from model.transformer import LanguageModel
 
 FORMAT_VERSION = 1
@@ -56,14 +56,11 @@ def save_checkpoint(
         raise UserError(f"unknown prompt mask {prompt_mask!r}; choose one of {', '.join(PROMPT_MASKS)}")
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict()
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     weights = path / "model.safetensors"
-    try:
-        save_file(tensors, weights.with_suffix(".tmp"), metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(f"{weights} cannot be written: {error}") from error
+    write_tensors(weights.with_suffix(".tmp"), tensors, {"format": "pt"})
     os.replace(weights.with_suffix(".tmp"), weights)
     _write_json(path / "config.json", describe(model.config, prompt_mask))
     _write_json(path / "generation_config.json", {"eos_token_id": list(stop_ids)})

@@ -18,6 +18,7 @@ from forced_units import force_units
 
 import trainer.pretrain
 import trainer.sft
+from trainer import training_state
 from trainer.command_line import run
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -126,17 +127,16 @@ class KillInSave:
 
     def __call__(self, rank: int) -> None:
         """Prepare the death of this process."""
-        torch_save = torch.save
+        write = training_state.write_tensors
 
-        def dying(values, file):
-            torch_save(values, file)
-            self.saves_left -= Path(file.name).name == "optimizer.pt"
+        def dying(file, *contents):
+            write(file, *contents)
+            self.saves_left -= rank == 0
             if not self.saves_left:
-                file.flush()
-                os.truncate(file.fileno(), file.tell() // 2)
+                os.truncate(file, file.stat().st_size // 2)
                 _kill_group()
 
-        torch.save = dying
+        training_state.write_tensors = dying
 
 
 class KillAtRename:

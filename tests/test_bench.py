@@ -159,7 +159,7 @@ def test_optimizers_that_cannot_be_compared_are_refused_before_anything_is_done(
 def test_an_optimizer_that_diverges_is_a_result(monkeypatch, tmp_path):
     def diverges(command):
         (tmp_path / "adamw-9").mkdir()
-        (tmp_path / "adamw-9/not_finite-0.pt").touch()
+        (tmp_path / "adamw-9/not_finite-0.safetensors").touch()
         raise UserError("not finite")
 
     monkeypatch.setattr(optimizers, "measure", diverges)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked_runs import KillAtRename, KillInBackward, KillInSave, Run
+from safetensors.torch import load_file
 from training_runs import SHAPE, SHORT, data, init, line, metrics
 
 from trainer.settings import TrainSettings
@@ -46,7 +47,8 @@ def last_states(out: Path) -> tuple:
     folder = out / "checkpoints" / (out / "latest").read_text() / "training"
     progress = json.loads((folder / "progress.json").read_text())
     del progress["seconds"]
-    return torch.load(folder / "optimizer.pt"), progress, (folder / "settings.json").read_text()
+    states = {file.name: load_file(file) for file in folder.glob("process-*.safetensors")}
+    return states, progress, (folder / "settings.json").read_text()
 
 
 def assert_same_end(one: Path, two: Path) -> None:

@@ -129,7 +129,7 @@ def test_samples_change_no_step_of_a_training(sft, pretrain, data, tmp_path):
         train(with_samples, *often, "--samples", 2, "--sample_tokens", 6)
         train(without, *often)
         assert metrics(with_samples) == metrics(without)
-        for file in ("model.safetensors", "training/random-0.pt"):
+        for file in ("model.safetensors", "training/process-0.safetensors"):
             first, second = (out / "checkpoints/step-00000003" / file for out in (with_samples, without))
             assert first.read_bytes() == second.read_bytes()
         assert [record["step"] for record in records(with_samples, "samples.jsonl")] == [2, 2, 3, 3]

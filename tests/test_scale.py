@@ -131,9 +131,9 @@ def test_a_sharded_run_that_was_stopped_ends_as_if_it_was_not(pair):
 
 def test_one_process_continues_what_two_sharded_ones_began(pair, single, data, init, tmp_path):
     out = shutil.copytree(pair / "left", tmp_path / "run")
-    assert list(out.glob("checkpoints/*/training/optimizer/*.distcp"))
+    assert len(list(out.glob("checkpoints/*/training/process-*.safetensors"))) == 2
     run(settings_for(data, init, out, "muon", **WHOLE_BATCH))
-    assert not list(out.glob("checkpoints/*/training/optimizer"))
+    assert not list(out.glob("checkpoints/*/training/process-1.safetensors"))
     assert_same_course(single / "muon", out)
 
 
@@ -142,11 +142,11 @@ def test_two_sharded_processes_continue_what_one_began(pair, single):
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:99])])
-@pytest.mark.parametrize("name", [".metadata", "__1_0.distcp"])
-def test_a_damaged_sharded_checkpoint_is_one_line(pair, data, init, tmp_path, damage, name):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_damaged_sharded_checkpoint_is_one_line(pair, data, init, tmp_path, damage, rank):
     out = shutil.copytree(pair / "left", tmp_path / "run")
-    [folder] = out.glob("checkpoints/*/training/optimizer")
-    damage(folder / name)
+    [file] = out.glob(f"checkpoints/*/training/process-{rank}.safetensors")
+    damage(file)
     with pytest.raises(UserError, match="step-00000001 is damaged"):
         run(settings_for(data, init, out, "muon", **WHOLE_BATCH))
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import yaml
@@ -17,6 +16,7 @@ import yaml
 from dataset.batches import Batch
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.errors import UserError
+from model.tensor_file import write_tensors
 from trainer.compilation import compile_if_asked
 from trainer.device import Device, find_device
 from trainer.failures import explaining, has_finite_weights
@@ -35,11 +35,9 @@ from trainer.summary import describe_task, summarise
 from trainer.task import Task
 from trainer.training_state import (
     Progress,
-    load_optimizers,
-    load_random_state,
-    load_shared_state,
-    save_optimizers,
-    save_random_state,
+    load_process_state,
+    load_progress,
+    save_process_state,
     save_shared_state,
 )
 from trainer.validation import bytes_of_tokens, measure
@@ -85,7 +83,7 @@ class Training:
         if settings.gradient_checkpointing:
             task.start.model.recompute_layers()
         self.model = distribute(task.start.model, accelerator, device.shards)
-        self.optimizers = Optimizers(self.model, settings.optimizer, device.dtype)
+        self.optimizers = Optimizers(task.start.model, settings.optimizer, device.dtype)
         self.bytes_of_tokens = bytes_of_tokens(task.stream.tokenizer)
         self.progress, self.meter, self.gradient_norm = Progress(processes=self.world), Meter(), 0.0
         self.machine = Machine(task.start.model.config, accelerator.device, device.dtype)
@@ -103,7 +101,9 @@ class Training:
         self.accelerator.wait_for_everyone()
         self.run_dir.check_shared()
         if folder := self.run_dir.latest:
-            self._load(folder)
+            self.progress = load_progress(folder / "training", self.run_dir.way_back)
+            if not self.is_finished:
+                self._load(folder)
         self.restored_step = self.progress.step
         is_validated = self.run_dir.is_validated(self.restored_step, self.task.validation)
         self.validated_step = self.restored_step if is_validated else None
@@ -115,20 +115,14 @@ class Training:
         return self.progress.step == self.total_steps and self.run_dir.is_finished(self.total_steps)
 
     def _load(self, folder: Path) -> None:
+        """Read what a save holds; raises `UserError` with the way back where it is damaged."""
         try:
-            load_weights(self.task.start.model, load_checkpoint(folder).model.state_dict())
-            load_optimizers(folder / "training", self.task.start.model, self.optimizers)
-            self.progress = load_shared_state(folder / "training")
-            load_random_state(folder / "training", self.rank)
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            RuntimeError,
-            UnpicklingError,
-            EOFError,
-        ) as error:
+            model, own = load_checkpoint(folder).model, self.task.start.model
+            if model.config != own.config:
+                raise UserError("its model has another shape than that of this training")
+            load_weights(own, model.state_dict())
+            load_process_state(folder / "training", self.accelerator, self.optimizers)
+        except UserError as error:
             raise UserError(f"{folder} is damaged ({error}); {self.run_dir.way_back}") from error
 
     def run_until(self, stop: StopRequest) -> None:
@@ -217,8 +211,8 @@ class Training:
         )
         if in_a_row < MAX_SKIPPED_IN_A_ROW:
             return
-        file = self.run_dir.path / f"not_finite-{self.rank}.pt"
-        torch.save(batch._asdict(), file)
+        file = self.run_dir.path / f"not_finite-{self.rank}.safetensors"
+        write_tensors(file, batch._asdict(), {})
         raise UserError(
             f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {step}; look at "
             f"the batch in {file}, or start anew with a lower --optimizer.learning_rate"
@@ -274,8 +268,7 @@ class Training:
             run_dir.begin_checkpoint()
         self.accelerator.wait_for_everyone()
         start, is_main = self.task.start, self.is_main_process
-        save_random_state(partial / "training", self.rank)
-        save_optimizers(partial / "training", start.model, self.optimizers, is_main)
+        save_process_state(partial / "training", self.accelerator, self.optimizers)
         model = whole_model(start.model)
         if is_main:
             save_checkpoint(partial, model, start.prompt_mask, tokenizer.stop_ids, self.task.tokenizer_path)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.settings import OptimizerSettings
-from trainer.sharding import cut_like, cut_state, whole
+from trainer.sharding import cut_like, whole
 
 # The quintic of Jordan et al. 2024 (kellerjordan.github.io/posts/muon): steep at 0, so that singular values
 # come close to 1 in few iterations.
@@ -83,6 +83,7 @@ class Optimizers:
     def __init__(self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype) -> None:
         """Sort the parameters; `dtype` is that of Muon's iterations."""
         self._peak = settings.learning_rate
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
         matrices, others = split_parameters(model)
         groups = [{"params": others, "weight_decay": 0.0}]
         self.members: list[torch.optim.Optimizer] = []
@@ -106,14 +107,29 @@ class Optimizers:
         for optimizer in self.members:
             optimizer.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> list[dict]:
-        """Return the state of all members."""
-        return [optimizer.state_dict() for optimizer in self.members]
+    def state(self) -> dict[str, Tensor]:
+        """Return what is remembered of each parameter, as `exp_avg/<its name>`; nothing before a step."""
+        return {
+            f"{key}/{self._names[parameter]}": value
+            for optimizer in self.members
+            for parameter, entry in optimizer.state.items()
+            for key, value in entry.items()
+        }
 
-    def load_state_dict(self, states: list[dict]) -> None:
-        """Continue from the state of the same members."""
-        for optimizer, state in zip(self.members, states, strict=True):
-            optimizer.load_state_dict(cut_state(state, optimizer))
+    def prepare_state(self) -> dict[str, Tensor]:
+        """Remember zeros of every parameter and return them, to be written over by what was saved."""
+        for optimizer in self.members:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                optimizer.state[parameter] = _blank(optimizer, parameter)
+        return self.state()
+
+
+def _blank(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Return the state of a parameter as an optimizer makes it before its first step."""
+    if isinstance(optimizer, BatchedMuon):
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+    averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.zeros((), device=parameter.device)} | averages
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

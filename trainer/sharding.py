@@ -7,24 +7,18 @@ On GPUs accelerate does the cutting; it knows no FSDP on CPUs, where `fully_shar
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed.checkpoint as distributed_checkpoint
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from model.errors import UserError
 from model.transformer import DecoderLayer, LanguageModel
@@ -97,12 +91,27 @@ def without_exchange(model: nn.Module, accelerator: Accelerator) -> Iterator[Non
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor with the parts of all processes; each of them has to call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_cut_up(tensor) else tensor
+
+
+def is_cut_up(tensor: Tensor) -> bool:
+    """Say whether a process holds some rows of a tensor only."""
+    return isinstance(tensor, DTensor)
+
+
+def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """Return what this process holds of a tensor, and the number of its first row; writing to it counts."""
+    if not is_cut_up(tensor):
+        return tensor, 0
+    assert tensor.placements == (Shard(0),), "FSDP2 cuts along the first dimension"
+    mesh = tensor.device_mesh
+    _, first_row = Shard.local_shard_size_and_offset(len(tensor), mesh.size(), mesh.get_local_rank())
+    return tensor.to_local(), first_row
 
 
 def cut_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """Return this process's part of a whole tensor, if `parameter` is cut up and of the same shape."""
-    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+    if not is_cut_up(parameter) or tensor.shape != parameter.shape:
         return tensor
     # No source rank: every process has the whole tensor already.
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -125,37 +134,3 @@ def whole_model(model: LanguageModel) -> LanguageModel | None:
 def load_weights(model: LanguageModel, weights: dict[str, Tensor]) -> None:
     """Copy whole weights, which every process has, into a model that may be cut up."""
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
-
-
-def save_sharded(folder: Path, model: LanguageModel, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Write the state of a sharded model's optimizers, each process its part; raises `OSError`."""
-    with _raising_os_errors(folder):
-        distributed_checkpoint.save(get_optimizer_state_dict(model, optimizers), checkpoint_id=folder)
-
-
-def load_sharded(folder: Path, model: LanguageModel, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Read what `save_sharded` wrote, into any number of processes, sharded or not; raises `OSError`."""
-    state = get_optimizer_state_dict(model, optimizers)
-    with _raising_os_errors(folder):
-        distributed_checkpoint.load(state, checkpoint_id=folder)
-    set_optimizer_state_dict(model, optimizers, state)
-
-
-@contextmanager
-def _raising_os_errors(folder: Path) -> Iterator[None]:
-    """Turn torch's account of what failed on which process, a `BaseException`, into an `OSError`."""
-    try:
-        yield
-    except CheckpointException as error:
-        rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
-        raise OSError(f"{folder}, process {rank}: {type(cause).__name__}: {cause}") from error
-
-
-def cut_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state of an optimizer of whole parameters as that of one whose parameters may be cut up."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    entries = {
-        number: {name: cut_like(value, parameters[number]) for name, value in entry.items()}
-        for number, entry in state["state"].items()
-    }
-    return state | {"state": entries}

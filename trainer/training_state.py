@@ -1,20 +1,31 @@
-"""What a training remembers beside its model, so that it goes on as if it had never stopped."""
+"""What a training remembers beside its model, so that it goes on as if it had never stopped.
+
+training/  progress.json  settings.json    of the whole job
+           process-0.safetensors …         of each process: its random generators, and what it keeps of the
+                                           optimizers' state: all, its rows of sharded tensors, or nothing
+
+JSON and safetensors alone: going on in a directory from a stranger runs nothing that lies in it.
+"""
 
 import json
-import random
+from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from torch import Tensor
 
-from model.transformer import LanguageModel
+from model.errors import UserError
+from model.json_file import read_object
+from model.tensor_file import open_tensors, write_tensors
 from trainer.optimizer import Optimizers
-from trainer.sharding import is_sharded, load_sharded, save_sharded
+from trainer.sharding import is_cut_up, own_rows
 
-SHARDED = "optimizer"
-"""folder that takes the place of `optimizer.pt` where the model is sharded"""
+LARGEST = 2**63
+"""what no number of a training reaches"""
 
 
 @dataclass
@@ -56,54 +67,113 @@ def save_shared_state(folder: Path, progress: Progress, facts: dict[str, Any]) -
     (folder / "settings.json").write_text(json.dumps(facts, indent=2))
 
 
-def load_shared_state(folder: Path) -> Progress:
-    """Return the progress."""
-    values = json.loads((folder / "progress.json").read_text())
+def load_progress(folder: Path, advice: str) -> Progress:
+    """Return the progress; raises `UserError`, which ends with `advice`, where it is damaged."""
+    file = folder / "progress.json"
+    values = read_object(file, advice)
+    for field in fields(Progress):
+        kinds = (int,) if field.type is int else (int, float)
+        value = values.get(field.name)
+        if type(value) not in kinds or not 0 <= value < LARGEST:
+            raise UserError(
+                f"{file} is damaged ({field.name}: expected a number of 0 or more, got {value!r}); {advice}"
+            )
     return Progress(**{field.name: values[field.name] for field in fields(Progress)})
 
 
-def save_optimizers(folder: Path, model: LanguageModel, optimizers: Optimizers, is_main: bool) -> None:
-    """Write the optimizers' state: the main process alone, or each process its part of a sharded model's."""
-    if is_sharded(model):
-        save_sharded(folder / SHARDED, model, optimizers.members)
-    elif is_main:
-        write_tensors(optimizers.state_dict(), folder / "optimizer.pt")
+def save_process_state(folder: Path, accelerator: Accelerator, optimizers: Optimizers) -> None:
+    """Write what this process keeps; raises `OSError` where the disk does not take it."""
+    tensors = {f"random/{kind}": module.get_rng_state() for kind, module in _generators(accelerator).items()}
+    first_rows = {}
+    for name, tensor in optimizers.state().items():
+        if is_cut_up(tensor) or accelerator.is_main_process:
+            tensors[name], first_rows[name] = own_rows(tensor)
+    layout = {"processes": accelerator.num_processes, "first_rows": first_rows}
+    write_tensors(_file(folder, accelerator.process_index), tensors, {"layout": json.dumps(layout)})
 
 
-def load_optimizers(folder: Path, model: LanguageModel, optimizers: Optimizers) -> None:
-    """Restore the optimizers, whether they or what was saved is sharded or not."""
-    if (folder / SHARDED).is_dir():
-        load_sharded(folder / SHARDED, model, optimizers.members)
-    else:
-        state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-        optimizers.load_state_dict(state)
+def load_process_state(folder: Path, accelerator: Accelerator, optimizers: Optimizers) -> None:
+    """Go on with what was saved by any number of processes, sharded or not.
+
+    A process or a GPU that was not there at the save keeps its random numbers. Raises `UserError` where the
+    files are damaged.
+    """
+    saved = _Saved(folder)
+    if saved.names:  # else no step has been taken yet
+        wanted = optimizers.prepare_state()
+        if saved.names != wanted.keys():
+            raise UserError(f"{folder} is not the state of this model's optimizer")
+        for name, tensor in wanted.items():
+            saved.fill(name, tensor)
+    if accelerator.process_index < len(saved.files):
+        _load_random_state(saved.files[accelerator.process_index], accelerator)
 
 
-def save_random_state(folder: Path, rank: int) -> None:
-    """Write the state of every random generator of this process."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-    write_tensors(state | {"cuda": torch.cuda.get_rng_state_all()}, folder / f"random-{rank}.pt")
+class _Saved:
+    """The optimizers' state as some number of processes have left it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the files; raises `UserError` unless all are there and tell the same."""
+        processes, _ = _layout(open_tensors(_file(folder, 0)), folder)
+        self._folder, self.files, self._parts = folder, [], defaultdict(list)
+        for rank in range(processes):
+            self.files.append(file := open_tensors(_file(folder, rank)))
+            number, first_rows = _layout(file, folder)
+            if number != processes:
+                raise UserError(f"{folder} holds files of different saves")
+            for name, first_row in first_rows.items():
+                self._parts[name].append((first_row, file.get_slice(name)))
+        self.names = self._parts.keys()
+
+    def fill(self, name: str, tensor: Tensor) -> None:
+        """Write into a tensor, or into the rows of it that this process holds; a number is one row."""
+        own, begin = own_rows(tensor)
+        shape, reached, found = [*tensor.shape], 0, []
+        for first, part in sorted(self._parts[name], key=lambda entry: entry[0]):
+            size = part.get_shape()
+            if (part.get_dtype(), first, size[1:], len(size)) != ("F32", reached, shape[1:], len(shape)):
+                break
+            reached += size[0] if size else 1
+            if size:  # no row of the part, where none is of this process
+                found.append(part[max(begin - first, 0) : max(begin + len(own) - first, 0)])
+            else:
+                found.append(part[...])
+        if len(found) < len(self._parts[name]) or reached != (shape[0] if shape else 1):
+            raise UserError(f"{self._folder}: {name} is not of shape {tuple(shape)}")
+        own.copy_(torch.cat(found) if shape else found[0])
 
 
-def load_random_state(folder: Path, rank: int) -> None:
-    """Restore the generators; a process or a GPU that was not there at the save keeps its own."""
-    file = folder / f"random-{rank}.pt"
-    if not file.exists():
-        return
-    # weights_only=False: our own file, training/ is never taken from strangers
-    state = torch.load(file, weights_only=False, map_location="cpu")
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+def _file(folder: Path, rank: int) -> Path:
+    return folder / f"process-{rank}.safetensors"
 
 
-def write_tensors(values: object, file: Path) -> None:
-    """Write with `torch.save`; raises the `OSError` of a full disk, which torch hides behind its own."""
+def _layout(file: safe_open, folder: Path) -> tuple[int, dict[str, int]]:
+    """Return how many processes wrote such files, and the first row of each part of a tensor in this one."""
     try:
-        with open(file, "wb") as stream:
-            torch.save(values, stream)
-    except RuntimeError as error:
-        if isinstance(cause := error.__context__, OSError):
-            raise OSError(cause.errno, cause.strerror, str(file)) from error
-        raise
+        layout = json.loads((file.metadata() or {})["layout"])
+        processes, first_rows = layout["processes"], dict(layout["first_rows"])
+    except (LookupError, ValueError, TypeError, RecursionError):
+        processes, first_rows = 0, {}
+    is_whole = type(processes) is int and all(type(row) is int for row in first_rows.values())
+    if not is_whole or processes < 1 or not first_rows.keys() <= {*file.keys()}:
+        raise UserError(f"{folder} holds a file that is not the state of a process")
+    return processes, first_rows
+
+
+def _generators(accelerator: Accelerator) -> dict[str, Any]:
+    """Return the modules of torch that hold the random generators of this process, by kind of device."""
+    kind = accelerator.device.type
+    return {"cpu": torch} | ({} if kind == "cpu" else {kind: torch.get_device_module(kind)})
+
+
+def _load_random_state(file: safe_open, accelerator: Accelerator) -> None:
+    for kind, module in _generators(accelerator).items():
+        if (name := f"random/{kind}") not in file.keys():  # noqa: SIM118 - safe_open cannot be iterated
+            continue
+        state, size = file.get_tensor(name), module.get_rng_state().shape
+        try:
+            if state.dtype != torch.uint8 or state.shape != size:
+                raise RuntimeError(f"{state.dtype} of shape {tuple(state.shape)}")
+            module.set_rng_state(state)
+        except RuntimeError as error:
+            raise UserError(f"{name} is no state of a random generator ({error})") from None

@@ -28,6 +28,8 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
 SMALLEST_VOCAB, LARGEST_VOCAB = 256 + len(SPECIAL_TOKENS), 2**24
 PART_CHARACTERS = 50_000  # longer texts are encoded in parts, cut before a space or full stop if there is one
 PART_END = re.compile(r"(?<=[^\W\d_])[\s。，]")
+RUN_CHARACTERS = 256
+RUN = re.compile(r"[^\W\d_]{n}|\d{n}|(?:[^\w\s]|_){n}|\s{n}".replace("n", str(RUN_CHARACTERS)))
 
 
 class Tokenizer:
@@ -195,8 +197,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, isolate_han: bool = T
     """Train a byte-level BPE of at most `vocab_size` tokens on a stream of texts; deterministic.
 
     `isolate_han` keeps each Han character apart before merging, so that no token spans Chinese words. The
-    names of the roles are counted with every text, so that headers are short. Raises what `check_vocab_size`
-    does.
+    names of the roles are counted with every text, so that headers are short. A run of 512 letters, digits,
+    signs or spaces is cut, as the time for a word is quadratic. Raises what `check_vocab_size` does.
     """
     check_vocab_size(vocab_size)
     backend = tokenizers.Tokenizer(models.BPE())
@@ -209,8 +211,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, isolate_han: bool = T
         show_progress=False,
     )
     role_names = "\n".join(ROLES)
-    backend.train_from_iterator((f"{text}\n{role_names}" for text in texts), trainer)
+    pieces = chain.from_iterable(_without_long_runs(f"{text}\n{role_names}") for text in texts)
+    backend.train_from_iterator(pieces, trainer)
     return Tokenizer(_with_visible_tags(backend))
+
+
+def _without_long_runs(text: str) -> Iterator[str]:
+    """Cut a text within runs that are one word to the pre-tokenizer; only every 256th place is looked at."""
+    begin = 0
+    for place in range(RUN_CHARACTERS, len(text), RUN_CHARACTERS):
+        if RUN.match(text, place):
+            yield text[begin:place]
+            begin = place
+    yield text[begin:]
 
 
 def check_vocab_size(vocab_size: int) -> None:

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,15 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from dataset.sampling import Sample, language_of
-from dataset.tokenizer import SPECIAL_TOKENS, TAGS, TextStream, Tokenizer, train_tokenizer
+from dataset.tokenizer import (
+    RUN_CHARACTERS,
+    SPECIAL_TOKENS,
+    TAGS,
+    TextStream,
+    Tokenizer,
+    _without_long_runs,
+    train_tokenizer,
+)
 from model.errors import UserError
 from scripts.train_tokenizer import TokenizerSettings, main, print_report
 
@@ -21,6 +30,21 @@ SPLIT_TOKENIZER = train_tokenizer(["abc"], 272)  # bytes only: every Chinese cha
 def test_the_same_texts_give_the_same_tokenizer():
     assert train_tokenizer(iter(TEXTS), 340).fingerprint == TOKENIZER.fingerprint
     assert train_tokenizer(TEXTS[:-1], 320).fingerprint != TOKENIZER.fingerprint
+
+
+@pytest.mark.parametrize("run", ["-" * 200_000, " \n" * 60_000, "é" * 90_001, "7" * 511, "_=" * 300])
+def test_a_run_without_breaks_trains_in_pieces_and_costs_seconds(run):
+    text = f"before {run} after"
+    pieces = list(_without_long_runs(text))
+    assert "".join(pieces) == text and max(map(len, pieces)) < 3 * RUN_CHARACTERS
+    started = time.monotonic()
+    train_tokenizer([*TEXTS, text], 400)  # 200,000 dashes took 22 s as one word
+    assert time.monotonic() - started < 8
+
+
+def test_ordinary_text_is_trained_on_uncut():
+    text = ("word " * 80 + "-" * 200 + "\n\n" + "法国的首都是巴黎，" * 90 + "x1" * 400) * 3
+    assert list(_without_long_runs(text)) == [text]
 
 
 def test_special_tokens_have_the_first_ids_in_order():

@@ -1,28 +1,56 @@
-"""From a record as users have them to messages: which chat format it is in, and what it says.
+"""From a record as users have them to messages: which chat format it is in, and where its messages stand.
 
-How messages become tokens is `dataset/conversation.py`'s.
+What one message says is read by `dataset/messages.py`; how records lie in files, by `dataset/records.py`.
 """
 
-import json
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+import re
+from dataclasses import replace
+from typing import Any, Literal
 
-from dataset.conversation import ROLES, Message
+from dataset.conversation import Message
+from dataset.messages import (
+    FLAGS,
+    MEDIA,
+    ROLE_OF,
+    TURN_KEYS,
+    LeftOutError,
+    RecordError,
+    is_absent,
+    is_trained,
+    read_text,
+    read_tools,
+    read_turns,
+    refuse_media,
+    shown,
+)
 
 QuestionPosition = Literal["last", "first"]
-ChatFormat = Literal["conversations", "messages", "sharegpt", "alpaca", "prompt_completion", "reading"]
+Preference = Literal["chosen"]
+ChatFormat = Literal[
+    "conversations", "messages", "sharegpt", "alpaca", "prompt_completion", "reading", "preference"
+]
 
-SHAREGPT_ROLES = {role: role for role in ROLES} | {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
+PAIRS: dict[ChatFormat, tuple[tuple[str, str], ...]] = {
+    "alpaca": (("instruction", "output"), ("instruction", "response")),
+    "prompt_completion": (
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("prompt", "answer"),
+        ("query", "response"),
+        ("input", "output"),
+        ("input", "ideal"),
+    ),
+    "reading": (("question", "answers"), ("question", "answer"), ("question", "response")),
 }
-
-
-class RecordError(ValueError):
-    """Says why a record cannot be used; the text is a reason that many records may share."""
+"""keys of a prompt and its answer; where several would do, the first pair of a format goes before others"""
+DETAILS: dict[ChatFormat, tuple[str, ...]] = {"alpaca": ("input", "context"), "reading": ("context",)}
+"""keys of what else belongs to the prompt"""
+LISTS: tuple[ChatFormat, ...] = ("conversations", "messages")
+LABELS = ("label", "kto_tag")
+COMMON = {"system", "system_prompt", "tools", "history", "is_impossible", *FLAGS, *MEDIA}
+PREFERENCE = {"chosen", "rejected", "rejected_response", *LABELS}
+NO_INPUT = "<noinput>"  # Alpaca's mark of an instruction without input
+SPEAKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")  # in a transcript that is one text
 
 
 class FormatError(ValueError):
@@ -30,49 +58,79 @@ class FormatError(ValueError):
 
 
 def format_of(record: dict[str, Any]) -> ChatFormat | None:
-    """Return the chat format that a record is in, None if it is in none.
+    """Return the chat format that a record is in, None if it is in none or could be in several.
 
-    conversations      {"conversations": [{"role": …, "content": …}, …]}
+    conversations      {"conversations": [{"role": …, "content": …}, …]}        also the JSON text of the list
     messages           {"messages": [{"role": …, "content": …}, …]}
     sharegpt           {"conversations": [{"from": …, "value": …}, …]}
-    alpaca             {"instruction": …, "input": …, "output": …}
-    prompt_completion  {"prompt": …, "completion": …}                  texts, or lists of messages
-    reading            {"context": …, "question": …, "answers": [first, …]}      or {"text": [first, …]}
+    alpaca             {"instruction": …, "input": …, "output": …}              or context and response
+    prompt_completion  {"prompt": …, "completion": …}                           texts, or lists of messages
+    reading            {"context": …, "question": …, "answers": [first, …]}     or {"text": [first, …]}
+    preference         {"prompt": …, "chosen": …, "rejected": …}                or "label": true or false
     """
+    if _is_preference(record):
+        return "preference"
     turns = record.get("conversations")
+    if isinstance(turns, str) and turns.strip():
+        return "conversations"
     if isinstance(turns, list) and turns and isinstance(turns[0], dict):
         return "sharegpt" if "from" in turns[0] and "role" not in turns[0] else "conversations"
-    for name, keys in KEYS.items():
-        if record.keys() >= keys:
-            return name
+    if "messages" in record:
+        return "messages"
+    found = _pairs(record)
+    usual = [name for name, pair in found if pair == PAIRS[name][0]]
+    if usual or len(found) == 1:
+        return (usual or [name for name, _ in found])[0]
     return None
 
 
-KEYS: dict[ChatFormat, set[str]] = {
-    "messages": {"messages"},
-    "alpaca": {"instruction", "output"},
-    "prompt_completion": {"prompt", "completion"},
-    "reading": {"question", "answers"},
-}
+def _is_preference(record: dict[str, Any]) -> bool:
+    has_both = record.get("chosen") is not None and record.get("rejected") is not None
+    return has_both or record.get("rejected_response") is not None or _label(record) is not None
+
+
+def _label(record: dict[str, Any]) -> bool | None:
+    return next((record[name] for name in LABELS if isinstance(record.get(name), bool)), None)
+
+
+def _pairs(record: dict[str, Any]) -> list[tuple[ChatFormat, tuple[str, str]]]:
+    return [(name, pair) for name, pairs in PAIRS.items() for pair in pairs if record.keys() >= set(pair)]
 
 
 def parse_messages(
     record: dict[str, Any],
     question_position: QuestionPosition = "last",
     chat_format: ChatFormat | None = None,
+    preference: Preference | None = None,
 ) -> list[Message]:
     """Return the messages of a chat record, with at least one answer among them.
 
-    Thoughts, tool calls and tools are read where messages have them. Raises `RecordError` with the reason.
+    Thoughts, tool calls, tools and flags of loss are read where messages have them. Raises `RecordError` with
+    the reason, `LeftOutError` where the record itself says that it has no answer, or a bad one.
     """
     chat_format = chat_format or format_of(record)
     if chat_format is None:
-        raise RecordError("no chat format has these keys; expected " + ", ".join(get_args(ChatFormat)))
-    if chat_format == "reading":
-        return _read_comprehension(record, question_position)
-    messages = PARSERS[chat_format](record)
+        raise RecordError(_no_format(record))
+    if chat_format == "preference":
+        return _good_answer(record, question_position, preference)
+    flags = record.get("loss_mask")
+    if chat_format in PAIRS:
+        messages = _read_pair(record, chat_format, question_position)
+    else:
+        messages = read_turns(record.get("conversations") or record.get("messages"), flags)
+    if not is_trained(record if chat_format in PAIRS or not isinstance(flags, list) else {}):
+        messages = [replace(message, is_trained=False) for message in messages]
+    return _completed(record, messages)
+
+
+def _completed(record: dict[str, Any], messages: list[Message]) -> list[Message]:
+    """Return messages with the system message and the tools that stand beside them in a record."""
+    messages = _with_tools(_system(record, messages), record.get("tools"))
     if not any(message.role == "assistant" for message in messages):
         raise RecordError("no answer")
+    refuse_media(record)
+    for message in messages:
+        refuse_media({}, message.content if message.role == "user" else "")
     return messages
 
 
@@ -85,171 +143,160 @@ def check_format(record: dict[str, Any], chat_format: ChatFormat | None) -> None
         )
 
 
+def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
+    """Return the keys of a record and of its messages that hold something and are not read."""
+    known = COMMON | set(LISTS)
+    if chat_format in PAIRS:
+        known = COMMON | {*_pair(record, chat_format), *DETAILS.get(chat_format, ())}
+    elif chat_format == "preference":
+        known |= (
+            PREFERENCE | {"context"} | {key for pairs in PAIRS.values() for pair in pairs for key in pair}
+        )
+    held = {key for key, value in record.items() if value is not None}
+    for name in held & known & {*LISTS, "prompt", "completion", "chosen"}:
+        for turn in record[name] if isinstance(record[name], list) else ():
+            others = turn.keys() - TURN_KEYS if isinstance(turn, dict) else ()
+            held |= {f"{name}.{key}" for key in others if turn[key] is not None}
+    return held - known
+
+
 def reading_prompt(context: str, question: str, question_position: QuestionPosition = "last") -> str:
-    """Return the user message that asks a question about a text."""
+    """Return the user message that asks a question, about a text where there is one."""
     parts = (context, question) if question_position == "last" else (question, context)
-    return "\n\n".join(parts)
-
-
-def read_text(value: Any, name: str, may_be_empty: bool = False) -> str:
-    """Return a value of a record as text that can be encoded; raises `RecordError` if it is none or blank."""
-    if value is None and may_be_empty:
-        return ""
-    if value is None:
-        raise RecordError(f"no {name}")
-    if not isinstance(value, str):
-        raise RecordError(f"{name} is not a string")
-    if not may_be_empty and not value.strip():
-        raise RecordError(f"{name} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RecordError(f"{name} is not valid Unicode") from None
-    return value
+    return "\n\n".join(part for part in parts if part.strip())
 
 
 def read_answers(value: Any) -> list[Any]:
-    """Return a record's accepted answers, a list or a column as SQuAD has it, `{"text": […], …}`."""
+    """Return a record's accepted answers: one, several, or SQuAD's `{"text": […]}` and `[{"text": …}]`.
+
+    Raises `LeftOutError` where the list is empty: the record says that its question has no answer.
+    """
     answers = value.get("text") if isinstance(value, dict) else value
-    if not answers:
+    if is_absent(answers):
         raise RecordError("no answer")
+    if isinstance(answers, str):
+        answers = [answers]
     if not isinstance(answers, list):
-        raise RecordError("answers are not a list")
-    return answers
+        raise RecordError("answers are neither a text nor a list")
+    if not answers:
+        raise LeftOutError("no answer")
+    return [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
 
 
-def _read_conversations(record: dict[str, Any]) -> list[Message]:
-    turns = record.get("conversations") or record.get("messages")
-    messages = [_read_message(turn) for turn in _objects(turns, "messages")]
-    return _with_tools(messages, record.get("tools"))
+def _no_format(record: dict[str, Any]) -> str:
+    """Say which keys a record has and which it should have."""
+    if len(found := _pairs(record)) > 1:
+        ways = ", ".join(" + ".join(pair) for _, pair in found)
+        return f"could be read as {ways}; say which with --columns or --format"
+    hint = "; --kind pretrain trains on text" if "text" in record or len(record) == 1 else ""
+    return (
+        f"no chat format has the keys {shown(sorted(record)) or '(none)'}; expected messages, conversations, "
+        "instruction + output, prompt + completion, question + answers, or chosen + rejected; "
+        f"--columns question=KEY answer=KEY names others{hint}"
+    )
 
 
-def _objects(value: Any, name: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        raise RecordError(f"{name} are not a list")
-    if not all(isinstance(each, dict) for each in value):
-        raise RecordError(f"one of the {name} is not an object")
-    return value
+def _read_pair(
+    record: dict[str, Any], chat_format: ChatFormat, question_position: QuestionPosition
+) -> list[Message]:
+    prompt_key, answer_key = _pair(record, chat_format)
+    if record.get("is_impossible") is True:
+        raise LeftOutError("no answer")
+    answer = record.get(answer_key)
+    if answer_key in ("answers", "answer", "ideal"):
+        answer = read_text(read_answers(answer)[0], "answer")
+    prompt = _read_prompt(record, chat_format, prompt_key, question_position)
+    return prompt + _read_side(answer, answer_key, "assistant")
 
 
-def _read_message(turn: dict[str, Any]) -> Message:
-    role = turn.get("role")
-    if role not in ROLES:
-        raise RecordError("unknown role")
-    thought = read_text(turn.get("reasoning_content"), "reasoning_content", may_be_empty=True)
-    calls = tuple(_call_text(call) for call in _json_objects(turn.get("tool_calls"), "tool_calls"))
-    tools = _tools(turn.get("tools"))
-    if role != "assistant" and (thought or calls):
-        raise RecordError("a thought or tool call outside an answer")
-    may_be_empty = bool(calls) or role in ("system", "tool")
-    content = read_text(turn.get("content"), "content", may_be_empty)
-    return Message(role, content, thought, calls, tools)
+def _pair(record: dict[str, Any], chat_format: ChatFormat) -> tuple[str, str]:
+    found = [pair for name, pair in _pairs(record) if name == chat_format]
+    return (found or PAIRS[chat_format])[0]
 
 
-def _json_objects(value: Any, name: str) -> list[dict[str, Any]]:
-    """Return a list of objects that a record holds as such or as the text of it, as minimind's files do."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise RecordError(f"{name} are not JSON") from None
-    return _objects(value or [], name)
+def _read_prompt(
+    record: dict[str, Any], chat_format: ChatFormat, key: str, question_position: QuestionPosition
+) -> list[Message]:
+    """Return what precedes an answer: the history, and the prompt with all that belongs to it."""
+    prompt, history = record.get(key), record.get("history")
+    details = [read_text(record.get(name), name, True) for name in DETAILS.get(chat_format, ())]
+    details = "\n\n".join(text for text in details if text.strip() and text.strip().lower() != NO_INPUT)
+    if details:
+        prompt = read_text(prompt, key, may_be_empty=chat_format == "alpaca")
+        position = question_position if chat_format == "reading" else "first"
+        prompt = reading_prompt(details, prompt, position)
+    return _history([] if is_absent(history) else history) + _read_side(prompt, key, "user")
 
 
-def _tools(value: Any) -> tuple[str, ...]:
-    return tuple(_json_text(tool, "tools") for tool in _json_objects(value, "tools"))
+def _read_side(value: Any, name: str, role: str) -> list[Message]:
+    """Return a prompt or an answer, a text or a list of messages."""
+    return read_turns(value) if isinstance(value, list) else [Message(role, read_text(value, name))]
 
 
-def _json_text(value: Any, name: str) -> str:
-    return read_text(json.dumps(value, ensure_ascii=False), name)
+def _history(history: Any) -> list[Message]:
+    is_pairs = isinstance(history, list) and all(isinstance(t, list) and len(t) == 2 for t in history)
+    if not is_pairs:
+        raise RecordError("history is not a list of pairs")
+    roles = ("user", "assistant")
+    return [
+        Message(*each)
+        for turn in history
+        for each in zip(roles, (read_text(t, "history") for t in turn), strict=True)
+    ]
 
 
-def _call_text(call: dict[str, Any]) -> str:
-    """Return a tool call as one line of JSON; `arguments` may be an object or the text of one."""
-    call = call.get("function", call)
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise RecordError("a tool call has no name")
-    name, arguments = call["name"], call.get("arguments") or {}
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    text = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
-    return read_text(text, "tool_calls")
+def _good_answer(
+    record: dict[str, Any], question_position: QuestionPosition, preference: Preference | None
+) -> list[Message]:
+    """Return the conversation whose last answer is the good one, which alone carries loss."""
+    if preference is None:
+        raise RecordError("preference data; --preference chosen trains on its good answers alone")
+    if _label(record) is False:
+        raise LeftOutError("a bad answer of preference data")
+    rest = {key: value for key, value in record.items() if key not in PREFERENCE}
+    chosen = record.get("chosen")
+    if chosen is None:
+        messages = parse_messages(rest, question_position)
+    else:
+        chosen = [chosen] if isinstance(chosen, dict) else chosen
+        is_transcript = isinstance(chosen, str) and SPEAKER.match(chosen)
+        answer = _transcript(chosen) if is_transcript else _read_side(chosen, "chosen", "assistant")
+        is_whole = answer and answer[0].role != "assistant"  # the prompt stands in it, too
+        messages = _completed(rest, answer if is_whole else _any_prompt(rest, question_position) + answer)
+    *earlier, _ = (number for number, message in enumerate(messages) if message.role == "assistant")
+    return [replace(m, is_trained=False) if n in earlier else m for n, m in enumerate(messages)]
+
+
+def _any_prompt(record: dict[str, Any], question_position: QuestionPosition) -> list[Message]:
+    for name in LISTS:
+        if record.get(name):
+            return read_turns(record[name])
+    for chat_format, pairs in PAIRS.items():
+        for key, _ in pairs:
+            if record.get(key) is not None:
+                return _read_prompt(record, chat_format, key, question_position)
+    raise RecordError("no prompt")
+
+
+def _transcript(text: str) -> list[Message]:
+    """Return the messages of a text in which `Human:` and `Assistant:` speak."""
+    _, *parts = SPEAKER.split(text)
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [Message(ROLE_OF[name.lower()], read_text(said.strip(), "content")) for name, said in turns]
 
 
 def _with_tools(messages: list[Message], tools: Any) -> list[Message]:
     """Return the messages with a record's own list of tools in their system message."""
-    if not (texts := _tools(tools)):
+    if not (texts := read_tools(tools)):
         return messages
     if messages and messages[0].role == "system":
-        first = messages[0]
-        return [Message("system", first.content, tools=(*first.tools, *texts)), *messages[1:]]
+        return [replace(messages[0], tools=(*messages[0].tools, *texts)), *messages[1:]]
     return [Message("system", "", tools=texts), *messages]
 
 
-def _system(value: Any) -> list[Message]:
-    text = read_text(value, "system", may_be_empty=True)
-    return [Message("system", text)] if text else []
-
-
-def _read_sharegpt(record: dict[str, Any]) -> list[Message]:
-    turns = _objects(record.get("conversations"), "messages")
-    messages = _system(record.get("system")) + [_read_sharegpt_message(turn) for turn in turns]
-    return _with_tools(messages, record.get("tools"))
-
-
-def _read_sharegpt_message(turn: dict[str, Any]) -> Message:
-    speaker = turn.get("from")
-    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
-        raise RecordError("unknown role")
-    content = read_text(
-        turn.get("value"), "value", may_be_empty=SHAREGPT_ROLES[speaker] in ("system", "tool")
-    )
-    if speaker == "function_call":
-        return Message("assistant", "", tool_calls=(content,))
-    return Message(SHAREGPT_ROLES[speaker], content)
-
-
-def _read_alpaca(record: dict[str, Any]) -> list[Message]:
-    history = record.get("history") or []
-    if not isinstance(history, list) or not all(
-        isinstance(turn, list) and len(turn) == 2 for turn in history
-    ):
-        raise RecordError("history is not a list of pairs")
-    messages = _system(record.get("system"))
-    for question, answer in history:
-        messages.append(Message("user", read_text(question, "history")))
-        messages.append(Message("assistant", read_text(answer, "history")))
-    instruction = read_text(record.get("instruction"), "instruction")
-    details = read_text(record.get("input"), "input", may_be_empty=True)
-    prompt = f"{instruction}\n\n{details}" if details.strip() else instruction
-    return [
-        *messages,
-        Message("user", prompt),
-        Message("assistant", read_text(record.get("output"), "output")),
-    ]
-
-
-def _read_prompt_completion(record: dict[str, Any]) -> list[Message]:
-    messages = []
-    for key, role in (("prompt", "user"), ("completion", "assistant")):
-        if isinstance(record.get(key), list):
-            messages += [_read_message(turn) for turn in _objects(record[key], "messages")]
-        else:
-            messages.append(Message(role, read_text(record.get(key), key)))
-    return _with_tools(messages, record.get("tools"))
-
-
-def _read_comprehension(record: dict[str, Any], question_position: QuestionPosition) -> list[Message]:
-    answers = read_answers(record.get("answers"))
-    context, question = (read_text(record.get(key), key) for key in ("context", "question"))
-    prompt = reading_prompt(context, question, question_position)
-    return [Message("user", prompt), Message("assistant", read_text(answers[0], "answer"))]
-
-
-PARSERS: dict[ChatFormat, Callable[[dict[str, Any]], list[Message]]] = {
-    "conversations": _read_conversations,
-    "messages": _read_conversations,
-    "sharegpt": _read_sharegpt,
-    "alpaca": _read_alpaca,
-    "prompt_completion": _read_prompt_completion,
-}
+def _system(record: dict[str, Any], messages: list[Message]) -> list[Message]:
+    """Return the messages after a record's own system message, if it has one that they lack."""
+    texts = [read_text(record.get(name), name, may_be_empty=True) for name in ("system", "system_prompt")]
+    said = {message.content for message in messages if message.role == "system"}
+    own = [Message("system", text) for text in texts if text.strip() and text not in said]
+    return own + messages

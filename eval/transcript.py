@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset.conversation import Message
-from dataset.formats import RecordError, parse_messages
+from dataset.formats import parse_messages
+from dataset.messages import RecordError
 from dataset.records import read_records
 from dataset.sources import check_sources
 from dataset.tokenizer import Tokenizer

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.conversation import Message
-from dataset.formats import FormatError, RecordError, check_format, format_of, parse_messages
+from dataset.formats import FormatError, check_format, format_of, parse_messages, unread_keys
+from dataset.messages import LeftOutError, RecordError
 
 
 def test_reading_records_ask_last_or_first_and_train_on_the_first_answer():
@@ -89,12 +90,16 @@ def test_tools_calls_and_thoughts_are_read_as_minimind_writes_them():
     assert parse_messages({"messages": turns, "tools": tools}) == expected
 
 
+CALLS = '[{"name": "f", "arguments": {"a": null}}, {"name": "g"}]'
+
+
 def test_sharegpt_speakers_have_roles():
-    speakers = {"system": "s", "human": "u", "function_call": '{"name": "f"}', "observation": "o", "gpt": "g"}
+    speakers = {"system": "s", "human": "u", "function_call": CALLS, "observation": "o", "gpt": "g"}
     turns = [{"from": speaker, "value": value} for speaker, value in speakers.items()]
     messages = parse_messages({"conversations": turns})
     assert [message.role for message in messages] == ["system", "user", "assistant", "tool", "assistant"]
-    assert messages[2] == Message("assistant", "", tool_calls=('{"name": "f"}',))
+    calls = ('{"name": "f", "arguments": {"a": null}}', '{"name": "g", "arguments": {}}')
+    assert messages[2] == Message("assistant", "", tool_calls=calls)
 
 
 junk = st.recursive(
@@ -137,14 +142,19 @@ ANSWER = {"role": "assistant", "content": "b"}
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({}, "no chat format has these keys; expected .*"),
-        ({"messages": "hello"}, "messages are not a list"),
+        ({}, r"no chat format has the keys \(none\); expected .*"),
+        ({"messages": "hello"}, "messages are not JSON"),
+        ({"messages": 3}, "messages are not a list"),
         ({"messages": []}, "no answer"),
         ({"messages": [{"role": "user", "content": "a"}]}, "no answer"),
         ({"messages": [ANSWER, "hello"]}, "one of the messages is not an object"),
-        ({"messages": [ANSWER, {"role": "judge", "content": "a"}]}, "unknown role"),
-        ({"messages": [ANSWER, {"role": ["user"], "content": "a"}]}, "unknown role"),
-        ({"messages": [ANSWER, {"role": "user"}]}, "no content"),
+        (
+            {"messages": [ANSWER, {"role": "judge", "content": "a"}]},
+            "unknown role judge; known are system, .*",
+        ),
+        ({"messages": [ANSWER, {"role": ["user"], "content": "a"}]}, r"unknown role \['user'\]; known .*"),
+        ({"messages": [ANSWER, {"content": "a"}]}, "no role"),
+        ({"messages": [ANSWER, {"role": "user"}]}, "content is empty"),
         ({"messages": [ANSWER, {"role": "user", "content": 3}]}, "content is not a string"),
         ({"messages": [{"role": "assistant", "content": " "}]}, "content is empty"),
         ({"messages": [{"role": "assistant", "content": "\ud800"}]}, "content is not valid Unicode"),
@@ -157,17 +167,196 @@ ANSWER = {"role": "assistant", "content": "b"}
             "a thought .*",
         ),
         ({"messages": [ANSWER], "tools": ["f"]}, "one of the tools is not an object"),
-        ({"conversations": [{"from": "judge", "value": "a"}]}, "unknown role"),
-        ({"conversations": [{"from": ["human"], "value": "a"}]}, "unknown role"),
+        ({"conversations": [{"from": "bing\x1b", "value": "a"}]}, r"unknown role bing\\x1b; known are .*"),
+        ({"conversations": [{"from": {}, "value": "a"}]}, "unknown role .*"),
         ({"instruction": "a", "output": ""}, "output is empty"),
         ({"instruction": "a", "output": "b", "history": [["c"]]}, "history is not a list of pairs"),
         ({"prompt": "a", "completion": None}, "no completion"),
         ({"question": "Q", "context": "C", "answers": []}, "no answer"),
         ({"question": "Q", "context": "C", "answers": {"text": [], "answer_start": []}}, "no answer"),
-        ({"question": "Q", "context": "C", "answers": "A"}, "answers are not a list"),
-        ({"question": "Q", "answers": ["A"]}, "no context"),
+        ({"question": "Q", "context": "C", "answers": 3}, "answers are neither a text nor a list"),
+        ({"question": "Q", "answers": [3]}, "answer is not a string"),
+        ({"question": "Q", "answers": ["A"], "is_impossible": True}, "no answer"),
     ],
 )
 def test_a_bad_record_has_a_reason(record, reason):
     with pytest.raises(RecordError, match=f"^{reason}$"):
         parse_messages(record)
+
+
+@pytest.mark.parametrize(
+    ("names", "role"),
+    [
+        (["system", "developer", "System"], "system"),
+        (["user", "human", "USER", "prompter"], "user"),
+        (["assistant", "gpt", "Assistant", "model", "bot", "ai"], "assistant"),
+        (["tool", "function", "observation"], "tool"),
+    ],
+)
+def test_roles_have_many_names_in_every_format(names, role):
+    for name in names:
+        for turn in ({"role": name, "content": "a"}, {"from": name, "value": "a"}):
+            for key in ("messages", "conversations"):
+                assert parse_messages({key: [turn, ANSWER]})[0] == Message(role, "a")
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        {"content": "b", "reasoning_content": "t"},
+        {"content": "b", "reasoning": "t", "thinking": None},
+        {"content": "b", "thinking": "t"},
+        {"content": "<think>\nt\n</think>\n\nb"},
+        {"content": "<think>t</think>b", "reasoning": "t"},
+    ],
+)
+def test_a_thought_is_read_from_its_keys_and_from_the_content(thought):
+    assert parse_messages({"messages": [{"role": "assistant"} | thought]}) == [Message("assistant", "b", "t")]
+
+
+def test_a_thought_elsewhere_is_text_and_an_empty_one_is_none():
+    user, later = {"role": "user", "content": "<think>t</think>"}, "b <think>t</think>"
+    read = parse_messages({"messages": [user, ANSWER | {"content": later}]})
+    assert [message.content for message in read] == ["<think>t</think>", later]
+    assert parse_messages({"messages": [ANSWER | {"content": "<think>\n\n</think>\n\nb"}]}) == CHAT[1:]
+
+
+@pytest.mark.parametrize("nulls", [{}, {"image_url": None, "image": None}])
+def test_parts_of_a_content_are_joined(nulls):
+    parts = [{"type": "text", "text": "Name a "} | nulls, {"text": "river."}, "!"]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [parts[1]]}]
+    assert [message.content for message in parse_messages({"messages": messages})] == [
+        "Name a river.!",
+        "river.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        ({"messages": [{"role": "user", "content": "<image>What?"}, ANSWER]}, "<image>"),
+        ({"messages": [{"role": "user", "content": "What?"}, ANSWER], "images": ["a.jpg"]}, "images"),
+        ({"messages": [{"role": "user", "content": "What?", "images": ["a"]}, ANSWER]}, "images"),
+        ({"conversations": [{"from": "human", "value": "a\n<video>"}, ANSWER]}, "<video>"),
+        ({"prompt": "What?", "completion": "b", "image": "a.png"}, "image"),
+        ({"instruction": "Say it.", "input": "<image>", "output": "b"}, "<image>"),
+    ],
+)
+def test_a_record_that_needs_a_picture_is_refused(record, what):
+    with pytest.raises(RecordError, match=f"^needs its {what}; only text is read$"):
+        parse_messages(record)
+    with pytest.raises(RecordError, match="^content part image_url; only text is read$"):
+        parse_messages({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]})
+
+
+def test_html_tags_and_empty_columns_of_pictures_need_none():
+    user = {"role": "user", "content": "What does the <video> tag do?", "images": []}
+    assert len(parse_messages({"messages": [user, ANSWER], "images": None, "image": ""})) == 2
+
+
+FLAGGED = [{"role": "user", "content": "a"}, ANSWER, {"role": "user", "content": "a"}, ANSWER]
+
+
+@pytest.mark.parametrize("flag", ["weight", "train", "loss", "loss_weight", "trainable", "loss_mask"])
+@pytest.mark.parametrize(("no", "yes"), [(0, 1), (False, True), (0.0, None)])
+def test_flags_say_which_answers_carry_loss(flag, no, yes):
+    turns = [dict(turn) for turn in FLAGGED]
+    turns[1][flag], turns[3][flag] = no, yes
+    said = [{"from": turn["role"], "value": turn["content"], flag: turn.get(flag)} for turn in turns]
+    for record in (
+        {"messages": turns},
+        {"conversations": said},
+        {"prompt": turns[:3], "completion": turns[3:]},
+    ):
+        assert [message.is_trained for message in parse_messages(record)] == [True, False, True, True]
+    for record in ({"prompt": "a", "completion": "b"}, {"messages": FLAGGED}):
+        assert not any(message.is_trained for message in parse_messages(record | {flag: no}))
+        assert all(message.is_trained for message in parse_messages(record | {flag: yes}))
+
+
+def test_a_list_of_flags_counts_every_message():
+    system = {"role": "system", "content": ""}
+    read = parse_messages({"messages": [system, *FLAGGED], "loss_mask": [0, 0, 0, 0, 1]})
+    assert [message.is_trained for message in read] == [False, False, False, True]
+    with pytest.raises(RecordError, match="loss_mask is not as long as the messages"):
+        parse_messages({"messages": FLAGGED, "loss_mask": [1]})
+
+
+@pytest.mark.parametrize("value", [0.5, "false", 2, [1]])
+def test_a_weight_that_is_no_flag_is_refused_by_name(value):
+    with pytest.raises(RecordError, match="^weight is neither 0 nor 1"):
+        parse_messages({"messages": [ANSWER | {"weight": value}]})
+
+
+def test_an_empty_system_message_is_left_out_and_a_later_one_stays():
+    empty, later = {"role": "system", "content": " "}, {"role": "system", "content": "s"}
+    roles = [m.role for m in parse_messages({"messages": [empty, *FLAGGED[:2], later, *FLAGGED[2:]]})]
+    assert roles == ["user", "assistant", "system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"conversations": json.dumps(RECORDS["messages"]["messages"])},
+        {"messages": json.dumps(RECORDS["sharegpt"]["conversations"])},
+        {"instruction": "", "input": "a", "output": "b"},
+        {"instruction": "a", "input": float("nan"), "output": "b"},
+        {"instruction": "a", "input": "<noinput>", "output": "b"},
+        {"instruction": "a", "context": "", "response": "b", "category": "qa"},
+        {"prompt": "a", "response": "b"},
+        {"query": "a", "response": "b", "history": []},
+        {"input": "a", "output": "b"},
+        {"input": [{"role": "user", "content": "a"}], "ideal": ["b", "B"]},
+        {"question": "a", "answer": "b"},
+        {"question": "a", "answers": "b"},
+        {"question": "a", "answers": [{"text": "b", "answer_start": 0}], "context": None},
+    ],
+)
+def test_other_keys_and_blank_ones_say_the_same(record):
+    assert parse_messages(record) == CHAT
+
+
+def test_keys_that_could_be_several_pairs_are_named():
+    with pytest.raises(
+        RecordError, match="^could be read as input \\+ output, question \\+ answer; say which"
+    ):
+        parse_messages({"input": "a", "output": "b", "question": "c", "answer": "d"})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"question": "a", "chosen": "b", "rejected": "c"},
+        {"instruction": "a", "input": "", "chosen": "b", "rejected": "c"},
+        {"chosen": RECORDS["messages"]["messages"], "rejected": [], "prompt": "a"},
+        {
+            "prompt": [CHAT[0].__dict__ | {"tools": None, "tool_calls": None}],
+            "chosen": [ANSWER],
+            "rejected": [],
+        },
+        {"conversations": [{"from": "human", "value": "a"}], "chosen": ANSWER, "rejected": ANSWER},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+        {"prompt": "a", "completion": "b", "label": True},
+        {"messages": RECORDS["messages"]["messages"], "rejected_response": "c"},
+    ],
+)
+def test_the_good_answer_of_preference_data_is_read_where_asked_for(record):
+    assert format_of(record) == "preference"
+    assert parse_messages(record, preference="chosen") == CHAT
+    with pytest.raises(RecordError, match="^preference data; --preference chosen trains"):
+        parse_messages(record)
+
+
+def test_earlier_answers_of_a_preference_and_bad_ones_carry_no_loss():
+    read = parse_messages({"chosen": FLAGGED, "rejected": FLAGGED}, preference="chosen")
+    assert [message.is_trained for message in read] == [True, False, True, True]
+    with pytest.raises(LeftOutError, match="a bad answer"):
+        parse_messages({"prompt": "a", "completion": "b", "label": False}, preference="chosen")
+
+
+def test_keys_that_are_not_read_are_told():
+    turns = [{"role": "user", "content": "a", "name": "x", "tool_calls": None}, ANSWER]
+    assert unread_keys({"messages": turns, "id": 3, "source": None}, "messages") == {"messages.name", "id"}
+    assert unread_keys(RECORDS["alpaca"] | {"text": "t", "system": "s"}, "alpaca") == {"text"}
+    assert unread_keys({"question": "a", "answer": "b", "answers": ["b"]}, "reading") == {"answer"}

@@ -1,0 +1,214 @@
+"""One message of a record, in any of the ways that people write it: role, text, thought, tool calls, loss.
+
+Where messages stand in a record is told by `dataset/formats.py`, their tokens by `dataset/conversation.py`.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from dataset.conversation import Message
+from dataset.printing import printable
+
+ROLE_NAMES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "model", "bot", "ai", "function_call", "tool_call"),
+    "tool": ("tool", "function", "observation", "tool_response", "ipython"),
+}
+ROLE_OF = {name: role for role, names in ROLE_NAMES.items() for name in names}
+CALLERS = ("function_call", "tool_call")  # roles whose text is the JSON of calls
+
+FLAGS = ("weight", "train", "loss", "loss_weight", "trainable", "loss_mask")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+TURN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", "tools", *FLAGS, *THOUGHTS}
+
+THINK = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
+MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
+MEDIA_MARK = re.compile(r"<\|?image(?:_\d+)?\|?>|\A\s*<(?:video|audio)>|<(?:video|audio)>\s*\Z")
+LONGEST_NAME = 40  # of a foreign name in a reason
+
+
+class RecordError(ValueError):
+    """Says why a record cannot be used; the text is a reason that many records may share."""
+
+
+class LeftOutError(RecordError):
+    """Says that a record itself tells to leave it out: counted like the others, but no fault of the file."""
+
+
+def read_text(value: Any, name: str, may_be_empty: bool = False) -> str:
+    """Return a value of a record as text that can be encoded; raises `RecordError` if it is none or blank."""
+    is_missing = is_absent(value)
+    if is_missing and not may_be_empty:
+        raise RecordError(f"no {name}")
+    if is_missing:
+        return ""
+    if not isinstance(value, str):
+        raise RecordError(f"{name} is not a string")
+    if not may_be_empty and not value.strip():
+        raise RecordError(f"{name} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RecordError(f"{name} is not valid Unicode") from None
+    return value
+
+
+def is_absent(value: Any) -> bool:
+    """Say whether a value stands for none: null, or the NaN that tables have in its place."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def shown(names: Iterable[Any], most: int = 8) -> str:
+    """Return foreign names for a reason: printable, each and all of them shortened."""
+    names = [printable(str(name)[:LONGEST_NAME]) for name in names]
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def read_turns(value: Any, flags: Any = None) -> list[Message]:
+    """Return the messages of a list, or of the JSON text of one; empty system messages are left out.
+
+    `flags` is a record's list of 0 and 1, one for each of the messages, of those that carry loss.
+    """
+    turns = read_objects(value, "messages")
+    if isinstance(flags, list):
+        if len(flags) != len(turns):
+            raise RecordError("loss_mask is not as long as the messages")
+        turns = [turn | {"loss_mask": flag} for turn, flag in zip(turns, flags, strict=True)]
+    messages = map(read_message, turns)
+    return [m for m in messages if m.role != "system" or m.content.strip() or m.tools]
+
+
+def read_objects(value: Any, name: str) -> list[dict[str, Any]]:
+    """Return a list of objects that a record holds as such or as the text of it, as minimind's files do."""
+    if isinstance(value, str):
+        value = _parse_json(value, name) if value.strip() else []
+    if not isinstance(value, list):
+        raise RecordError(f"{name} are not a list")
+    if not all(isinstance(each, dict) for each in value):
+        raise RecordError(f"one of the {name} is not an object")
+    return value
+
+
+def read_message(turn: dict[str, Any]) -> Message:
+    """Return a message with what it thinks, calls and offers; raises `RecordError` with the reason."""
+    speaker = turn.get("from") if turn.get("role") is None else turn["role"]
+    role = _role(speaker)
+    content = _content(turn.get("value") if turn.get("content") is None else turn["content"])
+    refuse_media(turn)
+    calls = _calls(turn)
+    if role == "assistant" and speaker.lower() in CALLERS:
+        content, calls = "", calls + _calls({"tool_calls": _as_list(_parse_json(content, "tool_calls"))})
+    thought = _thought(turn)
+    if role != "assistant" and (thought or calls):
+        raise RecordError("a thought or tool call outside an answer")
+    if role == "assistant":
+        thought, content = _split_thought(thought, content)
+    content = read_text(content, "content", may_be_empty=bool(calls) or role in ("system", "tool"))
+    return Message(role, content, thought, calls, read_tools(turn.get("tools")), is_trained(turn))
+
+
+def is_trained(holder: dict[str, Any]) -> bool:
+    """Say whether the flags of a message or record let it carry loss, as those do that have none."""
+    flags = {name: holder[name] for name in FLAGS if not is_absent(holder.get(name))}
+    for name, value in flags.items():
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise RecordError(f"{name} is neither 0 nor 1, false nor true; losses are not weighted")
+    return all(flags.values())
+
+
+def refuse_media(holder: dict[str, Any], prompt: str = "") -> None:
+    """Raise `RecordError` if a record or message has pictures or the like, or a prompt their mark."""
+    needs = [name for name in MEDIA if holder.get(name)] + MEDIA_MARK.findall(prompt)
+    if needs:
+        raise RecordError(f"needs its {needs[0].strip()}; only text is read")
+
+
+def read_tools(value: Any) -> tuple[str, ...]:
+    """Return a list of tools, each as JSON."""
+    return tuple(_json_text(tool, "tools") for tool in read_objects(value or [], "tools"))
+
+
+def _role(speaker: Any) -> str:
+    if speaker is None:
+        raise RecordError("no role")
+    role = ROLE_OF.get(speaker.lower()) if isinstance(speaker, str) else None
+    if role is None:
+        known = ", ".join(ROLE_OF)
+        raise RecordError(f"unknown role {shown([speaker])}; known are {known}")
+    return role
+
+
+def _content(value: Any) -> str:
+    """Return the text of a message, the parts of one that comes in parts joined."""
+    if isinstance(value, list):
+        value = "".join(_part(part) for part in value)
+    return read_text(value, "content", may_be_empty=True)
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise RecordError("a part of the content is neither a string nor an object")
+    kind = part.get("type")
+    if kind not in (None, "text", "input_text", "output_text"):
+        raise RecordError(f"content part {shown([kind])}; only text is read")
+    refuse_media(part)
+    return read_text(part.get("text"), "text of a content part", may_be_empty=True)
+
+
+def _thought(turn: dict[str, Any]) -> str:
+    thoughts = {read_text(turn.get(name), name, may_be_empty=True) for name in THOUGHTS} - {""}
+    if len(thoughts) > 1:
+        raise RecordError("two different thoughts in an answer")
+    return thoughts.pop() if thoughts else ""
+
+
+def _split_thought(thought: str, content: str) -> tuple[str, str]:
+    """Return the thought of an answer and what it says, where the thought may stand in the content too."""
+    if not (found := THINK.match(content)):
+        return thought, content
+    written = found[1].strip()
+    if thought and written and written != thought.strip():
+        raise RecordError("two different thoughts in an answer")
+    return thought or written, content[found.end() :]
+
+
+def _calls(turn: dict[str, Any]) -> tuple[str, ...]:
+    old = turn.get("function_call")  # of the first OpenAI models: one call
+    calls = read_objects(turn.get("tool_calls") or [], "tool_calls") + ([] if old is None else _as_list(old))
+    return tuple(map(_call_text, calls))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _call_text(call: Any) -> str:
+    """Return a tool call as one line of JSON; `arguments` may be an object or the text of one."""
+    call = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise RecordError("a tool call has no name")
+    name, arguments = call["name"], call.get("arguments") or {}
+    if isinstance(arguments, str):
+        _parse_json(arguments, "tool_calls")
+    else:
+        arguments = _json_text(arguments, "tool_calls")
+    return read_text(f'{{"name": {_json_text(name, "tool_calls")}, "arguments": {arguments}}}', "tool_calls")
+
+
+def _json_text(value: Any, name: str) -> str:
+    try:
+        return read_text(json.dumps(value, ensure_ascii=False, allow_nan=False), name)
+    except ValueError as error:
+        raise error if isinstance(error, RecordError) else RecordError(f"{name} are not JSON") from None
+
+
+def _parse_json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise RecordError(f"{name} are not JSON") from None

@@ -81,8 +81,8 @@ def _record(session: ChatSession) -> dict[str, Any]:
 
 def _parse(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, list[Turn]]:
     messages = parse_messages(record)
-    if any(message.thought or message.tools or message.tool_calls for message in messages):
-        raise RecordError("thoughts, tools and tool calls cannot be taken up in a chat")
+    if any(message.tools or message.tool_calls for message in messages):
+        raise RecordError("tools and tool calls cannot be taken up in a chat")
     system = messages.pop(0).content if messages[0].role == "system" else ""
     if [message.role for message in messages] != ["user", "assistant"] * (len(messages) // 2):
         raise RecordError("expected questions and answers in turn, after a system message or none")
@@ -96,6 +96,7 @@ def _parse(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, list[Turn
 def _turn(question: Message, answer: Message, ids: Any, tokenizer: Tokenizer) -> Turn:
     """Return a turn; ids that do not spell the answer (its text was edited) give way to the text."""
     is_ids = isinstance(ids, list) and all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids)
-    if not is_ids or not tokenizer.decode(ids, skip_special_tokens=True).startswith(answer.content):
-        ids = tokenizer.encode(answer.content)
-    return Turn(question.content, tuple(ids), answer.content)
+    text = "".join(answer.parts())  # with its thought, as the chat shows it
+    if not is_ids or not tokenizer.decode(ids, skip_special_tokens=True).startswith(text):
+        ids = tokenizer.encode(text)
+    return Turn(question.content, tuple(ids), text)

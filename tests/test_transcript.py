@@ -78,6 +78,15 @@ def test_blank_answers_are_left_out_and_counted(tmp_path):
     assert len(json.loads((tmp_path / "talk.jsonl").read_text(encoding="utf-8"))["conversations"]) == 5
 
 
+def test_a_thought_in_an_answer_comes_back_as_it_was_said(tmp_path):
+    session, path = talk(), tmp_path / "talk.jsonl"
+    save_transcript(path, [session])
+    said = "<think>\nt\n</think>\n\nb"
+    path.write_text(path.read_text(encoding="utf-8").replace(TEXT, json.dumps(said)[1:-1]), encoding="utf-8")
+    load_transcript(path, [session])
+    assert [turn.answer for turn in session.turns] == [said] * 2
+
+
 def test_two_models_share_a_file_line_by_line(tmp_path):
     pair = [talk(), talk(saying_model("Lima", "causal"))]
     save_transcript(tmp_path / "talk.jsonl", pair)

@@ -15,9 +15,10 @@ from eval.evaluation import Evaluation, load, load_predictions
 from eval.plots import MaskPanel, model_panels
 from eval.questions import Question
 from eval.served_model import open_model, tell_apart
+from model.config import DeviceName
 from model.errors import UserError
 from model.json_file import read_object
-from model.masks import causal_layout, prompt_blocks
+from model.masks import Layout, causal_layout, prompt_blocks
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,15 @@ def answered(question: Question, tokenizer: Tokenizer) -> Rendered:
     return render([*question.messages, Message("assistant", question.answers[0])], tokenizer)
 
 
-def look_at(run: Run, rendered: Rendered) -> tuple[list[MaskPanel], list[Tensor]]:
+def look_at(
+    run: Run, rendered: Rendered, device: DeviceName = "auto"
+) -> tuple[list[MaskPanel], list[Tensor]]:
     """Return a conversation's masks in a run, and where the model looks: (1, H, T, T) for each layer."""
-    model = open_model(run.path).model
+    served = open_model(run.path, device=device)
     answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
     block_ids = prompt_blocks(run.evaluation.prompt_mask, answers, starts)
     ids = torch.from_numpy(rendered.ids.astype("int64"))[None]
     layout = causal_layout(*ids.shape)._replace(block_ids=block_ids[None])
-    return model_panels(run.label, block_ids, model.config), model.attention_maps(ids, layout)
+    on_device = Layout(*(each.to(served.device) for each in layout))
+    maps = served.model.attention_maps(ids.to(served.device), on_device)
+    return model_panels(run.label, block_ids, served.model.config), maps

@@ -25,7 +25,7 @@ from model.json_file import read_object
 from trainer.validation import Likelihood
 
 RESULTS, PREDICTIONS, REJECTS = "results.json", "predictions.jsonl", "rejects.jsonl"
-NO_FACTS = {"model", "out", "overwrite"}
+NO_FACTS = {"model", "out", "overwrite", "device"}
 """settings that decide no result; the model is told by its files"""
 
 

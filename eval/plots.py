@@ -122,7 +122,7 @@ def save_attention(path: str | Path, maps: dict[str, Sequence[Tensor]], labels: 
     for i, (title, layers) in enumerate(maps.items()):
         for j, probabilities in enumerate(layers):
             axes = figure.add_subplot(len(maps), num_layers, i * num_layers + j + 1)
-            axes.imshow(probabilities[0].mean(0).float().sqrt().numpy(), cmap="cividis", vmin=0, vmax=1)
+            axes.imshow(probabilities[0].mean(0).float().sqrt().cpu().numpy(), cmap="cividis", vmin=0, vmax=1)
             _label_tokens(axes, labels, rows=j == 0, columns=i == 0)
             axes.set_title(f"{title}, layer {j}", fontsize=10)
     _write(figure, path)

@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from dataset.tokenizer import Tokenizer
 from model.checkpoint import load_checkpoint
-from model.config import PROMPT_MASKS, Weights
+from model.config import PROMPT_MASKS, DeviceName, Weights
 from model.decoding import Steps
 from model.errors import UserError
 from model.generator import Generator
-from model.serving import store_weights
+from model.serving import choose_device, describe_device, store_weights
 from model.transformer import LanguageModel
 from trainer.compilation import compiler_fault
 
@@ -28,8 +30,18 @@ class ServedModel:
     stop_ids: tuple[int, ...]
     path: Path
     steps: Steps | None = None
-    speed: str = "float32 weights, decoding not compiled"
+    form: str = "float32 weights, decoding not compiled"
     """how it computes, in words"""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.model.embed_tokens.weight.device
+
+    @property
+    def speed(self) -> str:
+        """Everything that decides how fast it computes, in words."""
+        return f"{self.form}, {describe_device(self.device)}"
 
     def generator(self) -> Generator:
         """Return a generator that ends at any stop id of the checkpoint."""
@@ -45,21 +57,26 @@ class ServedModel:
         """
         steps, form, decoding = Steps(self.model), store_weights(self.model, weights), "not compiled"
         if compiles:
-            if fault := compiler_fault(self.model.model.embed_tokens.weight.device):
+            if fault := compiler_fault(self.device):
                 raise UserError(f"--compile: nothing can be compiled here ({fault}); install g++ or drop it")
             tell("compiling the decoding: a minute or two for a new shape, seconds for one that was compiled")
             decoding = steps.compile(for_one_row)
-        return replace(self, steps=steps, speed=f"{form}, decoding {decoding}")
+        return replace(self, steps=steps, form=f"{form}, decoding {decoding}")
 
 
 def open_model(
-    path: str | Path, prompt_mask: str | None = None, allow_mask_mismatch: bool = False
+    path: str | Path,
+    prompt_mask: str | None = None,
+    allow_mask_mismatch: bool = False,
+    device: DeviceName = "auto",
 ) -> ServedModel:
-    """Open a checkpoint directory, by default with the mask that stands in its configuration.
+    """Open a checkpoint directory on a device, by default with the mask that stands in its configuration.
 
-    Raises `UserError` for a directory that is missing, broken or holds a tokenizer larger than the model, and
-    for a `prompt_mask` other than the trained one without `allow_mask_mismatch`.
+    Raises `UserError` for a directory that is missing, broken or holds a tokenizer larger than the model, for
+    a device that is not there, and for a `prompt_mask` other than the trained one without
+    `allow_mask_mismatch`.
     """
+    place = choose_device(device)
     checkpoint = load_checkpoint(path)
     tokenizer = Tokenizer.load(path)
     takes = checkpoint.model.config.vocab_size
@@ -70,7 +87,7 @@ def open_model(
         )
     mask = choose_mask(checkpoint.prompt_mask, prompt_mask, allow_mask_mismatch)
     stop_ids = checkpoint.stop_ids or tokenizer.stop_ids
-    return ServedModel(checkpoint.model.eval(), tokenizer, mask, stop_ids, Path(path))
+    return ServedModel(checkpoint.model.eval().to(place), tokenizer, mask, stop_ids, Path(path))
 
 
 def choose_mask(trained: str, wanted: str | None, allow_mismatch: bool) -> str:

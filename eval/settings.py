@@ -5,7 +5,7 @@ from typing import Literal
 
 from dataset.formats import QuestionPosition
 from dataset.settings import Supervise
-from model.config import PromptMask, Weights
+from model.config import DeviceName, PromptMask, Weights
 from model.errors import UserError
 
 ChoiceBy = Literal["sum", "character", "token"]
@@ -21,6 +21,8 @@ class ServingSettings:
     """attention pattern over the prompt; by default the one that the model was trained with"""
     allow_mask_mismatch: bool = False
     """run the model with a --prompt_mask that it was not trained with"""
+    device: DeviceName = "auto"
+    """where it is computed; auto: on the accelerator where there is one, else on the CPU"""
     dtype: Weights = "float32"
     """form of the weights while answering: narrow ones are read faster and change answers a little"""
     compile: bool = False

@@ -10,6 +10,8 @@ PromptMask = Literal["causal", "prefix", "segment", "history"]
 PROMPT_MASKS: tuple[str, ...] = get_args(PromptMask)
 Weights = Literal["float32", "bfloat16", "int8"]
 """Forms in which the weights of a model that answers can be stored."""
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+"""Where a model that answers is computed; auto is the accelerator where there is one."""
 LayerType = Literal["full_attention", "sliding_attention"]
 LAYER_TYPES: tuple[str, ...] = get_args(LayerType)
 

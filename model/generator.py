@@ -97,7 +97,7 @@ class Generator:
                 continue
             else:
                 logits = self.decode(cache, [answers[n].ids[-1] for n in rows])
-            for n, row_logits in zip(fresh or rows, logits, strict=True):
+            for n, row_logits in zip(fresh or rows, logits.cpu(), strict=True):  # one copy for all rows
                 answers[n].take(row_logits)
                 if answers[n].finish_reason:
                     yield n, answers[n].completion()

@@ -108,10 +108,11 @@ class KVCache:
 
     def keep(self, rows: list[int]) -> None:
         """Keep only the given rows, in the given order; a row may be given more than once."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
-        self.positions, self.block_ids = self.positions[rows], self.block_ids[rows]
-        self.lengths = self.lengths[rows]
+        index = self._index(rows)
+        self.keys = [keys[index] for keys in self.keys]
+        self.values = [values[index] for values in self.values]
+        self.positions, self.block_ids = self.positions[index], self.block_ids[index]
+        self.lengths = self.lengths[index]
         self.used = int(self.lengths.max()) if rows else 0
 
     @torch.no_grad()
@@ -120,9 +121,13 @@ class KVCache:
         slots = max(self.block_ids.shape[1], other.block_ids.shape[1])
         for cache in (self, other):
             cache._grow(slots - cache.block_ids.shape[1])
+        index = self._index(rows)
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
-            mine[rows] = theirs
+            mine[index] = theirs
         self.used = int(self.lengths.max())
+
+    def _index(self, rows: list[int]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
 
     def _tensors(self) -> list[Tensor]:
         return [*self.keys, *self.values, self.positions, self.block_ids, self.lengths]
@@ -256,7 +261,7 @@ class RollingKVCache(KVCache):
     def keep(self, rows: list[int]) -> None:
         """Keep only the given rows, in the given order; a row may be given more than once."""
         super().keep(rows)
-        self._longest = self._longest[rows]
+        self._longest = self._longest[self._index(rows)]
 
     def _tensors(self) -> list[Tensor]:
         return [*super()._tensors(), self._longest]

@@ -89,7 +89,10 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 class Answer:
-    """An answer in the making: samples its own tokens and knows when it is done."""
+    """An answer in the making: samples its own tokens and knows when it is done.
+
+    Tokens are chosen on the CPU, wherever the model is, so that a seed draws alike everywhere.
+    """
 
     def __init__(
         self,
@@ -109,7 +112,7 @@ class Answer:
 
     def take(self, logits: Tensor) -> None:
         """Choose the next token from its logits (V,) and see whether it ends the answer."""
-        logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
+        logits = logits.to("cpu", torch.promote_types(torch.float32, logits.dtype))
         token = self._choose(logits)
         if token in self.stop_ids:
             self.finish_reason = "stop"
@@ -129,8 +132,8 @@ class Answer:
 
     def _choose(self, logits: Tensor) -> int:
         if self.sampling.repetition_penalty != 1:
-            seen = torch.tensor([*self._prompt_ids, *self.ids], device=logits.device).unique()
+            seen = torch.tensor([*{*self._prompt_ids, *self.ids}])
             logits = penalise(logits, seen, self.sampling.repetition_penalty)
         if self.sampling.temperature < SMALLEST_TEMPERATURE:
             return int(logits.argmax())
-        return int(torch.multinomial(probabilities(logits, self.sampling).cpu(), 1, generator=self._random))
+        return int(torch.multinomial(probabilities(logits, self.sampling), 1, generator=self._random))

@@ -1,4 +1,4 @@
-"""Weights in the form they are served in: narrower than they were trained, or as they are.
+"""Weights in the form and place they are served in: narrower than they were trained, or as they are.
 
 Nothing here is part of a checkpoint, and nothing that trains goes through it.
 """
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import Weights
+from model.config import DeviceName, Weights
 from model.errors import UserError
 from model.transformer import LanguageModel
 
@@ -66,6 +66,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         rows = x.flatten(0, -2)
+        if not x.is_cpu:  # the kernel below is made for CPUs
+            return F.linear(x, self.stored.to(x.dtype)) * self.scale
         if torch.compiler.is_compiling() or len(rows) <= MOST_INT8_ROWS:  # compiled for any number of rows
             y = torch._weight_int8pack_mm(rows, self.stored, self.scale)  # (rows, out)
         else:
@@ -94,6 +96,21 @@ def store_weights(model: LanguageModel, weights: Weights) -> str:
     if weights != "float32":
         model.to(torch.bfloat16)
     return f"{weights} weights" + (", several rows multiplied in float32" if widens else "")
+
+
+def choose_device(name: DeviceName) -> torch.device:
+    """Return the device that is asked for; raises `UserError` where torch finds none of its kind."""
+    found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if name not in ("auto", "cpu", found.type):
+        raise UserError(f"--device {name}: torch finds only {found.type} here; leave it out to use that")
+    return found if name == "auto" else torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    """Return where something is computed, in words."""
+    if device.type == "cpu":
+        return f"CPU with {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def native_bfloat16(uses_cpu: bool) -> str | None:

@@ -106,13 +106,13 @@ def _sessions(settings: ChatSettings) -> "list[TextSession]":
     from eval.served_model import open_model
 
     sampling = TextSampling(**{field.name: getattr(settings, field.name) for field in fields(TextSampling)})
-    served = [open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch)]
+    served = [open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch, settings.device)]
     if settings.allow_mask_mismatch:
         print(
             f"note: running with {served[0].prompt_mask}, not with the mask of its training", file=sys.stderr
         )
     if settings.compare is not None:
-        served.append(open_model(settings.compare))
+        served.append(open_model(settings.compare, device=settings.device))
     tell = partial(print, file=sys.stderr)
     served = [each.in_form(settings.dtype, settings.compile, True, tell) for each in served]
     if settings.raw:

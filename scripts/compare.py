@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.config import DeviceName
 from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class CompareSettings:
     """run directories, each with the folder evaluation/ that scripts.evaluate wrote into it"""
     out: str
     """folder for masks.png and attention.png"""
+    device: DeviceName = "auto"
+    """where attention.png is computed; auto: on the accelerator where there is one, else on the CPU"""
     num_answers: int = 6
     """questions whose answers are shown side by side"""
 
@@ -44,7 +47,7 @@ def main() -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     print_scores(console, runs)
     print_answers(console, runs, settings.num_answers)
-    show_masks(console, runs, Path(settings.out))
+    show_masks(console, runs, settings)
     console.print("\nTalk with a model:")
     for each in runs:
         console.print(f"  python -m scripts.chat --model {each.path}", soft_wrap=True)
@@ -124,17 +127,17 @@ def prediction_text(prediction: "Prediction") -> str:
     return f"{'+' if prediction.is_correct else '-'} {text}"
 
 
-def show_masks(console: "Console", runs: Sequence["Run"], out: Path) -> None:
+def show_masks(console: "Console", runs: Sequence["Run"], settings: CompareSettings) -> None:
     """Print the masks over the shortest question, and draw them and what the models make of them."""
     from dataset.tokenizer import Tokenizer
     from eval.comparison import answered, look_at, shortest_question
     from eval.drawings import draw_masks
     from eval.plots import save_attention, save_masks
 
-    tokenizer = Tokenizer.load(runs[0].path)
+    out, tokenizer = Path(settings.out), Tokenizer.load(runs[0].path)
     rendered = answered(shortest_question(runs[0].predictions), tokenizer)
     tokens = [tokenizer.token_text(token_id) for token_id in rendered.ids.tolist()]
-    looks = {each.label: look_at(each, rendered) for each in runs}
+    looks = {each.label: look_at(each, rendered, settings.device) for each in runs}
     panels = [panel for own, _ in looks.values() for panel in own]
     drawing = draw_masks({panel.title: panel.mask for panel in panels}, tokens, console.width)
     console.print(f"Who sees whom: a line per token, 1 = may attend\n\n{drawing}\n", soft_wrap=True)

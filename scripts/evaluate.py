@@ -24,7 +24,7 @@ def main() -> None:
     from eval.evaluation import evaluate, find, save
     from eval.served_model import open_model
 
-    served = open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch)
+    served = open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch, settings.device)
     evaluation = find(served, settings)
     if evaluation:
         print(f"{settings.out} holds this evaluation already")

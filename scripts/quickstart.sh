@@ -21,8 +21,8 @@ esac
 data="${QUICKSTART_DATA:-data/quickstart$suffix}"
 out="${QUICKSTART_OUT:-out/quickstart$suffix}"
 threads="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
-export ACCELERATE_USE_CPU=true OMP_NUM_THREADS="$threads"
-launch="accelerate launch --cpu --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no"
+export OMP_NUM_THREADS="$threads"
+launch="accelerate launch --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no"
 launch="$launch --num_cpu_threads_per_process $threads"
 so_far="" # fingerprint of the stages so far: a stage runs again when one before it did
 

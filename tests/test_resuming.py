@@ -4,6 +4,7 @@
 
 import json
 import signal
+from dataclasses import asdict
 
 import pytest
 from forked_runs import Run
@@ -14,6 +15,7 @@ from trainer.resuming import check_resumable, is_length_free, keep_rows_per_step
 from trainer.run_dir import RunDirectory
 from trainer.settings import PretrainSettings, ScheduleSettings
 from trainer.task import Task
+from trainer.training_state import Progress
 
 WSD = ScheduleSettings(warmup_steps=2, decay_fraction=0.5)
 COSINE = ScheduleSettings("cosine", warmup_steps=2)
@@ -27,7 +29,8 @@ def saved(tmp_path):
         run_dir = RunDirectory(tmp_path / "run")
         run_dir.begin_checkpoint()
         facts = {"total_steps": 10, "rows_per_step": 8} | facts
-        for name, content in (("settings", facts), ("progress", {"step": 4, "processes": 2} | progress)):
+        shown = asdict(Progress(**{"step": 4, "processes": 2} | progress))
+        for name, content in (("settings", facts), ("progress", shown)):
             (run_dir.partial / f"training/{name}.json").write_text(json.dumps(content))
         run_dir.commit_checkpoint(4)
         return run_dir

@@ -116,7 +116,7 @@ def test_a_save_that_dies_before_any_of_its_renames_leaves_the_one_before(run_di
 
 
 def test_all_is_on_the_disk_before_it_gets_its_name(run_dir, monkeypatch):
-    run_dir.append_records(METRICS, [{"step": 3}])
+    run_dir.append_records(METRICS, [{"step": 3, "learning_rate": 0.1}])
     fsync, replace, done = os.fsync, os.replace, []
 
     def flushing(descriptor):
@@ -172,19 +172,20 @@ def test_a_failure_leaves_nothing_unfinished(tmp_path):
 
 def test_metrics_are_cut_back_to_a_step_and_bear_a_torn_line(run_dir):
     for step in (1, 2, 3):
-        run_dir.append_records(METRICS, [{"step": step}])
+        run_dir.append_records(METRICS, [{"step": step, "learning_rate": 0.1}])
     with open(run_dir.path / METRICS, "a") as file:
         file.write('{"step": 4, "lo')
     assert [record["step"] for record in run_dir.read_records(METRICS)] == [1, 2, 3]
     run_dir.cut_records(2, is_validated=True)
-    assert (run_dir.path / METRICS).read_text() == '{"step": 1}\n{"step": 2}\n'
+    lines = (run_dir.path / METRICS).read_text().splitlines()
+    assert lines == [f'{{"step": {step}, "learning_rate": 0.1}}' for step in (1, 2)]
 
 
 def test_a_validation_that_a_kill_cut_short_is_done_again(run_dir):
-    for record in ({"step": 2, "loss": 1.0}, {"step": 2, "validation": "texts"}):
-        run_dir.append_records(METRICS, [record])
+    trained = {"step": 2, "learning_rate": 0.1}
+    run_dir.append_records(METRICS, [trained, {"step": 2, "validation": "texts", "nats_per_token": 1.0}])
     assert run_dir.is_validated(2, ["texts"]) and not run_dir.is_validated(2, ["texts", "chats"])
     run_dir.cut_records(2, is_validated=True)
     assert len(run_dir.read_records(METRICS)) == 2
     run_dir.cut_records(2, is_validated=False)
-    assert run_dir.read_records(METRICS) == [{"step": 2, "loss": 1.0}]
+    assert run_dir.read_records(METRICS) == [trained]

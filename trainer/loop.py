@@ -24,7 +24,7 @@ from trainer.machine import Machine
 from trainer.optimizer import Optimizers
 from trainer.prefetch import prefetched
 from trainer.reporting import Meter, Reporter
-from trainer.resuming import check_resumable, keep_rows_per_step, was_compiled
+from trainer.resuming import check_resumable, keep_rows_per_step, read_saved, was_compiled
 from trainer.run_dir import RunDirectory
 from trainer.samples import draw_samples
 from trainer.schedule import count_steps, multiplier
@@ -36,7 +36,6 @@ from trainer.task import Task
 from trainer.training_state import (
     Progress,
     load_process_state,
-    load_progress,
     save_process_state,
     save_shared_state,
 )
@@ -101,7 +100,7 @@ class Training:
         self.accelerator.wait_for_everyone()
         self.run_dir.check_shared()
         if folder := self.run_dir.latest:
-            self.progress = load_progress(folder / "training", self.run_dir.way_back)
+            _, self.progress = read_saved(self.run_dir)
             if not self.is_finished:
                 self._load(folder)
         self.restored_step = self.progress.step

@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from model.errors import UserError
-from trainer.run_dir import RunDirectory
+from trainer.run_dir import RunDirectory, is_count, step_of
 from trainer.schedule import multiplier
 from trainer.settings import ScheduleSettings
 from trainer.task import Task
+from trainer.training_state import FORMER, Progress, read_progress
 
 
 def keep_rows_per_step(task: Task, world: int) -> Task:
@@ -20,8 +21,8 @@ def keep_rows_per_step(task: Task, world: int) -> Task:
     settings, run_dir = task.settings, RunDirectory(task.settings.out)
     if run_dir.latest is None:
         return task
-    facts, progress = _read_saved(run_dir)
-    rows, first_world = facts["rows_per_step"], progress["processes"]
+    facts, progress = read_saved(run_dir)
+    rows, first_world = facts["rows_per_step"], progress.processes
     at_once = settings.batch_size * world
     if world == first_world or rows == at_once * settings.gradient_accumulation:
         return task
@@ -40,7 +41,7 @@ def keep_rows_per_step(task: Task, world: int) -> Task:
 
 def was_compiled(run_dir: RunDirectory) -> bool | None:
     """Return whether the layers of the run in a directory are compiled, None where there is no run yet."""
-    return None if run_dir.latest is None else _read_saved(run_dir)[0].get("compiled")
+    return None if run_dir.latest is None else read_saved(run_dir)[0].get("compiled")
 
 
 def check_resumable(
@@ -53,8 +54,8 @@ def check_resumable(
         raise UserError(
             f"--out {run_dir.path} holds a run; choose another folder, or --resume auto to continue it"
         )
-    (saved, progress), given = _read_saved(run_dir), json.loads(json.dumps(facts))
-    if is_length_free(progress["step"], saved["total_steps"], given["total_steps"], schedule):
+    (saved, progress), given = read_saved(run_dir), json.loads(json.dumps(facts))
+    if is_length_free(progress.step, saved["total_steps"], given["total_steps"], schedule):
         saved["total_steps"] = given["total_steps"]
     differing = [key for key in saved | given if saved.get(key) != given.get(key)]
     if differing:
@@ -74,9 +75,24 @@ def is_length_free(step: int, former: int, total: int, schedule: ScheduleSetting
     )
 
 
-def _read_saved(run_dir: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the facts and the progress of the last checkpoint."""
-    facts, progress = (run_dir.read_training(name) for name in ("settings.json", "progress.json"))
-    if not ({"rows_per_step", "total_steps"} <= facts.keys() and {"step", "processes"} <= progress.keys()):
-        raise UserError(f"{run_dir.latest} is damaged; {run_dir.way_back}")
+def read_saved(run_dir: RunDirectory) -> tuple[dict[str, Any], Progress]:
+    """Return the facts and the progress of the last checkpoint; raises `UserError` for what is damaged."""
+    folder = run_dir.latest
+    if any((folder / "training" / name).exists() for name in FORMER):
+        raise UserError(
+            f"{folder} was saved by an earlier version, in files that may hold code, which are not read "
+            f"any more; choose another --out, and --init {folder} to begin with its weights"
+        )
+    facts, values = (run_dir.read_training(name) for name in ("settings.json", "progress.json"))
+    try:
+        progress = read_progress(values)
+        for name in ("rows_per_step", "total_steps"):
+            if not is_count(facts.get(name)) or not facts[name]:
+                raise UserError(
+                    f"settings.json: {name} must be a number above 0, got {facts.get(name)!r:.40}"
+                )
+        if progress.step != step_of(folder):
+            raise UserError(f"it tells of step {progress.step}")
+    except UserError as error:
+        raise UserError(f"{folder} is damaged ({error}); {run_dir.way_back}") from error
     return facts, progress

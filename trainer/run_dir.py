@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,10 @@ from model.json_file import read_object
 
 MARK = "settings.yaml"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+CHECKPOINT = re.compile(r"step-\d{8,18}", re.ASCII)
+TAKE_AWAY = "take it away to go on"
+LARGEST = 2**63
+"""what no number of a training reaches"""
 
 
 class RunDirectory:
@@ -41,7 +46,7 @@ class RunDirectory:
         """
         self._check_place()
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a+") as lock:
+        with open(self.path / ".lock", "a+", errors="replace") as lock:
             self._hold(lock)
             try:
                 yield
@@ -81,9 +86,28 @@ class RunDirectory:
 
     @property
     def latest(self) -> Path | None:
-        """The last completed checkpoint, None before the first."""
-        pointer = self.path / "latest"
-        return self._checkpoints / pointer.read_text().strip() if pointer.exists() else None
+        """The last completed checkpoint, None before the first; raises `UserError` where nothing tells."""
+        folder = self._named_in("latest", self.way_back)
+        if folder is None and (number := len(self._folders())) > 1:
+            raise UserError(f"{self.path / 'latest'} is gone, and {number} saves are there; {self.way_back}")
+        return folder
+
+    def _named_in(self, pointer: str, advice: str) -> Path | None:
+        file = self.path / pointer
+        if not os.path.lexists(file):
+            return None
+        try:
+            name = file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read ({error}); {advice}") from None
+        if not CHECKPOINT.fullmatch(name):
+            raise UserError(f"{file} is damaged (no name of a save, {name[:40]!r}); {advice}")
+        return self._checkpoints / name
+
+    def _folders(self) -> list[Path]:
+        """Return all checkpoints that have got their name, in the order of their steps."""
+        named = [each for each in self._checkpoints.glob("step-*") if CHECKPOINT.fullmatch(each.name)]
+        return sorted(named, key=step_of)
 
     def read_training(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file of the last checkpoint's training state."""
@@ -106,8 +130,10 @@ class RunDirectory:
     def is_finished(self, total_steps: int) -> bool:
         """Say whether a run of this length came to its end here."""
         file = self.path / "summary.json"
-        summary = read_object(file, "take it away to go on") if file.exists() else {}
-        return bool(summary.get("finished")) and summary.get("steps") == total_steps
+        summary = read_object(file, TAKE_AWAY) if file.exists() else {"finished": False, "steps": 0}
+        if (type(summary.get("finished")), type(summary.get("steps"))) != (bool, int):
+            raise UserError(f"{file} is damaged (finished or steps); {TAKE_AWAY}")
+        return summary["finished"] and summary["steps"] == total_steps
 
     def begin_checkpoint(self) -> None:
         """Empty the folder in which the next checkpoint is put together."""
@@ -141,8 +167,8 @@ class RunDirectory:
         The latter is named by `best`, from the first validation on; where the set is another than before,
         what was best stays until the new one has been measured.
         """
-        folders = sorted(self._checkpoints.glob("step-*"))
-        named = [folder for folder in folders if self.latest and folder <= self.latest]
+        folders, last = self._folders(), self.latest
+        named = [folder for folder in folders if last and step_of(folder) <= step_of(last)]
         kept = named[-keep:]
         if best := self._best(named, validation):
             self.write_text("best", best.name)
@@ -157,8 +183,7 @@ class RunDirectory:
     @property
     def best(self) -> Path | None:
         """The checkpoint with the least validation loss, None before the first validation."""
-        pointer = self.path / "best"
-        return self._checkpoints / pointer.read_text().strip() if pointer.exists() else None
+        return self._named_in("best", TAKE_AWAY)
 
     def _best(self, folders: list[Path], validation: str | None) -> Path | None:
         records = [record for record in self.read_records(METRICS) if "validation" in record]
@@ -192,10 +217,11 @@ class RunDirectory:
         try:
             lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
             records = [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}); take it away to go on") from None
-        if not all(isinstance(record, dict) and "step" in record for record in records):
-            raise UserError(f"{file} is damaged (a record without a step); take it away to go on")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file} is damaged ({error}); {TAKE_AWAY}") from None
+        for number, record in enumerate(records, 1):
+            if fault := _fault(record, name):
+                raise UserError(f"{file} is damaged (line {number}: {fault}); {TAKE_AWAY}")
         return records
 
     def is_validated(self, step: int, names: Collection[str]) -> bool:
@@ -215,6 +241,33 @@ class RunDirectory:
                     and (is_validated or name == METRICS and "validation" not in record)
                 ]
                 self.write_text(name, "".join(map(_line, kept)))
+
+
+def _fault(record: Any, name: str) -> str | None:
+    """Say what is wrong with a record of a file, None if nothing is."""
+    if not isinstance(record, dict) or not is_count(record.get("step")):
+        return "a record without a step"
+    if name == SAMPLES:
+        return None
+    names = {"nats_per_token"} if "validation" in record else {"learning_rate"}
+    if missing := names - record.keys():
+        return f"a record without {missing.pop()}"
+    for key, value in record.items():
+        if key == "validation" and not isinstance(value, str):
+            return "validation is no name"
+        if key != "validation" and not is_number(value) and (key in names or value is not None):
+            return f"{key} is no number"
+    return None
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value from a file is a number that can be computed with, or one that is not finite."""
+    return type(value) is float or type(value) is int and abs(value) < LARGEST
+
+
+def is_count(value: Any) -> bool:
+    """Say whether a value from a file is a whole number of something, of 0 or more."""
+    return type(value) is int and 0 <= value < LARGEST
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ JSON and safetensors alone: going on in a directory from a stranger runs nothing
 """
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,13 +20,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from model.errors import UserError
-from model.json_file import read_object
 from model.tensor_file import open_tensors, write_tensors
 from trainer.optimizer import Optimizers
+from trainer.run_dir import is_count, is_number
 from trainer.sharding import is_cut_up, own_rows
 
-LARGEST = 2**63
-"""what no number of a training reaches"""
+FORMER = ("optimizer.pt", "optimizer")
+"""what an earlier version wrote instead; to read it could run code that lies in it"""
 
 
 @dataclass
@@ -67,17 +68,13 @@ def save_shared_state(folder: Path, progress: Progress, facts: dict[str, Any]) -
     (folder / "settings.json").write_text(json.dumps(facts, indent=2))
 
 
-def load_progress(folder: Path, advice: str) -> Progress:
-    """Return the progress; raises `UserError`, which ends with `advice`, where it is damaged."""
-    file = folder / "progress.json"
-    values = read_object(file, advice)
+def read_progress(values: dict[str, Any]) -> Progress:
+    """Return the progress that `progress.json` tells of; raises `UserError` where it is damaged."""
     for field in fields(Progress):
-        kinds = (int,) if field.type is int else (int, float)
         value = values.get(field.name)
-        if type(value) not in kinds or not 0 <= value < LARGEST:
-            raise UserError(
-                f"{file} is damaged ({field.name}: expected a number of 0 or more, got {value!r}); {advice}"
-            )
+        is_sound = is_count(value) if field.type is int else is_number(value) and 0 <= value < math.inf
+        if not is_sound:
+            raise UserError(f"progress.json: {field.name} must be a number of 0 or more, got {value!r:.40}")
     return Progress(**{field.name: values[field.name] for field in fields(Progress)})
 
 

@@ -10,18 +10,18 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dataset.chat_form import THOUGHT, ChatForm
 
 if TYPE_CHECKING:
     from dataset.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 TARGET, START, UNTRAINED = 16, 32, 64  # bits of a token's code; the low four are the index of its role
-
-CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+OURS = ChatForm()
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,25 @@ class Message:
     is_trained: bool = True
     """whether an answer carries loss; one that does not is still an answer, for masks and for truncation"""
 
-    def parts(self) -> list[str]:
-        """Return the text of the message; every second part, from the second on, is a tag."""
-        parts = [self.content]
-        if self.tools:
-            listing = "\n".join(("# Tools", *self.tools))
-            parts = [f"{self.content}\n\n{listing}" if self.content else listing]
+    def parts(self, form: ChatForm = OURS, opening: str = "") -> list[str]:
+        """Return the text of the message; every second part, from the second on, is a tag or text of `form`.
+
+        `opening` begins an answer without a thought. Raises `UserError` for what the form cannot write.
+        """
+        has = {"thoughts": self.thought, "tool calls": self.tool_calls, "lists of tools": self.tools}
+        form.check([part for part, value in has.items() if value])
         if self.thought:
-            parts = ["", "<think>", f"\n{self.thought}\n", "</think>", f"\n\n{self.content}"]
+            begin, end = (text.strip() for text in THOUGHT)
+            parts = ["", begin, f"\n{self.thought}\n", end, f"\n\n{self.content}"]
+        elif opening:
+            tags = opening.rstrip()
+            parts = ["", tags, opening.removeprefix(tags) + self.content]
+        else:
+            parts = [self.content]
+        before, each, after = form.tool_list
+        for number, tool in enumerate(self.tools):
+            parts += [each if number else ("\n\n" if self.content else "") + before + each, tool]
+        parts += [after, ""] if self.tools and after else []
         for number, call in enumerate(self.tool_calls):
             parts[-1] += "\n" if number or self.content else ""
             parts += ["<tool_call>", f"\n{call}\n", "</tool_call>", ""]
@@ -102,19 +113,29 @@ def are_trained(codes: np.ndarray) -> np.ndarray:
 
 
 class Renderer:
-    """Renders conversations with one tokenizer, whose headers it encodes once."""
+    """Renders conversations with one tokenizer in its form, whose texts it encodes once."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Encode what stands between contents."""
-        self.tokenizer = tokenizer
-        self.headers = {role: [tokenizer.im_start_id, *tokenizer.encode(f"{role}\n")] for role in ROLES}
-        self.newline = tokenizer.encode("\n")
+        """Encode what stands between contents; raises `UserError` where the tokenizer's form is unknown."""
+        self.tokenizer, self.form, encode = tokenizer, tokenizer.form, tokenizer.encode_form
+        self.headers = {role: encode(self.form.headers.get(role, "")) for role in ROLES}
+        self.footers = {role: encode(text) for role, text in self.form.footers.items()}
+        self.newline = encode(self.form.gap)
+        self.opening, self.begin = encode(self.form.opening), encode(self.form.begin)
+        self.between_results = encode(self.form.between_results or "")
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
-        """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come."""
-        contents = map(self._encode, messages)
-        untrained = {number for number, message in enumerate(messages) if not message.is_trained}
-        return self.assemble([message.role for message in messages], contents, generation_prompt, untrained)
+        """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come.
+
+        An answer that is trained on follows what it will be asked with. One that a prompt holds stands as the
+        template writes it, whose tokens may be others: a newline joins the text after it.
+        """
+        answers = [n for n, message in enumerate(messages) if message.role == "assistant"]
+        past = self.form.past_opening if generation_prompt else ""
+        contents = (self._encode(each, past * (each.role == "assistant")) for each in messages)
+        bare = answers if generation_prompt else [n for n in answers if messages[n].thought]
+        untrained = [n for n in answers if not messages[n].is_trained]
+        return self.assemble([each.role for each in messages], contents, generation_prompt, untrained, bare)
 
     def render_text(self, text: str) -> Rendered:
         """Return the tokens of a text of pretraining, which begins and ends as a document does."""
@@ -129,17 +150,31 @@ class Renderer:
         contents: Iterable[Iterable[int]],
         generation_prompt: bool = False,
         untrained: Collection[int] = (),
+        bare: Collection[int] = (),
     ) -> Rendered:
         """Return the tokens of a conversation whose contents are encoded already.
 
-        `untrained` are the places of the answers that carry no loss.
+        `untrained` are the places of the answers that carry no loss, `bare` those of the answers that do not
+        follow the opening of an answer that is asked for.
         """
+        self.form.check([f"{role} messages" for role in roles])
         row, end, before = _Row(self.tokenizer.typecode), [self.tokenizer.im_end_id], None
+        if self.form.default_system and list(roles[:1]) != ["system"]:
+            self._add_header(row, "system", before)
+            row.add(self.tokenizer.encode(self.form.default_system), before := "system")
+            row.add(self.footers[before], before)
         for number, (role, content) in enumerate(zip(roles, contents, strict=True)):
-            self._add_header(row, role, before)
+            is_result = role == "tool" and self.form.between_results is not None
+            if is_result and before == "tool":
+                row.add(self.between_results, role)
+            else:
+                self._add_header(row, role, before, number not in bare)
             bits = TARGET | UNTRAINED * (number in untrained) if role == "assistant" else 0
             row.add(content, role, bits)
-            row.add(end if bits else end + self.newline, role, bits)
+            if bits:
+                row.add(end, role, bits)
+            elif not (is_result and roles[number + 1 : number + 2] == ["tool"]):
+                row.add(self.footers[role], role)
             before = role
         if generation_prompt:
             self._add_header(row, "assistant", before)
@@ -147,21 +182,22 @@ class Renderer:
             row.add(self.newline, "assistant")
         return row.rendered()
 
-    def _encode(self, message: Message) -> Iterator[int]:
-        parts = message.parts()
+    def _encode(self, message: Message, opening: str = "") -> Iterator[int]:
+        parts, encode = message.parts(self.form, opening), self.tokenizer.encode
         if len(parts) == 1:
             return chain.from_iterable(self.tokenizer.encode_parts(parts[0]))
         return chain.from_iterable(
-            [self.tokenizer.special(part)] if number % 2 else self.tokenizer.encode(part)
+            self.tokenizer.encode_form(part) if number % 2 else encode(part)
             for number, part in enumerate(parts)
         )
 
-    def _add_header(self, row: _Row, role: str, before: str | None) -> None:
-        owed_newline = self.newline if before == "assistant" else []
+    def _add_header(self, row: _Row, role: str, before: str | None, opens: bool = True) -> None:
+        header = self.headers[role] + (self.opening if role == "assistant" and opens else [])
         if role == "assistant" and before not in (None, "assistant"):
-            row.add(self.headers[role], before)
+            row.add(header, before)
         else:
-            row.add(owed_newline + self.headers[role], role, is_start=True)
+            owed = self.newline if before == "assistant" else [] if before else self.begin
+            row.add(owed + header, role, is_start=True)
 
 
 class _Row:

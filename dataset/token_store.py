@@ -92,8 +92,7 @@ class TokenStore:
         sizes = [shard["tokens"] for shard in shards]
         if not self.lengths.all() or [offsets[-1] for offsets in self._offsets] != sizes:
             raise UserError(f"the lengths in {self.path} are damaged; {ADVICE}")
-        for _ in self.parts(READ_TOKENS):
-            pass  # reading is what checks them
+        self.highest_id = max(int(part.ids.max()) for part in self.parts(READ_TOKENS))  # reading checks all
 
     def _open(self, name: str) -> int:
         """Return the descriptor of a file that is as it was written."""

@@ -8,7 +8,7 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -16,15 +16,26 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from dataset.conversation import CHAT_TEMPLATE, ROLES
+from dataset.chat_form import CHAT_TEMPLATE, TRAINING_TEMPLATE, ChatForm, read_form
+from dataset.conversation import ROLES
+from dataset.foreign_tokenizer import (
+    NAMED_FILES,
+    explaining_panics,
+    kind_of,
+    named_tokens,
+    own_template,
+    try_out,
+)
 from model.errors import UserError
+from model.json_file import read_object
 
 ENDOFTEXT, IM_START, IM_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 MARKERS = (ENDOFTEXT, IM_START, IM_END, PAD)
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 RESERVED = tuple(f"<|reserved_{slot}|>" for slot in range(6))
 SPECIAL_TOKENS = MARKERS + TAGS + RESERVED  # ids 0 … 15 of a tokenizer that is trained here
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template_training.jinja")
+FILES = ("tokenizer.json", *NAMED_FILES, *TEMPLATE_FILES)
 SMALLEST_VOCAB, LARGEST_VOCAB = 256 + len(SPECIAL_TOKENS), 2**24
 PART_CHARACTERS = 50_000  # longer texts are encoded in parts, cut before a space or full stop if there is one
 PART_END = re.compile(r"(?<=[^\W\d_])[\s。，]")
@@ -33,50 +44,130 @@ RUN = re.compile(r"[^\W\d_]{n}|\d{n}|(?:[^\w\s]|_){n}|\s{n}".replace("n", str(RU
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer with our markers and tags; one from elsewhere is given those it lacks."""
+    """A byte-level BPE tokenizer with our markers and tags; one from elsewhere keeps its files and its form.
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Take over a tokenizer of `tokenizers`; raises `UserError` if it is not byte-level BPE."""
+    What a tokenizer from elsewhere lacks of them gets ids beyond its own: a model needs a row for those only
+    where a message has one.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        files: Mapping[str, bytes] | None = None,
+        room: int = LARGEST_VOCAB,
+    ) -> None:
+        """Take over a tokenizer of `tokenizers` and the files beside it, by name, for ids below `room`.
+
+        Raises `UserError` if it is not byte-level BPE.
+        """
         if not isinstance(backend.model, models.BPE) or not isinstance(backend.decoder, decoders.ByteLevel):
-            raise UserError(f"expected a byte-level BPE tokenizer, got {type(backend.model).__name__}")
+            raise UserError(f"expected byte-level BPE, got {kind_of(backend)}")
+        self.own_vocab_size = _size(backend)
+        if self.own_vocab_size > LARGEST_VOCAB:
+            raise UserError(f"expected ids below {LARGEST_VOCAB}, got a token {self.own_vocab_size - 1}")
         backend.no_truncation()
         backend.no_padding()
-        backend.add_tokens([_added_token(text) for text in MARKERS + TAGS])
-        self._backend = backend
+        self._files, self._backend, self._own = dict(files or {}), backend, backend
+        self._template, self._named = own_template(self._files), named_tokens(self._files)
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
+        endoftext = next((t for t in (ENDOFTEXT, self._named.get("eos_token")) if t in added), ENDOFTEXT)
+        wanted = (endoftext, *(() if self._template else (IM_START, IM_END)), *TAGS)
+        if lacking := [text for text in wanted if text not in added]:
+            self._own = tokenizers.Tokenizer.from_str(backend.to_str())
+            backend.add_tokens([_added_token(text) for text in lacking])
+        self.vocab_size, self._room = _size(backend), room
         self._content = _without_added_tokens(backend)
         self._words = _Words(self._content)
-        self.endoftext_id, self.im_start_id, self.im_end_id, self.pad_id = map(self.special, MARKERS)
-        self.stop_ids = (self.im_end_id, self.endoftext_id)
-        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        if self._words.pattern is None:
+            try_out(self._content)
+        self.endoftext_id = self.special(endoftext)
+        pads = (self._named.get("pad_token"), PAD, endoftext)
+        self.pad_id = next((self.special(text) for text in pads if text in added), 0)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
-        """Open a tokenizer directory; raises `UserError` if it is missing or broken."""
+    def load(cls, path: str | Path, room: int = LARGEST_VOCAB) -> "Tokenizer":
+        """Open a tokenizer directory for a model with `room` for that many ids.
+
+        Raises `UserError` if it is missing or broken, or has more tokens of its own.
+        """
         file = Path(path) / "tokenizer.json"
         if not file.is_file():
             raise UserError(f"no tokenizer in {path}: expected a directory with tokenizer.json")
+        present = [each for each in map(file.with_name, FILES) if each.is_file()]
+        for each in present:
+            if each.name in NAMED_FILES:
+                read_object(each, "copy the tokenizer again")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
+            files = {each.name: each.read_bytes() for each in present}
+            with explaining_panics():
+                backend = tokenizers.Tokenizer.from_buffer(files[file.name])
+        except UserError:
+            raise
         except Exception as error:  # the library raises nothing more precise
             raise UserError(f"{file} is not a tokenizer: {error}") from None
-        return cls(backend)
+        tokenizer = cls(backend, files, room)
+        if (size := tokenizer.own_vocab_size) > room:
+            raise UserError(
+                f"{path}: the tokenizer has {size} tokens but the model takes {room}; they do not belong "
+                "together, copy both from one place"
+            )
+        return tokenizer
 
-    def save(self, path: str | Path) -> None:
-        """Write a directory that `transformers.AutoTokenizer` opens, chat template included."""
+    def save(self, path: str | Path, room: int = 0) -> None:
+        """Write a directory that `transformers.AutoTokenizer` opens, chat template included.
+
+        The files of a tokenizer from elsewhere are written as they were. Tokens that it lacked come with a
+        model that has `room` for them in its vocabulary.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
+        whole = self._backend if room >= self.vocab_size else self._own
+        files = dict(self._files) if self._own_form else self._our_files()
+        if "tokenizer.json" not in files or whole is not self._own:
+            files["tokenizer.json"] = whole.to_str(pretty=True).encode()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+
+    def _our_files(self) -> dict[str, bytes]:
+        """Return what stands beside `tokenizer.json` of a tokenizer whose form is ours."""
+        names = {"bos_token": self.endoftext_id, "eos_token": self.im_end_id, "pad_token": self.pad_id}
+        names = {name: self.token_bytes(token_id).decode() for name, token_id in names.items()}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": ENDOFTEXT,
-            "eos_token": IM_END,
-            "pad_token": PAD,
+            **names,
             "clean_up_tokenization_spaces": False,
         }
-        names = {key: config[key] for key in ("bos_token", "eos_token", "pad_token")}
-        self._backend.save(str(folder / "tokenizer.json"))
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+        described = [(json.dumps(values, indent=2) + "\n").encode() for values in (config, names)]
+        templates = [CHAT_TEMPLATE.encode(), TRAINING_TEMPLATE.encode()]
+        return dict(zip((*NAMED_FILES, *TEMPLATE_FILES), described + templates, strict=True))
+
+    @cached_property
+    def form(self) -> ChatForm:
+        """Return how conversations are written; raises `UserError` where the template cannot be read."""
+        added = self._own.get_added_tokens_decoder().values()
+        return read_form(self._template or CHAT_TEMPLATE, self._named, {token.content for token in added})
+
+    @cached_property
+    def im_start_id(self) -> int:
+        """Return the id that begins a message."""
+        return self.encode_form(self.form.headers["user"])[0]
+
+    @cached_property
+    def im_end_id(self) -> int:
+        """Return the id that ends an answer."""
+        return self.special(self.form.end)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Return the ids that end an answer, whichever of them pads rows."""
+        return (self.im_end_id, self.endoftext_id)
+
+    def encode_form(self, text: str) -> list[int]:
+        """Return the ids of text of a form or of a tag: added tokens in it are themselves."""
+        if text in self._special_ids:
+            return [self._special_ids[text]]
+        backend = self._own if self._template else self._backend
+        return backend.encode(text, add_special_tokens=False).ids
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of content: the text of an added token in it is encoded as the characters it is.
@@ -96,7 +187,8 @@ class Tokenizer:
     def _encode_part(self, text: str) -> list[int]:
         try:
             if self._words.pattern is None:
-                return self._content.encode(text, add_special_tokens=False).ids
+                with explaining_panics():
+                    return self._content.encode(text, add_special_tokens=False).ids
             words = self._words.pattern.findall(text)
             return list(chain.from_iterable(map(self._words.__getitem__, words)))
         except TypeError:
@@ -110,7 +202,7 @@ class Tokenizer:
     def special(self, text: str) -> int:
         """Return the id of an added token; raises `UserError` if the tokenizer has none of that text."""
         if text not in self._special_ids:
-            raise UserError(f"the tokenizer has no added token {text!r}")
+            raise UserError(f"the tokenizer has no added token {text!r} that the model knows")
         return self._special_ids[text]
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -125,7 +217,7 @@ class Tokenizer:
     @cached_property
     def _special_ids(self) -> dict[str, int]:
         added = self._backend.get_added_tokens_decoder()
-        return {token.content: token_id for token_id, token in added.items()}
+        return {token.content: token_id for token_id, token in added.items() if token_id < self._room}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -140,8 +232,16 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the sha256 of everything that decides which ids a text gets."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        """Return the sha256 of everything that decides which ids a text or a conversation gets."""
+        return hashlib.sha256((self._backend.to_str() + self._own_form).encode()).hexdigest()
+
+    @cached_property
+    def _own_form(self) -> str:
+        """Return what tells the form of conversations from ours; "" where there is nothing."""
+        try:
+            return "" if self.form == ChatForm() else repr(self.form)
+        except UserError:
+            return self._template
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
@@ -281,6 +381,10 @@ def _parts(text: str) -> Iterator[str]:
         yield text[begin:end]
         begin = end
     yield text[begin:]
+
+
+def _size(backend: tokenizers.Tokenizer) -> int:
+    return 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
 def _added_token(text: str) -> AddedToken:

@@ -78,13 +78,7 @@ def open_model(
     """
     place = choose_device(device)
     checkpoint = load_checkpoint(path)
-    tokenizer = Tokenizer.load(path)
-    takes = checkpoint.model.config.vocab_size
-    if tokenizer.vocab_size > takes:
-        raise UserError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens but the model takes {takes}; "
-            "use the tokenizer that the model was trained with"
-        )
+    tokenizer = Tokenizer.load(path, checkpoint.model.config.vocab_size)
     mask = choose_mask(checkpoint.prompt_mask, prompt_mask, allow_mask_mismatch)
     stop_ids = checkpoint.stop_ids or tokenizer.stop_ids
     return ServedModel(checkpoint.model.eval().to(place), tokenizer, mask, stop_ids, Path(path))

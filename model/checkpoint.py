@@ -6,7 +6,6 @@ A causal model's directory is also one that `transformers` opens. Any other patt
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,6 @@ from model.tensor_file import write_tensors
 from model.transformer import LanguageModel
 
 FORMAT_VERSION = 1
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 
 
 @dataclass(frozen=True)
@@ -42,13 +35,9 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: str | Path,
-    model: LanguageModel,
-    prompt_mask: str,
-    stop_ids: Sequence[int] = (),
-    tokenizer_dir: str | Path | None = None,
+    path: str | Path, model: LanguageModel, prompt_mask: str, stop_ids: Sequence[int] = ()
 ) -> None:
-    """Write a model directory, the model's files whole or not at all, and copy the tokenizer's files into it.
+    """Write a model directory without a tokenizer, whole or not at all.
 
     Raises `UserError` for an unknown prompt mask, `OSError` where the disk does not take them.
     """
@@ -64,9 +53,6 @@ def save_checkpoint(
     os.replace(weights.with_suffix(".tmp"), weights)
     _write_json(path / "config.json", describe(model.config, prompt_mask))
     _write_json(path / "generation_config.json", {"eos_token_id": list(stop_ids)})
-    sources = [Path(tokenizer_dir) / name for name in TOKENIZER_FILES] if tokenizer_dir else []
-    for source in filter(Path.is_file, sources):
-        shutil.copyfile(source, path / source.name)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -104,7 +90,7 @@ def export_checkpoint(source: str | Path, target: str | Path) -> None:
         )
     if Path(target).exists() and any(Path(target).iterdir()):
         raise UserError(f"{target} is not empty; name a new folder for the export")
-    save_checkpoint(target, checkpoint.model, "causal", checkpoint.stop_ids, source)
+    save_checkpoint(target, checkpoint.model, "causal", checkpoint.stop_ids)
 
 
 def describe(config: ModelConfig, prompt_mask: str) -> dict[str, Any]:

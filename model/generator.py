@@ -107,6 +107,11 @@ class Generator:
         prompt = request.prompt
         if not prompt.ids:
             raise UserError("the prompt is empty; a model needs at least one token to continue")
+        if max(prompt.ids) >= (known := self.model.config.vocab_size):
+            raise UserError(
+                f"the prompt holds token {max(prompt.ids)} but the model knows {known}; fine-tune it on "
+                "conversations with it, which makes room, or leave it out (--raw writes no marks of turns)"
+            )
         if len(prompt.ids) > self.max_tokens:
             raise UserError(
                 f"prompt has {len(prompt.ids)} tokens but the model takes {self.max_tokens}; "

@@ -186,6 +186,18 @@ class LanguageModel(nn.Module):
         windows = {"sliding_window": config.sliding_window, "layer_types": config.layer_types}
         self.config = self.model.config = replace(self.config, **windows)
 
+    @torch.no_grad()
+    def grow(self, vocab_size: int) -> None:
+        """Give the vocabulary more rows; each is the mean of those that are there."""
+        self.config = self.model.config = replace(self.config, vocab_size=vocab_size)
+        embedding, head = self.model.embed_tokens, self.lm_head
+        for module in (embedding, head):
+            rows = module.weight.mean(dim=0).expand(vocab_size - len(module.weight), -1)
+            module.weight = nn.Parameter(torch.cat((module.weight, rows)))
+        embedding.num_embeddings = head.out_features = vocab_size
+        if self.config.tie_word_embeddings:
+            head.weight = embedding.weight
+
     def set_attention(self, backend: str | Backend) -> None:
         """Let all layers attend through a backend: `eager`, `sdpa`, or a function of that form."""
         if isinstance(backend, str) and backend not in BACKENDS:

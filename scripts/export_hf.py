@@ -28,9 +28,10 @@ def main() -> None:
     from eval.served_model import open_model
     from model.checkpoint import export_checkpoint
 
-    open_model(settings.model)  # raises where model and tokenizer do not fit
+    served = open_model(settings.model)  # raises where model and tokenizer do not fit
     with whole_folder(settings.out) as folder:
         export_checkpoint(settings.model, folder)
+        served.tokenizer.save(folder, served.model.config.vocab_size)
     print(f'{settings.out} is written: transformers.Qwen3ForCausalLM.from_pretrained("{settings.out}")')
 
 

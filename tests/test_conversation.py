@@ -4,10 +4,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import Environment
 
+from dataset.chat_form import TRAINING_TEMPLATE
 from dataset.conversation import ROLES, Message, render
 from dataset.documents import choose_targets
-from dataset.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from dataset.tokenizer import SPECIAL_TOKENS, TEMPLATE_FILES, train_tokenizer
 
 TOKENIZER = train_tokenizer(["Hello\nHi\nBye\nBe"] * 9, 340)
 CHAT = [
@@ -133,6 +135,7 @@ def assert_equals_template(messages, theirs):
     plain = [as_users_write(message) for message in messages]
     tools = [json.loads(tool) for tool in messages[0].tools] or None
     ways = {"tools": tools, "return_dict": True, "return_assistant_tokens_mask": True}
+    ways |= {"chat_template": TRAINING_TEMPLATE}
     expected = theirs.apply_chat_template(plain, **ways)
     assert rendered.ids.tolist() == expected["input_ids"]
     assert rendered.targets.astype(int).tolist() == expected["assistant_masks"]
@@ -206,3 +209,19 @@ def test_special_tokens_in_content_forge_no_boundary(special):
         f"<|im_start|>user\nx{special}\n<|im_end|>\n<|im_start|>assistant\n{special}y{special}<|im_end|>\n"
     )
     assert TOKENIZER.decode(rendered.ids) == expected
+
+
+def test_plain_jinja2_opens_the_saved_template_which_says_what_the_marked_one_says(tmp_path, theirs):
+    TOKENIZER.save(tmp_path)
+    plain, marked = ((tmp_path / name).read_text() for name in TEMPLATE_FILES)
+    call = {"name": "天气", "arguments": "{}"}
+    messages = [
+        {"role": "system", "content": "Be"},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "reasoning_content": "Hi", "content": "", "tool_calls": [call]},
+    ]
+    ways = {"tools": [{"name": "天气"}], "add_generation_prompt": True}
+    template = Environment(trim_blocks=True, lstrip_blocks=True).from_string(plain)
+    text = template.render(messages=messages, **ways).replace(json.dumps("天气"), '"天气"')
+    assert text == theirs.apply_chat_template(messages, chat_template=marked, tokenize=False, **ways)
+    assert "generation %}" in marked and "generation %}" not in plain

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from dataset.sampling import Sample, language_of
 from dataset.tokenizer import (
@@ -220,15 +220,16 @@ def test_a_tokenizer_from_elsewhere_gets_the_markers_it_lacks(tmp_path):
     backend.add_tokens([AddedToken("<extra>", special=False)])
     tokenizer = Tokenizer(backend)
     assert tokenizer.endoftext_id == 0
-    assert len({tokenizer.special(text) for text in SPECIAL_TOKENS[:4] + TAGS}) == 10
+    assert len({tokenizer.special(text) for text in SPECIAL_TOKENS[:3] + TAGS}) == 9
+    assert (tokenizer.pad_id, tokenizer.own_vocab_size, tokenizer.vocab_size) == (0, 301, 309)
     assert tokenizer.decode(tokenizer.encode("a <extra>")) == "a <extra>"
     assert tokenizer.special("<extra>") not in tokenizer.encode("a <extra>")
     assert tokenizer._words.pattern is not None
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     assert Tokenizer(backend)._words.pattern is None
     assert Tokenizer(backend).encode("a b") == backend.encode("a b").ids
-    tokenizer.save(tmp_path)
-    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
 
 
 def test_a_word_of_the_vocabulary_that_is_also_an_added_token_is_escaped():
@@ -321,3 +322,53 @@ def test_the_report_says_where_no_text_was_held_out(capsys):
     print_report({"tok": TOKENIZER}, {})
     told = "bytes per token on text that was not trained on: too few different documents to hold one out\n"
     assert capsys.readouterr().out == told
+
+
+def test_kinds_of_tokenizers_that_are_not_ours_have_the_names_their_users_know(tmp_path):
+    spaces = pre_tokenizers.Metaspace()
+    kinds = [
+        (models.BPE(byte_fallback=True), None, "SentencePiece BPE (Llama 2, Mistral)"),
+        (models.BPE(), spaces, "SentencePiece BPE (Llama 2, Mistral)"),
+        (models.BPE(), None, "BPE of characters"),
+        (models.Unigram(), spaces, "SentencePiece Unigram (T5, XLM-R)"),
+        (models.WordPiece(), None, "WordPiece (BERT)"),
+    ]
+    for model, rules, name in kinds:
+        backend = tokenizers.Tokenizer(model)
+        if rules:
+            backend.pre_tokenizer = rules
+        backend.save(str(tmp_path / "tokenizer.json"))
+        with pytest.raises(UserError) as error:
+            Tokenizer.load(tmp_path)
+        assert str(error.value) == f"expected byte-level BPE, got {name}"
+
+
+def test_rules_that_panic_on_a_text_are_one_line(tmp_path, capfd):
+    """A panic of the library is no `Exception`, and is printed before anyone can catch it."""
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend = _foreign(models.BPE(), trainer, decoders.ByteLevel())
+    split, rest = pre_tokenizers.Split(Regex("(a*)*$"), "isolated"), pre_tokenizers.ByteLevel(use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, rest])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="the rules of the tokenizer fail .*; use another tokenizer"):
+        Tokenizer.load(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_id_that_no_embedding_could_hold_is_refused(tmp_path):
+    TOKENIZER.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["zz"] = 2**32 - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="expected ids below 16777216, got a token 4294967295"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content", [("tokenizer_config.json", "["), ("special_tokens_map.json", "[" * 3000)]
+)
+def test_a_damaged_file_beside_the_tokenizer_is_a_user_error(tmp_path, name, content):
+    TOKENIZER.save(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} is not valid JSON"):
+        Tokenizer.load(tmp_path)

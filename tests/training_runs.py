@@ -109,7 +109,8 @@ def init(data, tmp_path_factory) -> Path:
     tokenizer = Tokenizer.load(data / "tokenizer")
     torch.manual_seed(3)
     config = from_preset("tiny", vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48)
-    save_checkpoint(folder, LanguageModel(config), "causal", tokenizer.stop_ids, data / "tokenizer")
+    save_checkpoint(folder, LanguageModel(config), "causal", tokenizer.stop_ids)
+    tokenizer.save(folder)
     return folder
 
 

@@ -42,7 +42,7 @@ def prepare(settings: SftSettings, by_accelerate: bool = False) -> Training:
         device.accelerator.state.fsdp_plugin = fsdp_plugin()
         device.accelerator.state.distributed_type = DistributedType.FSDP
     stores = open_stores(settings.data)
-    start = start_from(settings.init, settings.prompt_mask, stores[0].tokenizer)
+    start = start_from(settings.init, settings.prompt_mask, stores[0].tokenizer, 0)
     return Training(make_task(settings, "sft", stores, start), device)
 
 

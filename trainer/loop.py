@@ -270,7 +270,8 @@ class Training:
         save_process_state(partial / "training", self.accelerator, self.optimizers)
         model = whole_model(start.model)
         if is_main:
-            save_checkpoint(partial, model, start.prompt_mask, tokenizer.stop_ids, self.task.tokenizer_path)
+            save_checkpoint(partial, model, start.prompt_mask, tokenizer.stop_ids)
+            tokenizer.save(partial, model.config.vocab_size)
             save_shared_state(partial / "training", self.progress, self.facts)
         self.accelerator.wait_for_everyone()
         if self.is_main_process:

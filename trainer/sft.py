@@ -18,7 +18,7 @@ def main() -> None:
     from trainer.task import make_start, make_task
 
     stores = open_stores(settings.data)
-    train(make_task(settings, "sft", stores, make_start(settings, stores[0].tokenizer)))
+    train(make_task(settings, "sft", stores, make_start(settings, stores)))
 
 
 if __name__ == "__main__":

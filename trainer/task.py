@@ -3,7 +3,6 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +38,6 @@ class Task:
     start: Start
     stream: BatchStream
     validation: dict[str, BatchStream]
-    tokenizer_path: Path
     data_fingerprint: str
     sample_prompts: list[SamplePrompt]
 
@@ -74,6 +72,8 @@ def make_task(
     if len({*names, "training"}) <= len(names):
         raise UserError(f"--validation: expected different folder names, none of them training, got {names}")
     for store in stores + others:
+        if store.highest_id >= (room := start.model.config.vocab_size):
+            raise UserError(f"{store.path} holds token {store.highest_id} but the model knows {room}")
         if store.kind != kind:
             raise UserError(
                 f"{store.path} holds {store.kind} data; expected what prepare_data --kind {kind} writes"
@@ -90,16 +90,17 @@ def make_task(
         start,
         BatchStream(stores, batch_settings),
         {store.path.name: BatchStream([store], batch_settings) for store in others},
-        stores[0].tokenizer_path,
         _digest([store.manifest["files"] for store in stores]),
         sample_prompts(settings, others or stores, start.prompt_mask, longest),
     )
 
 
-def make_start(settings: PretrainSettings | SftSettings, tokenizer: Tokenizer) -> Start:
+def make_start(settings: PretrainSettings | SftSettings, stores: list[TokenStore]) -> Start:
     """Draw a new model from the seed, or open --init."""
+    tokenizer = stores[0].tokenizer
     if settings.init != FRESH:
-        start = start_from(settings.init, settings.prompt_mask, tokenizer)
+        highest_id = max(store.highest_id for store in stores)
+        start = start_from(settings.init, settings.prompt_mask, tokenizer, highest_id)
         start.model.set_windows(settings.model.windowed(start.model.config))
         return start
     torch.manual_seed(settings.seed)
@@ -107,24 +108,26 @@ def make_start(settings: PretrainSettings | SftSettings, tokenizer: Tokenizer) -
     return Start(model, settings.prompt_mask or "causal", f"fresh, preset {settings.model.preset}", FRESH)
 
 
-def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer) -> Start:
+def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest_id: int) -> Start:
     """Open --init under its own prompt mask, or another one that was asked for.
 
-    Raises `UserError` if the model was trained with another tokenizer.
+    Its vocabulary grows where the data, up to `highest_id`, holds tags that it lacks. Raises `UserError` if
+    the model was trained with another tokenizer.
     """
     checkpoint = load_checkpoint(path)
-    if Tokenizer.load(path).fingerprint != tokenizer.fingerprint:
+    room = checkpoint.model.config.vocab_size
+    if Tokenizer.load(path, room).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"--data was prepared with another tokenizer than {path} has; prepare it with that of the model"
         )
-    if tokenizer.vocab_size > (room := checkpoint.model.config.vocab_size):
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens but the model in {path} has room for {room}"
-        )
-    origin = f"weights of {path}"
+    origin, fingerprint = f"weights of {path}", _weights_digest(checkpoint)
+    if highest_id >= room:
+        checkpoint.model.grow(tokenizer.vocab_size)
+        added = " ".join(map(tokenizer.token_text, range(room, tokenizer.vocab_size)))
+        origin += f", grown from {room} to {tokenizer.vocab_size} tokens as the data holds some of {added}"
     if prompt_mask not in (None, checkpoint.prompt_mask):
         origin += f", trained with prompt mask {checkpoint.prompt_mask} until now"
-    return Start(checkpoint.model, prompt_mask or checkpoint.prompt_mask, origin, _weights_digest(checkpoint))
+    return Start(checkpoint.model, prompt_mask or checkpoint.prompt_mask, origin, fingerprint)
 
 
 def _weights_digest(checkpoint: Checkpoint) -> str:

@@ -1,0 +1,75 @@
+"""What a tokenizer from elsewhere brings: its kind, named tokens, chat template, and rules that may fail."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, pre_tokenizers
+
+from dataset.chat_form import CHAT_TEMPLATE, TRAINING_TEMPLATE
+from model.errors import UserError
+
+NAMED_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+TRIED_OUT = " ".join(character * 40 + "!" for character in "a1 中é-\n")  # what costs regexes their patience
+
+
+def kind_of(backend: tokenizers.Tokenizer) -> str:
+    """Return the name of a kind of tokenizer that is not ours, as its users know it."""
+    kind, rules = type(backend.model).__name__, (backend.pre_tokenizer, backend.decoder)
+    if kind == "BPE":
+        spaces = pre_tokenizers.Metaspace, decoders.Metaspace
+        is_sentence_piece = backend.model.byte_fallback or any(isinstance(each, spaces) for each in rules)
+        return "SentencePiece BPE (Llama 2, Mistral)" if is_sentence_piece else "BPE of characters"
+    return {"Unigram": "SentencePiece Unigram (T5, XLM-R)", "WordPiece": "WordPiece (BERT)"}.get(kind, kind)
+
+
+@contextmanager
+def explaining_panics() -> Iterator[None]:
+    """Turn a panic of the library, which is no `Exception`, into a `UserError`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"the rules of the tokenizer fail ({error}); use another tokenizer") from None
+
+
+def try_out(content: tokenizers.Tokenizer) -> None:
+    """Raise `UserError` where rules that are not ours fail on long words; what the library prints is lost."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        with explaining_panics():
+            content.encode(TRIED_OUT, add_special_tokens=False)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+def own_template(files: Mapping[str, bytes]) -> str:
+    """Return the chat template of a tokenizer from elsewhere, "" where it has none or ours."""
+    if "chat_template.jinja" in files:
+        template = files["chat_template.jinja"].decode(errors="replace")
+    else:
+        template = json.loads(files.get("tokenizer_config.json", b"{}")).get("chat_template")
+    if isinstance(template, list):  # several, each with a name
+        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        template = named.get("default")
+    return (
+        template if isinstance(template, str) and template not in (CHAT_TEMPLATE, TRAINING_TEMPLATE) else ""
+    )
+
+
+def named_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the texts of the tokens that have a name; what `tokenizer_config.json` says counts."""
+    values: dict[str, Any] = {}
+    for name in reversed(NAMED_FILES):
+        values |= json.loads(files.get(name, b"{}"))
+    texts = {name: values.get(name) for name in NAMED_TOKENS}
+    texts = {name: text.get("content") if isinstance(text, dict) else text for name, text in texts.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}

@@ -1,0 +1,136 @@
+"""minimind's published model and tokenizer: opened, prompted as its template says, trained, exported."""
+
+# ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
+
+import json
+
+import pytest
+from training_runs import SHORT, line, run_trainer
+
+from dataset.conversation import Message, render
+from dataset.preparation import PreparationSettings, write_store
+from dataset.tokenizer import Tokenizer
+from eval.served_model import open_model
+from model.checkpoint import load_checkpoint
+from model.errors import UserError
+from scripts import chat, evaluate, export_hf
+from tests.minimind import VOCAB_SIZE, save_minimind
+
+CALL = '{"name": "weather", "arguments": {"place": "新"}}'
+TOOL = '{"type": "function", "function": {"name": "weather"}}'
+ASKED, AGAIN = Message("user", "sor ruko?"), Message("user", "lima\nnota")
+SAID, CALLED = Message("assistant", "Mito."), Message("assistant", "", tool_calls=(CALL,))
+RESULTS = Message("tool", '{"degrees": 3}'), Message("tool", "4")
+PROMPTS = [
+    [ASKED],
+    [Message("system", "tike"), ASKED, SAID, AGAIN],
+    [ASKED, Message("assistant", "Mito.", thought="nopa"), AGAIN],
+    [ASKED, CALLED, RESULTS[0]],
+    [ASKED, Message("assistant", "Loka", tool_calls=(CALL, CALL)), *RESULTS, SAID, AGAIN],
+    [Message("system", "tike", tools=(TOOL, TOOL)), ASKED],
+    [Message("system", "", tools=(TOOL,)), ASKED],
+]
+
+
+@pytest.fixture(scope="session")
+def minimind(tmp_path_factory):
+    return save_minimind(tmp_path_factory.mktemp("minimind") / "minimind-3")
+
+
+@pytest.fixture(scope="session")
+def older(tmp_path_factory):
+    """The same without tags in its vocabulary."""
+    return save_minimind(tmp_path_factory.mktemp("minimind") / "minimind-2", tags=False)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command and return what it prints."""
+
+    def call(module, *words: object) -> str:
+        monkeypatch.setattr("sys.argv", ["x", *map(str, words)])
+        module.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def as_template_takes(messages):
+    """The messages and tools that `apply_chat_template` wants."""
+    tools = [json.loads(tool) for tool in messages[0].tools] or None
+    told = []
+    for each in messages:
+        calls = [{"type": "function", "function": json.loads(call)} for call in each.tool_calls]
+        told.append({"role": each.role, "content": each.content, "reasoning_content": each.thought or None})
+        told[-1] |= {"tool_calls": calls} if calls else {}
+    return told, tools
+
+
+@pytest.mark.parametrize("messages", PROMPTS)
+def test_prompts_have_the_ids_of_the_models_own_template(minimind, messages):
+    from transformers import AutoTokenizer
+
+    told, tools = as_template_takes(messages)
+    theirs = AutoTokenizer.from_pretrained(minimind)
+    expected = theirs.apply_chat_template(told, tools=tools, add_generation_prompt=True)["input_ids"]
+    assert render(messages, open_model(minimind).tokenizer, True).ids.tolist() == expected
+
+
+def test_an_answer_is_trained_on_after_the_prompt_that_it_will_be_asked_with(minimind):
+    tokenizer = Tokenizer.load(minimind)
+    asked, whole = render([ASKED], tokenizer, True).ids, render([ASKED, SAID], tokenizer)
+    assert whole.ids[: len(asked)].tolist() == asked.tolist()
+    assert whole.targets.nonzero()[0].tolist() == list(range(len(asked), len(whole) - 1))
+    thinking = render([ASKED, Message("assistant", "Mito.", thought="nopa")], tokenizer)
+    assert tokenizer.decode(thinking.ids[thinking.targets]) == "<think>\nnopa\n</think>\n\nMito.<|im_end|>"
+
+
+def test_an_id_that_exists_pads_and_endoftext_still_ends_answers(minimind):
+    tokenizer = open_model(minimind).tokenizer
+    assert (tokenizer.own_vocab_size, tokenizer.vocab_size) == (VOCAB_SIZE, VOCAB_SIZE)
+    assert tokenizer.pad_id == tokenizer.endoftext_id == 0
+    assert tokenizer.stop_ids == (2, 0)
+
+
+def prepared(folder, tokenizer, **answer):
+    """A store of the same short conversation, many times."""
+    record = [{"role": "user", "content": "sor ruko?"}, {"role": "assistant", "content": "Mito."} | answer]
+    (folder / "chat.jsonl").write_text((json.dumps({"messages": record}) + "\n") * 12)
+    write_store(
+        PreparationSettings("sft", (str(folder / "chat.jsonl"),), str(tokenizer), str(folder / "sft"))
+    )
+    return folder / "sft"
+
+
+def test_it_chats_evaluates_trains_and_exports(minimind, tmp_path, command, run_trainer):
+    assert command(chat, "--model", minimind, "--prompt", "sor?", "--max_new_tokens", 4)
+    question = {"context": "ruko lima", "question": "ruko?", "answers": ["lima"]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    data = ["--data", tmp_path / "questions.jsonl", "--max_new_tokens", 4]
+    assert "questions" in command(evaluate, "--model", minimind, *data, "--out", tmp_path / "evaluation")
+    store, out = prepared(tmp_path, minimind), tmp_path / "run"
+    defaults = SHORT | {"--data": store, "--init": minimind, "--out": out, "--max_steps": 3}
+    run_trainer("sft", *line(defaults))
+    command(export_hf, "--model", out, "--out", tmp_path / "exported")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "exported" / name).read_bytes() == (minimind / name).read_bytes()
+    assert not (out / "chat_template.jinja").exists()
+    assert load_checkpoint(tmp_path / "exported").model.config.vocab_size == VOCAB_SIZE
+
+
+def test_the_vocabulary_grows_only_for_a_tag_that_a_message_has(older, tmp_path, run_trainer, capsys):
+    assert len(render([ASKED], open_model(older).tokenizer, True)) > 5
+    for name, answer, size in (("plain", {}, VOCAB_SIZE), ("thinking", {"reasoning_content": "nopa"}, 6406)):
+        (tmp_path / name).mkdir()
+        store, out = prepared(tmp_path / name, older, **answer), tmp_path / name / "run"
+        run_trainer("sft", *line(SHORT | {"--data": store, "--init": older, "--out": out, "--max_steps": 3}))
+        assert ("grown from 6400 to 6406 tokens" in capsys.readouterr().out) == (size > VOCAB_SIZE)
+        served = open_model(out)
+        assert served.model.config.vocab_size == served.tokenizer.own_vocab_size == size
+        assert Tokenizer.load(out).fingerprint == Tokenizer.load(older).fingerprint
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_not_its_own(minimind, tmp_path):
+    folder = save_minimind(tmp_path / "model", vocab_size=6300)
+    with pytest.raises(UserError, match="the tokenizer has 6400 tokens but the model takes 6300"):
+        open_model(folder)

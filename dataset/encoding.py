@@ -22,6 +22,7 @@ from dataset.formats import (
 from dataset.records import Rejects, accept, records_of
 from dataset.settings import Kind
 from dataset.sources import Block
+from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.token_store import Part
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
@@ -44,6 +45,11 @@ class PreparationSettings:
     """chat format of the records (sft); each file's first record tells it otherwise"""
     text_column: str = "text"
     """key of the text in a record (pretrain)"""
+    document_separator: str = DEFAULT_RULES.separator
+    """what ends a document of a .txt file: blank_line, line, file, or any other text, as a line of its own"""
+    text_marks: TextMarks = DEFAULT_RULES.marks
+    """split: marks of documents and turns that texts spell, as <|endoftext|>, end documents, also those of
+    .txt files in place of blank lines; keep: they are text (pretrain)"""
     question_position: QuestionPosition = "last"
     """where the question stands in records of context, question and answers (sft)"""
     weights: tuple[float, ...] = ()
@@ -71,9 +77,15 @@ class PreparationSettings:
             raise UserError(f"num_workers: expected 0 (one for each core) or more, got {self.num_workers}")
         if self.kind == "pretrain" and self.format:
             raise UserError(f"format {self.format} is one of chats; pretraining takes --text_column")
-        other = "question_position" if self.kind == "pretrain" else "text_column"
-        if (value := getattr(self, other)) != getattr(PreparationSettings, other):
-            raise UserError(f"{other} {value} changes nothing of {self.kind} data; leave it out")
+        of_texts, of_chats = ("text_column", "document_separator", "text_marks"), ("question_position",)
+        for other in of_chats if self.kind == "pretrain" else of_texts:
+            if (value := getattr(self, other)) != getattr(PreparationSettings, other):
+                raise UserError(f"{other} {value} changes nothing of {self.kind} data; leave it out")
+
+    @property
+    def text_rules(self) -> TextRules:
+        """Return how texts become documents."""
+        return TextRules(self.document_separator, self.text_marks)
 
 
 class Job(NamedTuple):
@@ -97,6 +109,7 @@ class Encoded(NamedTuple):
     """records, reasons of rejects, the first reject"""
     rejects: str
     """lines for `rejects.jsonl`"""
+    marks: Marks
     source: str
     size: int
     """bytes of the block"""
@@ -113,7 +126,9 @@ class Encoder:
         renderer, listing = _renderer(self.settings.tokenizer, job.tokenizer), StringIO()
         rejects, num_bytes = Rejects(listing=listing), np.zeros((2, 2), dtype=np.int64)
         documents: tuple[list[Rendered], list[Rendered]] = ([], [])
-        for messages in accept(records_of(job.block), self._parser(job.chat_format), rejects):
+        marks = Marks()
+        accepted = accept(records_of(job.block), self._parser(job.chat_format, marks), rejects)
+        for messages in chain.from_iterable(accepted):
             place, copies = self._draw(messages, job.weight)
             if copies:
                 documents[place].extend([self._render(renderer, messages)] * copies)
@@ -124,21 +139,26 @@ class Encoder:
             num_bytes,
             rejects.account(),
             listing.getvalue(),
+            marks,
             job.block.source,
             len(job.block.content),
         )
 
-    def _parser(self, chat_format: ChatFormat | None) -> Callable[[dict[str, Any]], list[Message]]:
-        """Return the function from a record to messages; a text is one answer to nothing."""
+    def _parser(
+        self, chat_format: ChatFormat | None, marks: Marks
+    ) -> Callable[[dict[str, Any]], list[list[Message]]]:
+        """Return the function from a record to the messages of documents; a text is one answer to nothing."""
         settings = self.settings
 
-        def parse_text(record: dict[str, Any]) -> list[Message]:
-            return [Message("assistant", read_text(record.get(settings.text_column), settings.text_column))]
+        def parse_text(record: dict[str, Any]) -> list[list[Message]]:
+            text = read_text(record.get(settings.text_column), settings.text_column)
+            documents = marks.divide(text) if settings.text_marks == "split" else [text]
+            return [[Message("assistant", document)] for document in documents]
 
-        def parse_chat(record: dict[str, Any]) -> list[Message]:
+        def parse_chat(record: dict[str, Any]) -> list[list[Message]]:
             if settings.format is None:
                 check_format(record, chat_format)
-            return _until_target(parse_messages(record, settings.question_position, chat_format))
+            return [_until_target(parse_messages(record, settings.question_position, chat_format))]
 
         return parse_text if settings.kind == "pretrain" else parse_chat
 

@@ -25,12 +25,14 @@ from dataset.records import Rejects, records_of
 from dataset.sources import (
     BLOCK_BYTES,
     Block,
+    check_rules,
     check_sources,
     describe_source,
     find_sources,
     read_blocks,
     size_of,
 )
+from dataset.text_files import Marks
 from dataset.token_store import StoreWriter, TokenStore, flush_to_disk, read_manifest, write_whole
 from dataset.tokenizer import Tokenizer
 from dataset.whole_folder import resumable_folder
@@ -48,6 +50,7 @@ def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
     """
     sources = list(_weighted_sources(settings))
     check_sources([source for source, _ in sources])
+    check_rules(settings.text_rules, [source for source, _ in sources])
     tokenizer = Tokenizer.load(settings.tokenizer)
     described = [describe_source(source) for source, _ in sources]
     request = _request(settings, tokenizer, described, [weight for _, weight in sources])
@@ -80,6 +83,8 @@ def _request(
         "kind": settings.kind,
         "format": settings.format,
         "text_column": settings.text_column,
+        "document_separator": settings.document_separator,
+        "text_marks": settings.text_marks,
         "question_position": settings.question_position,
         "validation_fraction": settings.validation_fraction,
         "weights": weights,
@@ -90,7 +95,7 @@ def _request(
 
 def _finished(out: str, request: dict[str, Any]) -> dict[str, Any]:
     manifest = read_manifest(out)
-    if differing := [key for key in request if request[key] != manifest["request"][key]]:
+    if differing := [key for key in request if request[key] != manifest["request"].get(key)]:
         raise UserError(
             f"{out} was prepared with other {', '.join(differing)}; choose another --out, or --overwrite it"
         )
@@ -157,7 +162,7 @@ def _jobs(
     number = 0
     for source, weight in sources:
         chat_format = settings.format
-        for block in read_blocks(source):
+        for block in read_blocks(source, settings.text_rules):
             if settings.kind == "sft" and chat_format is None:
                 chat_format = _detect(block)
             if number >= num_done:
@@ -179,6 +184,8 @@ class _Output:
         self._journal = journal
         self.num_blocks: int = position["blocks"]
         self._documents: dict[str, int] = position.get("documents", {})
+        self._marks = Marks()
+        self._marks.add(**position.get("marks", vars(Marks())))
         self._num_bytes = np.array(position.get("bytes", [[0, 0], [0, 0]]))
         self._listing = open(journal.folder / "rejects.jsonl", "ab")  # noqa: SIM115
         self._listing.truncate(position["listing"])
@@ -200,6 +207,7 @@ class _Output:
                 self._documents[encoded.source] = self._documents.get(encoded.source, 0) + len(part.lengths)
         self._num_bytes += encoded.num_bytes
         self._rejects.merge(*encoded.account)
+        self._marks.add(**vars(encoded.marks))
         self._listing.write(encoded.rejects.encode(errors="backslashreplace"))
         self.num_blocks += 1
         if self._journal.is_due():
@@ -213,6 +221,7 @@ class _Output:
             "bytes": self._num_bytes.tolist(),
             "listing": self._listing.tell(),
             "account": self._rejects.account(),
+            "marks": vars(self._marks),
             "stores": [writer.position() for writer in self._writers],
         }
 
@@ -223,7 +232,8 @@ class _Output:
         records, reasons, _ = self._rejects.account()
         for source in notes["sources"]:
             source["documents"] = self._documents.get(source["path"], 0)
-        counts = {"records": records, "rejects": reasons, "stores": list(STORES[: len(self._writers)])}
+        counts = {"records": records, "rejects": reasons, "marks": vars(self._marks)}
+        counts["stores"] = list(STORES[: len(self._writers)])
         for place in reversed(range(len(self._writers))):
             if not self._writers[place].position()["shards"]:
                 raise UserError("a store would hold no document; change validation_fraction or weights")

@@ -7,18 +7,19 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
+from itertools import chain
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 from dataset.formats import FormatError, RecordError, format_of, parse_messages, read_text
 from dataset.sources import Block, form_of, read_blocks
+from dataset.text_files import DEFAULT_RULES, TextRules
 from model.errors import UserError
 
 Parsed = TypeVar("Parsed")
 
 
 class Record(NamedTuple):
-    """One object of a source, or one paragraph of a .txt file as `{"text": …}`."""
+    """One object of a source, or one document of a .txt file as `{"text": …}`."""
 
     value: dict[str, Any] | None
     """None where the record cannot be read"""
@@ -31,10 +32,10 @@ class Record(NamedTuple):
     """size in the file"""
 
 
-def read_records(sources: Iterable[str]) -> Iterator[Record]:
+def read_records(sources: Iterable[str], rules: TextRules = DEFAULT_RULES) -> Iterator[Record]:
     """Yield the records of sources in order; what cannot be read comes as a record with its fault."""
     for source in sources:
-        for block in read_blocks(str(source)):
+        for block in read_blocks(str(source), rules):
             yield from records_of(block)
 
 
@@ -43,7 +44,7 @@ def records_of(block: Block) -> Iterator[Record]:
     if block.fault:
         yield Record(None, block.fault, block.source, block.line, 0)
     elif form_of(block.source) == ".txt":
-        yield from _paragraphs(block)
+        yield from _texts(block)
     else:
         yield from _lines(block)
 
@@ -76,18 +77,18 @@ def _pieces(content: bytes) -> Iterator[memoryview]:
         begin = end
 
 
-def _paragraphs(block: Block) -> Iterator[Record]:
-    lines: list[bytes] = []
-    for number, line in enumerate(BytesIO(block.content + b"\n\n"), start=block.line):
-        if not line.isspace():
-            lines.append(line)
-        elif lines:
-            yield _paragraph(block.source, number - len(lines), lines)
-            lines = []
+def _texts(block: Block) -> Iterator[Record]:
+    content, begin, line = block.content + b"\n\n", 0, block.line
+    for end in chain(block.record_end.finditer(content), [None]):
+        piece = content[begin : end.start() if end else None].rstrip()
+        text = piece.lstrip()
+        if text:
+            yield _text(block.source, line + piece.count(b"\n", 0, len(piece) - len(text)), text)
+        if end:
+            line, begin = line + content.count(b"\n", begin, end.end()), end.end()
 
 
-def _paragraph(path: str, number: int, lines: list[bytes]) -> Record:
-    content = b"".join(lines)
+def _text(path: str, number: int, content: bytes) -> Record:
     try:
         return Record({"text": content.decode("utf-8-sig").strip()}, "", path, number, len(content))
     except UnicodeDecodeError:

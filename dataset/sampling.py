@@ -6,7 +6,8 @@ from hashlib import blake2b
 
 from dataset.progress import reporting
 from dataset.records import Rejects, accept, records_of, texts_of
-from dataset.sources import check_sources, find_sources, read_blocks, size_of
+from dataset.sources import check_rules, check_sources, find_sources, read_blocks, size_of
+from dataset.text_files import DEFAULT_RULES, Marks, TextRules
 
 HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.02, 1_000_000  # of the documents; of each language at most
 PACKED_RATIO = 4  # a guess of how much text is in a compressed file
@@ -17,15 +18,23 @@ Texts = dict[str, list[str]]
 class Sample:
     """Texts from all over the data, about `max_bytes` in all, drawn by the hash of each document.
 
-    So the same data gives the same sample. `held_out` gathers texts by language that are never yielded.
+    So the same data gives the same sample. `held_out` gathers texts by language that are never yielded. Marks
+    that texts spell are left out, those of chats are text.
     """
 
     def __init__(
-        self, names: Sequence[str], text_column: str, max_bytes: int, max_reject_fraction: float
+        self,
+        names: Sequence[str],
+        text_column: str,
+        max_bytes: int,
+        max_reject_fraction: float,
+        rules: TextRules = DEFAULT_RULES,
     ) -> None:
         """Find the sources; raises `UserError` where there are none."""
         self.sources = find_sources(names)
         check_sources(self.sources)
+        check_rules(rules, self.sources)
+        self._rules, self.marks = rules, Marks()
         self._text_column, self._max_reject_fraction = text_column, max_reject_fraction
         sizes = [size_of(source) * (PACKED_RATIO if _is_packed(source) else 1) for source in self.sources]
         self._total_bytes, self._max_bytes = sum(sizes), max_bytes
@@ -34,6 +43,7 @@ class Sample:
 
     def texts(self) -> Iterator[str]:
         """Yield the texts; raises `UserError` for too many unusable records."""
+        self.marks = Marks()
         rejects, held_out, num_bytes = Rejects(self._max_reject_fraction), defaultdict(list), 0
         sizes: Counter[str] = Counter()
         for texts in self._documents(rejects):
@@ -51,13 +61,16 @@ class Sample:
 
     def _documents(self, rejects: Rejects) -> Iterator[list[str]]:
         with reporting(self._total_bytes, "reading") as report:
-            for block in (block for source in self.sources for block in read_blocks(source)):
+            for block in (block for source in self.sources for block in read_blocks(source, self._rules)):
                 before = rejects.num_records
                 yield from accept(records_of(block), self._texts_of, rejects)
                 report(rejects.num_records - before, len(block.content))
 
     def _texts_of(self, record: dict) -> list[str]:
-        return texts_of(record, self._text_column)
+        texts = texts_of(record, self._text_column)
+        if self._rules.marks == "keep" or record.get(self._text_column) is None:
+            return texts
+        return self.marks.divide(texts[0])
 
 
 def language_of(text: str) -> str:

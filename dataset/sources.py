@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from glob import glob, has_magic
 from hashlib import file_digest
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from dataset.json_lines import as_json_lines
+from dataset.text_files import DEFAULT_RULES, TextRules
 from model.errors import UnfinishedError, UserError
 
 HUB = "hub:"
@@ -31,8 +33,9 @@ PRODUCTS = {"a token store": ("manifest.json", "ids-00000.bin"), "a tokenizer": 
 CHUNK_BYTES = 2**20
 PACKED_BYTES = 2**10  # what is unpacked at a time: so much may be lost before a damaged place
 BLOCK_BYTES = 2**22
-LONGEST_RECORD_BYTES = 2**28
-RECORD_END = {".txt": re.compile(rb"\n[^\S\n]*\n")}  # a blank line; elsewhere a record is a line
+LONGEST_RECORD_BYTES = 2**26
+SEPARATOR_BYTES = 2**10  # what ends a record may come in two chunks
+BEGINNING_BYTES = 2**20  # of a .txt file, in which marks of documents are looked for
 LINE_END = re.compile(rb"\n")
 
 
@@ -45,6 +48,7 @@ class Block(NamedTuple):
     content: bytes
     fault: str = ""
     """why something here cannot be read; then there is no content"""
+    record_end: re.Pattern[bytes] = LINE_END
 
 
 class BrokenOffError(ValueError):
@@ -140,6 +144,15 @@ def check_sources(sources: Sequence[str]) -> None:
         raise UserError(f"data named more than once: {twice[0]}; name each file once")
 
 
+def check_rules(rules: TextRules, sources: Sequence[str]) -> None:
+    """Raise `UserError` for a separator that is none, or that no source heeds."""
+    rules.check()
+    if rules.separator != DEFAULT_RULES.separator and ".txt" not in map(form_of, sources):
+        raise UserError(
+            f"document_separator {rules.separator}: none of the data is a .txt file; leave it out"
+        )
+
+
 def size_of(source: str) -> int:
     """Return the bytes of a file, 0 for what is on the hub."""
     return 0 if source.startswith(HUB) else Path(source).stat().st_size
@@ -157,19 +170,51 @@ def describe_source(source: str) -> dict[str, Any]:
         }
 
 
-def read_blocks(source: str) -> Iterator[Block]:
-    """Yield the blocks of a source: the same at every reading, each a little longer than `BLOCK_BYTES`."""
+def read_blocks(source: str, rules: TextRules = DEFAULT_RULES) -> Iterator[Block]:
+    """Yield the blocks of a source: the same at every reading, each a little longer than `BLOCK_BYTES`.
+
+    Line ends of .txt files are unified, so that a line ends with a newline alone.
+    """
     if source.startswith(HUB):
         yield from _cut(source, LINE_END, _rows(**_on_hub(source)))
         return
     form = form_of(source)
     if form == ".parquet":
         yield from _cut(source, LINE_END, _rows(path="parquet", data_files=[source], split="train"))
-        return
+    elif form == ".json":
+        yield from _cut(source, LINE_END, as_json_lines(_content(source)))
+    elif form == ".txt":
+        record_end = rules.record_end(_beginning(source))
+        yield from _cut(source, record_end, _with_newlines(_content(source)))
+    else:
+        yield from _cut(source, LINE_END, _content(source))
+
+
+def _content(source: str) -> Iterator[bytes]:
     with open(source, "rb") as file:
-        chunks = _unpacked(file) if source.endswith(COMPRESSIONS) else _chunks(file, CHUNK_BYTES)
-        chunks = as_json_lines(chunks) if form == ".json" else chunks
-        yield from _cut(source, RECORD_END.get(form, LINE_END), chunks)
+        yield from _unpacked(file) if source.endswith(COMPRESSIONS) else _chunks(file, CHUNK_BYTES)
+
+
+def _beginning(source: str) -> str:
+    """Return whole lines from the beginning of a file, as far as it can be read."""
+    taken = bytearray()
+    with suppress(BrokenOffError):
+        for chunk in _with_newlines(_content(source)):
+            taken += chunk
+            if len(taken) >= BEGINNING_BYTES:
+                del taken[taken.rfind(b"\n", 0, BEGINNING_BYTES) + 1 or BEGINNING_BYTES :]
+                break
+    return taken.decode(errors="replace")
+
+
+def _with_newlines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Turn each carriage return, with the newline behind it if there is one, into a newline."""
+    held = b""
+    for chunk in chunks:
+        chunk = held + chunk
+        held = b"\r" if chunk.endswith(b"\r") else b""
+        yield chunk.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    yield held.replace(b"\r", b"\n")
 
 
 def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
@@ -224,7 +269,7 @@ class _Cutter:
             return
         while found := self.record_end.search(self._pending, max(BLOCK_BYTES, self._searched)):
             yield self._take(found.end())
-        self._searched = max(0, len(self._pending) - 64)  # a blank line may come in two chunks
+        self._searched = max(0, len(self._pending) - SEPARATOR_BYTES)
         if len(self._pending) > LONGEST_RECORD_BYTES:
             yield from self._enter_giant()
 
@@ -242,8 +287,8 @@ class _Cutter:
         self._leave_giant()
 
     def _leave_giant(self) -> bool:
-        found = self.record_end.search(self._pending)
-        self._take(found.end() if found else len(self._pending))
+        found = self.record_end.search(self._pending, 1)
+        self._take(found.end() if found else max(0, len(self._pending) - SEPARATOR_BYTES))
         self._in_giant = not found
         return not self._in_giant
 
@@ -253,7 +298,7 @@ class _Cutter:
         del self._pending[:end]
         line, self.line = self.line, self.line + content.count(b"\n")
         self._searched = 0
-        return Block(self.source, line, content)
+        return Block(self.source, line, content, "", self.record_end)
 
 
 def _on_hub(source: str) -> dict[str, Any]:

@@ -6,13 +6,19 @@ if not __package__:
     print("error: run python -m scripts.prepare_data from the repository root", file=sys.stderr)
     sys.exit(2)
 
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 from dataset.preparation import PreparationSettings, write_store
+from dataset.printing import printable
+from dataset.sources import form_of
+from dataset.text_files import Marks
 from dataset.token_store import read_manifest
 from trainer.command_line import parse, run
+
+SHORT_TOKENS, LARGE_BYTES = 5, 100_000  # of the median document, of a .txt file that is one document
 
 
 def main() -> None:
@@ -28,22 +34,42 @@ def main() -> None:
         if store != ".":
             print(f"{Path(settings.out) / store}:")
         for name, value in summary(read_manifest(Path(settings.out) / store)).items():
-            print(f"  {name:<20}{value}")
+            print(
+                textwrap.fill(
+                    printable(value), 80, initial_indent=f"  {name:<20}", subsequent_indent=" " * 22
+                )
+            )
 
 
 def summary(manifest: dict[str, Any]) -> dict[str, str]:
     """Return the figures of a store by name."""
     lengths, tokens, rejects = manifest["lengths"], manifest["tokens"], manifest["rejects"]
     reasons = "; ".join(f"{count} {reason}" for reason, count in rejects.items())
-    return {
+    marks = Marks()
+    marks.add(**manifest["marks"])
+    figures = {
         "records": f"{manifest['records']:,}",
         "rejected": f"{sum(rejects.values()):,}" + (f" ({reasons}; see rejects.jsonl)" if rejects else ""),
-        "documents": f"{manifest['documents']:,}",
+        "marks in texts": f"{marks}; {marks.records:,} records became {marks.documents:,} documents",
+        "documents": f"{manifest['documents']:,}" + _doubt(manifest),
         "tokens": f"{tokens:,}",
         "targets": f"{manifest['targets']:,} ({manifest['targets'] / tokens:.1%})",
         "bytes per token": f"{manifest['bytes'] / tokens:.2f}",
         "tokens a document": "  ".join(f"{name} {value:,.0f}" for name, value in lengths.items()),
     }
+    return {name: value for name, value in figures.items() if marks.found or name != "marks in texts"}
+
+
+def _doubt(manifest: dict[str, Any]) -> str:
+    """Say so where texts look as if they were divided at wrong places."""
+    if manifest["kind"] != "pretrain":
+        return ""
+    if manifest["lengths"]["median"] < SHORT_TOKENS:
+        return f": half of them have less than {SHORT_TOKENS} tokens; is this where documents end?"
+    for source in manifest["sources"]:
+        if form_of(source["path"]) == ".txt" and source["documents"] == 1 and source["bytes"] > LARGE_BYTES:
+            return f": {source['path']} is one of them; see --document_separator"
+    return ""
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.sampling import Sample, Texts
+from dataset.text_files import DEFAULT_RULES, TextMarks, TextRules
 from dataset.tokenizer import FILES, Tokenizer, check_vocab_size, train_tokenizer
 from dataset.whole_folder import check_free, whole_folder
 from model.errors import UserError
@@ -34,6 +35,10 @@ class TokenizerSettings:
     """keep each Han character apart before merging; without it tokens run across Chinese words"""
     text_column: str = "text"
     """key of the text in a record"""
+    document_separator: str = DEFAULT_RULES.separator
+    """what ends a document of a .txt file, as for scripts.prepare_data"""
+    text_marks: TextMarks = DEFAULT_RULES.marks
+    """split: marks that texts spell are not trained on; keep: they are text"""
     max_bytes: int = 300_000_000
     """bytes of text to train on; of more, documents from all over the data are taken"""
     compare: tuple[str, ...] = ()
@@ -54,7 +59,9 @@ class TokenizerSettings:
 def main() -> None:
     """Train the tokenizer that the command line asks for and print what it makes of text it has not seen."""
     settings = parse(TokenizerSettings, "Train a byte-level BPE tokenizer on text or chat files.")
-    sample = Sample(settings.data, settings.text_column, settings.max_bytes, settings.max_reject_fraction)
+    rules = TextRules(settings.document_separator, settings.text_marks)
+    limits = (settings.max_bytes, settings.max_reject_fraction)
+    sample = Sample(settings.data, settings.text_column, *limits, rules)
     replaces = settings.overwrite and is_tokenizer(settings.out)
     check_free(settings.out, replaces)
     others = {name: Tokenizer.load(name) for name in settings.compare if not name.isdecimal()}
@@ -63,6 +70,8 @@ def main() -> None:
     with whole_folder(settings.out, replaces) as folder:
         tokenizer.save(folder)
     print(f"{settings.out}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
+    if sample.marks.found:
+        print(f"marks in texts, not trained on: {sample.marks}")
     held_out = sample.held_out
     for name in settings.compare:
         if name.isdecimal():

@@ -1,0 +1,124 @@
+"""What ends a document in a .txt file, and the marks of documents and turns that corpora spell as text.
+
+Only texts are divided at marks; what stands in chats is encoded as the characters it is.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from model.errors import UserError
+
+TextMarks = Literal["split", "keep"]
+SEPARATORS = {
+    "blank_line": re.compile(rb"\n[^\S\n]*\n"),
+    "line": re.compile(rb"\n"),
+    "file": re.compile(rb"(?!)"),
+}
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>", "[EOS]", "</s>", *TURN_ENDS)
+"""what ends a document; the first of these that a .txt file has is taken to end all of its documents"""
+BEGINNINGS = (
+    *("<|startoftext|>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "<bos>", "[BOS]", "<s>"),
+    *("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>"),
+)
+INSIDE = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+STRUCK_OUT = re.compile(r"(?:[^\s>]|(?<!/s)(?<!<s)>)\s*<s>|</s>\s*+(?!<s>|\Z)")  # <s> of HTML
+
+
+def _any(texts: Iterable[str]) -> str:
+    return f"(?:{'|'.join(map(re.escape, texts))})"
+
+
+def _header(roles: str) -> str:
+    """Return a pattern of what begins a turn where a chat was written out."""
+    forms = (r"<\|im_start\|>{}\n", r"<\|start_header_id\|>{}<\|end_header_id\|>\s*", r"<start_of_turn>{}\n")
+    return f"(?:{'|'.join(form.format(f'(?:{roles})') for form in forms)})"
+
+
+MARK = re.compile(_any(ENDS + BEGINNINGS + INSIDE))
+HEADER = re.compile(_header("system|developer|user|assistant|model|tool"))
+NEXT_TURN = re.compile(
+    rf"(?<!\s)\s*+(?:{_any(TURN_ENDS)}\s*{_header('user|assistant|model|tool')}|{_any(INSIDE)})\s*"
+)
+
+
+class TextRules(NamedTuple):
+    """How texts become documents."""
+
+    separator: str = "blank_line"
+    """what ends a document of a .txt file: blank_line, line, file, or a mark on a line of its own"""
+    marks: TextMarks = "split"
+    """whether texts are divided at marks that they spell"""
+
+    def check(self) -> None:
+        """Raise `UserError` for a separator that is neither known nor a line."""
+        if not self.separator.strip() or len(self.separator.splitlines()) > 1:
+            raise UserError(
+                f"document_separator: expected {', '.join(SEPARATORS)} or the text of a line, "
+                f"got {self.separator!r}"
+            )
+
+    def record_end(self, beginning: str) -> re.Pattern[bytes]:
+        """Return what ends a document in a .txt file that begins so.
+
+        Where marks are spelt in it, those end its documents instead of blank lines. The pattern then matches
+        behind the mark, which is a part of the record until it is counted.
+        """
+        if self == DEFAULT_RULES and (mark := _end_mark(beginning)):
+            return re.compile(b"(?<=" + re.escape(mark.encode()) + b")")
+        if self.separator in SEPARATORS:
+            return SEPARATORS[self.separator]
+        return re.compile(rb"(?m)^[^\S\n]*" + re.escape(self.separator.strip().encode()) + rb"[^\S\n]*\n")
+
+
+DEFAULT_RULES = TextRules()
+
+
+@dataclass
+class Marks:
+    """Divides texts at the marks that they spell, and counts those."""
+
+    found: Counter[str] = field(default_factory=Counter)
+    records: int = 0
+    """with marks"""
+    documents: int = 0
+    """made of those records"""
+
+    def divide(self, text: str) -> list[str]:
+        """Return the documents in a text, itself if it has no marks: several, or none if it is marks alone.
+
+        <|im_start|>One.<|im_end|> <|im_start|>Two.<|im_end|>      "One."  "Two."
+        <s>[INST] Name a bird. [/INST] Heron. </s>                  "Name a bird.\\nHeron."
+        """
+        if not (found := _marks(text)):
+            return [text]
+        end = re.compile(f"{HEADER.pattern}|{_any(found)}")
+        documents = [piece.strip() for piece in end.split(NEXT_TURN.sub("\n", text)) if piece.strip()]
+        self.add(found, 1, len(documents))
+        return documents
+
+    def add(self, found: dict[str, int], records: int, documents: int) -> None:
+        """Add counts, such as another process kept."""
+        self.found.update(found)
+        self.records, self.documents = self.records + records, self.documents + documents
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count:,} {mark}" for mark, count in self.found.most_common())
+
+
+def _end_mark(text: str) -> str:
+    """Return the mark that ends the documents of a .txt file: it begins or ends a line somewhere."""
+    found = {mark for mark in _marks(text) if re.search(f"(?m)^{re.escape(mark)}|{re.escape(mark)}$", text)}
+    if HEADER.search(text):  # a chat stays together
+        found -= set(TURN_ENDS)
+    return next(filter(found.__contains__, ENDS), "")
+
+
+def _marks(text: str) -> Counter[str]:
+    found = Counter(MARK.findall(text))
+    if "<s>" in found and STRUCK_OUT.search(text):
+        del found["<s>"], found["</s>"]
+    return found

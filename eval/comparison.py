@@ -1,71 +1,211 @@
-"""Evaluated runs beside each other: where they differ, and what their masks look like."""
+"""Evaluated runs beside each other: questions that all were asked, in pairs, and losses on equal targets.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+How this is shown is `eval/comparison_report.py`'s.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from dataset.conversation import Message, Rendered, render
-from dataset.tokenizer import Tokenizer
-from eval.answers import Cell, Prediction
-from eval.evaluation import Evaluation, load, load_predictions
-from eval.plots import MaskPanel, model_panels
+from eval.answers import Cell, Prediction, tabulate
+from eval.evaluation import RESULTS, Evaluation, load, load_predictions
 from eval.questions import Question
-from eval.served_model import open_model, tell_apart
-from model.config import DeviceName
+from eval.served_model import tell_apart
+from eval.statistics import PairedCounts, count_pairs
+from eval.typed_json import read_as
 from model.errors import UserError
 from model.json_file import read_object
-from model.masks import Layout, causal_layout, prompt_blocks
+from trainer.validation import Likelihood
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training's directory with its evaluation."""
+    """An evaluation, and the training that it belongs to where that is known."""
 
     path: Path
+    """as it was named: the folder of a training or of an evaluation"""
+    model: Path
+    """directory of the model"""
     label: str
     """tells the run from the others: its prompt mask, or its folder's name where masks are the same"""
     evaluation: Evaluation
     predictions: tuple[Prediction, ...]
-    summary: dict[str, Any]
-    """the training's summary.json; empty where there is none"""
+    seconds: float | None
+    """of the training; None where nothing says it"""
 
+    @cached_property
     def cells(self) -> list[Cell]:
-        """Return the cells of all languages together, the same for every run over the same questions."""
-        return [cell for cell in self.evaluation.cells if not cell.language]
+        """Return the cells of all languages together."""
+        return [cell for cell in tabulate(self.predictions) if not cell.language]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A run against the first one, on the questions of a split and kind; "" counts all kinds together."""
+
+    first: str
+    second: str
+    split: str
+    kind: str
+    counts: PairedCounts
+
+
+@dataclass(frozen=True)
+class LossRow:
+    """The losses of all runs on one store, over the same targets."""
+
+    store: str
+    losses: tuple[Likelihood, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What can be said of runs beside each other."""
+
+    runs: tuple[Run, ...]
+    """with the predictions for those questions only that all were asked, in the same order"""
+    pairings: tuple[Pairing, ...]
+    losses: tuple[LossRow, ...]
+    notes: tuple[str, ...]
+    """what is left out, and why"""
+
+
+def compare(paths: Sequence[str | Path]) -> Comparison:
+    """Compare evaluations; `UserError` where one is missing or damaged, or nothing is common to all."""
+    opened = open_runs(paths)
+    runs, notes = with_shared_questions(opened)
+    losses, missing = _loss_rows(runs)
+    notes = (*notes, *missing)
+    if not runs[0].predictions and not losses:
+        raise UserError(f"nothing to compare: {'; '.join(notes)}")
+    return Comparison(runs, tuple(_pairings(runs)), losses, notes)
 
 
 def open_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Read the runs; `UserError` where one is not evaluated, or was asked other questions than the first."""
-    folders = [Path(path) for path in paths]
-    evaluations = [load(folder / "evaluation") for folder in folders]
+    """Read evaluations: each lies in a folder, or in evaluation/ of a run directory."""
+    given = [Path(path) for path in paths]
+    folders = [path if (path / RESULTS).is_file() else path / "evaluation" for path in given]
+    evaluations = [load(folder) for folder in folders]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("--runs: expected different runs, got one of them twice")
-    labels = tell_apart([evaluation.prompt_mask for evaluation in evaluations], folders)
-    runs = [
-        Run(folder, label, evaluation, tuple(load_predictions(folder / "evaluation")), _read_summary(folder))
-        for folder, label, evaluation in zip(folders, labels, evaluations, strict=True)
+    models = [
+        path if path != folder else _model_of(folder, evaluation)
+        for path, folder, evaluation in zip(given, folders, evaluations, strict=True)
     ]
-    if not runs[0].predictions:
-        raise UserError(f"{runs[0].path} was evaluated without questions; give scripts.evaluate --data")
-    for run in runs[1:]:
-        if [p.question for p in run.predictions] != [p.question for p in runs[0].predictions]:
-            raise UserError(
-                f"{run.path} and {runs[0].path} were asked different questions; evaluate them alike"
-            )
-    return runs
+    labels = tell_apart([evaluation.prompt_mask for evaluation in evaluations], models)
+    labels = labels if len(set(labels)) == len(labels) else [str(path) for path in given]
+    return [
+        Run(path, model, label, evaluation, _load_predictions(folder, evaluation), _training_seconds(model))
+        for path, model, label, evaluation, folder in zip(
+            given, models, labels, evaluations, folders, strict=True
+        )
+    ]
 
 
-def _read_summary(folder: Path) -> dict[str, Any]:
-    file = folder / "summary.json"
-    return (
-        read_object(file, "take it away: the comparison only loses the training time")
-        if file.is_file()
-        else {}
+def _model_of(folder: Path, evaluation: Evaluation) -> Path:
+    """Return the run directory around an evaluation, else the model's directory as it was named then."""
+    is_around = folder.resolve().name == "evaluation" and (folder.resolve().parent / "config.json").is_file()
+    return folder.resolve().parent if is_around else Path(evaluation.model)
+
+
+def _load_predictions(folder: Path, evaluation: Evaluation) -> tuple[Prediction, ...]:
+    predictions = load_predictions(folder)
+    if tuple(tabulate(predictions)) != evaluation.cells:
+        raise UserError(
+            f"{folder}: {RESULTS} counts other predictions than lie there; evaluate again, with --overwrite"
+        )
+    return predictions
+
+
+def _training_seconds(model: Path) -> float | None:
+    file = model / "summary.json"
+    advice = "take it away: the comparison only loses the training time"
+    if not file.is_file():
+        return None
+    try:
+        return read_as(float | None, read_object(file, advice).get("seconds"), "seconds")
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); {advice}") from None
+
+
+def with_shared_questions(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """Return the runs with the questions that all were asked, in the order of the first; and the others.
+
+    Questions are the same if split, messages, accepted answers and choices are; one that is asked twice pairs
+    with itself in order.
+    """
+    named = [dict(_named(run.predictions)) for run in runs]
+    shared = [name for name in named[0] if all(name in each for each in named)]
+    without = [run.label for run in runs if not run.predictions]
+    if len(without) == len(runs):
+        return tuple(runs), ()
+    notes = [f"{label} was evaluated without questions (scripts.evaluate --data)" for label in without]
+    for split in [] if without else dict.fromkeys(name[0] for each in named for name in each):
+        asked = [sum(name[0] == split for name in each) for each in named]
+        paired = sum(name[0] == split for name in shared)
+        if max(asked) > paired:
+            counts = ", ".join(f"{run.label} {count:,}" for run, count in zip(runs, asked, strict=True))
+            notes.append(f"{split}: {paired:,} questions were asked of all and are compared ({counts})")
+    cut = (
+        replace(run, predictions=tuple(map(each.get, shared))) for run, each in zip(runs, named, strict=True)
     )
+    return tuple(cut), tuple(notes)
+
+
+def _named(predictions: Sequence[Prediction]) -> Iterator[tuple[tuple, Prediction]]:
+    seen: Counter[tuple] = Counter()
+    for prediction in predictions:
+        asked = prediction.question
+        name = asked.split, asked.messages, asked.answers, asked.choices
+        yield (*name, seen[name]), prediction
+        seen[name] += 1
+
+
+def _pairings(runs: Sequence[Run]) -> Iterator[Pairing]:
+    first = runs[0]
+    for second in runs[1:]:
+        pairs = list(zip(first.predictions, second.predictions, strict=True))
+        for cell in first.cells:
+            group = [
+                (one.is_correct, two.is_correct)
+                for one, two in pairs
+                if one.question.split == cell.split and cell.kind in ("", one.question.kind)
+            ]
+            yield Pairing(first.label, second.label, cell.split, cell.kind, count_pairs(group))
+
+
+def _loss_rows(runs: Sequence[Run]) -> tuple[tuple[LossRow, ...], tuple[str, ...]]:
+    """Return a row for each store that all runs were measured on over the same targets, else why not."""
+    by_content = [
+        {
+            run.evaluation.facts.loss_data.get(path, path): (path, loss)
+            for path, loss in run.evaluation.losses.items()
+        }
+        for run in runs
+    ]
+    rows, notes = [], []
+    for content, path in {key: path for each in by_content for key, (path, _) in each.items()}.items():
+        name = f"loss on {Path(path).name}"
+        missing = [run.label for run, each in zip(runs, by_content, strict=True) if content not in each]
+        if missing:
+            notes.append(f"{name} is left out: this store was not measured with {', '.join(missing)}")
+            continue
+        losses = tuple(each[content][1] for each in by_content)
+        lengths = [run.evaluation.facts.settings.get("max_seq_len") for run in runs]
+        if len({(loss.targets, loss.text_bytes) for loss in losses}) > 1:
+            counts = ", ".join(
+                f"{run.label} {loss.targets:,}" for run, loss in zip(runs, losses, strict=True)
+            )
+            notes.append(
+                f"{name} is left out: its targets differ ({counts}); evaluate all with the same --supervise"
+            )
+        elif len(set(lengths)) > 1:
+            notes.append(f"{name} is left out: rows differ (--max_seq_len {', '.join(map(str, lengths))})")
+        else:
+            rows.append(LossRow(path, losses))
+    return tuple(rows), tuple(notes)
 
 
 def telling_questions(runs: Sequence[Run], count: int) -> list[int]:
@@ -86,22 +226,3 @@ def shortest_question(predictions: Sequence[Prediction]) -> Question:
         return not text.isascii(), len(text)
 
     return min((prediction.question for prediction in predictions), key=size)
-
-
-def answered(question: Question, tokenizer: Tokenizer) -> Rendered:
-    """Render a question with its first accepted answer."""
-    return render([*question.messages, Message("assistant", question.answers[0])], tokenizer)
-
-
-def look_at(
-    run: Run, rendered: Rendered, device: DeviceName = "auto"
-) -> tuple[list[MaskPanel], list[Tensor]]:
-    """Return a conversation's masks in a run, and where the model looks: (1, H, T, T) for each layer."""
-    served = open_model(run.path, device=device)
-    answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
-    block_ids = prompt_blocks(run.evaluation.prompt_mask, answers, starts)
-    ids = torch.from_numpy(rendered.ids.astype("int64"))[None]
-    layout = causal_layout(*ids.shape)._replace(block_ids=block_ids[None])
-    on_device = Layout(*(each.to(served.device) for each in layout))
-    maps = served.model.attention_maps(ids.to(served.device), on_device)
-    return model_panels(run.label, block_ids, served.model.config), maps

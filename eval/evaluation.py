@@ -143,7 +143,7 @@ def _store_digest(path: str) -> str:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    names = ("config.json", "generation_config.json", "tokenizer.json")
+    names = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
     present = (folder / name for name in names if (folder / name).is_file())
     return [*sorted(folder.glob("model*.safetensors")), *present]
 

@@ -1,4 +1,4 @@
-"""Put trained and evaluated models beside each other: scores, masks, answers."""
+"""Put trained and evaluated models beside each other: scores in pairs of answers, losses, masks, answers."""
 
 import sys
 
@@ -8,16 +8,17 @@ if not __package__:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
+from dataset.printing import printable
+from dataset.whole_folder import check_place
 from model.config import DeviceName
+from model.errors import UserError
 from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from eval.answers import Prediction
     from eval.comparison import Run
 
@@ -27,123 +28,104 @@ class CompareSettings:
     """Flags of the comparison."""
 
     runs: tuple[str, ...]
-    """run directories, each with the folder evaluation/ that scripts.evaluate wrote into it"""
+    """run directories with the folder evaluation/ that scripts.evaluate wrote, or such folders themselves"""
     out: str
-    """folder for masks.png and attention.png"""
+    """folder for comparison.json, comparison.md, masks.png and attention.png"""
     device: DeviceName = "auto"
     """where attention.png is computed; auto: on the accelerator where there is one, else on the CPU"""
-    num_answers: int = 6
-    """questions whose answers are shown side by side"""
+    num_answers: int = 0
+    """questions whose answers are shown side by side, first those on which the runs differ"""
+    show_masks: bool = False
+    """print the masks over the shortest question, too"""
+
+    def __post_init__(self) -> None:
+        """Refuse what compares nothing."""
+        if len(self.runs) < 2:
+            raise UserError(f"--runs: expected two or more, got {len(self.runs)}")
+        if self.num_answers < 0:
+            raise UserError(f"--num_answers: expected 0 or more, got {self.num_answers}")
 
 
 def main() -> None:
-    """Print the comparison and draw its pictures."""
-    settings = parse(CompareSettings, "Compare runs: scores, masks, answers.")
-    from rich.console import Console
+    """Print the comparison, write it down, and draw its pictures."""
+    settings = parse(CompareSettings, "Compare runs: scores over the same questions, losses, masks, answers.")
+    out = Path(settings.out)
+    check_place(out)
+    from eval.comparison import compare
+    from eval.comparison_report import paired_tables, save_report, scores
+    from eval.tables import as_text
 
-    from eval.comparison import open_runs
-
-    runs = open_runs(settings.runs)
-    console = Console(highlight=False, markup=False, emoji=False)
-    print_scores(console, runs)
-    print_answers(console, runs, settings.num_answers)
-    show_masks(console, runs, settings)
-    console.print("\nTalk with a model:")
-    for each in runs:
-        console.print(f"  python -m scripts.chat --model {each.path}", soft_wrap=True)
-
-
-def print_scores(console: "Console", runs: Sequence["Run"]) -> None:
-    """Print exact match by split and kind, losses and training time, a column per run."""
-    from eval.tables import score_table
-
-    table = score_table({each.label: each.cells() for each in runs})
-    table.add_section()
-    for row in rows_of_losses(runs):
-        table.add_row(*row)
-    table.add_row("training time", "", *(training_time(each) for each in runs))
-    console.print(table)
+    found, width = compare(settings.runs), get_terminal_size().columns
+    if settings.num_answers:
+        print_answers(found.runs, settings.num_answers)
+    draw_masks(found.runs, settings, width)
+    save_report(out, found)
+    print(printable(f"{out / 'comparison.md'}, {out / 'comparison.json'}: what follows, and more"))
+    print("\nTalk with a model:")
+    for each in found.runs:
+        print(printable(f"  python -m scripts.chat --model {each.model}"))
+    for note in found.notes:
+        print("\n" + printable(note))
+    for table in (*paired_tables(found), scores(found)):
+        print("\n" + as_text(table, width))
 
 
-def rows_of_losses(runs: Sequence["Run"]) -> list[tuple[str, ...]]:
-    """Return a line per token store and unit that every run was measured on, over as many targets."""
-    stores = [
-        store
-        for store, loss in runs[0].evaluation.losses.items()
-        if all(
-            store in run.evaluation.losses and run.evaluation.losses[store].targets == loss.targets
-            for run in runs
-        )
-    ]
-    rows = []
-    for store in stores:
-        losses = [each.evaluation.losses[store] for each in runs]
-        name = f"loss on {Path(store).name}"
-        rows.append(
-            (
-                f"{name}, nats/token",
-                str(losses[0].targets),
-                *(f"{loss.nats_per_token:.4f}" for loss in losses),
-            )
-        )
-        if all(loss.text_bytes for loss in losses):
-            rows.append(
-                (
-                    f"{name}, bits/byte",
-                    str(losses[0].text_bytes),
-                    *(f"{loss.bits_per_byte:.4f}" for loss in losses),
-                )
-            )
-    return rows
-
-
-def training_time(each: "Run") -> str:
-    """Return how long a run trained, as far as it says."""
-    seconds = each.summary.get("seconds")
-    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
-
-
-def print_answers(console: "Console", runs: Sequence["Run"], count: int) -> None:
+def print_answers(runs: Sequence["Run"], count: int) -> None:
     """Print what the models say to some questions, first those on which they differ."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
     from eval.comparison import telling_questions
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("question", "expected", *(each.label for each in runs)):
-        table.add_column(name, overflow="fold")
+        table.add_column(printable(name), overflow="fold")
     for n in telling_questions(runs, count):
         question = runs[0].predictions[n].question
         said = (prediction_text(each.predictions[n]) for each in runs)
         asked = "\n".join(message.content for message in question.messages)
-        table.add_row(asked, " / ".join(question.answers), *said, end_section=True)
+        row = printable(asked, keep="\n"), printable(" / ".join(question.answers)), *said
+        table.add_row(*row, end_section=True)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print("Some answers, first those on which the models differ\n", table)
 
 
 def prediction_text(prediction: "Prediction") -> str:
     """Return an answer on one line behind a mark for right or wrong."""
-    text = "".join(character if character.isprintable() else " " for character in prediction.text)
-    return f"{'+' if prediction.is_correct else '-'} {text}"
+    return f"{'+' if prediction.is_correct else '-'} {printable(' '.join(prediction.text.split()))}"
 
 
-def show_masks(console: "Console", runs: Sequence["Run"], settings: CompareSettings) -> None:
-    """Print the masks over the shortest question, and draw them and what the models make of them."""
+def draw_masks(runs: Sequence["Run"], settings: CompareSettings, width: int) -> None:
+    """Draw the masks over the shortest question, and what the models make of them; or say why not."""
     from dataset.tokenizer import Tokenizer
-    from eval.comparison import answered, look_at, shortest_question
+    from eval.comparison import shortest_question
+    from eval.comparison_masks import answered, look_at
     from eval.drawings import draw_masks
     from eval.plots import save_attention, save_masks
 
-    out, tokenizer = Path(settings.out), Tokenizer.load(runs[0].path)
-    rendered = answered(shortest_question(runs[0].predictions), tokenizer)
-    tokens = [tokenizer.token_text(token_id) for token_id in rendered.ids.tolist()]
-    looks = {each.label: look_at(each, rendered, settings.device) for each in runs}
+    try:
+        if not runs[0].predictions:
+            raise UserError("there are no questions")
+        tokenizers = [Tokenizer.load(each.model) for each in runs]
+        if len({tokenizer.fingerprint for tokenizer in tokenizers}) > 1:
+            raise UserError("the models have different tokenizers")
+        rendered = answered(shortest_question(runs[0].predictions), tokenizers[0])
+        looks = {each.label: look_at(each, rendered, settings.device) for each in runs}
+    except UserError as error:
+        print(printable(f"Masks are not drawn: {error}"))
+        return
+    tokens = [tokenizers[0].token_text(token_id) for token_id in rendered.ids.tolist()]
     panels = [panel for own, _ in looks.values() for panel in own]
-    drawing = draw_masks({panel.title: panel.mask for panel in panels}, tokens, console.width)
-    console.print(f"Who sees whom: a line per token, 1 = may attend\n\n{drawing}\n", soft_wrap=True)
+    if settings.show_masks:
+        drawing = draw_masks({panel.title: panel.mask for panel in panels}, tokens, width)
+        print(f"Who sees whom: a line per token, 1 = may attend\n\n{printable(drawing, keep=chr(10))}\n")
+    out = Path(settings.out)
     save_masks(out / "masks.png", panels, tokens)
     save_attention(out / "attention.png", {label: maps for label, (_, maps) in looks.items()}, tokens)
-    console.print(f"{out / 'masks.png'}, {out / 'attention.png'}: the same as pictures", soft_wrap=True)
+    print(
+        printable(f"{out / 'masks.png'}, {out / 'attention.png'}: who sees whom, and where the models look")
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ if not __package__:
     sys.exit(2)
 
 import time
-from functools import partial
+from collections.abc import Iterator, Sequence
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from dataset.printing import printable
@@ -15,6 +16,7 @@ from eval.settings import EvaluationSettings
 from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
+    from eval.answers import Cell
     from eval.evaluation import Evaluation
 
 
@@ -27,9 +29,9 @@ def main() -> None:
     served = open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch, settings.device)
     evaluation = find(served, settings)
     if evaluation:
-        print(f"{settings.out} holds this evaluation already")
+        print(printable(f"{settings.out} holds this evaluation already"))
     else:
-        tell, for_one_row = partial(print, file=sys.stderr), settings.batch_size == 1
+        for_one_row = settings.batch_size == 1
         served = served.in_form(settings.dtype, settings.compile, for_one_row, tell)
         found = evaluate(served, settings, Counter(), tell)
         evaluation = found.evaluation
@@ -37,6 +39,11 @@ def main() -> None:
             save(settings.out, found)
         tell(served.speed)
     show(evaluation)
+
+
+def tell(line: str) -> None:
+    """Print a line about what is going on."""
+    print(printable(line), file=sys.stderr)
 
 
 class Counter:
@@ -51,46 +58,41 @@ class Counter:
         self._what = what
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + 5
-            print(f"{self._count} {what}", file=sys.stderr)
+            print(printable(f"{self._count:,} {what}"), file=sys.stderr)
 
 
 def show(found: "Evaluation") -> None:
     """Print exact match by split, kind and language, and the losses."""
-    from rich.console import Console
+    from eval.tables import as_text, score_table
 
-    from eval.tables import score_table
-
-    console = Console(highlight=False, markup=False)
     totals = [cell for cell in found.cells if not (cell.language or cell.kind)]
     if totals:
         languages = dict.fromkeys(cell.language for cell in found.cells)
         by_language = {name or "all": [c for c in found.cells if c.language == name] for name in languages}
-        console.print(score_table(by_language))
-        questions, stopped, too_long, chosen, unfinished = (
-            sum(getattr(cell, name) for cell in totals)
-            for name in ("questions", "stopped", "too_long", "chosen", "unfinished")
-        )
-        if free := questions - chosen:
-            console.print(f"{stopped / free:.1%} of {free} answers ended by themselves")
-        if chosen:
-            console.print(f"{chosen} questions were answered by the most probable of their choices")
-        if unfinished:
-            console.print(
-                f"{unfinished} answers end inside their thought and count as wrong (--max_new_tokens?)"
-            )
-        if too_long:
-            console.print(f"{too_long} questions do not fit the model's context and count as wrong")
-    for count, what in (
-        (found.unanswerable, "questions have no answer"),
-        (found.broken, "records are broken"),
-    ):
-        if count:
-            console.print(f"{count} {what} and were left out")
+        print(as_text(score_table(by_language), get_terminal_size().columns))
+    for line in remarks(found, totals):
+        print(printable(line))
+
+
+def remarks(found: "Evaluation", totals: Sequence["Cell"]) -> Iterator[str]:
+    """Yield what a table does not say: how answers ended, what was left out, and the losses."""
+    questions, stopped, too_long, chosen, unfinished = (
+        sum(getattr(cell, name) for cell in totals)
+        for name in ("questions", "stopped", "too_long", "chosen", "unfinished")
+    )
+    if free := questions - chosen:
+        yield f"{stopped / free:.1%} of {free} answers ended by themselves"
+    counts = (
+        (chosen, f"questions were answered by the choice with the best {found.facts.settings['choice_by']}"),
+        (unfinished, "answers end inside their thought and count as wrong (--max_new_tokens allows more)"),
+        (too_long, "questions do not fit the model's context and count as wrong"),
+        (found.unanswerable, "questions have no answer and were left out"),
+        (found.broken, "records of the question files are broken and were left out"),
+    )
+    yield from (f"{count} {what}" for count, what in counts if count)
     for store, loss in found.losses.items():
         in_bytes = f", {loss.bits_per_byte:.4f} bits/byte" if loss.bits_per_byte else ""
-        console.print(
-            f"{printable(store)}: {loss.nats_per_token:.4f} nats/token{in_bytes} ({loss.targets:,} targets)"
-        )
+        yield f"{store}: {loss.nats_per_token:.4f} nats/token{in_bytes} ({loss.targets:,} targets)"
 
 
 if __name__ == "__main__":

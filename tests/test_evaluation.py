@@ -1,4 +1,4 @@
-"""The loss of stores, evaluations that are kept, and their comparison."""
+"""The loss of stores, and evaluations that are kept."""
 
 import json
 import math
@@ -12,7 +12,6 @@ from dataset.preparation import PreparationSettings, write_store
 from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from eval import evaluation
-from eval.comparison import open_runs, shortest_question, telling_questions
 from eval.likelihood import store_likelihood
 from eval.served_model import open_model
 from eval.settings import EvaluationSettings
@@ -196,26 +195,3 @@ def test_a_folder_that_holds_anything_else_is_never_replaced(tmp_path):
         evaluation.check_out(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         evaluation.check_out(tmp_path / "thesis.tex")
-
-
-def test_runs_are_compared_over_the_same_questions_only(tmp_path):
-    data = write_lines(tmp_path / "q.jsonl", chat_question("法国？", "巴黎"), chat_question("Peru", "Lima"))
-    for mask in ("causal", "prefix"):
-        evaluate_into(save_model(tmp_path / mask, mask), data)
-    runs = open_runs([tmp_path / "causal", tmp_path / "prefix"])
-    assert [run.label for run in runs] == ["causal", "prefix"]
-    assert shortest_question(runs[0].predictions).answers == ("Lima",)
-    right = replace(runs[0].predictions[1], is_correct=True)
-    differing = [runs[0], replace(runs[1], predictions=(runs[1].predictions[0], right))]
-    assert telling_questions(runs, 5) == [0, 1] and telling_questions(differing, 1) == [1]
-    write_lines(Path(data), chat_question("Peru", "Lima"))
-    evaluate_into(tmp_path / "causal", data)
-    with pytest.raises(UserError, match="different questions"):
-        open_runs([tmp_path / "causal", tmp_path / "prefix"])
-    with pytest.raises(UserError, match="no evaluation"):
-        open_runs([tmp_path])
-
-
-def evaluate_into(model: Path, data: str) -> None:
-    asked = request(model / "evaluation", data)
-    evaluation.save(asked.out, evaluation.evaluate(open_model(model), asked))

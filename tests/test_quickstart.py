@@ -51,7 +51,7 @@ def test_it_leaves_two_models_from_one_checkpoint_and_their_comparison(finished)
         assert {cell["split"] for cell in results["cells"]} >= {"facts_unseen_wording", "followup", "reverse"}
         assert results["prompt_mask"] == mask
     assert (out / "masks.png").stat().st_size > 0 and (out / "attention.png").stat().st_size > 0
-    for expected in ("exact match", "loss on sft_val", "training time", "Who sees whom"):
+    for expected in ("exact match", "loss on sft_val", "training time", "paired"):
         assert expected in printed
     assert f"python -m scripts.chat --model {out}/sft-prefix" in printed
 

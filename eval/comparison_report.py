@@ -1,0 +1,146 @@
+"""A comparison as tables, as `comparison.json` and `comparison.md`."""
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from dataset.printing import printable
+from eval.answers import Cell
+from eval.comparison import Comparison, Pairing, Run
+from eval.tables import Table, as_markdown, score_table
+
+REPORT = "comparison"
+ONE_SEED = "a single training (seed) of each says nothing about their masks"
+
+
+def scores(found: Comparison) -> Table:
+    """Return exact match, losses and training time, a column per run."""
+    table = score_table({run.label: run.cells for run in found.runs})
+    times = tuple(_time(run) for run in found.runs)
+    lower = [*_loss_lines(found), *([("training time", "", *times)] if any(times) else [])]
+    rows = (*table.rows, *([()] if table.rows and lower else []), *lower)
+    title = table.header if table.rows else ("", *table.header[1:])
+    return Table(title, rows, (*(table.caption if table.rows else ()), ONE_SEED))
+
+
+def _loss_lines(found: Comparison) -> Iterator[tuple[str, ...]]:
+    for row in found.losses:
+        name, losses = f"loss on {Path(row.store).name}", row.losses
+        yield (
+            f"{name}, nats/token",
+            str(losses[0].targets),
+            *(f"{loss.nats_per_token:.4f}" for loss in losses),
+        )
+        if losses[0].text_bytes:
+            bits = (f"{loss.bits_per_byte:.4f}" for loss in losses)
+            yield f"{name}, bits/byte", str(losses[0].text_bytes), *bits
+
+
+def _time(run: Run) -> str:
+    return "" if run.seconds is None else str(timedelta(seconds=round(min(run.seconds, 1e9))))
+
+
+def paired_tables(found: Comparison) -> list[Table]:
+    """Return a table for each run against the first: which questions only one of both answered rightly."""
+    tables = []
+    for second in found.runs[1:]:
+        pairings = [each for each in found.pairings if each.second == second.label]
+        if not pairings:
+            continue
+        first = found.runs[0].label
+        header = (
+            f"{first} and {second.label}, paired",
+            *("n", f"only {first}", f"only {second.label}"),
+            *("difference, points", "p"),
+        )
+        caption = (
+            f"difference of {second.label} to {first} with its 95% interval (Bonett and Price 2012)",
+            "p: McNemar's exact test, for each line by itself",
+        )
+        tables.append(Table(header, tuple(map(_paired_row, pairings)), caption))
+    return tables
+
+
+def _paired_row(each: Pairing) -> tuple[str, ...]:
+    counts, (low, high) = each.counts, each.counts.interval()
+    difference = f"{counts.difference * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f})"
+    numbers = counts.questions, counts.only_first, counts.only_second
+    name = f"  {each.kind}" if each.kind else each.split
+    return name, *map(str, numbers), difference, f"{counts.p_value:.2g}"
+
+
+def save_report(folder: Path, found: Comparison) -> None:
+    """Write `comparison.json` and `comparison.md` into a folder, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(as_json(found), indent=2)
+    for ending, content in (("json", text + "\n"), ("md", as_page(found))):
+        partial = folder / f".{REPORT}.{ending}.partial"
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, folder / f"{REPORT}.{ending}")
+
+
+def as_page(found: Comparison) -> str:
+    """Return the comparison as a page of Markdown."""
+    names = [f"* {printable(run.label)}: `{printable(str(run.path))}`" for run in found.runs]
+    tables = [as_markdown(table) for table in (scores(found), *paired_tables(found))]
+    notes = ["\n".join(f"* {printable(note)}" for note in found.notes)] if found.notes else []
+    return "\n\n".join(["# Comparison", "\n".join(names), *tables, *notes]) + "\n"
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """Return the comparison as JSON holds it."""
+    return {
+        "runs": [
+            {
+                "label": run.label,
+                "path": str(run.path),
+                "model": str(run.model),
+                "prompt_mask": run.evaluation.prompt_mask,
+                "training_seconds": run.seconds,
+                "scores": [_score(cell) for cell in run.cells],
+            }
+            for run in found.runs
+        ],
+        "paired": [_pair(each) for each in found.pairings],
+        "losses": [
+            {
+                "store": row.store,
+                "targets": row.losses[0].targets,
+                "text_bytes": row.losses[0].text_bytes,
+                "nats_per_token": _by_label(found, [loss.nats_per_token for loss in row.losses]),
+                "bits_per_byte": _by_label(found, [loss.bits_per_byte for loss in row.losses]),
+            }
+            for row in found.losses
+        ],
+        "notes": [*found.notes, ONE_SEED],
+    }
+
+
+def _by_label(found: Comparison, values: list[float | None]) -> dict[str, float | None]:
+    return {run.label: value for run, value in zip(found.runs, values, strict=True)}
+
+
+def _score(cell: Cell) -> dict[str, Any]:
+    figures = {"questions": cell.questions, "correct": cell.correct, "exact_match": cell.exact_match}
+    return {"split": cell.split, "kind": cell.kind} | figures | {"interval": cell.interval}
+
+
+def _pair(each: Pairing) -> dict[str, Any]:
+    counts = each.counts
+    return {
+        "first": each.first,
+        "second": each.second,
+        "split": each.split,
+        "kind": each.kind,
+        "questions": counts.questions,
+        "both": counts.both,
+        "only_first": counts.only_first,
+        "only_second": counts.only_second,
+        "neither": counts.neither,
+        "difference": counts.difference,
+        "interval": counts.interval(),
+        "p_value": counts.p_value,
+    }

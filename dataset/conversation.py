@@ -39,6 +39,10 @@ class Message:
     is_trained: bool = True
     """whether an answer carries loss; one that does not is still an answer, for masks and for truncation"""
 
+    def texts(self) -> tuple[str, ...]:
+        """Return what a person wrote of the message, without anything of a form."""
+        return self.content, self.thought, *self.tool_calls, *self.tools
+
     def parts(self, form: ChatForm = OURS, opening: str = "") -> list[str]:
         """Return the text of the message; every second part, from the second on, is a tag or text of `form`.
 

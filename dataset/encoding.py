@@ -197,7 +197,7 @@ def _renderer(tokenizer: str, fingerprint: str) -> Renderer:
 
 def _count_bytes(messages: list[Message]) -> tuple[int, int]:
     """Return the bytes of all texts and of the answers that carry loss."""
-    sizes = [(sum(len(t.encode()) for t in m.parts()[::2]), _is_target(m)) for m in messages]
+    sizes = [(sum(len(text.encode()) for text in m.texts()), _is_target(m)) for m in messages]
     return sum(size for size, _ in sizes), sum(size for size, is_target in sizes if is_target)
 
 

@@ -164,8 +164,8 @@ class Tokenizer:
 
     def encode_form(self, text: str) -> list[int]:
         """Return the ids of text of a form or of a tag: added tokens in it are themselves."""
-        if text in self._special_ids:
-            return [self._special_ids[text]]
+        if text in self.added_ids:
+            return [self.added_ids[text]]
         backend = self._own if self._template else self._backend
         return backend.encode(text, add_special_tokens=False).ids
 
@@ -201,9 +201,9 @@ class Tokenizer:
 
     def special(self, text: str) -> int:
         """Return the id of an added token; raises `UserError` if the tokenizer has none of that text."""
-        if text not in self._special_ids:
+        if text not in self.added_ids:
             raise UserError(f"the tokenizer has no added token {text!r} that the model knows")
-        return self._special_ids[text]
+        return self.added_ids[text]
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes that a token stands for; an id that the vocabulary lacks gives U+FFFD."""
@@ -215,7 +215,8 @@ class Tokenizer:
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
     @cached_property
-    def _special_ids(self) -> dict[str, int]:
+    def added_ids(self) -> dict[str, int]:
+        """Return the id of each added token by its text: marks and tags, never text of a person's."""
         added = self._backend.get_added_tokens_decoder()
         return {token.content: token_id for token_id, token in added.items() if token_id < self._room}
 

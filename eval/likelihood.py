@@ -6,7 +6,7 @@ from dataset.batches import Batch, BatchStream
 from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from eval.served_model import ServedModel
-from trainer.validation import Likelihood, bytes_of_tokens, measure
+from trainer.validation import Likelihood, TextBytes, measure
 
 
 def store_likelihood(
@@ -28,4 +28,4 @@ def store_likelihood(
             yield batch
             report(batch.num_targets)
 
-    return measure(served.model, reported(), bytes_of_tokens(served.tokenizer))
+    return measure(served.model, reported(), TextBytes(served.tokenizer))

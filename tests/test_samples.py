@@ -14,7 +14,7 @@ from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from dataset.tokenizer import train_tokenizer
 from tests.conftest import STRATEGIES, tiny_model
-from trainer.validation import bytes_of_tokens, measure
+from trainer.validation import TextBytes, measure
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data"
 FILES = {
@@ -128,7 +128,7 @@ def few_chats(prepared, tmp_path_factory):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_packed_padded_and_single_rows_give_one_loss(few_chats, strategy):
     model = tiny_model(vocab_size=few_chats.tokenizer.vocab_size, max_position_embeddings=512)
-    sizes = bytes_of_tokens(few_chats.tokenizer)
+    sizes = TextBytes(few_chats.tokenizer)
     losses = []
     for packing, rows in (("pack", 4), ("none", 8), ("none", 1)):
         settings = BatchSettings(max_seq_len=512, prompt_mask=strategy, packing=packing)

@@ -39,7 +39,7 @@ from trainer.training_state import (
     save_process_state,
     save_shared_state,
 )
-from trainer.validation import bytes_of_tokens, measure
+from trainer.validation import TextBytes, measure
 
 MAX_SKIPPED_IN_A_ROW = 5
 
@@ -83,7 +83,7 @@ class Training:
             task.start.model.recompute_layers()
         self.model = distribute(task.start.model, accelerator, device.shards)
         self.optimizers = Optimizers(task.start.model, settings.optimizer, device.dtype)
-        self.bytes_of_tokens = bytes_of_tokens(task.stream.tokenizer)
+        self.text_bytes = TextBytes(task.stream.tokenizer)
         self.progress, self.meter, self.gradient_norm = Progress(processes=self.world), Meter(), 0.0
         self.machine = Machine(task.start.model.config, accelerator.device, device.dtype)
 
@@ -246,7 +246,7 @@ class Training:
         results = {}
         for name, stream in self.task.validation.items():
             batches = stream.batches(0, 0, rows, self.rank, self.world)
-            results[name] = measure(self.task.start.model, batches, self.bytes_of_tokens, self._summed)
+            results[name] = measure(self.task.start.model, batches, self.text_bytes, self._summed)
         task, model = self.task, whole_model(self.task.start.model)
         if self.is_main_process:
             longest = self.settings.sample_tokens

@@ -1,15 +1,20 @@
 """The loss on text that is not trained on."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from dataset.batches import Batch
+from dataset.chat_form import THOUGHT
 from dataset.tokenizer import Tokenizer
+from model.errors import UserError
 from model.transformer import LanguageModel
+
+MARK = b"\xff"  # around added tokens; no text in UTF-8 has it
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Likelihood:
     nats: float
     targets: int
     text_bytes: int
-    """bytes of text that the targets stand for; special tokens have none"""
+    """bytes of text that the targets stand for, as `TextBytes` counts them"""
 
     @property
     def nats_per_token(self) -> float:
@@ -32,28 +37,64 @@ class Likelihood:
         return self.nats / math.log(2) / self.text_bytes if self.text_bytes else None
 
 
+class TextBytes:
+    """Counts the bytes of messages and texts among targets: what a person wrote, in whatever form it stands.
+
+    Headers, end marks, tags and the line breaks that go with a tag are no text, nor is any added token.
+
+        <|im_start|> user \\n Hi <|im_end|> \\n … <think> \\n so </think> \\n\\n 7 <|im_end|>
+        .            .    .  2  .          .    .       .  2  .        .    1 .
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Find what each token stands for, and what the form of conversations writes."""
+        marked = {token_id: MARK + text.encode() + MARK for text, token_id in tokenizer.added_ids.items()}
+        ids = range(tokenizer.vocab_size)
+        self._bytes = [marked.get(token_id) or tokenizer.token_bytes(token_id) for token_id in ids]
+        self._sizes = np.array(list(map(len, self._bytes)))
+        pieces = {
+            b"".join(self._bytes[i] for i in tokenizer.encode_form(text)) for text in _written(tokenizer)
+        }
+        longest_first = sorted((piece for piece in pieces if MARK in piece), key=len, reverse=True)
+        any_added = re.escape(MARK) + b"[^" + MARK + b"]*" + re.escape(MARK)
+        self._form = re.compile(b"|".join([*map(re.escape, longest_first), any_added]))
+
+    def count(self, batch: Batch) -> int:
+        """Return the bytes of text that the targets of a batch stand for."""
+        return sum(map(self._count_row, batch.ids.numpy(), (batch.labels >= 0).numpy()))
+
+    def _count_row(self, ids: np.ndarray, is_target: np.ndarray) -> int:
+        counted = np.repeat(is_target, self._sizes[ids])
+        for written in self._form.finditer(b"".join(map(self._bytes.__getitem__, ids.tolist()))):
+            counted[written.start() : written.end()] = False
+        return int(counted.sum())
+
+
+def _written(tokenizer: Tokenizer) -> list[str]:
+    """Return what the form of a tokenizer writes around texts; nothing for one that writes texts only."""
+    try:
+        form = tokenizer.form
+    except UserError:  # its conversations cannot be taken over, so no store has any
+        return []
+    around_calls = ["\n<tool_call>\n", "<tool_call>\n", "\n</tool_call>"]
+    around_messages = [*form.headers.values(), *form.footers.values(), form.end, form.begin, form.opening]
+    return [*around_messages, *THOUGHT, *around_calls]
+
+
 @torch.no_grad()
 def measure(
     model: LanguageModel,
     batches: Iterable[Batch],
-    bytes_of_token: Tensor,
+    text_bytes: TextBytes,
     summed: Callable[..., list[float]] = lambda *numbers: list(numbers),
 ) -> Likelihood:
     """Return the likelihood of all targets of `batches`; `summed` adds up numbers over processes."""
-    nats, targets, text_bytes = 0.0, 0, 0
+    nats, targets, num_bytes = 0.0, 0, 0
     device = next(model.parameters()).device
     for batch in batches:
-        labels = batch.labels[batch.labels >= 0]
-        targets += len(labels)
-        text_bytes += int(bytes_of_token[labels].sum())
+        targets += batch.num_targets
+        num_bytes += text_bytes.count(batch)
         batch = batch.to(device)
         nats += float(model(batch.ids, batch.layout, batch.labels))
-    nats, targets, text_bytes = summed(nats, targets, text_bytes)
-    return Likelihood(nats, int(targets), int(text_bytes))
-
-
-def bytes_of_tokens(tokenizer: Tokenizer) -> Tensor:
-    """Return the bytes of text that each id stands for, int64 (V,); special tokens stand for none."""
-    special = tokenizer.special_ids
-    sizes = [0 if i in special else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
-    return torch.tensor(sizes)
+    nats, targets, num_bytes = summed(nats, targets, num_bytes)
+    return Likelihood(nats, int(targets), int(num_bytes))

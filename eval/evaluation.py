@@ -115,13 +115,13 @@ def announcements(asked: QuestionSet, max_new_tokens: int) -> Iterator[str]:
     """Yield what a user is to know before a long computation: what is asked, and what is not."""
     free = sum(not question.choices for question in asked.questions)
     if free:
-        yield f"{free:,} answers of up to {max_new_tokens} tokens will be generated"
+        yield f"answers to generate: {free:,}, of up to {max_new_tokens} tokens each"
     if asked.from_chats:
-        yield f"{asked.from_chats:,} chats name no answers: the last one of each is taken as the right one"
-    for is_broken, what in ((False, "questions have no answer"), (True, "records cannot be read")):
+        yield f"chats whose last answer is taken as the right one: {asked.from_chats:,}"
+    for is_broken, what in ((False, "without an answer"), (True, "broken")):
         if group := [record for record in asked.left_out if record.is_broken == is_broken]:
             first = f"{group[0].file} line {group[0].line}: {group[0].reason}"
-            yield f"left out: {len(group):,} {what} (first: {first}); {REJECTS} lists them with --out"
+            yield f"records left out, {what}: {len(group):,} (first: {first}); {REJECTS} in --out lists them"
 
 
 def facts_of(served: ServedModel, settings: EvaluationSettings) -> Facts:

@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset.conversation import ROLES, Message
-from dataset.formats import (
-    QuestionPosition,
-    RecordError,
-    format_of,
-    parse_messages,
-    read_text,
-    reading_prompt,
-)
+from dataset.formats import QuestionPosition, format_of, parse_messages
+from dataset.messages import LeftOutError, RecordError, is_absent, read_objects, read_text, shown
 from dataset.records import Record, read_records
 from dataset.sources import check_sources
 from eval.matching import final_answer
@@ -25,7 +19,7 @@ from model.errors import UserError
 
 TURNS = ("conversations", "messages", "prompt", "input")
 """keys of a question that is a chat"""
-ASKED = ("question", "query", "input")
+ASKED = ("question", "prompt", "query", "instruction", "input")
 """keys of a question that is one text"""
 ACCEPTED = ("answers", "answer", "ideal", "targets", "target")
 """keys of what counts as right"""
@@ -33,10 +27,6 @@ CHOICES, CHOSEN = ("choices", "options"), ("answer", "answerKey")
 """keys of choices, and of which is right"""
 EXPECTED = "expected question and answers (context where there is one), or messages; beside choices, answer"
 FEW_RECORDS = 100  # of so few one may be broken, whatever the share
-
-
-class NoAnswerError(RecordError):
-    """Says that a record has a question to which there is no answer."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +92,7 @@ def _load_file(path: str, question_position: QuestionPosition, max_reject_fracti
         try:
             questions.append(_parse(record, path, question_position))
         except RecordError as error:
-            is_broken = not isinstance(error, NoAnswerError)
+            is_broken = not isinstance(error, LeftOutError)
             faults.append(LeftOut(str(path), record.line, str(error), is_broken))
         else:
             from_chats += not questions[-1].choices and _accepted(record.value) is None
@@ -146,18 +136,18 @@ def parse_question(
 
     With choices, "answer" is the place of the right one counted from 0, its letter or its text; the model is
     not shown them. Without it "answers" are those of a free question, whatever choices it carries. Raises
-    `RecordError` with the reason, `NoAnswerError` where the record says that its question has no answer.
+    `RecordError` with the reason, `LeftOutError` where the record says that its question has no answer.
     """
     if record.get("is_impossible") is True:
-        raise NoAnswerError("its question has no answer")
+        raise LeftOutError("its question has no answer")
     choices = _choices(record)
     answers = (choices.right,) if choices else _accepted(record)
-    if answers is None and format_of(record) is None:
-        raise RecordError(f"no question and answers under the keys {_keys(record)}; {EXPECTED}")
-    if answers is None:
-        *messages, last = parse_messages(record, question_position)
-    else:
+    if answers is not None:
         *messages, last = _with_answer(record, answers[0], question_position)
+    elif format_of(record) in (None, "preference"):
+        raise RecordError(f"no question and answers under the keys {shown(record)}; {EXPECTED}")
+    else:
+        *messages, last = parse_messages(record, question_position)
     if last.role != "assistant" or not messages or messages[-1].role == "assistant":
         raise RecordError("expected a question before one answer")
     return Question(
@@ -171,11 +161,6 @@ def parse_question(
     )
 
 
-def _keys(record: dict[str, Any]) -> str:
-    names = [key[:30] for key in record][:8]
-    return ", ".join(names + ["…"] * (len(record) > len(names)))
-
-
 def _name(record: dict[str, Any], key: str) -> str:
     value = record.get(key)
     text = value if isinstance(value, str | None) else json.dumps(value)
@@ -184,43 +169,43 @@ def _name(record: dict[str, Any], key: str) -> str:
 
 def _with_answer(record: dict[str, Any], answer: str, question_position: QuestionPosition) -> list[Message]:
     """Return the messages of a record whose answer stands beside its question, and that answer."""
-    key = next((key for key in TURNS if isinstance(record.get(key), list) and record[key]), None)
-    if key:
-        return _chat_with_answer(record, record[key], answer)
-    if record.get("question") is None and record.get("prompt") is not None:
-        return parse_messages({**record, "completion": answer}, chat_format="prompt_completion")
-    if record.get("question") is None and record.get("instruction") is not None:
-        return parse_messages({**record, "output": answer}, chat_format="alpaca")
-    key = next((key for key in ASKED if record.get(key) is not None), None)
+    rest = {key: value for key, value in record.items() if key not in (*TURNS, *ASKED, *ACCEPTED)}
+    turns = next(filter(None, (_turns(record.get(key)) for key in TURNS)), None)
+    if turns:
+        closing = (
+            {"from": "gpt", "value": answer}
+            if "from" in turns[-1]
+            else {"role": "assistant", "content": answer}
+        )
+        *messages, last = parse_messages(rest | {"conversations": [*turns, closing]})
+        return [*(messages[:-1] if messages and messages[-1].role == "assistant" else messages), last]
+    key = next((key for key in ASKED if not is_absent(record.get(key))), None)
     if key is None:
-        raise RecordError(f"no question under the keys {_keys(record)}; {EXPECTED}")
-    text = read_text(record[key], key)
-    if record.get("context") is not None:
-        text = reading_prompt(read_text(record["context"], "context"), text, question_position)
-    return [Message("user", text), Message("assistant", answer)]
+        raise RecordError(f"no question under the keys {shown(record)}; {EXPECTED}")
+    if key == "instruction":
+        asked = {"instruction": record[key], "input": record.get("input"), "output": answer}
+        return parse_messages(rest | asked, chat_format="alpaca")
+    return parse_messages(rest | {"question": record[key], "answers": [answer]}, question_position, "reading")
 
 
-def _chat_with_answer(record: dict[str, Any], turns: list[Any], answer: str) -> list[Message]:
-    """Return a chat with an answer at its end, in place of the one with which it ends already."""
-    is_sharegpt = isinstance(turns[-1], dict) and "from" in turns[-1]
-    closing = ("from", "gpt", "value") if is_sharegpt else ("role", "assistant", "content")
-    chat = [*turns, {closing[0]: closing[1], closing[2]: answer}]
-    others = {key: value for key, value in record.items() if key not in TURNS}
-    *messages, last = parse_messages(others | {"conversations": chat})
-    return [*(messages[:-1] if messages and messages[-1].role == "assistant" else messages), last]
+def _turns(value: Any) -> list[dict[str, Any]]:
+    """Return a list of messages, also one that is stored as the JSON text of it; nothing for another text."""
+    if is_absent(value) or (isinstance(value, str) and not value.lstrip().startswith("[{")):
+        return []
+    return read_objects(value, "messages")
 
 
 def _accepted(record: dict[str, Any]) -> tuple[str, ...] | None:
     """Return the answers that count as right, None where a conversation is to end with the one that does.
 
-    Raises `NoAnswerError` where the record says that there is none.
+    Raises `LeftOutError` where the record says that there is none.
     """
-    given = [record[key] for key in ACCEPTED if record.get(key) is not None]
+    given = [record[key] for key in ACCEPTED if not is_absent(record.get(key))]
     if not given:
         return None
     found = next(filter(None, ([text for text in _texts(each) if text.strip()] for each in given)), [])
     if not found:
-        raise NoAnswerError("its question has no answer")
+        raise LeftOutError("its question has no answer")
     return tuple(dict.fromkeys(final_answer(text) or text for text in found))
 
 
@@ -233,7 +218,7 @@ def _texts(value: Any) -> list[str]:
         if not known:
             raise RecordError("answers are objects without text")
         return [text for key in known for text in _texts(value[key])]
-    if value is None or isinstance(value, bool) or not isinstance(value, str | int | float):
+    if is_absent(value) or isinstance(value, bool) or not isinstance(value, str | int | float):
         raise RecordError("answers are not texts")
     return [read_text(value if isinstance(value, str) else json.dumps(value), "answer", may_be_empty=True)]
 
@@ -246,7 +231,7 @@ class _Choices:
 
 def _choices(record: dict[str, Any]) -> _Choices | None:
     given = next((record[key] for key in CHOICES if record.get(key)), None)
-    right = next((record[key] for key in CHOSEN if record.get(key) is not None), None)
+    right = next((record[key] for key in CHOSEN if not is_absent(record.get(key))), None)
     if not given or (right is None and record.get("answers")):
         return None
     texts, labels = _labelled(given)

@@ -80,16 +80,17 @@ def remarks(found: "Evaluation", totals: Sequence["Cell"]) -> Iterator[str]:
         sum(getattr(cell, name) for cell in totals)
         for name in ("questions", "stopped", "too_long", "chosen", "unfinished")
     )
+    rule = found.facts.settings.get("choice_by")
     if free := questions - chosen:
-        yield f"{stopped / free:.1%} of {free} answers ended by themselves"
-    counts = (
-        (chosen, f"questions were answered by the choice with the best {found.facts.settings['choice_by']}"),
-        (unfinished, "answers end inside their thought and count as wrong (--max_new_tokens allows more)"),
-        (too_long, "questions do not fit the model's context and count as wrong"),
-        (found.unanswerable, "questions have no answer and were left out"),
-        (found.broken, "records of the question files are broken and were left out"),
-    )
-    yield from (f"{count} {what}" for count, what in counts if count)
+        yield f"answers that ended by themselves: {stopped / free:.1%} of {free:,}"
+    counts = {
+        f"answered by the most probable of their choices (--choice_by {rule})": chosen,
+        "wrong, as they end inside their thought (--max_new_tokens allows more)": unfinished,
+        "wrong, as they do not fit the model's context": too_long,
+        "left out, as they have no answer": found.unanswerable,
+        "left out, as their record is broken": found.broken,
+    }
+    yield from (f"questions {what}: {count:,}" for what, count in counts.items() if count)
     for store, loss in found.losses.items():
         in_bytes = f", {loss.bits_per_byte:.4f} bits/byte" if loss.bits_per_byte else ""
         yield f"{store}: {loss.nats_per_token:.4f} nats/token{in_bytes} ({loss.targets:,} targets)"

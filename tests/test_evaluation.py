@@ -104,7 +104,19 @@ def test_an_evaluation_is_found_again_and_another_one_is_refused_by_what_differs
 
 def test_what_is_left_out_is_counted_and_listed_beside_the_results(tmp_path, store):
     unanswerable, broken = {"question": "Who?", "answers": []}, {"nothing": 1}
-    _, asked, found = kept_evaluation(tmp_path, store, chat_question("Q", "A"), unanswerable, broken)
+    chat = {"messages": [{"role": role, "content": role} for role in ("user", "assistant")]}
+    served, asked, found = kept_evaluation(
+        tmp_path, store, chat_question("Q", "A"), unanswerable, broken, chat
+    )
+    told = []
+    evaluation.evaluate(served, asked, tell=told.append)
+    assert told[0] == "answers to generate: 2, of up to 4 tokens each"
+    assert told[1] == "chats whose last answer is taken as the right one: 1"
+    assert "without an answer: 1 (first: " in told[2] and "q.jsonl line 2: its question" in told[2]
+    assert (
+        "broken: 1 (first: " in told[3]
+        and "line 3: no question and answers under the keys nothing" in told[3]
+    )
     assert (found.evaluation.unanswerable, found.evaluation.broken) == (1, 1)
     lines = (Path(asked.out) / "rejects.jsonl").read_text().splitlines()
     assert [(record["line"], record["is_broken"]) for record in map(json.loads, lines)] == [

@@ -1,9 +1,11 @@
 """Question files as users have them: what is asked, what counts as right, what is left out."""
 
+import json
+
 import pytest
 
-from dataset.formats import RecordError
-from eval.questions import NoAnswerError, load_questions, parse_question
+from dataset.messages import LeftOutError, RecordError
+from eval.questions import load_questions, parse_question
 from model.errors import UserError
 from tests.serving import chat_question, write_lines
 
@@ -44,6 +46,8 @@ USER, SAID = {"role": "user", "content": "Capital?"}, {"role": "assistant", "con
         ({"messages": [USER, SAID], "answers": ["Cusco"]}, "Capital?", ("Cusco",)),
         ({"messages": [USER, SAID], "answers": None}, "Capital?", ("Lima",)),
         ({"conversations": [{"from": "human", "value": "Capital?"}], "answers": ["A"]}, "Capital?", ("A",)),
+        ({"conversations": json.dumps([USER]), "answers": ["A"]}, "Capital?", ("A",)),
+        ({"query": "Capital?", "answer": "A"}, "Capital?", ("A",)),
         ({"input": [USER], "ideal": "Lima"}, "Capital?", ("Lima",)),
         ({"input": "Capital?", "ideal": ["Lima", "Lima city"]}, "Capital?", ("Lima", "Lima city")),
         ({"instruction": "Capital?", "input": "", "output": "Lima"}, "Capital?", ("Lima",)),
@@ -73,6 +77,10 @@ def test_a_system_message_and_the_turns_before_a_question_are_kept():
         ({"conversations": [], "answers": ["A"]}, "no question .* conversations, answers; expected question"),
         ({"conversations": [SAID]}, "before one answer"),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "empty"),
+        (
+            {"prompt": "P", "chosen": "A", "rejected": "B"},
+            "under the keys prompt, chosen, rejected; expected",
+        ),
         ({"text": "T"}, "under the keys text; expected question and answers"),
         ({"question": "Q"}, "under the keys question; expected question and answers"),
         ({"question": "Q", "answers": ["\ud800"]}, "Unicode"),
@@ -84,7 +92,7 @@ def test_a_broken_record_has_a_reason_and_its_line_is_named_where_there_are_too_
 ):
     with pytest.raises(RecordError, match=reason) as error:
         parse_question(record, "name", "file")
-    assert not isinstance(error.value, NoAnswerError)
+    assert not isinstance(error.value, LeftOutError)
     path = write_lines(tmp_path / "q.jsonl", chat_question("Q", "A"), record, record)
     with pytest.raises(
         UserError, match=rf"q\.jsonl, line 2: .*{reason}.*; 2 of 3 records cannot be used, more"

@@ -27,10 +27,12 @@ from dataset.sources import (
     Block,
     check_rules,
     check_sources,
+    check_unchanged,
     describe_source,
     find_sources,
     read_blocks,
     size_of,
+    states_of,
 )
 from dataset.text_files import Marks
 from dataset.token_store import StoreWriter, TokenStore, flush_to_disk, read_manifest, write_whole
@@ -52,6 +54,7 @@ def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
     check_sources([source for source, _ in sources])
     check_rules(settings.text_rules, [source for source, _ in sources])
     tokenizer = Tokenizer.load(settings.tokenizer)
+    states = states_of(source for source, _ in sources)
     described = [describe_source(source) for source, _ in sources]
     request = _request(settings, tokenizer, described, [weight for _, weight in sources])
     if not settings.overwrite and is_store(settings.out):
@@ -60,6 +63,7 @@ def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
         if not _is_complete(folder, request):
             journal = _Journal(folder, request)
             _write(settings, sources, tokenizer, journal, {"sources": described, "request": request})
+        check_unchanged(states)
         (folder / JOURNAL).unlink(missing_ok=True)
         return read_manifest(folder), False
 

@@ -11,11 +11,13 @@ from itertools import chain
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 from dataset.formats import FormatError, RecordError, format_of, parse_messages, read_text
+from dataset.json_lines import is_bomb
 from dataset.sources import Block, form_of, read_blocks
-from dataset.text_files import DEFAULT_RULES, TextRules
+from dataset.text_files import DEFAULT_RULES, TextRules, not_utf8
 from model.errors import UserError
 
 Parsed = TypeVar("Parsed")
+ARRAY = "this .jsonl holds one JSON array; name it .json"
 
 
 class Record(NamedTuple):
@@ -51,21 +53,33 @@ def records_of(block: Block) -> Iterator[Record]:
 
 def _lines(block: Block) -> Iterator[Record]:
     for number, line in enumerate(_pieces(block.content), start=block.line):
-        value, fault = None, ""
+        value, fault, begins = None, "", number == 1 and form_of(block.source) == ".jsonl"
         try:
             text = str(line, "utf-8-sig" if number == 1 else "utf-8")
             if text.isspace():
                 continue
-            value = json.loads(text)
+            value = None if is_bomb(text) else json.loads(text)
             if not isinstance(value, dict):
-                value, fault = None, "not a JSON object"
+                fault = ARRAY if begins and isinstance(value, list) else "not a JSON object"
+                value = None
         except UnicodeDecodeError:
-            fault = "not UTF-8"
-        except ValueError:
-            fault = "not JSON"
+            fault = not_utf8(bytes(line))
+        except ValueError as error:
+            fault = _not_json(bytes(line), str(error), begins)
         except RecursionError:
             fault = "nested too deeply"
         yield Record(value, fault, block.source, number, len(line))
+
+
+def _not_json(line: bytes, error: str, begins: bool) -> str:
+    """Return why a line is no JSON, with a guess at what its file is instead."""
+    if begins and line.lstrip(b"\xef\xbb\xbf").startswith(b"["):
+        return ARRAY
+    if begins and line.strip() == b"{":
+        return "this .jsonl holds objects over several lines; name it .json"
+    if b"\0" in line:
+        return not_utf8(line)
+    return "several JSON values on one line" if error.startswith("Extra data") else "not JSON"
 
 
 def _pieces(content: bytes) -> Iterator[memoryview]:
@@ -82,7 +96,7 @@ def _texts(block: Block) -> Iterator[Record]:
     for end in chain(block.record_end.finditer(content), [None]):
         piece = content[begin : end.start() if end else None].rstrip()
         text = piece.lstrip()
-        if text:
+        if text.strip(b"\xef\xbb\xbf"):
             yield _text(block.source, line + piece.count(b"\n", 0, len(piece) - len(text)), text)
         if end:
             line, begin = line + content.count(b"\n", begin, end.end()), end.end()
@@ -90,9 +104,12 @@ def _texts(block: Block) -> Iterator[Record]:
 
 def _text(path: str, number: int, content: bytes) -> Record:
     try:
-        return Record({"text": content.decode("utf-8-sig").strip()}, "", path, number, len(content))
+        value, fault = {"text": content.decode("utf-8-sig").strip()}, ""
     except UnicodeDecodeError:
-        return Record(None, "not UTF-8", path, number, len(content))
+        value, fault = None, not_utf8(content)
+    if content.count(0) > len(content) // 4:  # in UTF-16 every other byte of English
+        value, fault = None, not_utf8(content)
+    return Record(value, fault, path, number, len(content))
 
 
 def texts_of(record: dict[str, Any], text_column: str = "text") -> list[str]:

@@ -6,7 +6,15 @@ from hashlib import blake2b
 
 from dataset.progress import reporting
 from dataset.records import Rejects, accept, records_of, texts_of
-from dataset.sources import check_rules, check_sources, find_sources, read_blocks, size_of
+from dataset.sources import (
+    check_rules,
+    check_sources,
+    check_unchanged,
+    find_sources,
+    read_blocks,
+    size_of,
+    states_of,
+)
 from dataset.text_files import DEFAULT_RULES, Marks, TextRules
 
 HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.02, 1_000_000  # of the documents; of each language at most
@@ -43,7 +51,7 @@ class Sample:
 
     def texts(self) -> Iterator[str]:
         """Yield the texts; raises `UserError` for too many unusable records."""
-        self.marks = Marks()
+        self.marks, states = Marks(), states_of(self.sources)
         rejects, held_out, num_bytes = Rejects(self._max_reject_fraction), defaultdict(list), 0
         sizes: Counter[str] = Counter()
         for texts in self._documents(rejects):
@@ -57,6 +65,7 @@ class Sample:
             if num_bytes >= self._max_bytes:
                 break
         rejects.check()
+        check_unchanged(states)
         self.held_out = dict(held_out)
 
     def _documents(self, rejects: Rejects) -> Iterator[list[str]]:

@@ -8,30 +8,29 @@ import json
 import os
 import re
 import sys
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from glob import glob, has_magic
 from hashlib import file_digest
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from stat import S_ISREG
+from typing import Any, NamedTuple, NoReturn
 
 from dataset.json_lines import as_json_lines
+from dataset.printing import printable
 from dataset.text_files import DEFAULT_RULES, TextRules
+from dataset.unpacking import COMPRESSIONS, BrokenOffError, opened, read_chunks
 from model.errors import UnfinishedError, UserError
 
 HUB = "hub:"
 FORMS = (".jsonl", ".json", ".txt", ".parquet")
-COMPRESSIONS = (".gz", ".zst")
 ENDINGS = (*FORMS, *(form + packed for form in FORMS[:3] for packed in COMPRESSIONS))
 PRODUCTS = {"a token store": ("manifest.json", "ids-00000.bin"), "a tokenizer": ("tokenizer.json",)}
 """files that tell a folder which is no data, though its files end as data do; a model has its tokenizer"""
 
-CHUNK_BYTES = 2**20
-PACKED_BYTES = 2**10  # what is unpacked at a time: so much may be lost before a damaged place
 BLOCK_BYTES = 2**22
 LONGEST_RECORD_BYTES = 2**26
 SEPARATOR_BYTES = 2**10  # what ends a record may come in two chunks
@@ -51,10 +50,6 @@ class Block(NamedTuple):
     record_end: re.Pattern[bytes] = LINE_END
 
 
-class BrokenOffError(ValueError):
-    """Says why a compressed file cannot be read further."""
-
-
 def find_sources(names: Sequence[str]) -> list[str]:
     """Return the sources that names stand for: files, files in folders, matches of globs, hub names."""
     return list(chain.from_iterable(map(_expand, names)))
@@ -65,35 +60,57 @@ def _expand(name: str) -> list[str]:
         raise UserError("data: expected the name of a file, folder, glob or hub data set, got ''")
     path = Path(name)
     if not name.startswith(HUB):
-        if path.is_dir():
-            return _outside_products(_files_in(path), path, name)
-        if has_magic(name) and not path.exists():
-            found = sorted(file for file in glob(name, recursive=True) if Path(file).is_file())
+        if os.path.isdir(name):
+            return _data_among(_files_in(path), path, name)
+        if has_magic(name) and not os.path.lexists(name):
             plain = takewhile(lambda part: not has_magic(part), path.parts)
-            return _outside_products(found, Path(*plain), name)
+            return _data_among(_matches(path), Path(*plain), name)
     return [name]
 
 
 def _files_in(folder: Path) -> list[str]:
-    """Return the files of known forms in a folder, however deep; links to folders are named, not followed."""
+    """Return the files in a folder, however deep; links to folders are named, not followed."""
     if product := _product(folder):
         raise UserError(f"{folder} is {product}, not data; name the files in it that are data, if any")
-    shown = [entry for entry in sorted(folder.rglob("*")) if not _is_hidden(entry.relative_to(folder))]
-    for link in (entry for entry in shown if entry.is_symlink() and entry.is_dir()):
-        print(f"{link} is a link to a folder: name it to read it", file=sys.stderr)
-    return [str(entry) for entry in shown if entry.is_file() and form_of(entry)]
+    entries: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # half-made stores among them
+        entries += [Path(place, name) for name in folders + files if not name.startswith(".")]
+    for link in sorted(entry for entry in entries if entry.is_symlink() and os.path.isdir(entry)):
+        print(f"{printable(str(link))} is a link to a folder: name it to read it", file=sys.stderr)
+    return [str(entry) for entry in sorted(entries) if not os.path.isdir(entry)]
 
 
-def _outside_products(files: list[str], root: Path, name: str) -> list[str]:
-    """Return the files that lie in no product below `root`, and name those products."""
+def _matches(pattern: Path) -> list[str]:
+    """Return the files that a glob finds; one that could not look everywhere would find too few."""
+    for depth in range(1, len(pattern.parts)):
+        for folder in filter(os.path.isdir, glob(str(Path(*pattern.parts[:depth])), recursive=True)):
+            try:
+                os.listdir(folder)
+            except OSError as error:
+                _refuse(error)
+    return sorted(found for found in glob(str(pattern), recursive=True) if not os.path.isdir(found))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+def _data_among(files: list[str], root: Path, name: str) -> list[str]:
+    """Return the files of known forms that lie in no product below `root`, and say what is left out."""
     products = _products_around(files, root)
-    if not (data := [file for file in files if not products[file]]):
+    outside = [file for file in files if not products[file]]
+    if not (data := list(filter(form_of, outside))):
         raise UserError(
             f"no data files in {name}: expected names that end in {', '.join(ENDINGS)}, outside tokenizers "
             "and token stores"
         )
     for folder in dict.fromkeys(filter(None, products.values())):
-        print(f"{folder} is {_product(folder)}: not read as data", file=sys.stderr)
+        print(f"{printable(str(folder))} is {_product(folder)}: not read as data", file=sys.stderr)
+    if others := sorted(
+        {Path(file).suffix or "no ending" for file in outside} - {Path(file).suffix for file in data}
+    ):
+        print(f"{printable(name)}: not read are files of {printable(', '.join(others))}", file=sys.stderr)
     return data
 
 
@@ -107,13 +124,9 @@ def _products_around(files: Iterable[str], root: Path) -> dict[str, Path | None]
 def _product(folder: Path) -> str:
     """Say what a folder is that the project itself may have written, "" for any other."""
     for product, names in PRODUCTS.items():
-        if all((folder / name).is_file() for name in names):
+        if all(os.path.isfile(folder / name) for name in names):
             return product
     return ""
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)  # half-made stores among them
 
 
 def form_of(path: str | Path) -> str:
@@ -133,15 +146,50 @@ def check_sources(sources: Sequence[str]) -> None:
     for source in sources:
         if source.startswith(HUB):
             continue
-        if not Path(source).is_file():
-            raise UserError(f"data file not found: {source}")
+        size = _check_file(source)
         if not form_of(source):
             raise UserError(f"{source}: expected a file that ends in {', '.join(ENDINGS)}")
-        if not Path(source).stat().st_size:
+        if not size:
             raise UserError(f"data file is empty: {source}")
     files = Counter(source if source.startswith(HUB) else os.path.realpath(source) for source in sources)
     if twice := [source for source, count in files.items() if count > 1]:
         raise UserError(f"data named more than once: {twice[0]}; name each file once")
+
+
+def _check_file(path: str) -> int:
+    """Return the size of a file; raises `UserError` for what is none, without waiting for it."""
+    try:
+        status = os.stat(path)
+        if not S_ISREG(status.st_mode):
+            raise UserError(f"{path}: expected a file, got a folder, pipe or device")
+        with opened(path):
+            return status.st_size
+    except FileNotFoundError:
+        aim = ", which is a link to nothing" if os.path.islink(path) else ""
+        raise UserError(f"data file not found: {path}{aim}") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def states_of(sources: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return what tells `check_unchanged` that files are as they were; of the hub nothing is known."""
+    return {source: _state(source) for source in sources if not source.startswith(HUB)}
+
+
+def check_unchanged(states: dict[str, tuple[int, ...]]) -> None:
+    """Raise `UserError` if a file was written to, replaced or removed since `states_of`."""
+    if changed := [source for source, state in states.items() if _state(source) != state]:
+        raise UserError(f"{changed[0]} changed while it was read; run the same command again once it stays")
+
+
+def _state(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def check_rules(rules: TextRules, sources: Sequence[str]) -> None:
@@ -154,20 +202,17 @@ def check_rules(rules: TextRules, sources: Sequence[str]) -> None:
 
 
 def size_of(source: str) -> int:
-    """Return the bytes of a file, 0 for what is on the hub."""
-    return 0 if source.startswith(HUB) else Path(source).stat().st_size
+    """Return the bytes of a file, 0 for what is on the hub or gone, which its reading will say."""
+    return os.path.getsize(source) if os.path.exists(source) else 0
 
 
 def describe_source(source: str) -> dict[str, Any]:
     """Return what tells this state of a source from another: name, size in bytes, sha256 (files only)."""
     if source.startswith(HUB):
         return {"path": source, "bytes": 0, "sha256": ""}
-    with open(source, "rb") as file:
-        return {
-            "path": str(source),
-            "bytes": size_of(source),
-            "sha256": file_digest(file, "sha256").hexdigest(),
-        }
+    with opened(source) as file:
+        digest = file_digest(file, "sha256").hexdigest()
+        return {"path": str(source), "bytes": file.tell(), "sha256": digest}
 
 
 def read_blocks(source: str, rules: TextRules = DEFAULT_RULES) -> Iterator[Block]:
@@ -182,24 +227,19 @@ def read_blocks(source: str, rules: TextRules = DEFAULT_RULES) -> Iterator[Block
     if form == ".parquet":
         yield from _cut(source, LINE_END, _rows(path="parquet", data_files=[source], split="train"))
     elif form == ".json":
-        yield from _cut(source, LINE_END, as_json_lines(_content(source)))
+        yield from _cut(source, LINE_END, as_json_lines(source, read_chunks(source)))
     elif form == ".txt":
         record_end = rules.record_end(_beginning(source))
-        yield from _cut(source, record_end, _with_newlines(_content(source)))
+        yield from _cut(source, record_end, _with_newlines(read_chunks(source)))
     else:
-        yield from _cut(source, LINE_END, _content(source))
-
-
-def _content(source: str) -> Iterator[bytes]:
-    with open(source, "rb") as file:
-        yield from _unpacked(file) if source.endswith(COMPRESSIONS) else _chunks(file, CHUNK_BYTES)
+        yield from _cut(source, LINE_END, read_chunks(source))
 
 
 def _beginning(source: str) -> str:
     """Return whole lines from the beginning of a file, as far as it can be read."""
     taken = bytearray()
     with suppress(BrokenOffError):
-        for chunk in _with_newlines(_content(source)):
+        for chunk in _with_newlines(read_chunks(source)):
             taken += chunk
             if len(taken) >= BEGINNING_BYTES:
                 del taken[taken.rfind(b"\n", 0, BEGINNING_BYTES) + 1 or BEGINNING_BYTES :]
@@ -215,34 +255,6 @@ def _with_newlines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         held = b"\r" if chunk.endswith(b"\r") else b""
         yield chunk.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     yield held.replace(b"\r", b"\n")
-
-
-def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
-    return iter(lambda: file.read(size), b"")
-
-
-def _unpacked(file: BinaryIO) -> Iterator[bytes]:
-    """Yield what is in a gzip or zstd file: streams one after the other, each perhaps padded with zeros."""
-    start, fault = _unpacker(file.name)
-    unpacker = start()
-    for data in _chunks(file, PACKED_BYTES):
-        while data := data.lstrip(b"\0") if unpacker.eof else data:
-            unpacker = start() if unpacker.eof else unpacker
-            try:
-                yield unpacker.decompress(data)
-            except fault:
-                raise BrokenOffError("compressed data is damaged") from None
-            data = unpacker.unused_data
-    if not unpacker.eof:
-        raise BrokenOffError("compressed data ends early")
-
-
-def _unpacker(name: str) -> tuple[Callable[[], Any], type[Exception]]:
-    if name.endswith(".gz"):
-        return lambda: zlib.decompressobj(wbits=31), zlib.error
-    import zstandard
-
-    return zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
 
 
 def _cut(source: str, record_end: re.Pattern[bytes], chunks: Iterable[bytes]) -> Iterator[Block]:

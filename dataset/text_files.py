@@ -1,6 +1,7 @@
 """What ends a document in a .txt file, and the marks of documents and turns that corpora spell as text.
 
-Only texts are divided at marks; what stands in chats is encoded as the characters it is.
+Also a guess at what bytes are that are no UTF-8. Only texts are divided at marks; what stands in chats is
+encoded as the characters it is.
 """
 
 import re
@@ -107,6 +108,21 @@ class Marks:
 
     def __str__(self) -> str:
         return ", ".join(f"{count:,} {mark}" for mark, count in self.found.most_common())
+
+
+def not_utf8(content: bytes) -> str:
+    """Return a reason for bytes that are not UTF-8, with a guess at what they are."""
+    if 50 * content.count(0) > len(content):
+        return "not UTF-8: looks like UTF-16 (convert it: iconv -f UTF-16 -t UTF-8), or is no text"
+    try:
+        text = content.decode("gb18030")
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    foreign = [character for character in text if not character.isascii()]
+    num_han = sum("\u3000" <= character <= "\u9fff" or character > "\uff00" for character in foreign)
+    return "not UTF-8" + ": looks like GBK (convert it: iconv -f GB18030 -t UTF-8)" * (
+        num_han > len(foreign) // 2
+    )
 
 
 def _end_mark(text: str) -> str:

@@ -8,7 +8,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import sources
+from dataset import sources, unpacking
 from dataset.preparation import PreparationSettings, write_store
 from dataset.records import read_records
 from dataset.sampling import Sample
@@ -161,7 +161,7 @@ def test_documents_in_are_documents_out(tmp_path_factory, documents, separator, 
     rules = ("blank_line",) if separator == "<|endoftext|>" else (separator,)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "BLOCK_BYTES", block_bytes)
-        patch.setattr(sources, "CHUNK_BYTES", 5)
+        patch.setattr(unpacking, "CHUNK_BYTES", 5)
         found = texts(tmp_path_factory.mktemp("a") / f"a.txt{ending}", PACKERS[ending](content), *rules)
     marks = Marks()
     assert [document for text in found for document in marks.divide(text)] == documents

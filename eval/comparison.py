@@ -125,7 +125,10 @@ def _training_seconds(model: Path) -> float | None:
     if not file.is_file():
         return None
     try:
-        return read_as(float | None, read_object(file, advice).get("seconds"), "seconds")
+        seconds = read_as(float | None, read_object(file, advice).get("seconds"), "seconds")
+        if seconds is not None and seconds < 0:
+            raise ValueError(f"seconds: {seconds}")
+        return seconds
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); {advice}") from None
 
@@ -193,7 +196,7 @@ def _loss_rows(runs: Sequence[Run]) -> tuple[tuple[LossRow, ...], tuple[str, ...
             notes.append(f"{name} is left out: this store was not measured with {', '.join(missing)}")
             continue
         losses = tuple(each[content][1] for each in by_content)
-        lengths = [run.evaluation.facts.settings.get("max_seq_len") for run in runs]
+        lengths = [str(run.evaluation.facts.settings.get("max_seq_len")) for run in runs]
         if len({(loss.targets, loss.text_bytes) for loss in losses}) > 1:
             counts = ", ".join(
                 f"{run.label} {loss.targets:,}" for run, loss in zip(runs, losses, strict=True)
@@ -202,7 +205,7 @@ def _loss_rows(runs: Sequence[Run]) -> tuple[tuple[LossRow, ...], tuple[str, ...
                 f"{name} is left out: its targets differ ({counts}); evaluate all with the same --supervise"
             )
         elif len(set(lengths)) > 1:
-            notes.append(f"{name} is left out: rows differ (--max_seq_len {', '.join(map(str, lengths))})")
+            notes.append(f"{name} is left out: rows differ (--max_seq_len {', '.join(lengths)})")
         else:
             rows.append(LossRow(path, losses))
     return tuple(rows), tuple(notes)

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from dataset.messages import shown
 from dataset.settings import BatchSettings
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
@@ -118,6 +119,8 @@ def announcements(asked: QuestionSet, max_new_tokens: int) -> Iterator[str]:
         yield f"answers to generate: {free:,}, of up to {max_new_tokens} tokens each"
     if asked.from_chats:
         yield f"chats whose last answer is taken as the right one: {asked.from_chats:,}"
+    if asked.unread_keys:
+        yield f"keys that are not read: {shown(asked.unread_keys)}"
     for is_broken, what in ((False, "without an answer"), (True, "broken")):
         if group := [record for record in asked.left_out if record.is_broken == is_broken]:
             first = f"{group[0].file} line {group[0].line}: {group[0].reason}"

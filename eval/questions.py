@@ -7,10 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from dataset.conversation import ROLES, Message
-from dataset.formats import QuestionPosition, format_of, parse_messages
+from dataset.formats import COMMON as READ_BESIDE
+from dataset.formats import PAIRS, QuestionPosition, format_of, parse_messages
 from dataset.messages import LeftOutError, RecordError, is_absent, read_objects, read_text, shown
 from dataset.records import Record, read_records
 from dataset.sources import check_sources
@@ -19,13 +21,18 @@ from model.errors import UserError
 
 TURNS = ("conversations", "messages", "prompt", "input")
 """keys of a question that is a chat"""
-ASKED = ("question", "prompt", "query", "instruction", "input")
+ASKED = ("question", "prompt", "query", "problem", "instruction", "input")
 """keys of a question that is one text"""
+CONTEXTS = ("context", "passage", "article")
+"""keys of the text that a question is about"""
 ACCEPTED = ("answers", "answer", "ideal", "targets", "target")
 """keys of what counts as right"""
 CHOICES, CHOSEN = ("choices", "options"), ("answer", "answerKey")
 """keys of choices, and of which is right"""
 EXPECTED = "expected question and answers (context where there is one), or messages; beside choices, answer"
+NAMES = ("id", "split", "language", "kind", "task")
+KNOWN = {*TURNS, *ASKED, *CONTEXTS, *ACCEPTED, *CHOICES, *CHOSEN, *NAMES, *ascii_uppercase}
+KNOWN |= READ_BESIDE | {key for pairs in PAIRS.values() for pair in pairs for key in pair}
 FEW_RECORDS = 100  # of so few one may be broken, whatever the share
 
 
@@ -67,6 +74,8 @@ class QuestionSet:
     left_out: tuple[LeftOut, ...]
     from_chats: int
     """questions whose accepted answer is the last one of their chat"""
+    unread_keys: tuple[str, ...] = ()
+    """keys that hold something in the files and are not read"""
 
 
 def load_questions(
@@ -83,11 +92,12 @@ def load_questions(
         tuple(question for file in files for question in file.questions),
         tuple(record for file in files for record in file.left_out),
         sum(file.from_chats for file in files),
+        tuple(dict.fromkeys(key for file in files for key in file.unread_keys)),
     )
 
 
 def _load_file(path: str, question_position: QuestionPosition, max_reject_fraction: float) -> QuestionSet:
-    questions, faults, from_chats = [], [], 0
+    questions, faults, from_chats, keys = [], [], 0, {}
     for record in read_records([path]):
         try:
             questions.append(_parse(record, path, question_position))
@@ -96,8 +106,10 @@ def _load_file(path: str, question_position: QuestionPosition, max_reject_fracti
             faults.append(LeftOut(str(path), record.line, str(error), is_broken))
         else:
             from_chats += not questions[-1].choices and _accepted(record.value) is None
+            keys |= dict.fromkeys(key for key, value in record.value.items() if not is_absent(value))
     _check_faults(path, faults, len(questions), max_reject_fraction)
-    return QuestionSet(tuple(questions), tuple(faults), from_chats)
+    unread = tuple(key for key in keys if key not in KNOWN)
+    return QuestionSet(tuple(questions), tuple(faults), from_chats, unread)
 
 
 def _parse(record: Record, path: str, question_position: QuestionPosition) -> Question:
@@ -185,7 +197,9 @@ def _with_answer(record: dict[str, Any], answer: str, question_position: Questio
     if key == "instruction":
         asked = {"instruction": record[key], "input": record.get("input"), "output": answer}
         return parse_messages(rest | asked, chat_format="alpaca")
-    return parse_messages(rest | {"question": record[key], "answers": [answer]}, question_position, "reading")
+    context = next((record[key] for key in CONTEXTS if not is_absent(record.get(key))), None)
+    asked = {"question": record[key], "context": context, "answers": [answer]}
+    return parse_messages(rest | asked, question_position, "reading")
 
 
 def _turns(value: Any) -> list[dict[str, Any]]:
@@ -230,7 +244,7 @@ class _Choices:
 
 
 def _choices(record: dict[str, Any]) -> _Choices | None:
-    given = next((record[key] for key in CHOICES if record.get(key)), None)
+    given = next((record[key] for key in CHOICES if record.get(key)), None) or _lettered(record)
     right = next((record[key] for key in CHOSEN if not is_absent(record.get(key))), None)
     if not given or (right is None and record.get("answers")):
         return None
@@ -247,6 +261,12 @@ def _choices(record: dict[str, Any]) -> _Choices | None:
             f"answer is not the place of a choice, 0 to {len(texts) - 1}, nor its letter or text"
         )
     return _Choices(texts, texts[right])
+
+
+def _lettered(record: dict[str, Any]) -> dict[str, Any]:
+    """Return choices that stand under the keys A, B, … beside the letter of the right one, as C-Eval's do."""
+    letters = [letter for letter in ascii_uppercase if not is_absent(record.get(letter))]
+    return {letter: record[letter] for letter in letters} if letters[:2] == ["A", "B"] else {}
 
 
 def _labelled(given: Any) -> tuple[list[Any], list[Any]]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import typing
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
@@ -32,6 +33,9 @@ def read_as(form: type[Parsed], value: Any, name: str = "value") -> Parsed:
     raise ValueError(f"{name}: expected {getattr(form, '__name__', form)}, got {json.dumps(value)[:40]}")
 
 
+_hints = cache(typing.get_type_hints)
+
+
 def _is_plain(form: type, value: Any) -> bool:
     if form is float:
         return type(value) in (int, float) and math.isfinite(value)
@@ -41,7 +45,7 @@ def _is_plain(form: type, value: Any) -> bool:
 def _read_dataclass(form: type[Parsed], value: Any, name: str) -> Parsed:
     if not isinstance(value, dict):
         raise ValueError(f"{name}: expected an object, got {json.dumps(value)[:40]}")
-    hints, fields = typing.get_type_hints(form), {field.name: field for field in dataclasses.fields(form)}
+    hints, fields = _hints(form), {field.name: field for field in dataclasses.fields(form)}
     if unknown := value.keys() - fields:
         raise ValueError(f"{name}: unknown key {min(unknown)}")
     nothing = dataclasses.MISSING

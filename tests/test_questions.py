@@ -47,6 +47,8 @@ USER, SAID = {"role": "user", "content": "Capital?"}, {"role": "assistant", "con
         ({"messages": [USER, SAID], "answers": None}, "Capital?", ("Lima",)),
         ({"conversations": [{"from": "human", "value": "Capital?"}], "answers": ["A"]}, "Capital?", ("A",)),
         ({"conversations": json.dumps([USER]), "answers": ["A"]}, "Capital?", ("A",)),
+        ({"passage": "P", "question": "Q", "answer": ["A", "B"]}, "P\n\nQ", ("A", "B")),
+        ({"problem": "1+1?", "solution": "long", "answer": "2"}, "1+1?", ("2",)),
         ({"query": "Capital?", "answer": "A"}, "Capital?", ("A",)),
         ({"input": [USER], "ideal": "Lima"}, "Capital?", ("Lima",)),
         ({"input": "Capital?", "ideal": ["Lima", "Lima city"]}, "Capital?", ("Lima", "Lima city")),
@@ -198,3 +200,17 @@ def test_a_question_with_answers_is_free_whatever_choices_it_carries(others):
     question = parse_question({"context": "C", "question": "Q", "answers": ["A", "a"]} | others, "n", "s")
     assert (question.answers, question.choices) == (("A", "a"), ())
     assert parse_question(chat_question("Q", "A") | others, "n", "s").choices == ()
+
+
+def test_choices_under_letters_are_choices():
+    record = {"question": "Q", "A": "Lima", "B": "Cusco", "C": "Quito", "answer": "B"}
+    question = parse_question(record, "n", "s")
+    assert question.choices == ("Lima", "Cusco", "Quito") and question.answers == ("Cusco",)
+
+
+def test_keys_that_are_not_read_are_named(tmp_path):
+    read = {"id": 1, "question": "Q", "context": None, "answers": ["A"], "system": "S", "kind": "k"}
+    path = write_lines(
+        tmp_path / "q.jsonl", read, {"question": "Q", "answers": ["A"], "story": "S", "x": None}
+    )
+    assert load_questions([path]).unread_keys == ("story",)

@@ -1,5 +1,6 @@
 """What reaches a terminal: foreign text made visible, and streams that take every character."""
 
+import io
 import os
 import sys
 import unicodedata
@@ -23,11 +24,39 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def prepare_streams() -> None:
-    """Let standard output and error show what their encoding lacks as escapes; replace closed streams."""
+def prepare_streams(stdout_is_log: bool = False) -> None:
+    """Let output show what its encoding lacks as escapes, and replace closed streams.
+
+    Of a log, which standard error always is, a line that cannot be written is dropped, and never ends the
+    work. Elsewhere a reader that is gone ends it quietly (exit code 141), and a full disk raises `OSError`.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the shell: `>&-`
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        elif mode == "w" and getattr(sys, name) is getattr(sys, f"__{name}__"):
+            is_log = stdout_is_log or name == "stderr"
+            setattr(sys, name, _on(_Output(getattr(sys, name).fileno(), is_log), getattr(sys, name)))
+
+
+def _on(output: "_Output", former: io.TextIOWrapper) -> io.TextIOWrapper:
+    by_line = former.line_buffering or former.write_through or output.is_log
+    return io.TextIOWrapper(io.BufferedWriter(output), former.encoding, "backslashreplace", None, by_line)
+
+
+class _Output(io.FileIO):
+    """A standard stream that says once, or as a log never, that it cannot be written."""
+
+    def __init__(self, descriptor: int, is_log: bool) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self.is_log = is_log
+
+    def write(self, data: bytes) -> int:
+        try:
+            return super().write(data) or len(data)
+        except OSError as error:
+            if self.is_log:
+                return len(data)
+            self.is_log = True  # what is left is dropped, also at exit, where nobody could catch it
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(141) from None
+            raise

@@ -90,7 +90,7 @@ def _train(words: list[str], rank: int, sabotage: Callable | None) -> int:
         sabotage(rank)
     sys.argv = words
     try:
-        run(getattr(trainer, words[0]).main)
+        run(getattr(trainer, words[0]).main, stdout_is_log=True)
     except SystemExit as end:
         return end.code
     finally:

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import inspect
 import json
-import os
 import re
 import sys
 import textwrap
@@ -48,17 +47,19 @@ def parse(settings_class: type[Settings], description: str, argv: Sequence[str] 
         fail(str(error))
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call `main` as a program: what users can cause is one line and exit code 2, Ctrl-C is exit code 130."""
-    prepare_streams()
+def run(main: Callable[[], None], stdout_is_log: bool = False) -> None:
+    """Call `main` as a program: what users can cause is one line and exit code 2, Ctrl-C is exit code 130.
+
+    Where standard output is a log, lines that cannot be written are dropped.
+    """
+    prepare_streams(stdout_is_log)
     try:
-        main()
+        try:
+            main()
+        except SystemExit:
+            sys.stdout.flush()  # of --help; at exit nobody could catch what goes wrong
+            raise
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else the interpreter complains at exit
-        raise SystemExit(141) from None
     except (UserError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -48,6 +48,10 @@ class Run:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the main process alone."""
+        os.kill(self._process.pid, number)
+
     def wait(self, seconds: float = MOST_SECONDS) -> int | None:
         """Return the exit code of the main process; None if it still runs after the time."""
         self._process.join(seconds)

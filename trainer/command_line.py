@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import os
 import re
 import sys
 import textwrap
@@ -27,6 +28,8 @@ from dataset.printing import prepare_streams, printable
 from model.errors import UserError
 
 Settings = TypeVar("Settings")
+PARENT = os.getppid()
+"""process that started this one: where it ends, another number takes its place"""
 
 
 def parse(settings_class: type[Settings], description: str, argv: Sequence[str] | None = None) -> Settings:

@@ -1,33 +1,47 @@
-"""Ends that are asked for: signals, and the time limit."""
+"""Ends that are asked for: by signals, by the time limit, and by the end of a launcher."""
 
 import os
 import signal
 import time
+from contextlib import suppress
 from types import FrameType
 
+from trainer.command_line import PARENT
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C, the usual request, a lost terminal, and Slurm's warning before a job's time is over"""
+LAUNCHED_BY = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
+"""what torchrun and accelerate launch leave in the environment of the processes that they start"""
 LAUNCHER_SECONDS = 1.0
 """within which a launcher passes on the signal that the terminal has sent to all processes"""
 
 
 class StopRequest:
-    """While entered, SIGTERM and Ctrl-C ask for an end after the current step; a second one ends at once."""
+    """While entered, `SIGNALS` ask for an end after the current step; a second one ends at once.
+
+    So does the end of the launcher, which else would leave a training behind that nobody sees.
+    """
 
     def __init__(self, max_minutes: float | None) -> None:
         """Start the clock."""
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
         self.signal: signal.Signals | None = None
         self._asked_at = 0.0
+        self._is_launched = any(name in os.environ for name in LAUNCHED_BY)
 
     @property
     def is_asked(self) -> bool:
         """Say whether this process was asked to stop."""
+        if self._is_launched and os.getppid() != PARENT and self.signal is None:
+            self.signal = signal.SIGHUP
+            _tell("the launcher is gone: saving after this step")
         return self.signal is not None or time.monotonic() > self._deadline
 
     def __enter__(self) -> "StopRequest":
-        """Take over the signals."""
-        self._former = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        """Take over the signals, except that of a lost terminal where nohup has it ignored."""
+        is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        taken = [number for number in SIGNALS if number != signal.SIGHUP or not is_ignored]
+        self._former = {number: signal.signal(number, self._ask) for number in taken}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -46,5 +60,6 @@ class StopRequest:
 
 
 def _tell(line: str) -> None:
-    """Write a line; a signal can arrive inside print, which must not be entered twice."""
-    os.write(2, f"{line}\n".encode())
+    """Write a line if possible; a signal can arrive inside print, which must not be entered twice."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())

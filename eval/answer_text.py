@@ -1,7 +1,8 @@
-"""The text of one answer as its ids come: whole characters, and never a stop string."""
+"""The text of one answer as its ids come: whole characters, and never a stop string; and how it is shown."""
 
 from collections.abc import Sequence
 
+from dataset.printing import printable
 from dataset.tokenizer import TextStream, Tokenizer
 from model.errors import UserError
 
@@ -51,6 +52,11 @@ class AnswerText:
         lengths = (n for stop in self._stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n]))
         cut = len(text) - max(lengths, default=0)
         self._ready, self._held = self._ready + text[:cut], text[cut:]
+
+
+def shown(text: str) -> str:
+    """Return an answer as a terminal takes it: of what would steer it, only line ends and tabs stay."""
+    return printable(text, keep="\n\t")
 
 
 def check_stop_strings(stop_strings: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Text in and text out on top of the generator's session of ids: conversations, and raw text continued."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -207,11 +208,13 @@ class ChatSession(TextSession):
 
     def _turns_that_fit(self, turns: list[Turn], question: str, begun_tokens: int) -> list[Turn]:
         """Return the turns left after dropping oldest ones until there is room in the context to answer."""
-        capacity, kept = self.served.model.config.max_position_embeddings, list(turns)
+        capacity = self.served.model.config.max_position_embeddings
         needed = begun_tokens + min(self.sampling.max_new_tokens, capacity // 4)
-        while kept and len(self._prompt(kept, question).ids) + needed > capacity:
-            kept.pop(0)
-        return kept
+
+        def fits(dropped: int) -> bool:
+            return len(self._prompt(turns[dropped:], question).ids) + needed <= capacity
+
+        return list(turns) if fits(0) else turns[bisect_left(range(len(turns)), True, key=fits) :]
 
 
 def render_turns(

@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dataset.printing import printable
+from eval.answer_text import shown
 from eval.chat import ChatSession, TextSession
 from eval.chat_reports import (
     describe_context,
@@ -36,7 +38,8 @@ class Terminal:
     def __init__(self, sessions: Sequence[TextSession]) -> None:
         self.sessions = sessions
         served = [session.served for session in sessions]
-        self.labels = tell_apart([each.prompt_mask for each in served], [each.path for each in served])
+        labels = tell_apart([each.prompt_mask for each in served], [each.path for each in served])
+        self.labels = [printable(label) for label in labels]
         self.console = Console(highlight=False, markup=False, emoji=False)
         self.is_running = True
 
@@ -68,7 +71,7 @@ class Terminal:
             else:
                 self.say(lambda session, is_cancelled: session.ask(line, is_cancelled))
         except (UserError, OSError) as error:
-            self.console.print(f"error: {error}", style="red")
+            self.console.print(f"error: {printable(str(error))}", style="red", soft_wrap=True)
 
     def say(self, ask: Ask) -> None:
         """Stream an answer of every model, then a line on what it cost."""
@@ -76,7 +79,7 @@ class Terminal:
             answers = [ask(session, is_cancelled) for session in self.sessions]
             if len(answers) == 1:
                 for piece in answers[0]:
-                    print(piece, end="", flush=True)
+                    print(shown(piece), end="", flush=True)
                 print()
             else:
                 self._show_side_by_side(answers)
@@ -84,18 +87,20 @@ class Terminal:
         self._note_each(lambda session: describe_reply(session.last))
 
     def note(self, text: str) -> None:
-        """Print a dim line of the program itself."""
-        self.console.print(text, style="dim", soft_wrap=True)
+        """Print a dim line of the program itself, in which foreign text may stand."""
+        self.console.print(shown(text), style="dim", soft_wrap=True)
 
     def command_help(self, argument: str) -> None:
         """/help: list the commands"""
-        for command in self._commands().values():
+        for command in dict.fromkeys(self._commands().values()):  # some have two names
             usage, _, meaning = command.__doc__.partition(": ")
             self.note(f"  {usage:24}{meaning}")
 
     def command_quit(self, argument: str) -> None:
-        """/quit: leave"""
+        """/quit or /exit: leave"""
         self.is_running = False
+
+    command_exit = command_quit
 
     def command_set(self, argument: str) -> None:
         """/set [NAME VALUE]: show how tokens are sampled, or change it: temperature 0.7, top_k none, …"""
@@ -182,10 +187,12 @@ class ChatTerminal(Terminal):
         self.say(ChatSession.retry)
 
     def command_reset(self, argument: str) -> None:
-        """/reset: forget the conversation; system message and settings stay"""
+        """/reset or /clear: forget the conversation; system message and settings stay"""
         for session in self.sessions:
             session.reset()
         self.note("forgotten")
+
+    command_clear = command_reset
 
     def command_save(self, argument: str) -> None:
         """/save FILE.jsonl: write what the model remembers of the conversation, as training data"""
@@ -222,7 +229,7 @@ def _columns(labels: Sequence[str], texts: Sequence[str]) -> Table:
     table = Table(expand=True)
     for label in labels:
         table.add_column(label, ratio=1, overflow="fold")
-    table.add_row(*map(Text, texts))
+    table.add_row(*(Text(shown(text)) for text in texts))
     return table
 
 

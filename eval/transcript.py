@@ -86,17 +86,34 @@ def _parse(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, list[Turn
     system = messages.pop(0).content if messages[0].role == "system" else ""
     if [message.role for message in messages] != ["user", "assistant"] * (len(messages) // 2):
         raise RecordError("expected questions and answers in turn, after a system message or none")
-    ids = record.get("answer_ids") if record.get("tokenizer") == tokenizer.fingerprint else None
     pairs = list(zip(messages[::2], messages[1::2], strict=True))
-    sampled = ids if isinstance(ids, list) and len(ids) == len(pairs) else [None] * len(pairs)
-    turns = [_turn(*pair, each, tokenizer) for pair, each in zip(pairs, sampled, strict=True)]
-    return system, turns
+    ids = _answer_ids(record, len(pairs), tokenizer)
+    return system, [_turn(*pair, each, tokenizer) for pair, each in zip(pairs, ids, strict=True)]
 
 
-def _turn(question: Message, answer: Message, ids: Any, tokenizer: Tokenizer) -> Turn:
+def _answer_ids(record: dict[str, Any], answers: int, tokenizer: Tokenizer) -> list[list[int]]:
+    """Return the ids of each answer as they were sampled, none where they are not this tokenizer's."""
+    if "answer_ids" not in record or record.get("tokenizer") != tokenizer.fingerprint:
+        return [[]] * answers
+    found = record["answer_ids"]
+    if not isinstance(found, list) or len(found) != answers or not all(map(_is_ids, found)):
+        raise RecordError(
+            "answer_ids are not a list of ids for each answer; without the key, texts are taken"
+        )
+    if any(i >= tokenizer.vocab_size for ids in found for i in ids):
+        raise RecordError(
+            f"answer_ids are not below {tokenizer.vocab_size}; without the key, texts are taken"
+        )
+    return found
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
+
+
+def _turn(question: Message, answer: Message, ids: list[int], tokenizer: Tokenizer) -> Turn:
     """Return a turn; ids that do not spell the answer (its text was edited) give way to the text."""
-    is_ids = isinstance(ids, list) and all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids)
     text = "".join(answer.parts())  # with its thought, as the chat shows it
-    if not is_ids or not tokenizer.decode(ids, skip_special_tokens=True).startswith(text):
+    if not tokenizer.decode(ids, skip_special_tokens=True).startswith(text):
         ids = tokenizer.encode(text)
     return Turn(question.content, tuple(ids), text)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dataset.printing import printable
 from eval.settings import ServingSettings
 from model.errors import UserError
 from trainer.command_line import parse, run
@@ -23,7 +24,8 @@ class ChatSettings(ServingSettings):
     """Flags of the chat."""
 
     prompt: tuple[str, ...] | None = None
-    """answer this once and leave: only the answer goes to standard output; piped input likewise"""
+    """answer this once and leave: only the answer goes to standard output, control characters as escapes;
+    piped input likewise"""
     system: str = ""
     """system message of the conversation"""
     raw: bool = False
@@ -71,15 +73,16 @@ def main() -> None:
 
 def _answer_once(sessions: "list[TextSession]", question: str) -> None:
     """Print the answer alone; of several models, each below its name."""
+    from eval.answer_text import shown
     from eval.served_model import tell_apart
 
     served = [session.served for session in sessions]
     labels = tell_apart([each.prompt_mask for each in served], [each.path for each in served])
     for label, session in zip(labels, sessions, strict=True):
         if len(sessions) > 1:
-            print(f"[{label}]")
+            print(f"[{printable(label)}]")
         for piece in session.ask(question):
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
         print()
         if session.sampling.log_probabilities:
             from eval.chat_reports import describe_probabilities  # draws masks, too: slow to import

@@ -9,6 +9,7 @@ if not __package__:
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dataset.printing import printable
 from dataset.settings import Packing, Supervise
 from model.config import PromptMask
 from model.errors import UserError
@@ -119,7 +120,7 @@ def draw_png(path: str, title: str, mask: "Tensor", batch: "Batch", tokens: list
 
     real = batch.num_real
     save_masks(path, [MaskPanel(title, mask[:real, :real], batch.block_ids[0, :real])], tokens[:real])
-    print(f"{path} is drawn")
+    print(f"{printable(path)} is drawn")
 
 
 if __name__ == "__main__":

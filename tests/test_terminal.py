@@ -9,6 +9,9 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from eval.chat import ChatSession, TextSampling
+from eval.terminal import ChatTerminal
+from eval.transcript import save_transcript
 from tests.serving import save_served, saying_model
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +54,7 @@ class Screen:
         return self.process.before
 
     def leave(self) -> None:
-        self.process.send("/quit\r")
+        self.process.send("/exit\r")
         self.process.expect(pexpect.EOF)
         self.process.close()
         assert self.process.exitstatus == 0
@@ -73,7 +76,7 @@ def test_ten_turns_and_every_command_in_a_terminal(models, tmp_path):
         ("/mask", "prompt_mask causal"),
         ("/undo", r"taken back: 法国的首都？😀 9"),
         ("/save talk.jsonl", "talk.jsonl is written"),
-        ("/reset", "forgotten"),
+        ("/clear", "forgotten"),
         ("/undo", "error: there is no turn"),
         ("/load talk.jsonl", "9 turns, the last: 法国的首都？😀 8"),
         ("/load nowhere.jsonl", "error: data file not found: nowhere.jsonl"),
@@ -96,7 +99,7 @@ def test_ten_turns_and_every_command_in_a_terminal(models, tmp_path):
         ("/set top_p 3", "error: top_p must be between 0 and 1"),
         ("/set seed x", "error: seed: expected a whole number"),
         ("/nonsense", "error: unknown command /nonsense"),
-        ("/help", "/continue.*/load.*/undo"),
+        ("/help", "/reset or /clear.*/continue.*/quit or /exit.*/load.*/undo"),
     ):
         screen.enter(line, f"(?s){answer}")
     screen.leave()
@@ -158,3 +161,28 @@ def test_piped_input_is_answered_by_each_of_two_models_below_its_name(models):
     assert piped.returncode == 0
     assert piped.stdout.decode() == "[causal]\n世国的来Li\n[prefix]\n世国的来Li\n"
     assert piped.stderr.decode().count("nats per token") == 2
+
+
+STEERS = "世\x1b]0;T\x07国\r\t的"
+
+
+def test_nothing_that_a_model_or_a_transcript_says_steers_the_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    served = saying_model(STEERS, "causal")
+    sessions = [ChatSession(served, TextSampling(log_probabilities=True), "\x1b]0;S") for _ in range(2)]
+    for session in sessions:
+        pieces = list(session.ask("\x1b]0;Q\x07"))
+        assert len([piece for piece in pieces if piece]) > 2, "the sequence comes in several pieces"
+    for terminal in (ChatTerminal(sessions[:1]), ChatTerminal(sessions)):
+        save_transcript("talk.jsonl", terminal.sessions)
+        for line in ("Q", "/mask", "/stats", "/undo", "/load talk.jsonl", "/load \x1b]0;F", "/\x1b]0;C"):
+            terminal.obey(line)
+        shown = capsys.readouterr().out
+        assert "\x1b" not in shown and "\x07" not in shown and "\r" not in shown
+        for escaped in (r"世\x1b]0;T\x07国\r", r"\x1b]0;Q\x07", r"\x1b]0;F", r"/\x1b]0;C"):
+            assert escaped in shown
+
+
+def test_an_answer_to_a_pipe_holds_escapes_instead_of_control_characters(tmp_path):
+    folder = save_served(saying_model(STEERS, "causal"), tmp_path / "steers")
+    assert chat(flags(tmp_path, folder.name), "Q").stdout.decode() == "世\\x1b]0;T\\x07国\\r\t的\n"

@@ -100,10 +100,15 @@ def test_two_models_share_a_file_line_by_line(tmp_path):
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ("{", "not JSON"),
+        ("x", "not JSON"),
         ('{"text": "T"}', "no chat format"),
         ('{"conversations": [{"role": "assistant", "content": "A"}]}', "in turn"),
         ('{"conversations": [{"role": "tool", "content": "A"}]}', "no answer"),
+        ('{"conversations": ' + "[" * 3000 + "]" * 3000 + "}", "nested too deeply"),
+        ('{"conversations": [], "answer_ids": [[' + "1" * 5000 + "]]}", "line 1"),
+        ('{"conversations": [{"role": "user", "content": "\\ud800"}]}', "Unicode"),
+        ('{"conversations": [{"role": "\\u001b[2J", "content": "A"}]}', "unknown role"),
+        ("null", "not a JSON object"),
     ],
 )
 def test_what_is_no_conversation_is_one_line_and_changes_nothing(tmp_path, record, reason):
@@ -111,6 +116,32 @@ def test_what_is_no_conversation_is_one_line_and_changes_nothing(tmp_path, recor
     before = list(session.turns)
     path.write_text(f"{record}\n")
     with pytest.raises(UserError, match=reason):
+        load_transcript(path, [session])
+    assert session.turns == before
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        "x",
+        {},
+        None,
+        [],
+        [[1]],
+        [[1], "ab"],
+        [[1], [True]],
+        [[1], [1.5]],
+        [[1], [-1]],
+        [[1], [10**30]],
+        [[[1]], []],
+    ],
+)
+def test_ids_that_are_none_are_refused_and_change_nothing(tmp_path, ids):
+    path, session = tmp_path / "talk.jsonl", talk()
+    save_transcript(path, [session])
+    before = list(session.turns)
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"answer_ids": ids}))
+    with pytest.raises(UserError, match="answer_ids are not .* without the key, texts are taken"):
         load_transcript(path, [session])
     assert session.turns == before
 

@@ -134,6 +134,38 @@ def test_a_wrong_recipe_is_one_line_that_names_the_key(tmp_path, recipe, message
     assert error_of(f"--data a --config {path}", capsys).startswith(message.format(path))
 
 
+BOMB = "a: &a {}\n" + "".join(
+    f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        (BOMB, "aliases such as *a are not read; write the value again"),
+        ("data: &a [*a]", "aliases such as *a are not read"),
+        ("steps: " + "[" * 3000, "expected at most 8 levels, one inside another"),
+        ("[" * 100_000, "expected at most 8 levels"),
+        ("{a: " * 3000, "expected at most 8 levels"),
+        ("steps: " + "9" * 5000, "Exceeds the limit (4300"),
+        ("steps: 2026-13-45", "month must be in 1..12"),
+        ("steps: !!int x", "invalid literal"),
+        ("steps: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    ],
+    ids=range(9),
+)
+def test_a_hostile_recipe_is_one_line(tmp_path, recipe, message, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    error = error_of(f"--data a --config {path}", capsys)
+    assert error.startswith(f"--config: {path} is not YAML: ") and message in error
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--engine.power", "--data a --sizes"])
+def test_a_number_without_end_is_one_line(flag, capsys):
+    error_of(f"--data a {flag} {'9' * 5000}", capsys)
+
+
 def test_an_empty_recipe_changes_nothing(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("# nothing yet\n")

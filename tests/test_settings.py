@@ -37,3 +37,37 @@ def test_the_window_is_in_the_layers_that_are_named_or_in_all(line, windows):
 def test_sliding_layers_that_make_no_sense_are_one_line(line, message):
     with pytest.raises(UserError, match=f"^--model.sliding_layers: {message}$"):
         model_of(line).config(97)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line", "expected"),
+    [
+        ("epochs: 3", "--max_steps 30", {"max_steps": 30, "epochs": None}),
+        ("max_steps: 3\nepochs: null", "--max_tokens 30", {"max_steps": None, "max_tokens": 30}),
+        ("epochs: 3", "--epochs null --max_steps 30", {"max_steps": 30, "epochs": None}),
+        ("epochs: 3", "--max_steps=null", {"max_steps": None, "epochs": 3.0}),
+        ("epochs: 3\nmodel: {preset: tiny}", "--init x", {"init": "x", "model": ModelSettings()}),
+        ("epochs: 3\nmodel: {preset: tiny}", "--init fresh", {"model": ModelSettings(preset="tiny")}),
+        ("epochs: 3\ninit: x", "--model.preset tiny", {"init": "fresh"}),
+        (
+            "epochs: 3\nmodel: {preset: tiny, sliding_window: 4}",
+            "--init x",
+            {"model": ModelSettings(sliding_window=4)},
+        ),
+    ],
+)
+def test_a_flag_wins_over_what_it_excludes_in_a_recipe(recipe, line, expected, tmp_path):
+    (tmp_path / "a.yaml").write_text(recipe)
+    words = f"--config {tmp_path / 'a.yaml'} --data d --out o {line}"
+    settings = parse(PretrainSettings, "Trains.", words.split())
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_a_later_recipe_wins_and_flags_of_one_line_stay_a_contradiction(tmp_path, capsys):
+    for name, text in (("a", "epochs: 3"), ("b", "max_steps: 7")):
+        (tmp_path / name).write_text(text)
+    words = f"--config {tmp_path / 'a'} --config {tmp_path / 'b'} --data d --out o".split()
+    assert parse(PretrainSettings, "Trains.", words).max_steps == 7
+    with pytest.raises(SystemExit):
+        parse(PretrainSettings, "Trains.", [*words, "--max_tokens", "9", "--epochs", "2"])
+    assert "got --epochs 2.0 and --max_tokens 9; null takes one back" in capsys.readouterr().err

@@ -1,8 +1,8 @@
 """Frozen dataclasses as command lines: flags, YAML recipes, help, and one-line errors.
 
 jsonargparse checks the types and writes the help. The YAML form becomes flags that stand before those of
-the line, so that explicit flags win wherever they stand. Owns nothing of what the settings mean, and imports
-neither torch nor anything that does: `--help` is instant.
+the line, so that explicit flags win wherever they stand, also over others that they exclude. Owns nothing of
+what the settings mean, and imports neither torch nor anything that does: `--help` is instant.
 """
 
 import ast
@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import re
+import reprlib
 import sys
 import textwrap
 import types
@@ -22,12 +23,16 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from yaml.events import CollectionEndEvent, CollectionStartEvent
 
 import dataset.systems  # noqa: F401 - every command says here which systems it does not run on
 from dataset.printing import prepare_streams, printable
 from model.errors import UserError
 
 Settings = TypeVar("Settings")
+_Rivals = Callable[[str, str], Iterable[str]]
+DEEPEST = 8
+"""levels of a recipe, of which the settings have two"""
 PARENT = os.getppid()
 """process that started this one: where it ends, another number takes its place"""
 
@@ -37,12 +42,14 @@ def parse(settings_class: type[Settings], description: str, argv: Sequence[str] 
 
     A field is a flag; a field that is itself a dataclass is a group (`--model.preset`); a list or tuple takes
     several values; a bool may stand without a value. `--config recipe.yaml` holds the same keys, nested or
-    dotted. The string below a field is its help. Prints one line and exits with code 2 on any error.
+    dotted. `rivals(key, value)` of the class, if it has one, names the keys that do not go with this one: a
+    flag takes them out of recipes. A string below a field is its help. An error is one line and exit code 2.
     """
     flags = {flag.key: flag for flag in _flags(settings_class)}
     parser = _parser(flags.values(), description)
     try:
-        line = _with_recipes(list(sys.argv[1:] if argv is None else argv), flags)
+        rivals = getattr(settings_class, "rivals", lambda key, value: ())
+        line = _with_recipes(list(sys.argv[1:] if argv is None else argv), flags, rivals)
         return _instance(settings_class, parser.parse_args(line))
     except ArgumentError as error:
         fail(_one_line(str(error), flags))
@@ -152,49 +159,82 @@ def _parser(flags: Iterable[_Flag], description: str) -> ArgumentParser:
     return parser
 
 
-def _with_recipes(line: list[str], flags: dict[str, _Flag]) -> list[str]:
-    """Replace each `--config FILE` by the file's flags, moved to the front of the line."""
-    recipe, explicit, names = [], [], []
-    tokens = iter(line)
+def _with_recipes(line: list[str], flags: dict[str, _Flag], rivals: _Rivals) -> list[str]:
+    """Replace each `--config FILE` by the file's flags, moved to the front of the line.
+
+    What a later recipe or the line itself gives takes its rivals out of the recipes before.
+    """
+    recipe, explicit, given = {}, [], {}
+    tokens, name = iter(line), ""
     for token in tokens:
-        name, has_value, value = token.partition("=")
+        name, has_value, value = token.partition("=") if token.startswith("--") else (name, "", token)
         if name == "--config":
             path = value if has_value else next(tokens, None)
             if path is None:
                 raise UserError("--config: expected a YAML file, got nothing")
-            recipe += _recipe_flags(path, flags)
+            recipe = _over(recipe, _recipe_flags(path, flags), rivals)
             continue
-        if name in names:
+        if token.startswith("--") and name in given:
             raise UserError(f"{name} is given twice; give it once (a list takes several values)")
-        names += [name] if name.startswith("--") else []
+        given[name] = [f"{name}={value}"]
         explicit.append(token)
-    return recipe + explicit
+    recipe = _over(recipe, {name.removeprefix("--"): words for name, words in given.items()}, rivals)
+    return [word for key, words in recipe.items() if f"--{key}" not in given for word in words] + explicit
 
 
-def _recipe_flags(path: str, flags: dict[str, _Flag]) -> list[str]:
+def _over(former: dict[str, list[str]], later: dict[str, list[str]], rivals: _Rivals) -> dict[str, list[str]]:
+    """Return flags by key: the later ones, and those of the former ones that go with them."""
+
+    def excluded_by(key: str, flags: dict[str, list[str]]) -> set[str]:
+        value = flags[key][-1].partition("=")[2]
+        return set() if value == "null" else set(rivals(key, value))
+
+    excluded = {
+        key
+        for key in former
+        if any(key in excluded_by(each, later) and each in excluded_by(key, former) for each in later)
+    }
+    return {key: words for key, words in former.items() if key not in excluded} | later
+
+
+def _recipe_flags(path: str, flags: dict[str, _Flag]) -> dict[str, list[str]]:
+    """Return the words of each key of a recipe."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = _loaded(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # of numbers and dates the library raises whatever int() and date() raise
         raise UserError(f"--config: {path} is not YAML: {error}") from None
     if not isinstance(content, dict | None):
-        raise UserError(f"--config: expected keys and values in {path}, got {content!r}")
-    line = []
+        raise UserError(f"--config: expected keys and values in {path}, got {reprlib.repr(content)}")
+    words = {}
     for key, value in _leaves(content or {}, flags):
         if key not in flags:
             raise UserError(f"unknown key {key} in {path}{_suggestion(key, flags)}")
-        line += _as_flag(flags[key], value)
-    return line
+        words[key] = _as_flag(flags[key], value)
+    return {key: each for key, each in words.items() if each}
+
+
+def _loaded(text: str) -> Any:
+    """Return the content of YAML; raises `ValueError` for what makes little text large or deep."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        starts, ends = (isinstance(event, kind) for kind in (CollectionStartEvent, CollectionEndEvent))
+        depth += starts - ends
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"aliases such as *{event.anchor} are not read; write the value again")
+        if depth > DEEPEST:
+            raise ValueError(f"expected at most {DEEPEST} levels, one inside another")
+    return yaml.safe_load(text)
 
 
 def _leaves(content: dict, flags: dict[str, _Flag], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key not in flags:
             yield from _leaves(value, flags, f"{key}.")
         elif members := [other for other in flags if other.startswith(f"{key}.")]:
-            raise UserError(f"{key}: expected a group with keys like {members[0]}, got {value!r}")
+            raise UserError(f"{key}: expected a group with keys like {members[0]}, got {reprlib.repr(value)}")
         else:
             yield key, value
 
@@ -203,10 +243,10 @@ def _as_flag(flag: _Flag, value: Any) -> list[str]:
     nothing = [] if flag.default == () else flag.default
     if flag.many and not value and value == nothing:  # a saved recipe names every key, also the empty ones
         return []
-    if flag.many and isinstance(value, list) and value:
+    if flag.many and isinstance(value, list) and value and not any(isinstance(v, list | dict) for v in value):
         return [f"--{flag.key}", *map(str, value)]
-    if isinstance(value, list) or (value is None and types.NoneType not in _members(flag.hint)):
-        raise UserError(f"--{flag.key}: expected {_expected(flag)}, got {value!r}")
+    if isinstance(value, list | dict) or (value is None and types.NoneType not in _members(flag.hint)):
+        raise UserError(f"--{flag.key}: expected {_expected(flag)}, got {reprlib.repr(value)}")
     text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
     return [f"--{flag.key}", text] if flag.many else [f"--{flag.key}={text}"]
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from dataset.settings import Packing
@@ -12,6 +12,7 @@ from model.errors import UserError
 
 FRESH = "fresh"
 """What --init says instead of a model directory."""
+LENGTHS = ("max_steps", "epochs", "max_tokens")
 WINDOWS = ("sliding_window", "sliding_layers")
 """Settings of a model's shape that no weight depends on: those of --init may get others."""
 
@@ -190,10 +191,20 @@ class TrainSettings:
     tracker: str = "none"
     """experiment tracker, by its name in accelerate: none, wandb, tensorboard, trackio, swanlab …"""
 
+    @staticmethod
+    def rivals(key: str, value: str) -> tuple[str, ...]:
+        """Return the keys that do not go with this one: other lengths, or a shape beside --init."""
+        shape = tuple(f"model.{field.name}" for field in fields(ModelSettings) if field.name not in WINDOWS)
+        if key in LENGTHS:
+            return tuple(name for name in LENGTHS if name != key)
+        if key == "init":
+            return () if value == FRESH else shape
+        return ("init",) if key in shape else ()
+
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
-        lengths = {name: getattr(self, name) for name in ("max_steps", "epochs", "max_tokens")}
+        lengths = {name: getattr(self, name) for name in LENGTHS}
         given = [f"--{name} {value}" for name, value in lengths.items() if value is not None]
         if len(given) != 1:
             names = " or ".join(f"--{name}" for name in lengths)

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from model.config import from_preset
-from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.optimizer import BatchedMuon, Optimizers, orthogonalise
-from trainer.schedule import count_steps, multiplier
+from trainer.schedule import count_steps, multiplier, warmup_steps
 from trainer.settings import OptimizerSettings, PretrainSettings, ScheduleSettings
 
 SHAPES = [(8, 8), (24, 8), (8, 24), (8, 8), (8, 24)]
@@ -116,7 +115,7 @@ def test_a_length_becomes_steps(length, steps):
     assert count_steps(settings, {"rows": 11, "tokens": 500}, rows_per_step=4) == steps
 
 
-def test_a_warmup_that_takes_everything_is_refused():
-    settings = PretrainSettings(data=("a",), out="b", max_steps=20)
-    with pytest.raises(UserError, match="expected fewer than the 20 steps in all, got 20"):
-        count_steps(settings, {"rows": 11, "tokens": 500}, rows_per_step=4)
+@pytest.mark.parametrize("given, total, taken", [(20, 60, 20), (20, 59, 5), (20, 6, 0), (0, 6, 0)])
+def test_a_short_training_has_a_short_warmup(given, total, taken):
+    assert warmup_steps(total, ScheduleSettings(warmup_steps=given)) == taken
+    assert multiplier(taken, total, ScheduleSettings(warmup_steps=given)) == 1

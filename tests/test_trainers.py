@@ -35,10 +35,6 @@ def test_a_length_can_be_given_in_steps_epochs_and_tokens(pretrain, tmp_path, le
         (["--data", "{data}/pretrain", "{data}/other"], "prepared with different tokenizers"),
         (["--validation", "{data}/other"], "prepared with another tokenizer"),
         (["--validation", "{data}/sft"], "holds sft data"),
-        (
-            ["--schedule.warmup_steps", 9],
-            "--schedule.warmup_steps: expected fewer than the 9 steps in all, got 9",
-        ),
         (["--tracker", "abacus"], "--tracker: expected none or one of aim, .*got abacus"),
         (["--out", "{data}/text.jsonl"], "is a file; expected the name of a folder"),
         (["--out", "{data}"], "and no run; choose a new folder"),

@@ -3,27 +3,22 @@
 import math
 from typing import Any
 
-from model.errors import UserError
 from trainer.settings import ScheduleSettings, TrainSettings
 
 
 def count_steps(settings: TrainSettings, figures: dict[str, Any], rows_per_step: int) -> int:
-    """Return the optimizer steps that the settings ask for, given the `rows` and `tokens` of an epoch.
-
-    Raises `UserError` when the warmup would take all of them.
-    """
+    """Return the optimizer steps that the settings ask for, given the `rows` and `tokens` of an epoch."""
     steps_per_epoch = math.ceil(figures["rows"] / rows_per_step)
     if settings.max_steps is not None:
-        steps = settings.max_steps
-    elif settings.epochs is not None:
-        steps = math.ceil(settings.epochs * steps_per_epoch)
-    else:
-        steps = math.ceil(settings.max_tokens * steps_per_epoch / figures["tokens"])
-    if (warmup := settings.schedule.warmup_steps) >= steps:
-        raise UserError(
-            f"--schedule.warmup_steps: expected fewer than the {steps} steps in all, got {warmup}"
-        )
-    return steps
+        return settings.max_steps
+    if settings.epochs is not None:
+        return math.ceil(settings.epochs * steps_per_epoch)
+    return math.ceil(settings.max_tokens * steps_per_epoch / figures["tokens"])
+
+
+def warmup_steps(total_steps: int, schedule: ScheduleSettings) -> int:
+    """Return the steps of the warmup: a tenth of all steps where it would be over a third of them."""
+    return schedule.warmup_steps if 3 * schedule.warmup_steps <= total_steps else total_steps // 10
 
 
 def multiplier(step: int, total_steps: int, schedule: ScheduleSettings) -> float:
@@ -33,7 +28,7 @@ def multiplier(step: int, total_steps: int, schedule: ScheduleSettings) -> float
            /            \\         (Hu et al. 2024, arXiv 2404.06395); cosine (Loshchilov and
     0  ___/              \\___     Hutter 2017, arXiv 1608.03983) and linear have no flat part.
     """
-    warmup = schedule.warmup_steps
+    warmup = warmup_steps(total_steps, schedule)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     start = warmup

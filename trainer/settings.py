@@ -117,7 +117,7 @@ class ScheduleSettings:
     name: Literal["wsd", "cosine", "linear"] = "wsd"
     """form of the decay; wsd stays at the peak and decays linearly at the end"""
     warmup_steps: int = 20
-    """steps of the linear rise to the peak"""
+    """steps of the linear rise to the peak; a tenth of all steps where this is over a third of them"""
     decay_fraction: float = 0.4
     """share of all steps in which wsd decays; cosine and linear decay from the warmup on"""
     final_fraction: float = 0.0

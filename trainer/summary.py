@@ -1,5 +1,6 @@
 """The words before a training and the file after it."""
 
+import math
 import platform
 import subprocess
 import sys
@@ -9,8 +10,13 @@ from typing import Any
 
 from model.config import ModelConfig
 from trainer.run_dir import METRICS, RunDirectory
+from trainer.schedule import warmup_steps
+from trainer.settings import TrainSettings
 from trainer.task import Task
 from trainer.training_state import Progress
+
+FEW_STEPS = 100
+"""below which a training is told how to get more"""
 
 
 def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_per_step: int) -> list[str]:
@@ -31,7 +37,22 @@ def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_pe
         + _windows(start.model.config),
         f"training   {total_steps:,} steps of {rows_per_step} rows, {settings.optimizer.name}, "
         f"{settings.schedule.name} schedule",
+        *_short(settings, figures, total_steps, rows_per_step),
     ]
+
+
+def _short(settings: TrainSettings, figures: dict[str, Any], total: int, rows_per_step: int) -> list[str]:
+    """Return what a short training has to be told: a shorter warmup, and few steps of little data."""
+    lines, warmup = [], warmup_steps(total, settings.schedule)
+    if warmup < settings.schedule.warmup_steps:
+        lines.append(f"warmup     {warmup} steps instead of {settings.schedule.warmup_steps}: a tenth of all")
+    if settings.max_steps is None and total < FEW_STEPS:
+        fewer_rows = max(1, settings.batch_size * total // FEW_STEPS)
+        lines += [
+            f"few steps  an epoch is {math.ceil(figures['rows'] / rows_per_step)}; {total} may teach little",
+            f"           --max_steps {FEW_STEPS} makes more, over again; or --batch_size {fewer_rows}",
+        ]
+    return lines
 
 
 def _windows(config: ModelConfig) -> str:

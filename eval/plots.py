@@ -1,6 +1,7 @@
 """Pictures as PNG files: masks of the strategies, and where trained models look; decides no visibility."""
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dataset.printing import printable
 from model.config import PROMPT_MASKS, ModelConfig
 from model.errors import UserError
 from model.masks import causal_layout, prompt_blocks, visible_mask
@@ -26,13 +28,12 @@ COLOURS = {
 MOST_LABELS = 150  # tokens; longer rows are drawn small and without labels
 # whichever is installed; none comes with the project
 HAN_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans SC",
-    "WenQuanYi Micro Hei",
-    "PingFang SC",
-    "Microsoft YaHei",
-    "SimHei",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Serif CJK SC", "Source Han Sans SC"),
+    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "AR PL UMing CN"),
+    *("PingFang SC", "Hiragino Sans GB", "Heiti SC", "STHeiti", "Songti SC", "Arial Unicode MS"),
+    *("Microsoft YaHei", "SimHei", "SimSun"),
 )
+FEW_LABELS = 24  # tokens up to which only the outer panels name them, as all fit on a screen
 
 # a short chat of (is answer, tokens); a header is drawn as one token, and of the ends only those of answers
 EXAMPLE = (
@@ -91,13 +92,14 @@ def save_masks(path: str | Path, panels: Sequence[MaskPanel], labels: Sequence[s
     from matplotlib.patches import Patch
 
     side = _side(len(labels))
+    names = _drawable(labels)
     figure = _figure((side + 0.3) * len(panels) + 1.0, side + 1.6)
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         colours = ListedColormap(list(COLOURS.values()))
         axes.imshow(_cell_kinds(panel).numpy(), cmap=colours, vmin=0, vmax=len(COLOURS) - 1)
-        _label_tokens(axes, labels, rows=i == 0)
-        axes.set_title(panel.title, fontsize=12, fontweight="bold", pad=8)
+        _label_tokens(axes, names, rows=i == 0)
+        axes.set_title(printable(panel.title), fontsize=12, fontweight="bold", pad=8, parse_math=False)
     legend = [Patch(facecolor=colour, edgecolor="#999999", label=name) for name, colour in COLOURS.items()]
     figure.legend(
         handles=legend,
@@ -113,18 +115,25 @@ def save_masks(path: str | Path, panels: Sequence[MaskPanel], labels: Sequence[s
 def save_attention(path: str | Path, maps: dict[str, Sequence[Tensor]], labels: Sequence[str]) -> None:
     """Draw where models look: a row per model, a column per layer, probabilities averaged over heads.
 
-    `maps` holds for each title one tensor (1, H, T, T) per layer. Colour is the square root of the
-    probability, so that small weights show.
+    `maps` holds for each title one tensor (1, H, T, T) per layer. Colour goes with the square root of the
+    probability, so that small ones show.
     """
-    num_layers = max(len(layers) for layers in maps.values())
-    side = _side(len(labels))
-    figure = _figure((side + 0.3) * num_layers + 1.0, (side + 0.5) * len(maps) + 0.8)
+    from matplotlib.colors import PowerNorm
+
+    num_layers, names = max(len(layers) for layers in maps.values()), _drawable(labels)
+    side, everywhere = _side(len(labels)), len(labels) > FEW_LABELS
+    figure = _figure((side + 0.8) * num_layers + 1.5, (side + 0.8) * len(maps) + 1.2)
+    scale, size = PowerNorm(0.5, vmin=0, vmax=1), max(10, 2 * side)  # read when a large picture is shrunk
     for i, (title, layers) in enumerate(maps.items()):
         for j, probabilities in enumerate(layers):
             axes = figure.add_subplot(len(maps), num_layers, i * num_layers + j + 1)
-            axes.imshow(probabilities[0].mean(0).float().sqrt().cpu().numpy(), cmap="cividis", vmin=0, vmax=1)
-            _label_tokens(axes, labels, rows=j == 0, columns=i == 0)
-            axes.set_title(f"{title}, layer {j}", fontsize=10)
+            image = axes.imshow(probabilities[0].mean(0).float().cpu().numpy(), cmap="cividis", norm=scale)
+            _label_tokens(axes, names, rows=j == 0 or everywhere, columns=i == 0 or everywhere)
+            axes.set_title(f"{printable(title)}, layer {j + 1}", fontsize=size, parse_math=False)
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, aspect=30)
+    bar.set_label("probability, mean of all heads", fontsize=size)
+    bar.ax.tick_params(labelsize=size)
+    figure.suptitle("Attention: the token of the row looks at the token of the column", fontsize=size + 2)
     _write(figure, path)
 
 
@@ -167,8 +176,8 @@ def _label_tokens(axes, labels: Sequence[str], rows: bool, columns: bool = True)
     if len(labels) > MOST_LABELS:
         axes.set(xticks=[], yticks=[])
         return
-    names, ticks = printable(labels), range(len(labels))
-    style = {"fontsize": 8, "family": ["DejaVu Sans", *_han_fonts()]}
+    names, ticks = labels, range(len(labels))
+    style = {"fontsize": 8, "family": ["DejaVu Sans", *_han_fonts()], "parse_math": False}
     axes.set_yticks(ticks if rows else [], names if rows else [], **style)
     axes.set_xticks(ticks if columns else [], names if columns else [], rotation=90, **style)
     axes.tick_params(labeltop=columns, labelbottom=False)
@@ -177,9 +186,22 @@ def _label_tokens(axes, labels: Sequence[str], rows: bool, columns: bool = True)
         draw_lines(edges, first, last, color="white", linewidth=0.6)
 
 
-def printable(labels: Iterable[str]) -> list[str]:
-    """Return labels with a glyph here for every character; the others become code points such as U+6CD5."""
-    return ["".join(c if _has_glyph(c) else f"U+{ord(c):04X}" for c in label) for label in labels]
+def _drawable(labels: Sequence[str]) -> list[str]:
+    """Return labels that fonts here can draw, in place of the others the numbers of their tokens; say so."""
+    shown = [printable(label) for label in labels]
+    names = [label if all(map(_has_glyph, label)) else f"#{n}" for n, label in enumerate(shown)]
+    if missing := [label for label, name in zip(shown, names, strict=True) if label != name]:
+        _tell_missing(len(missing), missing[0])
+    return names
+
+
+@cache  # two pictures of the same tokens say it once
+def _tell_missing(count: int, example: str) -> None:
+    print(
+        f"note: no font here draws {example}: {count} tokens have numbers in the pictures; "
+        "install a font that does, for Chinese fonts-noto-cjk (apt) or google-noto-sans-cjk-fonts (dnf)",
+        file=sys.stderr,
+    )
 
 
 @cache

@@ -4,7 +4,7 @@ import torch
 from matplotlib.image import imread
 
 from eval import plots
-from eval.plots import mask_panel, model_panels, printable, save_attention, save_masks, strategy_panels
+from eval.plots import mask_panel, model_panels, save_attention, save_masks, strategy_panels
 from model.config import from_preset
 from tests.conftest import windowed
 from tests.serving import served_model
@@ -72,10 +72,31 @@ def test_attention_of_a_model_is_drawn_for_every_layer(tmp_path):
     assert imread(tmp_path / "attention.png").std() > 0
 
 
-def test_characters_without_a_glyph_become_code_points(monkeypatch):
-    assert printable(["Lima", "\\n"]) == ["Lima", "\\n"]
+def test_what_no_font_draws_is_numbered_and_said_once_with_a_font_that_does(monkeypatch, capsys):
+    plots._tell_missing.cache_clear()
+    assert plots._drawable(["Lima", "\\n", "\x1b"]) == ["Lima", "\\n", "\\x1b"]
     monkeypatch.setattr(plots, "_has_glyph", str.isascii)
-    assert printable(["a法国"]) == ["aU+6CD5U+56FD"]
+    for _ in range(2):
+        assert plots._drawable(["a", "a法国", "b", "\x1b国"]) == ["a", "#1", "b", "#3"]
+    [line] = capsys.readouterr().err.splitlines()
+    assert (
+        line.startswith("note: no font here draws a法国: 2 tokens have numbers") and "fonts-noto-cjk" in line
+    )
+
+
+def test_the_picture_of_attention_says_what_it_shows_and_has_a_bar_of_colours(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_write", lambda figure, path: drawn.append(figure))
+    maps = [torch.full((1, 2, 66, 66), 1 / 66)] * 2
+    save_attention(tmp_path / "attention.png", {"$x^$\x1b": maps}, ["$\\frac$"] * 66)
+    [figure] = drawn
+    *panels, bar = figure.axes
+    assert figure.get_suptitle() == "Attention: the token of the row looks at the token of the column"
+    assert bar.get_ylabel() == "probability, mean of all heads"
+    assert [axes.get_title() for axes in panels] == [f"$x^$\\x1b, layer {n}" for n in (1, 2)]
+    for axes in panels:
+        assert len(axes.get_xticks()) == len(axes.get_yticks()) == 66
+    figure.savefig(tmp_path / "attention.png")  # a dollar begins no formula
 
 
 def test_a_glyph_is_there_exactly_if_a_font_has_it():

@@ -63,6 +63,8 @@ def run(main: Callable[[], None], stdout_is_log: bool = False) -> None:
     Where standard output is a log, lines that cannot be written are dropped.
     """
     prepare_streams(stdout_is_log)
+    # threads that spin while they wait are many times slower beside other load; read when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         try:
             main()

@@ -1,5 +1,6 @@
 """What a training says: lines, a bar, `metrics.jsonl`, trackers; only the main process speaks."""
 
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -41,8 +42,12 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         """Open the trackers and show the bar."""
-        values = {key: str(value) for key, value in flatten(to_plain(self._settings)).items()}
-        wandb = {"dir": self._settings.out, "name": Path(self._settings.out).name}
+        values, wandb = flatten(to_plain(self._settings)), {}
+        if self._settings.tracker != "wandb":  # most others take only text for what is no number
+            values = {key: str(value) for key, value in values.items()}
+        elif self._speaks:
+            wandb = {"dir": self._settings.out, "name": Path(self._settings.out).name}
+            wandb |= {"id": _wandb_id(Path(self._settings.out) / "wandb/run_id"), "resume": "allow"}
         try:
             self._accelerator.init_trackers("sightline", config=values, init_kwargs={"wandb": wandb})
         except Exception as error:  # every tracker raises errors of its own
@@ -112,6 +117,14 @@ class Reporter:
         numbers = {f"{group}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
         self._accelerator.log(numbers, step=step)
         self.say(f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}  {line}")
+
+
+def _wandb_id(file: Path) -> str:
+    """Return the name of a run at wandb, which it keeps when it is continued."""
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(secrets.token_hex(4))
+    return file.read_text()
 
 
 class Meter:

@@ -6,22 +6,23 @@ A causal model's directory is also one that `transformers` opens. Any other patt
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.config import PROMPT_MASKS, ModelConfig, from_dict
-from model.errors import UserError
+from model.errors import UserError, brief
 from model.json_file import read_object
 from model.tensor_file import write_tensors
 from model.transformer import LanguageModel
+from model.weights import Shapes, WeightFiles, check_shapes
 
 FORMAT_VERSION = 1
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,56 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     that are missing, unknown or misshapen.
     """
     path = Path(path)
-    values = _read_json(path / "config.json")
-    config, prompt_mask = read_config(values, str(path / "config.json"))
+    values, kind = _read_json(path / "config.json"), str(path / "config.json")
+    check_architecture(values, kind)
+    weights = WeightFiles(path)
+    layers = values.get("num_hidden_layers")
+    if type(layers) is int and layers != weights.num_layers:
+        raise UserError(f"{kind} says {layers} num_hidden_layers but the weights have {weights.num_layers}")
+    config, prompt_mask = read_config(values, kind)
+    model = build(config, weights.shapes, weights.read, path)
+    return Checkpoint(model, prompt_mask, _stop_ids(path, values), path)
+
+
+def build(
+    config: ModelConfig, shapes: Shapes, read: Callable[[], dict[str, Tensor]], path: Path
+) -> LanguageModel:
+    """Return a model with weights that are read once their shapes are known to fit.
+
+    An output layer may be stored beside the embedding which it equals. Raises `UserError` for what does not
+    fit.
+    """
+    _check_sizes(config, shapes, path)
     with torch.device("meta"):
         model = LanguageModel(config)
-    tensors = _read_tensors(path)
-    if config.tie_word_embeddings:
-        _drop_tied_copy(tensors)
-    _check_tensors(model, tensors, path)
-    if config.tie_word_embeddings:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    model.load_state_dict(tensors, assign=True)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings and HEAD not in shapes:
+        del expected[HEAD]
+    check_shapes(expected, shapes, path)
+    tensors = read()
+    if config.tie_word_embeddings and not torch.equal(
+        tensors.get(HEAD, tensors[EMBEDDING]), tensors[EMBEDDING]
+    ):
+        raise UserError(f"{path}: unknown {HEAD}, another one than the embedding that its config.json names")
+    model.load_state_dict({HEAD: tensors[EMBEDDING]} | tensors, assign=True)
     _restore_after_meta(model)
-    return Checkpoint(model, prompt_mask, _stop_ids(path, values), path)
+    return model
+
+
+def _check_sizes(config: ModelConfig, shapes: Shapes, path: Path) -> None:
+    """Raise `UserError` unless the sizes of a configuration are those of a few weights that are there.
+
+    A model of sizes that nobody holds cannot even be laid out.
+    """
+    width, attention = config.hidden_size, "model.layers.0.self_attn"
+    expected = {
+        EMBEDDING: (config.vocab_size, width),
+        f"{attention}.q_norm.weight": (config.head_dim,),
+        f"{attention}.q_proj.weight": (config.num_attention_heads * config.head_dim, width),
+        f"{attention}.k_proj.weight": (config.num_key_value_heads * config.head_dim, width),
+        "model.layers.0.mlp.up_proj.weight": (config.intermediate_size, width),
+    }
+    check_shapes(expected, {name: shapes[name] for name in expected if name in shapes}, path)
 
 
 def export_checkpoint(source: str | Path, target: str | Path) -> None:
@@ -120,15 +158,11 @@ def read_config(values: dict[str, Any], source: str) -> tuple[ModelConfig, str]:
 
     Raises `UserError` for whatever this architecture does not have.
     """
-    version, kind = values.get("format_version", FORMAT_VERSION), values.get("model_type")
-    if version != FORMAT_VERSION:
-        raise UserError(f"{source} has format_version {version}; this version reads {FORMAT_VERSION}")
-    if "prompt_mask" not in values and kind != "qwen3":
-        raise UserError(f"{source}: expected a Sightline model or model_type qwen3, got {kind!r}")
+    check_architecture(values, source)
     prompt_mask = values.get("prompt_mask", "causal")
     if prompt_mask not in PROMPT_MASKS:
         raise UserError(
-            f"{source}: prompt_mask must be one of {', '.join(PROMPT_MASKS)}, got {prompt_mask!r}"
+            f"{source}: prompt_mask must be one of {', '.join(PROMPT_MASKS)}, got {brief(prompt_mask)}"
         )
     values = values | _rope(values, source) | _window(values, source)
     if values.get("attention_bias") or values.get("hidden_act", "silu") != "silu":
@@ -136,11 +170,20 @@ def read_config(values: dict[str, Any], source: str) -> tuple[ModelConfig, str]:
     return from_dict(values, source), prompt_mask
 
 
+def check_architecture(values: dict[str, Any], source: str) -> None:
+    """Raise `UserError` unless `config.json` values are of our format or of a Qwen3 of `transformers`."""
+    version, kind = values.get("format_version", FORMAT_VERSION), values.get("model_type")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{source} has format_version {brief(version)}; this version reads {FORMAT_VERSION}")
+    if "prompt_mask" not in values and kind != "qwen3":
+        raise UserError(f"{source}: expected a Sightline model or model_type qwen3, got {brief(kind)}")
+
+
 def _rope(values: dict[str, Any], source: str) -> dict[str, Any]:
     """Read the rotary base where either generation of `transformers` writes it."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise UserError(f"{source}: scaled rotary positions ({rope}) are not supported")
+        raise UserError(f"{source}: scaled rotary positions ({brief(rope)}) are not supported")
     theta = values.get("rope_theta", rope.get("rope_theta"))
     return {} if theta is None else {"rope_theta": theta}
 
@@ -152,7 +195,7 @@ def _window(values: dict[str, Any], source: str) -> dict[str, Any]:
     """
     kinds, window = values.get("layer_types"), values.get("sliding_window")
     if not isinstance(kinds, list | None):
-        raise UserError(f"{source}: layer_types must be a list, got {kinds!r}")
+        raise UserError(f"{source}: layer_types must be a list, got {brief(kinds)}")
     if "prompt_mask" in values and "use_sliding_window" not in values:
         return {}
     is_on = values.get("use_sliding_window", False) and window is not None
@@ -170,53 +213,6 @@ def _layer_types_by_depth(values: dict[str, Any]) -> list[str] | None:
     return ["sliding_attention" if n >= full else "full_attention" for n in range(layers)]
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read `model.safetensors`, or the numbered shards of `transformers`, as float32."""
-    whole = path / "model.safetensors"
-    shards = [whole] if whole.is_file() else sorted(path.glob("model-*-of-*.safetensors"))
-    if not shards:
-        raise UserError(f"{path} holds no model.safetensors; expected a model directory")
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        try:
-            with safe_open(shard, framework="pt") as file:
-                tensors |= {name: _as_weight(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{shard} cannot be read ({error}); the file is damaged or cut short") from error
-    return tensors
-
-
-def _as_weight(name: str, tensor: Tensor) -> Tensor:
-    """Return a tensor in float32; raises `UserError` for integers and for numbers that are not finite."""
-    if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-        raise UserError(f"{name} holds values that are no weights ({tensor.dtype}, all must be finite)")
-    return tensor.float()
-
-
-def _check_tensors(model: LanguageModel, tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise `UserError` that lists every tensor which is missing, unknown or misshapen."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del expected["lm_head.weight"]
-    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    faults = [f"missing {name}" for name in expected.keys() - got.keys()]
-    faults += [f"unknown {name}" for name in got.keys() - expected.keys()]
-    faults += [
-        f"{name} has shape {got[name]}, expected {expected[name]}"
-        for name in expected.keys() & got.keys()
-        if got[name] != expected[name]
-    ]
-    if faults:
-        raise UserError(f"{path} does not fit its config.json: {'; '.join(sorted(faults))}")
-
-
-def _drop_tied_copy(tensors: dict[str, Tensor]) -> None:
-    """Forget an output layer that was stored beside the embedding which it equals."""
-    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
-    if head is not None and embedding is not None and torch.equal(head, embedding):
-        del tensors["lm_head.weight"]
-
-
 def _restore_after_meta(model: LanguageModel) -> None:
     """Build what a checkpoint does not hold: the mask buffer, and the tie that assignment has cut."""
     decoder = model.model
@@ -232,7 +228,7 @@ def _stop_ids(path: Path, values: dict[str, Any]) -> tuple[int, ...]:
     stops = values.get("eos_token_id") if stops is None else stops
     stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
     if not all(type(stop) is int and 0 <= stop < values["vocab_size"] for stop in stops):
-        raise UserError(f"{path}: eos_token_id must be ids below {values['vocab_size']}, got {stops}")
+        raise UserError(f"{path}: eos_token_id must be ids below {values['vocab_size']}, got {brief(stops)}")
     return tuple(stops)
 
 

@@ -1,10 +1,9 @@
 """The architecture as plain values with Hugging Face's names; knows no torch, so help texts load fast."""
 
-import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
-from model.errors import UserError
+from model.errors import UserError, brief
 
 PromptMask = Literal["causal", "prefix", "segment", "history"]
 PROMPT_MASKS: tuple[str, ...] = get_args(PromptMask)
@@ -78,7 +77,9 @@ class ModelConfig:
 
     def _check_layer_types(self) -> None:
         if any(kind not in LAYER_TYPES for kind in self.layer_types):
-            raise UserError(f"layer_types: expected {' or '.join(LAYER_TYPES)}, got {self.layer_types}")
+            raise UserError(
+                f"layer_types: expected {' or '.join(LAYER_TYPES)}, got {brief(self.layer_types)}"
+            )
         if len(self.layer_types) != self.num_hidden_layers:
             raise UserError(
                 f"layer_types names {len(self.layer_types)} layers but num_hidden_layers is "
@@ -170,7 +171,7 @@ def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfi
     for name, value in chosen.items():
         if not _has_type(value, known[name].type):
             expected = getattr(known[name].type, "__name__", str(known[name].type))
-            raise UserError(f"{source}: {name} must be {expected}, got {json.dumps(value)}")
+            raise UserError(f"{source}: {name} must be {expected}, got {brief(value)}")
     return ModelConfig(**chosen)
 
 

@@ -278,3 +278,140 @@ def test_presets_have_the_sizes_that_their_names_promise():
     with pytest.raises(UserError, match="choose one of"):
         from_preset("huge", vocab_size=10)
     assert set(PRESETS) >= {"tiny", "quickstart", "small", "minimind3", "medium"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"num_hidden_layers": 10**12}, "says 1000000000000 num_hidden_layers but the weights have 2"),
+        ({"num_hidden_layers": 10**4}, "says 10000 num_hidden_layers but the weights have 2"),
+        ({"hidden_size": 2**39, "vocab_size": 2**39}, "does not fit its config.json: model.embed_tokens"),
+        ({"intermediate_size": 2**39}, r"has shape \(192, 64\), expected \(549755813888, 64\)"),
+        ({"num_attention_heads": 2**38}, "q_proj.weight has shape"),
+        (
+            {
+                "layer_types": ["full_attention"] * 10**6,
+                "use_sliding_window": True,
+                "sliding_window": 3,
+            },
+            "layer_types",
+        ),
+        (
+            {"layer_types": ["\x1b[31m" * 10**5], "use_sliding_window": True, "sliding_window": 3},
+            "layer_types",
+        ),
+        ({"model_type": "q" * 10**6, "prompt_mask": "q" * 10**6}, "prompt_mask must be one of"),
+        ({"num_hidden_layers": [[[]]] * 10**5}, "num_hidden_layers must be int"),
+    ],
+)
+def test_a_configuration_that_no_machine_could_build_is_a_short_line_at_once(tmp_path, changes, line):
+    saved(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(UserError, match=line) as error:
+        load_checkpoint(tmp_path)
+    assert len(str(error.value).replace(str(tmp_path), "")) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[" * 3000, "nested too deeply"),
+        ('{"a":' * 3000, "nested too deeply"),
+        ('{"vocab_size": ' + "9" * 5000 + "}", "a number has thousands of digits"),
+        ("[]", "must hold a JSON object"),
+        ("\udcff", "not valid JSON"),
+    ],
+)
+def test_json_made_to_break_its_reader_is_one_line(tmp_path, text, line):
+    saved(tmp_path)
+    (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=line):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.bool, torch.complex64]
+)
+def test_numbers_that_are_no_weights_are_named_before_any_is_read(tmp_path, dtype):
+    saved(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="model.norm.weight holds values that are no weights"):
+        load_checkpoint(tmp_path)
+
+
+def test_weights_larger_than_memory_are_refused_by_their_header(tmp_path):
+    """A sparse file of 2.5 TB: its header is true, nothing of it can be read."""
+    saved(tmp_path)
+    rows, width = 10**10, 64
+    header = {"model.embed_tokens.weight": {"dtype": "F32", "shape": [rows, width]}}
+    position = 4 * rows * width
+    header["model.embed_tokens.weight"]["data_offsets"] = [0, position]
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        if name not in header:
+            end = position + tensor.nbytes
+            header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [position, end]}
+            position = end
+    text = json.dumps(header).encode()
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        try:
+            file.truncate(8 + len(text) + position)
+        except OSError:
+            pytest.skip("this file system holds no file of 2.5 TB")
+    edit_config(tmp_path, vocab_size=rows)
+    with pytest.raises(
+        UserError, match=r"needs 2,560.0 GB of memory as float32 but|too large for the memory"
+    ):
+        load_checkpoint(tmp_path)
+
+
+def test_a_header_that_lies_is_a_damaged_file(tmp_path):
+    saved(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    content = weights.read_bytes()
+    for old, new in ((b'"shape":[64]', b'"shape":[65]'), (b'"F32"', b'"F16"'), (b'"dtype"', b'"dtipe"')):
+        weights.write_bytes(content.replace(old, new, 1))
+        with pytest.raises(UserError, match="damaged or cut short"):
+            load_checkpoint(tmp_path)
+
+
+def in_shards(path) -> dict[str, str]:
+    """Divide the weights into two files with an index; return its map."""
+    tensors = load_file(path / "model.safetensors")
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    parts = sorted(tensors)[::2], sorted(tensors)[1::2]
+    for name, part in zip(names, parts, strict=True):
+        save_file({each: tensors[each] for each in part}, path / name)
+    (path / "model.safetensors").unlink()
+    return {each: name for name, part in zip(names, parts, strict=True) for each in part}
+
+
+def test_shards_are_one_model_and_every_fault_of_theirs_has_its_line(tmp_path):
+    model, index = saved(tmp_path), tmp_path / "model.safetensors.index.json"
+    shards = in_shards(tmp_path)
+    index.write_text(json.dumps({"weight_map": shards}))
+    ids = torch.randint(97, (1, 9))
+    assert torch.equal(load_checkpoint(tmp_path).model(ids), model(ids))
+    for wrong in (["a"], {"a": 5}, {"a": "../model.safetensors"}, {"a": ""}, None):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(UserError, match="weight_map must name a file of this folder"):
+            load_checkpoint(tmp_path)
+    index.write_text(json.dumps({"weight_map": shards | {"extra": "model-3.safetensors"}}))
+    with pytest.raises(UserError, match=r"model-3.safetensors cannot be read"):
+        load_checkpoint(tmp_path)
+    index.unlink()
+    first, second = sorted(set(shards.values()))
+    save_file(load_file(tmp_path / first) | load_file(tmp_path / second), tmp_path / second)
+    with pytest.raises(UserError, match=f"is in {first} and in {second}"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_generation_config_of_other_types_is_a_short_line(tmp_path):
+    saved(tmp_path)
+    for text in ("[]", "5", "{", json.dumps({"eos_token_id": ["2"] * 10**5}), '{"eos_token_id": 1e99}'):
+        (tmp_path / "generation_config.json").write_text(text)
+        with pytest.raises(UserError) as error:
+            load_checkpoint(tmp_path)
+        assert len(str(error.value).replace(str(tmp_path), "")) < 200

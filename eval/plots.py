@@ -129,7 +129,7 @@ def save_attention(path: str | Path, maps: dict[str, Sequence[Tensor]], labels: 
             axes = figure.add_subplot(len(maps), num_layers, i * num_layers + j + 1)
             image = axes.imshow(probabilities[0].mean(0).float().cpu().numpy(), cmap="cividis", norm=scale)
             _label_tokens(axes, names, rows=j == 0 or everywhere, columns=i == 0 or everywhere)
-            axes.set_title(f"{printable(title)}, layer {j + 1}", fontsize=size, parse_math=False)
+            axes.set_title(f"{printable(title)}, layer {j}", fontsize=size, parse_math=False)
     bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, aspect=30)
     bar.set_label("probability, mean of all heads", fontsize=size)
     bar.ax.tick_params(labelsize=size)

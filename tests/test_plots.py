@@ -93,7 +93,7 @@ def test_the_picture_of_attention_says_what_it_shows_and_has_a_bar_of_colours(tm
     *panels, bar = figure.axes
     assert figure.get_suptitle() == "Attention: the token of the row looks at the token of the column"
     assert bar.get_ylabel() == "probability, mean of all heads"
-    assert [axes.get_title() for axes in panels] == [f"$x^$\\x1b, layer {n}" for n in (1, 2)]
+    assert [axes.get_title() for axes in panels] == [f"$x^$\\x1b, layer {n}" for n in (0, 1)]
     for axes in panels:
         assert len(axes.get_xticks()) == len(axes.get_yticks()) == 66
     figure.savefig(tmp_path / "attention.png")  # a dollar begins no formula

@@ -44,7 +44,8 @@ class ModelSettings:
     tie_word_embeddings: bool | None = None
     """whether the output layer is the embedding itself"""
     sliding_window: int | None = None
-    """number of keys that a token sees in sliding layers, itself included; default: all, or as in --init"""
+    """number of keys up to itself that a token sees in sliding layers, and in a bidirectional block all that
+    follow there: the window bounds blocks on the left only; default: all keys, or as in --init"""
     sliding_layers: tuple[int, ...] | None = None
     """numbers of the layers, from 0, that see only the sliding window; all of them if not given"""
 

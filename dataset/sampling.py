@@ -42,6 +42,7 @@ class Sample:
         self.sources = find_sources(names)
         check_sources(self.sources)
         check_rules(rules, self.sources)
+        self._states = states_of(self.sources)
         self._rules, self.marks = rules, Marks()
         self._text_column, self._max_reject_fraction = text_column, max_reject_fraction
         sizes = [size_of(source) * (PACKED_RATIO if _is_packed(source) else 1) for source in self.sources]
@@ -51,7 +52,7 @@ class Sample:
 
     def texts(self) -> Iterator[str]:
         """Yield the texts; raises `UserError` for too many unusable records."""
-        self.marks, states = Marks(), states_of(self.sources)
+        self.marks = Marks()
         rejects, held_out, num_bytes = Rejects(self._max_reject_fraction), defaultdict(list), 0
         sizes: Counter[str] = Counter()
         for texts in self._documents(rejects):
@@ -65,7 +66,7 @@ class Sample:
             if num_bytes >= self._max_bytes:
                 break
         rejects.check()
-        check_unchanged(states)
+        check_unchanged(self._states)
         self.held_out = dict(held_out)
 
     def _documents(self, rejects: Rejects) -> Iterator[list[str]]:

@@ -6,19 +6,27 @@ if not __package__:
     print("error: run python -m scripts.train_tokenizer from the repository root", file=sys.stderr)
     sys.exit(2)
 
+import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataset.sampling import Sample, Texts
+from dataset.sources import describe_source
 from dataset.text_files import DEFAULT_RULES, TextMarks, TextRules
 from dataset.tokenizer import FILES, Tokenizer, check_vocab_size, train_tokenizer
 from dataset.whole_folder import check_free, whole_folder
 from model.errors import UserError
+from model.json_file import read_object
 from trainer.command_line import parse, run
 
 SMALLEST_SHARE = 0.01  # of the text that is measured: of a language with less the rate would say nothing
+
+REQUEST = "request.json"
+DECIDING = ("vocab_size", "isolate_han", "text_column", "document_separator", "text_marks", "max_bytes")
 
 
 @dataclass(frozen=True)
@@ -62,21 +70,34 @@ def main() -> None:
     rules = TextRules(settings.document_separator, settings.text_marks)
     limits = (settings.max_bytes, settings.max_reject_fraction)
     sample = Sample(settings.data, settings.text_column, *limits, rules)
-    replaces = settings.overwrite and is_tokenizer(settings.out)
-    check_free(settings.out, replaces)
     others = {name: Tokenizer.load(name) for name in settings.compare if not name.isdecimal()}
-    started = time.monotonic()
-    tokenizer = _train(sample, settings.vocab_size, settings.isolate_han)
-    with whole_folder(settings.out, replaces) as folder:
-        tokenizer.save(folder)
-    print(f"{settings.out}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
-    if sample.marks.found:
-        print(f"marks in texts, not trained on: {sample.marks}")
+    if _is_finished(settings, sample.sources):
+        print(f"{settings.out}: trained already, nothing to do")
+        if not settings.compare:
+            return
+        tokenizer = Tokenizer.load(settings.out)
+        deque(sample.texts(), maxlen=0)  # which holds some out
+    else:
+        tokenizer = _write(settings, sample)
     held_out = sample.held_out
     for name in settings.compare:
         if name.isdecimal():
             others[name] = _train(sample, int(name), settings.isolate_han)
     print_report({settings.out: tokenizer} | others, held_out)
+
+
+def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
+    replaces = settings.overwrite and is_tokenizer(settings.out)
+    check_free(settings.out, replaces)
+    started, request = time.monotonic(), _request(settings, sample.sources)
+    tokenizer = _train(sample, settings.vocab_size, settings.isolate_han)
+    with whole_folder(settings.out, replaces) as folder:
+        tokenizer.save(folder)
+        (folder / REQUEST).write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
+    print(f"{settings.out}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
+    if sample.marks.found:
+        print(f"marks in texts, not trained on: {sample.marks}")
+    return tokenizer
 
 
 def _train(sample: Sample, vocab_size: int, isolate_han: bool) -> Tokenizer:
@@ -89,7 +110,27 @@ def _train(sample: Sample, vocab_size: int, isolate_han: bool) -> Tokenizer:
 
 def is_tokenizer(path: str | Path) -> bool:
     """Say whether a folder holds a tokenizer and nothing else."""
-    return Path(path).is_dir() and {file.name for file in Path(path).iterdir()} == set(FILES)
+    return Path(path).is_dir() and {file.name for file in Path(path).iterdir()} - {REQUEST} == set(FILES)
+
+
+def _request(settings: TokenizerSettings, sources: list[str]) -> dict[str, Any]:
+    """Return all that decides which tokenizer is trained."""
+    digests = [described["sha256"] or described["path"] for described in map(describe_source, sources)]
+    return {name: getattr(settings, name) for name in DECIDING} | {"sources": digests}
+
+
+def _is_finished(settings: TokenizerSettings, sources: list[str]) -> bool:
+    """Say whether this very tokenizer lies at `out`; raises `UserError` for one of another request."""
+    path = Path(settings.out) / REQUEST
+    if settings.overwrite or not (is_tokenizer(settings.out) and path.is_file()):
+        return False
+    written, request = read_object(path, "--overwrite the tokenizer"), _request(settings, sources)
+    if differing := [name for name in request if written.get(name) != request[name]]:
+        raise UserError(
+            f"--out {settings.out} exists already, trained with other {', '.join(differing)}; choose "
+            "another, or --overwrite it"
+        )
+    return True
 
 
 def print_report(tokenizers: dict[str, Tokenizer], texts_of_language: Texts) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -264,7 +265,15 @@ def test_training_from_the_command_line_writes_a_tokenizer(tmp_path, monkeypatch
     main()
     assert Tokenizer.load(tmp_path / "tok").vocab_size == 280
     assert "bytes per token on text that was not trained on" in capsys.readouterr().out
-    with pytest.raises(UserError, match="exists already"):
+    written = {path.name: path.read_bytes() for path in (tmp_path / "tok").iterdir()}
+    (tmp_path / ".tok.partial").mkdir()  # what a killed run left
+    main()
+    assert capsys.readouterr().out == f"{tmp_path}/tok: trained already, nothing to do\n"
+    shutil.rmtree(tmp_path / "tok")
+    main()
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "tok").iterdir()}
+    monkeypatch.setattr("sys.argv", [*argv, "--isolate_han", "false"])
+    with pytest.raises(UserError, match="exists already, trained with other isolate_han; choose another"):
         main()
     monkeypatch.setattr("sys.argv", [*argv, "--overwrite"])
     main()
@@ -306,6 +315,8 @@ def test_the_report_compares_sizes_and_directories(tmp_path, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", ["x", *paths, "--compare", "280", str(tmp_path / "other")])
     main()
     table = capsys.readouterr().out.splitlines()[1:]
+    main()
+    assert capsys.readouterr().out.splitlines()[1:] == table, "a finished one is still compared"
     assert "zh" in table[1] and [line.split()[1] for line in table[2:]] == ["300", "340", "280"]
 
 

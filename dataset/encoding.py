@@ -13,12 +13,15 @@ import numpy as np
 from dataset.conversation import Message, Rendered, Renderer
 from dataset.formats import (
     ChatFormat,
+    Preference,
     QuestionPosition,
-    RecordError,
     check_format,
     parse_messages,
-    read_text,
+    read_columns,
+    rename,
+    unread_keys,
 )
+from dataset.messages import RecordError, read_text
 from dataset.records import Rejects, accept, records_of
 from dataset.settings import Kind
 from dataset.sources import Block
@@ -26,6 +29,8 @@ from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.token_store import Part
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
+
+MOST_KEYS = 50  # that are told of a file
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ class PreparationSettings:
     text_marks: TextMarks = DEFAULT_RULES.marks
     """split: marks of documents and turns that texts spell, as <|endoftext|>, end documents, also those of
     .txt files in place of blank lines; keep: they are text (pretrain)"""
+    columns: tuple[str, ...] = ()
+    """keys of the records by our names: question=prompt answer=response (sft)"""
+    preference: Preference | None = None
+    """chosen: train on the good answers of preference data, which is refused otherwise (sft)"""
     question_position: QuestionPosition = "last"
     """where the question stands in records of context, question and answers (sft)"""
     weights: tuple[float, ...] = ()
@@ -77,10 +86,12 @@ class PreparationSettings:
             raise UserError(f"num_workers: expected 0 (one for each core) or more, got {self.num_workers}")
         if self.kind == "pretrain" and self.format:
             raise UserError(f"format {self.format} is one of chats; pretraining takes --text_column")
-        of_texts, of_chats = ("text_column", "document_separator", "text_marks"), ("question_position",)
+        of_texts = ("text_column", "document_separator", "text_marks")
+        of_chats = ("question_position", "columns", "preference")
         for other in of_chats if self.kind == "pretrain" else of_texts:
             if (value := getattr(self, other)) != getattr(PreparationSettings, other):
                 raise UserError(f"{other} {value} changes nothing of {self.kind} data; leave it out")
+        read_columns(self.columns)
 
     @property
     def text_rules(self) -> TextRules:
@@ -105,11 +116,13 @@ class Encoded(NamedTuple):
     """documents to train on, documents kept apart"""
     num_bytes: np.ndarray
     """(2, 2) int64 for each of `parts`: bytes of text, and of them in answers"""
-    account: tuple[int, dict[str, int], str]
-    """records, reasons of rejects, the first reject"""
+    account: tuple[int, dict[str, int], str, int]
+    """of `Rejects`"""
     rejects: str
     """lines for `rejects.jsonl`"""
     marks: Marks
+    unread: list[str]
+    """keys of the records that were not looked at"""
     source: str
     size: int
     """bytes of the block"""
@@ -126,8 +139,8 @@ class Encoder:
         renderer, listing = _renderer(self.settings.tokenizer, job.tokenizer), StringIO()
         rejects, num_bytes = Rejects(listing=listing), np.zeros((2, 2), dtype=np.int64)
         documents: tuple[list[Rendered], list[Rendered]] = ([], [])
-        marks = Marks()
-        accepted = accept(records_of(job.block), self._parser(job.chat_format, marks), rejects)
+        marks, unread = Marks(), set()
+        accepted = accept(records_of(job.block), self._parser(job.chat_format, marks, unread), rejects)
         for messages in chain.from_iterable(accepted):
             place, copies = self._draw(messages, job.weight)
             if copies:
@@ -140,15 +153,16 @@ class Encoder:
             rejects.account(),
             listing.getvalue(),
             marks,
+            sorted(unread),
             job.block.source,
             len(job.block.content),
         )
 
     def _parser(
-        self, chat_format: ChatFormat | None, marks: Marks
+        self, chat_format: ChatFormat | None, marks: Marks, unread: set[str]
     ) -> Callable[[dict[str, Any]], list[list[Message]]]:
         """Return the function from a record to the messages of documents; a text is one answer to nothing."""
-        settings = self.settings
+        settings, columns = self.settings, read_columns(self.settings.columns)
 
         def parse_text(record: dict[str, Any]) -> list[list[Message]]:
             text = read_text(record.get(settings.text_column), settings.text_column)
@@ -156,9 +170,14 @@ class Encoder:
             return [[Message("assistant", document)] for document in documents]
 
         def parse_chat(record: dict[str, Any]) -> list[list[Message]]:
+            record = rename(record, columns)
             if settings.format is None:
                 check_format(record, chat_format)
-            return [_until_target(parse_messages(record, settings.question_position, chat_format))]
+            ways = (settings.question_position, chat_format, settings.preference)
+            messages = _until_target(parse_messages(record, *ways))
+            if len(unread) < MOST_KEYS:
+                unread.update(unread_keys(record, chat_format))
+            return [messages]
 
         return parse_text if settings.kind == "pretrain" else parse_chat
 

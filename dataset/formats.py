@@ -4,6 +4,7 @@ What one message says is read by `dataset/messages.py`; how records lie in files
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from dataset.messages import (
     refuse_media,
     shown,
 )
+from model.errors import UserError
 
 QuestionPosition = Literal["last", "first"]
 Preference = Literal["chosen"]
@@ -49,6 +51,8 @@ LISTS: tuple[ChatFormat, ...] = ("conversations", "messages")
 LABELS = ("label", "kto_tag")
 COMMON = {"system", "system_prompt", "tools", "history", "is_impossible", *FLAGS, *MEDIA}
 PREFERENCE = {"chosen", "rejected", "rejected_response", *LABELS}
+NAMEABLE = {*LISTS, "context", "system", "tools", "history", "chosen", "rejected", "label"}
+NAMEABLE |= {key for pairs in PAIRS.values() for pair in pairs for key in pair}
 NO_INPUT = "<noinput>"  # Alpaca's mark of an instruction without input
 SPEAKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")  # in a transcript that is one text
 
@@ -82,6 +86,30 @@ def format_of(record: dict[str, Any]) -> ChatFormat | None:
     if usual or len(found) == 1:
         return (usual or [name for name, _ in found])[0]
     return None
+
+
+def read_columns(columns: Sequence[str]) -> dict[str, str]:
+    """Return the keys that users name, `question=prompt`, by our names; raises `UserError` for others."""
+    named = dict(column.partition("=")[::2] for column in columns)
+    if len(named) < len(columns) or not all(named.values()) or named.keys() - NAMEABLE:
+        raise UserError(
+            f"columns: expected OURS=THEIRS, each of ours once out of {', '.join(sorted(NAMEABLE))}, "
+            f"got {' '.join(columns)}"
+        )
+    return named
+
+
+def rename(record: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """Return a record under our names for its keys; of other ways to read it none is left."""
+    if not columns:
+        return record
+    ways = [{"messages"}, {"conversations"}, *(set(pair) for pairs in PAIRS.values() for pair in pairs)]
+    best = max(len(way & columns.keys()) for way in ways)
+    chosen = set().union(*(way for way in ways if best and len(way & columns.keys()) == best))
+    others = set().union(*ways) - chosen - {"input"} if chosen else set()
+    theirs = set(columns.values())
+    kept = {key: value for key, value in record.items() if key not in theirs and key not in others}
+    return kept | {ours: record[name] for ours, name in columns.items() if name in record}
 
 
 def _is_preference(record: dict[str, Any]) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dataset.encoding import Encoded, Encoder, Job, PreparationSettings
-from dataset.formats import ChatFormat, format_of
+from dataset.encoding import MOST_KEYS, Encoded, Encoder, Job, PreparationSettings
+from dataset.formats import ChatFormat, format_of, read_columns, rename
 from dataset.processes import map_in_order, num_processes
 from dataset.progress import reporting
 from dataset.records import Rejects, records_of
@@ -89,6 +89,8 @@ def _request(
         "text_column": settings.text_column,
         "document_separator": settings.document_separator,
         "text_marks": settings.text_marks,
+        "columns": list(settings.columns),
+        "preference": settings.preference,
         "question_position": settings.question_position,
         "validation_fraction": settings.validation_fraction,
         "weights": weights,
@@ -168,15 +170,15 @@ def _jobs(
         chat_format = settings.format
         for block in read_blocks(source, settings.text_rules):
             if settings.kind == "sft" and chat_format is None:
-                chat_format = _detect(block)
+                chat_format = _detect(block, read_columns(settings.columns))
             if number >= num_done:
                 yield Job(block, weight, chat_format, tokenizer.fingerprint)
             number += 1
 
 
-def _detect(block: Block) -> ChatFormat | None:
+def _detect(block: Block, columns: dict[str, str]) -> ChatFormat | None:
     """Return the format of the first record that has one."""
-    records = (record.value for record in records_of(block) if record.value)
+    records = (rename(record.value, columns) for record in records_of(block) if record.value)
     return next(filter(None, map(format_of, records)), None)
 
 
@@ -184,12 +186,13 @@ class _Output:
     """The stores being written, the list of rejects, and the counts for the manifest."""
 
     def __init__(self, settings: PreparationSettings, tokenizer: Tokenizer, journal: _Journal) -> None:
-        position = journal.position or {"blocks": 0, "listing": 0, "account": (0, {}, "")}
+        position = journal.position or {"blocks": 0, "listing": 0, "account": Rejects().account()}
         self._journal = journal
         self.num_blocks: int = position["blocks"]
         self._documents: dict[str, int] = position.get("documents", {})
         self._marks = Marks()
         self._marks.add(**position.get("marks", vars(Marks())))
+        self._unread: dict[str, list[str]] = position.get("unread", {})
         self._num_bytes = np.array(position.get("bytes", [[0, 0], [0, 0]]))
         self._listing = open(journal.folder / "rejects.jsonl", "ab")  # noqa: SIM115
         self._listing.truncate(position["listing"])
@@ -209,6 +212,8 @@ class _Output:
             if part is not None:
                 writer.append(part)
                 self._documents[encoded.source] = self._documents.get(encoded.source, 0) + len(part.lengths)
+        unread = {*self._unread.get(encoded.source, ()), *encoded.unread}
+        self._unread[encoded.source] = sorted(unread)[:MOST_KEYS]
         self._num_bytes += encoded.num_bytes
         self._rejects.merge(*encoded.account)
         self._marks.add(**vars(encoded.marks))
@@ -222,6 +227,7 @@ class _Output:
         return {
             "blocks": self.num_blocks,
             "documents": self._documents,
+            "unread": self._unread,
             "bytes": self._num_bytes.tolist(),
             "listing": self._listing.tell(),
             "account": self._rejects.account(),
@@ -233,9 +239,10 @@ class _Output:
         """Write the manifests, that of `out` last; raises `UserError` if a store is empty."""
         self._rejects.check()
         self._journal.write(self._position())
-        records, reasons, _ = self._rejects.account()
+        records, reasons, *_ = self._rejects.account()
         for source in notes["sources"]:
             source["documents"] = self._documents.get(source["path"], 0)
+            source["unread_keys"] = self._unread.get(source["path"], [])
         counts = {"records": records, "rejects": reasons, "marks": vars(self._marks)}
         counts["stores"] = list(STORES[: len(self._writers)])
         for place in reversed(range(len(self._writers))):

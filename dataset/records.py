@@ -1,4 +1,4 @@
-"""The records of a block, and an account of those that cannot be used.
+"""The records of a block, those inside of others too, and an account of those that cannot be used.
 
 What a record says is `dataset/formats.py`'s.
 """
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, TextIO, TypeVar
 
-from dataset.formats import FormatError, RecordError, format_of, parse_messages, read_text
+from dataset.formats import FormatError, format_of, parse_messages
 from dataset.json_lines import is_bomb
+from dataset.messages import LeftOutError, RecordError, read_text
 from dataset.sources import Block, form_of, read_blocks
 from dataset.text_files import DEFAULT_RULES, TextRules, not_utf8
 from model.errors import UserError
@@ -19,9 +20,14 @@ from model.errors import UserError
 Parsed = TypeVar("Parsed")
 ARRAY = "this .jsonl holds one JSON array; name it .json"
 
+NESTING = ("data", "paragraphs", "qas")  # keys under which SQuAD and CMRC keep what is inside
+OTHER_NAMES = {"context_text": "context", "query_text": "question", "query_id": "id"}  # CMRC's
+FEW_RECORDS = 100  # of so few one may be broken
+MOST_REASONS = 100  # a file whose every record has a reason of its own shall not fill the memory
+
 
 class Record(NamedTuple):
-    """One object of a source, or one document of a .txt file as `{"text": …}`."""
+    """One object of a source, one inside of it, or one document of a .txt file as `{"text": …}`."""
 
     value: dict[str, Any] | None
     """None where the record cannot be read"""
@@ -30,8 +36,6 @@ class Record(NamedTuple):
     file: str
     line: int
     """counted from 1"""
-    num_bytes: int
-    """size in the file"""
 
 
 def read_records(sources: Iterable[str], rules: TextRules = DEFAULT_RULES) -> Iterator[Record]:
@@ -44,7 +48,7 @@ def read_records(sources: Iterable[str], rules: TextRules = DEFAULT_RULES) -> It
 def records_of(block: Block) -> Iterator[Record]:
     """Yield the records of a block."""
     if block.fault:
-        yield Record(None, block.fault, block.source, block.line, 0)
+        yield Record(None, block.fault, block.source, block.line)
     elif form_of(block.source) == ".txt":
         yield from _texts(block)
     else:
@@ -53,22 +57,50 @@ def records_of(block: Block) -> Iterator[Record]:
 
 def _lines(block: Block) -> Iterator[Record]:
     for number, line in enumerate(_pieces(block.content), start=block.line):
-        value, fault, begins = None, "", number == 1 and form_of(block.source) == ".jsonl"
+        begins = number == 1 and form_of(block.source) == ".jsonl"
         try:
             text = str(line, "utf-8-sig" if number == 1 else "utf-8")
             if text.isspace():
                 continue
-            value = None if is_bomb(text) else json.loads(text)
-            if not isinstance(value, dict):
-                fault = ARRAY if begins and isinstance(value, list) else "not a JSON object"
-                value = None
+            values, fault = [None] if is_bomb(text) else expand(json.loads(text)), ""
         except UnicodeDecodeError:
             fault = not_utf8(bytes(line))
         except ValueError as error:
             fault = _not_json(bytes(line), str(error), begins)
         except RecursionError:
             fault = "nested too deeply"
-        yield Record(value, fault, block.source, number, len(line))
+        for value in [None] if fault else values:
+            if not fault and not isinstance(value, dict):
+                wrong = ARRAY if begins and isinstance(value, list) else "not a JSON object"
+                yield Record(None, wrong, block.source, number)
+            else:
+                yield Record(value, fault, block.source, number)
+
+
+def expand(value: Any) -> list[Any]:
+    """Return the records that a record holds as the files of SQuAD and CMRC do, or the record alone.
+
+    {"version": …, "data": [{"paragraphs": [{"context": …, "qas": [{"question": …, "answers": […]}]}]}]}
+    """
+    values = [value]
+    for name in NESTING:
+        values = [inner for outer in values for inner in _inside(outer, name)]
+    return values
+
+
+def _inside(outer: Any, name: str) -> list[Any]:
+    inside = outer.get(name) if isinstance(outer, dict) else None
+    first = inside[0] if isinstance(inside, list) and inside else None
+    if not isinstance(first, dict) or format_of(outer) or "text" in outer:
+        return [outer]
+    if name == "data" and not (format_of(first) or "text" in first or first.keys() & set(NESTING)):
+        return [outer]  # a list under a name of the user's own, such as messages
+    above = {OTHER_NAMES.get(key, key): outer[key] for key in ("context", "context_text") if key in outer}
+    return [above | _renamed(each) if isinstance(each, dict) else each for each in inside]
+
+
+def _renamed(value: dict[str, Any]) -> dict[str, Any]:
+    return {OTHER_NAMES.get(key, key): each for key, each in value.items()}
 
 
 def _not_json(line: bytes, error: str, begins: bool) -> str:
@@ -109,7 +141,7 @@ def _text(path: str, number: int, content: bytes) -> Record:
         value, fault = None, not_utf8(content)
     if content.count(0) > len(content) // 4:  # in UTF-16 every other byte of English
         value, fault = None, not_utf8(content)
-    return Record(value, fault, path, number, len(content))
+    return Record(value, fault, path, number)
 
 
 def texts_of(record: dict[str, Any], text_column: str = "text") -> list[str]:
@@ -118,7 +150,8 @@ def texts_of(record: dict[str, Any], text_column: str = "text") -> list[str]:
         return [read_text(record[text_column], text_column)]
     if format_of(record) is None:
         raise RecordError(f"no {text_column}, and no chat format has these keys")
-    return [part for message in parse_messages(record) for part in message.parts()[::2] if part]
+    messages = parse_messages(record, preference="chosen")
+    return [part for message in messages for part in message.parts()[::2] if part]
 
 
 @dataclass
@@ -135,39 +168,53 @@ class Rejects:
             raise UserError(
                 f"--max_reject_fraction: expected a share between 0 and 1, got {self.max_fraction}"
             )
-        self.num_records = 0
+        self.num_records = self.num_left_out = 0
         self.reasons: Counter[str] = Counter()
         self.first = ""
 
-    def add(self, record: Record, reason: str) -> None:
-        """Note one record that cannot be used."""
+    def add(self, record: Record, reason: str, is_fault: bool = True) -> None:
+        """Note one record that cannot be used; one without fault counts for no limit."""
         self.first = self.first or f"{record.file} line {record.line}: {reason}"
-        self.reasons[reason] += 1
+        self.num_left_out += not is_fault
+        self._count(reason, 1)
         if self.listing:
             entry = {"file": record.file, "line": record.line, "reason": reason}
             self.listing.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
-    def merge(self, num_records: int, reasons: dict[str, int], first: str) -> None:
+    def _count(self, reason: str, number: int) -> None:
+        is_known = reason in self.reasons or len(self.reasons) < MOST_REASONS
+        self.reasons[reason if is_known else "other reasons"] += number
+
+    def merge(self, num_records: int, reasons: dict[str, int], first: str, num_left_out: int = 0) -> None:
         """Add an account that was kept elsewhere of the records that follow."""
-        self.num_records += num_records
-        self.reasons.update(reasons)
+        self.num_records, self.num_left_out = self.num_records + num_records, self.num_left_out + num_left_out
+        for reason, number in reasons.items():
+            self._count(reason, number)
         self.first = self.first or first
 
-    def account(self) -> tuple[int, dict[str, int], str]:
+    def account(self) -> tuple[int, dict[str, int], str, int]:
         """Return what `merge` takes."""
-        return self.num_records, dict(self.reasons), self.first
+        return self.num_records, dict(self.reasons), self.first, self.num_left_out
 
     def check(self) -> None:
-        """Raise `UserError` when too many of the records were rejected."""
+        """Raise `UserError` when too many of the records were rejected, or all."""
         if not self.num_records:
             raise UserError("the data files hold no records")
         rejected = self.reasons.total()
-        if rejected > self.max_fraction * self.num_records or rejected == self.num_records:
+        if rejected == self.num_records or are_too_many(
+            rejected - self.num_left_out, self.num_records, self.max_fraction
+        ):
             others = f" (and {rejected - 1} more)" if rejected > 1 else ""
             raise UserError(
                 f"{self.first}{others}; {rejected} of {self.num_records} records cannot be used, "
                 f"more than --max_reject_fraction {self.max_fraction:g} allows"
             )
+
+
+def are_too_many(num_broken: int, num_records: int, max_fraction: float) -> bool:
+    """Say whether more than a share of the records is broken; of few records one may be, if any may."""
+    is_one_of_few = num_broken == 1 and num_records < FEW_RECORDS and max_fraction > 0
+    return num_broken / num_records > max_fraction and not is_one_of_few
 
 
 def accept(
@@ -185,7 +232,7 @@ def accept(
         try:
             parsed = parse(record.value)
         except RecordError as error:
-            rejects.add(record, str(error))
+            rejects.add(record, str(error), is_fault=not isinstance(error, LeftOutError))
         except RecursionError:
             rejects.add(record, "nested too deeply")
         except FormatError as error:

@@ -336,11 +336,19 @@ def _rows(**request: Any) -> Iterator[bytes]:
         request["batch_size"] = 1000  # else whole row groups are held
     try:
         for row in datasets.load_dataset(**request, streaming=True):
+            row = {column: _without_nulls(value) for column, value in row.items()}
             yield json.dumps(row, ensure_ascii=False, default=_plain).encode() + b"\n"
     except Exception as error:  # each format, file system and server raises its own
         reason = " ".join(str(error).split()) or type(error).__name__
         kind = UnfinishedError if what.startswith(HUB) else UserError
         raise kind(f"{what} cannot be read: {reason}") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the keys that hold null: Arrow gives every object the keys of all the others."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> str | dict[str, int]:

@@ -8,9 +8,12 @@ if not __package__:
 
 import textwrap
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dataset.messages import shown
 from dataset.preparation import PreparationSettings, write_store
 from dataset.printing import printable
 from dataset.sources import form_of
@@ -39,6 +42,19 @@ def main() -> None:
                     printable(value), 80, initial_indent=f"  {name:<20}", subsequent_indent=" " * 22
                 )
             )
+    for files, keys in unread_keys(manifest["sources"]):
+        print(f"{files}: keys not read: {keys}", file=sys.stderr)
+
+
+def unread_keys(sources: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield each set of keys that were not looked at, and the files whose records have it."""
+    files = defaultdict(list)
+    for source in sources:
+        if source.get("unread_keys"):
+            files[shown(source["unread_keys"], most=20)].append(source["path"])
+    for keys, paths in files.items():
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        yield printable(paths[0]) + others, keys
 
 
 def summary(manifest: dict[str, Any]) -> dict[str, str]:
@@ -55,7 +71,9 @@ def summary(manifest: dict[str, Any]) -> dict[str, str]:
         "tokens": f"{tokens:,}",
         "targets": f"{manifest['targets']:,} ({manifest['targets'] / tokens:.1%})",
         "bytes per token": f"{manifest['bytes'] / tokens:.2f}",
-        "tokens a document": "  ".join(f"{name} {value:,.0f}" for name, value in lengths.items()),
+        "tokens a document": "  ".join(
+            f"{name} {value:,.0f}" for name, value in lengths.items() if name != "mean"
+        ),
     }
     return {name: value for name, value in figures.items() if marks.found or name != "marks in texts"}
 

@@ -7,7 +7,9 @@ if not __package__:
     sys.exit(2)
 
 from dataclasses import dataclass
+from typing import Literal
 
+from model.errors import UserError
 from trainer.command_line import parse, run
 
 
@@ -19,6 +21,8 @@ class ExportSettings:
     """directory of a model with prompt_mask causal; causal engines would not apply another"""
     out: str
     """directory to write, new or empty"""
+    for_engine: Literal["any", "transformers"] = "any"
+    """what will open it; a model with sliding windows is right in transformers alone"""
 
 
 def main() -> None:
@@ -29,6 +33,11 @@ def main() -> None:
     from model.checkpoint import export_checkpoint
 
     served = open_model(settings.model)  # raises where model and tokenizer do not fit
+    if any(served.model.config.layer_windows) and settings.for_engine != "transformers":
+        raise UserError(
+            f"{settings.model} has sliding windows, which vLLM, SGLang and llama.cpp ignore: they would give "
+            "other answers without a word; add --for_engine transformers if nothing else will open it"
+        )
     with whole_folder(settings.out) as folder:
         export_checkpoint(settings.model, folder)
         served.tokenizer.save(folder, served.model.config.vocab_size)

@@ -118,6 +118,16 @@ def test_it_chats_evaluates_trains_and_exports(minimind, tmp_path, command, run_
     assert load_checkpoint(tmp_path / "exported").model.config.vocab_size == VOCAB_SIZE
 
 
+def test_a_model_with_windows_is_exported_for_transformers_alone(tmp_path, command):
+    folder = save_minimind(tmp_path / "model", sliding_window=5)
+    words = [export_hf, "--model", folder, "--out", tmp_path / "exported"]
+    with pytest.raises(UserError, match="vLLM, SGLang and llama.cpp ignore"):
+        command(*words)
+    assert not (tmp_path / "exported").exists()
+    command(*words, "--for_engine", "transformers")
+    assert any(load_checkpoint(tmp_path / "exported").model.config.layer_windows)
+
+
 def test_the_vocabulary_grows_only_for_a_tag_that_a_message_has(older, tmp_path, run_trainer, capsys):
     assert len(render([ASKED], open_model(older).tokenizer, True)) > 5
     for name, answer, size in (("plain", {}, VOCAB_SIZE), ("thinking", {"reasoning_content": "nopa"}, 6406)):

@@ -222,9 +222,12 @@ class Tokenizer:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Return the ids that `skip_special_tokens` leaves out of decoded text."""
+        """Return the ids that `skip_special_tokens` leaves out of decoded text; tags are never among them."""
         added = self._backend.get_added_tokens_decoder()
-        return frozenset(token_id for token_id, token in added.items() if token.special)
+        hidden = (
+            token_id for token_id, token in added.items() if token.special and token.content not in TAGS
+        )
+        return frozenset(hidden)
 
     @property
     def typecode(self) -> str:

@@ -3,16 +3,18 @@
 import json
 
 import pytest
+import tokenizers
 import torch
 
 from dataset.conversation import Message, render
+from dataset.tokenizer import Tokenizer
 from eval import answers
 from eval.answers import Prediction, PredictionRecord, answer_questions
 from eval.chat import TextSampling
 from eval.questions import parse_question
 from eval.typed_json import read_as
 from model.masks import Layout, causal_layout, prompt_blocks
-from tests.serving import chat_question, saying_model, served_model
+from tests.serving import chat_question, saying_model, served_model, small_tokenizer
 
 SHORT = TextSampling(max_new_tokens=6)
 
@@ -127,6 +129,14 @@ def test_an_answer_that_ends_inside_its_thought_is_wrong_and_counted():
     assert prediction.text.startswith("<think>Lima") and prediction.finish_reason == "length"
     [cell] = answers.tabulate([prediction])
     assert (cell.correct, cell.unfinished) == (0, 1)
+
+
+def test_a_thought_is_known_from_an_answer_where_the_tokenizer_makes_its_tags_special(tmp_path):
+    backend = tokenizers.Tokenizer.from_str(small_tokenizer()._backend.to_str())
+    backend.add_special_tokens(["<think>", "</think>"])
+    tokenizer = Tokenizer(backend)
+    ids = [tokenizer.special("<think>"), *tokenizer.encode("hm"), tokenizer.special("</think>")]
+    assert tokenizer.decode([*ids, *tokenizer.encode("7")], skip_special_tokens=True) == "<think>hm</think>7"
 
 
 def test_choices_are_compared_by_their_sum_or_by_its_mean_over_characters_or_tokens():

@@ -32,6 +32,8 @@ class ServedModel:
     steps: Steps | None = None
     form: str = "float32 weights, decoding not compiled"
     """how it computes, in words"""
+    trained_on: str | None = None
+    """texts or chats, whichever came last; None where nothing says so"""
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +83,8 @@ def open_model(
     tokenizer = Tokenizer.load(path, checkpoint.model.config.vocab_size)
     mask = choose_mask(checkpoint.prompt_mask, prompt_mask, allow_mask_mismatch)
     stop_ids = checkpoint.stop_ids or tokenizer.stop_ids
-    return ServedModel(checkpoint.model.eval().to(place), tokenizer, mask, stop_ids, Path(path))
+    model, trained_on = checkpoint.model.eval().to(place), checkpoint.trained_on
+    return ServedModel(model, tokenizer, mask, stop_ids, Path(path), trained_on=trained_on)
 
 
 def choose_mask(trained: str, wanted: str | None, allow_mismatch: bool) -> str:

@@ -22,6 +22,8 @@ from model.transformer import LanguageModel
 from model.weights import Shapes, WeightFiles, check_shapes
 
 FORMAT_VERSION = 1
+TRAINED_ON = {"pretrain": "texts", "sft": "chats"}
+"""what a checkpoint says of its training, by kind of data"""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -33,10 +35,16 @@ class Checkpoint:
     prompt_mask: str
     stop_ids: tuple[int, ...]
     path: Path
+    trained_on: str | None = None
+    """texts or chats, whichever came last; None where nothing says so"""
 
 
 def save_checkpoint(
-    path: str | Path, model: LanguageModel, prompt_mask: str, stop_ids: Sequence[int] = ()
+    path: str | Path,
+    model: LanguageModel,
+    prompt_mask: str,
+    stop_ids: Sequence[int] = (),
+    trained_on: str | None = None,
 ) -> None:
     """Write a model directory without a tokenizer, whole or not at all.
 
@@ -52,7 +60,8 @@ def save_checkpoint(
     weights = path / "model.safetensors"
     write_tensors(weights.with_suffix(".tmp"), tensors, {"format": "pt"})
     os.replace(weights.with_suffix(".tmp"), weights)
-    _write_json(path / "config.json", describe(model.config, prompt_mask))
+    values = describe(model.config, prompt_mask) | ({"trained_on": trained_on} if trained_on else {})
+    _write_json(path / "config.json", values)
     _write_json(path / "generation_config.json", {"eos_token_id": list(stop_ids)})
 
 
@@ -71,7 +80,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{kind} says {layers} num_hidden_layers but the weights have {weights.num_layers}")
     config, prompt_mask = read_config(values, kind)
     model = build(config, weights.shapes, weights.read, path)
-    return Checkpoint(model, prompt_mask, _stop_ids(path, values), path)
+    trained_on = values.get("trained_on")
+    if trained_on not in (*TRAINED_ON.values(), None):
+        raise UserError(f"{kind}: trained_on must be one of {', '.join(TRAINED_ON.values())}")
+    return Checkpoint(model, prompt_mask, _stop_ids(path, values), path, trained_on)
 
 
 def build(
@@ -128,7 +140,7 @@ def export_checkpoint(source: str | Path, target: str | Path) -> None:
         )
     if Path(target).exists() and any(Path(target).iterdir()):
         raise UserError(f"{target} is not empty; name a new folder for the export")
-    save_checkpoint(target, checkpoint.model, "causal", checkpoint.stop_ids)
+    save_checkpoint(target, checkpoint.model, "causal", checkpoint.stop_ids, checkpoint.trained_on)
 
 
 def describe(config: ModelConfig, prompt_mask: str) -> dict[str, Any]:

@@ -117,6 +117,9 @@ def _sessions(settings: ChatSettings) -> "list[TextSession]":
     if settings.compare is not None:
         served.append(open_model(settings.compare, device=settings.device))
     tell = partial(print, file=sys.stderr)
+    for each in served:
+        if each.trained_on == "texts" and not settings.raw:
+            tell(f"note: {printable(str(each.path))} was never fine-tuned on chats; --raw continues text")
     served = [each.in_form(settings.dtype, settings.compile, True, tell) for each in served]
     if settings.raw:
         return [RawSession(each, sampling) for each in served]

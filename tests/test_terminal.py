@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +163,27 @@ def test_piped_input_is_answered_by_each_of_two_models_below_its_name(models):
     assert piped.returncode == 0
     assert piped.stdout.decode() == "[causal]\n世国的来Li\n[prefix]\n世国的来Li\n"
     assert piped.stderr.decode().count("nats per token") == 2
+
+
+def test_a_model_that_was_only_trained_on_texts_is_said_to_be_no_chat(models, tmp_path):
+    folder = shutil.copytree(models / "ends", tmp_path / "texts")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"trained_on": "texts"}))
+    asked = [*flags(tmp_path, "texts"), "--prompt", "?"]
+    note = f"note: {folder} was never fine-tuned on chats; --raw continues text\n"
+    assert chat(asked, "").stderr.decode() == note
+    assert chat([*asked, "--raw"], "").stderr.decode() == ""
+
+
+@pytest.mark.parametrize("closed, code", [("<&-", 2), (">&-", 0), ("2>&-", 0)])
+def test_closed_streams_make_no_traceback(models, closed, code):
+    question = [] if closed == "<&-" else ["--prompt", "法国?"]
+    command = shlex.join([sys.executable, *flags(models, "ends"), *question])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {closed}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=60
+    )
+    assert done.returncode == code
+    assert done.stderr.decode().count("\n") == (code == 2) and b"Traceback" not in done.stderr
 
 
 STEERS = "世\x1b]0;T\x07国\r\t的"

@@ -123,7 +123,11 @@ UTF16, GBK = "not UTF-8: looks like UTF-16", "not UTF-8: looks like GBK"
     ("name", "content", "fault"),
     [
         ("a.jsonl", b'[\n {"text": "a"}\n]\n', "this .jsonl holds one JSON array; name it .json"),
-        ("a.jsonl.gz", gzip.compress(b'[{"text": "a"}]'), "this .jsonl holds one JSON array; name it .json"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'[{"text": "a"}]', mtime=0),  # the time would give the test another name
+            "this .jsonl holds one JSON array; name it .json",
+        ),
         ("a.jsonl", b'{\n "text": "a"\n}\n', "this .jsonl holds objects over several lines; name it .json"),
         ("a.jsonl", LINE.strip() * 2, "several JSON values on one line"),
         ("a.jsonl", '{"text": "今天下雨"}\n'.encode("utf-16"), UTF16),

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from dataset.batches import Batch
-from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoint import TRAINED_ON, load_checkpoint, save_checkpoint
 from model.errors import UserError
 from model.tensor_file import write_tensors
 from trainer.compilation import compile_if_asked
@@ -270,7 +270,8 @@ class Training:
         save_process_state(partial / "training", self.accelerator, self.optimizers)
         model = whole_model(start.model)
         if is_main:
-            save_checkpoint(partial, model, start.prompt_mask, tokenizer.stop_ids)
+            trained_on = TRAINED_ON[self.task.stream.kind]
+            save_checkpoint(partial, model, start.prompt_mask, tokenizer.stop_ids, trained_on)
             tokenizer.save(partial, model.config.vocab_size)
             save_shared_state(partial / "training", self.progress, self.facts)
         self.accelerator.wait_for_everyone()

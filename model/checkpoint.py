@@ -19,11 +19,12 @@ from model.errors import UserError, brief
 from model.json_file import read_object
 from model.tensor_file import write_tensors
 from model.transformer import LanguageModel
-from model.weights import Shapes, WeightFiles, check_shapes
+from model.weights import Shapes, WeightFiles, check_shapes, read_pth
 
 FORMAT_VERSION = 1
 TRAINED_ON = {"pretrain": "texts", "sft": "chats"}
 """what a checkpoint says of its training, by kind of data"""
+ROTARY_TABLES = ("model.freqs_cos", "model.freqs_sin")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -86,6 +87,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(model, prompt_mask, _stop_ids(path, values), path, trained_on)
 
 
+def build_from_pth(file: str | Path, config: ModelConfig) -> LanguageModel:
+    """Return a model of this shape with the weights of another project's `.pth` file.
+
+    Tables of rotary angles in it are left out: they follow from the shape. Raises `UserError` for weights
+    that do not fit.
+    """
+    tensors = {name: tensor for name, tensor in read_pth(file).items() if name not in ROTARY_TABLES}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return build(config, shapes, lambda: tensors, Path(file))
+
+
 def build(
     config: ModelConfig, shapes: Shapes, read: Callable[[], dict[str, Tensor]], path: Path
 ) -> LanguageModel:
@@ -105,7 +117,7 @@ def build(
     if config.tie_word_embeddings and not torch.equal(
         tensors.get(HEAD, tensors[EMBEDDING]), tensors[EMBEDDING]
     ):
-        raise UserError(f"{path}: unknown {HEAD}, another one than the embedding that its config.json names")
+        raise UserError(f"{path}: unknown {HEAD}, another one than the embedding that it is tied to")
     model.load_state_dict({HEAD: tensors[EMBEDDING]} | tensors, assign=True)
     _restore_after_meta(model)
     return model

@@ -92,7 +92,7 @@ def check_shapes(expected: Shapes, got: Shapes, path: Path) -> None:
     if faults:
         more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
         listed = "; ".join(sorted(faults)[:MOST_FAULTS])
-        raise UserError(f"{path} does not fit its config.json: {listed}{more}")
+        raise UserError(f"{path} does not fit its configuration: {listed}{more}")
 
 
 def check_memory(shapes: Shapes, path: Path) -> None:

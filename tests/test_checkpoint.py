@@ -285,7 +285,7 @@ def test_presets_have_the_sizes_that_their_names_promise():
     [
         ({"num_hidden_layers": 10**12}, "says 1000000000000 num_hidden_layers but the weights have 2"),
         ({"num_hidden_layers": 10**4}, "says 10000 num_hidden_layers but the weights have 2"),
-        ({"hidden_size": 2**39, "vocab_size": 2**39}, "does not fit its config.json: model.embed_tokens"),
+        ({"hidden_size": 2**39, "vocab_size": 2**39}, "does not fit its configuration: model.embed_tokens"),
         ({"intermediate_size": 2**39}, r"has shape \(192, 64\), expected \(549755813888, 64\)"),
         ({"num_attention_heads": 2**38}, "q_proj.weight has shape"),
         (

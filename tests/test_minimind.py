@@ -3,8 +3,10 @@
 # ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from training_runs import SHORT, line, run_trainer
 
 from dataset.conversation import Message, render
@@ -13,7 +15,7 @@ from dataset.tokenizer import Tokenizer
 from eval.served_model import open_model
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
-from scripts import chat, evaluate, export_hf
+from scripts import chat, evaluate, export_hf, import_pth
 from tests.minimind import VOCAB_SIZE, save_minimind
 
 CALL = '{"name": "weather", "arguments": {"place": "新"}}'
@@ -144,3 +146,36 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_not_its_own(minimind, tm
     folder = save_minimind(tmp_path / "model", vocab_size=6300)
     with pytest.raises(UserError, match="the tokenizer has 6400 tokens but the model takes 6300"):
         open_model(folder)
+
+
+@pytest.fixture
+def pth(minimind, tmp_path) -> Path:
+    """The weights as minimind's trainers leave them: half precision, the embedding twice."""
+    state = load_checkpoint(minimind).model.state_dict()
+    torch.save({name: tensor.half() for name, tensor in state.items()}, tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+def test_weights_in_a_pth_file_become_the_model_that_they_were(minimind, pth, tmp_path, command):
+    shape = ["--model.preset", "tiny", "--weights", pth, "--tokenizer", minimind]
+    assert "is written" in command(import_pth, *shape, "--out", tmp_path / "model")
+    opened, expected = load_checkpoint(tmp_path / "model"), load_checkpoint(minimind)
+    for name, tensor in expected.model.state_dict().items():
+        assert torch.equal(opened.model.state_dict()[name], tensor.half().float()), name
+    assert (tmp_path / "model/tokenizer.json").read_bytes() == (minimind / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content, fault",
+    [
+        ({"model.norm.weight": torch.ones(64)}, "missing model.embed_tokens.weight"),
+        ([torch.ones(2)], "expected names and tensors"),
+        (Path("x"), "is not a file of tensors alone"),
+    ],
+)
+def test_a_pth_file_of_anything_else_is_refused(minimind, tmp_path, command, content, fault):
+    torch.save(content, tmp_path / "x.pth")
+    shape = ["--model.preset", "tiny", "--weights", tmp_path / "x.pth", "--tokenizer", minimind]
+    with pytest.raises(UserError, match=fault):
+        command(import_pth, *shape, "--out", tmp_path / "model")
+    assert not (tmp_path / "model").exists()

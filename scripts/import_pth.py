@@ -1,0 +1,47 @@
+"""Turn another project's `.pth` weights in our layout (minimind's, say) into a model directory."""
+
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.import_pth from the repository root", file=sys.stderr)
+    sys.exit(2)
+
+from dataclasses import dataclass
+
+from trainer.command_line import parse, run
+from trainer.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """Flags of the import."""
+
+    weights: str
+    """.pth file of a model's state; nothing but tensors is read from it"""
+    tokenizer: str
+    """tokenizer directory of that model"""
+    out: str
+    """model directory to write, new or empty"""
+    model: ModelSettings = ModelSettings(preset="minimind3")
+
+
+def main() -> None:
+    """Import the weights and say what can be done with them."""
+    settings = parse(ImportSettings, "Turn .pth weights into a model directory.")
+    from dataset.tokenizer import Tokenizer
+    from dataset.whole_folder import check_free, whole_folder
+    from model.checkpoint import build_from_pth, save_checkpoint
+
+    check_free(settings.out)
+    tokenizer = Tokenizer.load(settings.tokenizer)
+    model = build_from_pth(settings.weights, settings.model.config(tokenizer.own_vocab_size))
+    with whole_folder(settings.out) as folder:
+        save_checkpoint(folder, model, "causal", tokenizer.stop_ids)
+        tokenizer.save(folder, model.config.vocab_size)
+    print(
+        f"{settings.out} is written: {model.num_parameters():,} parameters; chat, --init and evaluate take it"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -76,6 +76,7 @@ def _lead(log: Path, words: list[str], world: int, port: int, sabotage: Callable
     os.dup2(output, 1)
     os.dup2(output, 2)
     rank = next((rank for rank in range(1, world) if os.fork() == 0), 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup would hand down that it is ignored
     torch.set_num_threads(1)
     force_units()
     os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -31,7 +31,7 @@ CASES = {
     ),
     "broken line": (
         "scripts.prepare_data",
-        "--kind sft --data broken.jsonl --tokenizer tok --out new",
+        "--kind sft --data broken.jsonl --tokenizer tok --max_reject_fraction 0 --out new",
         ["broken.jsonl", "2", "not JSON", "max_reject_fraction"],
     ),
     "missing tokenizer": (

@@ -130,7 +130,7 @@ def test_two_processes_continue_what_one_began(pretrain, data, tmp_path):
 
 def task(out, **settings) -> Task:
     settings = PretrainSettings(data=("d",), out=str(out), max_steps=9, **settings)
-    return Task(settings, None, None, {}, None, "", [])
+    return Task(settings, None, None, {}, "", [])
 
 
 @pytest.mark.parametrize("world, batch_size, accumulation", [(1, 4, 2), (4, 2, 1), (1, 8, 1), (2, 2, 5)])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from training_runs import SHAPE, SHORT, after_step, data, init, line, metrics, pretrain, run_trainer
 
 import trainer.pretrain
+from dataset.tokenizer import Tokenizer
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer.loop import Training
@@ -125,6 +126,19 @@ def test_data_that_was_damaged_is_named_before_anything_is_done(
     assert not (tmp_path / "new").exists()
     assert before == {file: file.read_bytes() for file in stopped.rglob("*") if file.is_file()}
     assert_goes_on(pretrain, stopped, whole)
+
+
+def test_a_store_that_is_deleted_while_it_is_read_costs_no_checkpoint_its_tokenizer(
+    pretrain, data, whole, tmp_path, monkeypatch
+):
+    store = shutil.copytree(data / "pretrain", tmp_path / "store")
+    after_step(monkeypatch, 1, lambda: shutil.rmtree(store))
+    pretrain(tmp_path / "run", *FLAGS, "--data", store)
+    for folder in (tmp_path / "run", *(tmp_path / "run/checkpoints").iterdir()):
+        assert Tokenizer.load(folder).fingerprint == Tokenizer.load(data / "tokenizer").fingerprint
+    files = {file.name: file.read_bytes() for file in whole.iterdir() if "token" in file.name}
+    assert files and files == {name: (tmp_path / "run" / name).read_bytes() for name in files}
+    assert metrics(tmp_path / "run") == metrics(whole)
 
 
 def test_a_weight_that_is_not_a_number_is_not_saved(pretrain, stopped, whole, monkeypatch):

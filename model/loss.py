@@ -11,6 +11,8 @@ LOGITS_AT_ONCE = {"cpu": 2**22}
 MANY_LOGITS_AT_ONCE = 2**26
 """The same for devices that want large products."""
 FEWEST_ROWS = 128
+MOST_ROWS = 8192
+"""Sums of that many products of an error, at most 1, and a state keep in the range of float16."""
 
 
 def summed_cross_entropy(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ class _SummedNats(torch.autograd.Function):
         nats = torch.zeros((), dtype=wide, device=states.device)
         states_gradient, weight_gradient = torch.empty_like(states), torch.zeros_like(weight, dtype=wide)
         budget = LOGITS_AT_ONCE.get(states.device.type, MANY_LOGITS_AT_ONCE)
-        rows = max(FEWEST_ROWS, budget // len(weight))
+        rows = min(max(FEWEST_ROWS, budget // len(weight)), MOST_ROWS)
         for begin in range(0, len(states), rows):
             part = slice(begin, begin + rows)
             logits = (states[part] @ weight.T).to(wide)  # (n, V)
@@ -57,11 +59,12 @@ class _SummedNats(torch.autograd.Function):
                 error = error.to(states.dtype)
                 states_gradient[part] = error @ weight
                 weight_gradient += error.T @ states[part]
-        ctx.save_for_backward(states_gradient, weight_gradient.to(weight.dtype))
+        ctx.save_for_backward(states_gradient, weight_gradient)
+        ctx.dtype = weight.dtype
         return nats
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         states_gradient, weight_gradient = ctx.saved_tensors
-        return states_gradient * gradient, weight_gradient * gradient, None, None
+        return states_gradient * gradient, (weight_gradient * gradient).to(ctx.dtype), None, None

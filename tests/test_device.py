@@ -4,35 +4,58 @@ import pytest
 import torch
 
 from model.errors import UserError
-from trainer.device import choose_precision
+from trainer.device import Precision, choose_precision, native_precision
+
+NATIVE = Precision(torch.float16, "this machine does")
 
 
 @pytest.mark.parametrize(
-    "dtype, launcher, native, expected, reason",
+    "dtype, launcher, expected",
     [
-        ("auto", "no", None, torch.float32, "nothing here multiplies bfloat16 natively"),
-        ("auto", "no", "amx_bf16", torch.bfloat16, "amx_bf16 multiplies it natively"),
-        ("auto", "bf16", None, torch.bfloat16, "by --mixed_precision of the launcher"),
-        ("float32", "no", "amx_bf16", torch.float32, "by --dtype"),
-        ("bfloat16", "no", None, torch.bfloat16, "by --dtype"),
-        ("bfloat16", "bf16", None, torch.bfloat16, "by --dtype"),
+        ("auto", "no", NATIVE),
+        ("auto", "bf16", Precision(torch.bfloat16, "by --mixed_precision of the launcher")),
+        ("auto", "fp16", Precision(torch.float16, "by --mixed_precision of the launcher")),
+        ("float32", "no", Precision(torch.float32, "by --dtype")),
+        ("bfloat16", "no", Precision(torch.bfloat16, "by --dtype")),
+        ("bfloat16", "bf16", Precision(torch.bfloat16, "by --dtype")),
+        ("float16", "fp16", Precision(torch.float16, "by --dtype")),
     ],
 )
-def test_the_dtype_follows_the_user_then_the_launcher_then_the_hardware(
-    dtype, launcher, native, expected, reason
-):
-    precision = choose_precision(dtype, launcher, native)
-    assert (precision.dtype, precision.reason) == (expected, reason)
+def test_the_dtype_follows_the_user_then_the_launcher_then_the_hardware(dtype, launcher, expected):
+    assert choose_precision(dtype, launcher, NATIVE) == expected
 
 
-def test_a_dtype_against_the_launcher_is_refused():
-    with pytest.raises(UserError, match="--dtype float32 contradicts --mixed_precision bf16"):
-        choose_precision("float32", "bf16", None)
+@pytest.mark.parametrize(
+    "dtype, launcher", [("float32", "bf16"), ("float32", "fp16"), ("bfloat16", "fp16"), ("float16", "bf16")]
+)
+def test_a_dtype_against_the_launcher_is_refused(dtype, launcher):
+    with pytest.raises(UserError, match=f"--dtype {dtype} contradicts --mixed_precision {launcher}"):
+        choose_precision(dtype, launcher, NATIVE)
 
 
-@pytest.mark.parametrize("launcher", ["fp16", "fp8"])
-def test_half_precision_with_a_small_range_is_refused(launcher):
-    with pytest.raises(
-        UserError, match=f"expected mixed precision bf16 or no from the launcher, got {launcher}"
-    ):
-        choose_precision("auto", launcher, None)
+def test_a_precision_of_the_launcher_that_is_not_known_is_refused():
+    with pytest.raises(UserError, match="expected one of no, bf16, fp16 .* got fp8"):
+        choose_precision("auto", "fp8", NATIVE)
+
+
+@pytest.mark.parametrize("units, dtype", [({"amx_bf16": True}, torch.bfloat16), ({}, torch.float32)])
+def test_a_processor_takes_bfloat16_where_it_has_a_unit_for_it(monkeypatch, units, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert native_precision(uses_cpu=True).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "capability, has_bfloat16, dtype",
+    [
+        ((9, 0), True, torch.bfloat16),
+        ((7, 5), False, torch.float16),  # T4, RTX 20
+        ((7, 0), False, torch.float16),  # V100
+        ((6, 1), False, torch.float32),  # GTX 10, slower in float16
+    ],
+)
+def test_a_gpu_without_bfloat16_takes_float16_where_it_is_fast(monkeypatch, capability, has_bfloat16, dtype):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    assert native_precision(uses_cpu=False).dtype == dtype

@@ -58,6 +58,16 @@ def test_sums_stay_float32_where_products_are_bfloat16():
         assert one.dtype == torch.float32 and (one - other).norm() < 0.02 * other.norm()
 
 
+def test_gradients_of_the_output_layer_may_be_beyond_float16_before_they_are_divided():
+    hidden, weight = torch.full((1, 20_001, 8), 5.0), torch.zeros(50, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        loss = summed_cross_entropy(hidden, weight, torch.ones(1, 20_001, dtype=torch.long))
+    [gradient] = torch.autograd.grad(loss / 20_000, [weight])
+    expected = torch.full((50, 8), 5 / 50)
+    expected[1] -= 5
+    torch.testing.assert_close(gradient, expected, rtol=2e-3, atol=0)
+
+
 class Largest(TorchDispatchMode):
     """Remembers the most elements of any tensor that is made."""
 

@@ -7,15 +7,20 @@ from urllib.parse import urlsplit
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import LoggerType, convert_outputs_to_fp32
+from torch import nn
 
 from model.errors import UserError
 from model.serving import native_bfloat16
 from trainer.machine import keep_freed_memory
 from trainer.settings import TrainSettings
 from trainer.sharding import fsdp_plugin, is_sharding_asked
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""what launchers call the dtype of matrix products"""
+TENSOR_CORES = (7, 0)
+"""compute capability from which GPUs multiply float16 many times faster than float32"""
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,14 @@ def find_device(settings: TrainSettings) -> Device:
     is_cpu_asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     uses_cpu = is_cpu_asked or not torch.accelerator.is_available()
     launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    precision = choose_precision(settings.dtype, launcher_precision, native_bfloat16(uses_cpu))
+    precision = choose_precision(settings.dtype, launcher_precision, native_precision(uses_cpu))
     shards = is_sharding_asked(settings.sharding)
     if uses_cpu:
         keep_freed_memory()
-    AcceleratorState._reset_state()  # it keeps the precision of the last training of this process
     accelerator = Accelerator(
         cpu=uses_cpu,
         fsdp_plugin=fsdp_plugin() if shards and not uses_cpu else None,
-        mixed_precision="bf16" if precision.dtype == torch.bfloat16 else "no",
+        mixed_precision="no",  # `compute_in` does it: accelerate's is of the process, and no float16 on CPUs
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=_checked_tracker(settings.tracker),
         project_dir=settings.out,
@@ -78,20 +82,38 @@ def _check_processes(number: int, shards: bool, uses_cpu: bool) -> None:
         raise UserError("sharding by FSDP2 needs two or more processes, got 1; start more, or do without it")
 
 
-def choose_precision(dtype: str, launcher_precision: str, native: str | None) -> Precision:
-    """Reconcile --dtype, the launcher's mixed precision, and the unit that multiplies bfloat16, if any."""
-    if launcher_precision not in ("no", "bf16"):
-        raise UserError(f"expected mixed precision bf16 or no from the launcher, got {launcher_precision}")
-    if launcher_precision == "bf16" and dtype == "float32":
+def compute_in(dtype: torch.dtype, model: nn.Module, device: torch.device) -> None:
+    """Let a model multiply in another dtype than that of its weights, wherever it is called."""
+    if dtype != torch.float32:
+        model.forward = convert_outputs_to_fp32(torch.autocast(device.type, dtype)(model.forward))
+
+
+def choose_precision(dtype: str, launcher_precision: str, native: Precision) -> Precision:
+    """Reconcile --dtype, the launcher's mixed precision, and what the machine multiplies natively."""
+    if launcher_precision not in PRECISIONS:
+        expected = ", ".join(PRECISIONS)
         raise UserError(
-            "--dtype float32 contradicts --mixed_precision bf16 of the launcher; drop one of them"
+            f"expected one of {expected} as the launcher's mixed precision, got {launcher_precision}"
         )
-    if dtype != "auto":
-        return Precision(getattr(torch, dtype), "by --dtype")
-    if launcher_precision == "bf16":
-        return Precision(torch.bfloat16, "by --mixed_precision of the launcher")
-    if native:
-        return Precision(torch.bfloat16, f"{native} multiplies it natively")
+    asked = PRECISIONS[launcher_precision]
+    if dtype == "auto":
+        return Precision(asked, "by --mixed_precision of the launcher") if asked else native
+    if asked not in (None, chosen := getattr(torch, dtype)):
+        raise UserError(
+            f"--dtype {dtype} contradicts --mixed_precision {launcher_precision} of the launcher; "
+            "drop one of them"
+        )
+    return Precision(chosen, "by --dtype")
+
+
+def native_precision(uses_cpu: bool) -> Precision:
+    """Return what a machine multiplies fastest: bfloat16, float16 on older GPUs, or float32."""
+    if unit := native_bfloat16(uses_cpu):
+        return Precision(torch.bfloat16, f"{unit} multiplies it natively")
+    if not uses_cpu and torch.cuda.is_available() and torch.cuda.get_device_capability() >= TENSOR_CORES:
+        return Precision(
+            torch.float16, "this GPU multiplies it natively, and no bfloat16; the loss is scaled"
+        )
     return Precision(torch.float32, "nothing here multiplies bfloat16 natively")
 
 

@@ -18,8 +18,9 @@ from model.checkpoint import TRAINED_ON, load_checkpoint, save_checkpoint
 from model.errors import UserError
 from model.tensor_file import write_tensors
 from trainer.compilation import compile_if_asked
-from trainer.device import Device, find_device
+from trainer.device import Device, compute_in, find_device
 from trainer.failures import explaining, has_finite_weights
+from trainer.loss_scale import first_scale, next_scale, unscale
 from trainer.machine import Machine
 from trainer.optimizer import Optimizers
 from trainer.prefetch import prefetched
@@ -81,10 +82,12 @@ class Training:
         )
         if settings.gradient_checkpointing:
             task.start.model.recompute_layers()
+        compute_in(device.dtype, task.start.model, accelerator.device)
         self.model = distribute(task.start.model, accelerator, device.shards)
         self.optimizers = Optimizers(task.start.model, settings.optimizer, device.dtype)
         self.text_bytes = TextBytes(task.stream.tokenizer)
-        self.progress, self.meter, self.gradient_norm = Progress(processes=self.world), Meter(), 0.0
+        self.progress = Progress(processes=self.world, loss_scale=first_scale(device.dtype))
+        self.meter, self.gradient_norm = Meter(), 0.0
         self.machine = Machine(task.start.model.config, accelerator.device, device.dtype)
 
     def restore(self) -> None:
@@ -161,21 +164,25 @@ class Training:
             raise UserError(f"no target in the step from row {progress.row} of epoch {progress.epoch} on")
         if progress.step == self.restored_step and self.world > 2:
             self._settle(batch)
-        nats = self._backward(batch, scale=self.world / targets)
+        nats = self._backward(batch, scale=self.world / targets * progress.loss_scale)
+        unscale(self.model.parameters(), progress.loss_scale)
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.settings.optimizer.max_gradient_norm
         )
         (nats,), self.gradient_norm = self._summed(nats), float(whole(norm))
         is_finite = math.isfinite(nats) and math.isfinite(self.gradient_norm)
+        is_overflow = not is_finite and math.isfinite(nats) and progress.loss_scale > 1
         if is_finite:
             self.optimizers.step(multiplier(progress.step, self.total_steps, self.settings.schedule))
         self.optimizers.zero_grad()
-        progress.count(self.rows_per_step, int(tokens), int(targets), nats if is_finite else None)
+        known = nats if is_finite or is_overflow else None
+        progress.count(self.rows_per_step, int(tokens), int(targets), known, is_skipped=not is_finite)
+        self._adapt_scale(is_finite, is_overflow)
         self.meter.count(int(tokens), int(targets), time.monotonic() - began)
         self.machine.count(batch)
         self.reporter.advance(progress.step)
-        if not is_finite:
-            self._report_skip(batch)
+        if known is None:
+            self._report_failure(batch)
 
     def _backward(self, batch: Batch, scale: float) -> float:
         """Run all micro-batches and return their nats; processes exchange gradients with the last one only.
@@ -202,7 +209,20 @@ class Training:
         self._backward(batch, scale=0.0)
         self.optimizers.zero_grad()
 
-    def _report_skip(self, batch: Batch) -> None:
+    def _adapt_scale(self, is_finite: bool, is_overflow: bool) -> None:
+        """Move the loss scale of float16; a gradient out of its range is usual in the first steps."""
+        progress = self.progress
+        if self.device.dtype == torch.float16:
+            progress.loss_scale, progress.steps_at_scale = next_scale(
+                progress.loss_scale, progress.steps_at_scale, is_finite
+            )
+        if is_overflow:
+            self.reporter.say(
+                f"step {progress.step}: a gradient left the range of float16, update skipped, loss scale "
+                f"halved to {progress.loss_scale:,.0f}"
+            )
+
+    def _report_failure(self, batch: Batch) -> None:
         """Say that an update was skipped; raises `UserError` after several in a row, with the batch saved."""
         step, in_a_row = self.progress.step, self.progress.skipped_in_a_row
         self.reporter.say(

@@ -161,8 +161,9 @@ class TrainSettings:
 
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of matrix products; auto: bfloat16 where the hardware multiplies it natively (weights stay float32)"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """of matrix products; auto: bfloat16 where the hardware multiplies it natively, float16 with a scaled
+    loss on GPUs that multiply only that (weights stay float32)"""
     compile: Literal["auto", "always", "never"] = "auto"
     """torch.compile of each layer; auto: where a compiler works and the training is long enough, and as it
     began where a run is continued"""

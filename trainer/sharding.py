@@ -60,7 +60,7 @@ def distribute(model: LanguageModel, accelerator: Accelerator, shards: bool) -> 
     """Put a model, equal on all processes, on their devices; `model` itself is cut up if it `shards`."""
     if not shards:
         return accelerator.prepare(model)
-    model = accelerator.prepare_model(model, evaluation_mode=True)  # autocast, without DDP
+    model = accelerator.prepare_model(model, evaluation_mode=True)  # on its device, without DDP
     if accelerator.is_fsdp2:
         unused = torch.optim.SGD(model.parameters())  # accelerate takes no model alone
         return accelerator.prepare(model, unused)[0]

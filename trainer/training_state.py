@@ -43,23 +43,23 @@ class Progress:
     skipped_steps: int = 0
     """steps without an update, because loss or gradient were not finite"""
     skipped_in_a_row: int = 0
+    """without those where a gradient only left the range of float16"""
+    loss_scale: float = 1.0
+    steps_at_scale: int = 0
     processes: int = 1
     """that began the training"""
     nats_since_log: float = 0.0
     targets_since_log: int = 0
 
-    def count(self, rows: int, tokens: int, targets: int, nats: float | None) -> None:
-        """Count one optimizer step; `nats` is None where its update was skipped."""
+    def count(self, rows: int, tokens: int, targets: int, nats: float | None, is_skipped: bool) -> None:
+        """Count one optimizer step; `nats` is None where it failed, and its update was skipped for it."""
         self.step, self.row = self.step + 1, self.row + rows
         self.tokens, self.targets = self.tokens + tokens, self.targets + targets
-        if nats is None:
-            self.skipped_steps, self.skipped_in_a_row = self.skipped_steps + 1, self.skipped_in_a_row + 1
-        else:
-            self.skipped_in_a_row = 0
-            self.nats_since_log, self.targets_since_log = (
-                self.nats_since_log + nats,
-                self.targets_since_log + targets,
-            )
+        self.skipped_steps += is_skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if nats is None else 0
+        if nats is not None:
+            self.nats_since_log += nats
+            self.targets_since_log += targets
 
 
 def save_shared_state(folder: Path, progress: Progress, facts: dict[str, Any]) -> None:
@@ -75,6 +75,8 @@ def read_progress(values: dict[str, Any]) -> Progress:
         is_sound = is_count(value) if field.type is int else is_number(value) and 0 <= value < math.inf
         if not is_sound:
             raise UserError(f"progress.json: {field.name} must be a number of 0 or more, got {value!r:.40}")
+    if values["loss_scale"] < 1:
+        raise UserError(f"progress.json: loss_scale must be 1 or more, got {values['loss_scale']!r}")
     return Progress(**{field.name: values[field.name] for field in fields(Progress)})
 
 

@@ -138,11 +138,11 @@ def _setup(settings: TrainBenchSettings) -> "Setup":
     from model.config import from_preset
     from scripts.bench.step_engines import Setup
     from trainer.compilation import compiler_fault
-    from trainer.device import choose_precision, native_bfloat16
+    from trainer.device import choose_precision, native_precision
 
     uses_cpu = not torch.accelerator.is_available()
     device = torch.device("cpu") if uses_cpu else torch.accelerator.current_accelerator()
-    dtype = choose_precision(settings.dtype, "no", native_bfloat16(uses_cpu)).dtype
+    dtype = choose_precision(settings.dtype, "no", native_precision(uses_cpu)).dtype
     config = from_preset(settings.preset, vocab_size=settings.vocab_size)
     if settings.max_seq_len > config.max_position_embeddings:
         raise UserError(f"--max_seq_len: expected {config.max_position_embeddings} or less for this preset")

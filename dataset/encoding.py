@@ -21,7 +21,7 @@ from dataset.formats import (
     rename,
     unread_keys,
 )
-from dataset.messages import RecordError, read_text
+from dataset.messages import LeftOutError, read_text
 from dataset.records import Rejects, accept, records_of
 from dataset.settings import Kind
 from dataset.sources import Block
@@ -228,7 +228,7 @@ def _until_target(messages: list[Message]) -> list[Message]:
     answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
     trained = [number for number in answers if messages[number].is_trained]
     if not trained:
-        raise RecordError("no answer that is to be trained")
+        raise LeftOutError("no answer that is to be trained")
     return messages if trained[-1] == answers[-1] else messages[: trained[-1] + 1]
 
 

@@ -12,12 +12,13 @@ from dataset.conversation import Message
 from dataset.messages import (
     FLAGS,
     MEDIA,
-    ROLE_OF,
+    THOUGHTS,
     TURN_KEYS,
     LeftOutError,
     RecordError,
     is_absent,
     is_trained,
+    read_message,
     read_text,
     read_tools,
     read_turns,
@@ -49,6 +50,7 @@ DETAILS: dict[ChatFormat, tuple[str, ...]] = {"alpaca": ("input", "context"), "r
 """keys of what else belongs to the prompt"""
 LISTS: tuple[ChatFormat, ...] = ("conversations", "messages")
 LABELS = ("label", "kto_tag")
+TRUTHS = {"true": True, "false": False}
 COMMON = {"system", "system_prompt", "tools", "history", "is_impossible", *FLAGS, *MEDIA}
 PREFERENCE = {"chosen", "rejected", "rejected_response", *LABELS}
 NAMEABLE = {*LISTS, "context", "system", "tools", "history", "chosen", "rejected", "label"}
@@ -118,7 +120,14 @@ def _is_preference(record: dict[str, Any]) -> bool:
 
 
 def _label(record: dict[str, Any]) -> bool | None:
-    return next((record[name] for name in LABELS if isinstance(record.get(name), bool)), None)
+    """Return whether an answer is called good; 0 and 1 say so beside a prompt or messages, as in tables."""
+    for name in LABELS:
+        value = record.get(name)
+        value = TRUTHS.get(value.lower()) if isinstance(value, str) else value
+        is_number = isinstance(value, int | float) and value in (0, 1)
+        if isinstance(value, bool) or (is_number and record.keys() & {"prompt", *LISTS}):
+            return bool(value)
+    return None
 
 
 def _pairs(record: dict[str, Any]) -> list[tuple[ChatFormat, tuple[str, str]]]:
@@ -175,7 +184,7 @@ def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[s
     """Return the keys of a record and of its messages that hold something and are not read."""
     known = COMMON | set(LISTS)
     if chat_format in PAIRS:
-        known = COMMON | {*_pair(record, chat_format), *DETAILS.get(chat_format, ())}
+        known = COMMON | {*_pair(record, chat_format), *DETAILS.get(chat_format, ()), *THOUGHTS}
     elif chat_format == "preference":
         known |= (
             PREFERENCE | {"context"} | {key for pairs in PAIRS.values() for pair in pairs for key in pair}
@@ -234,7 +243,8 @@ def _read_pair(
     if answer_key in ("answers", "answer", "ideal"):
         answer = read_text(read_answers(answer)[0], "answer")
     prompt = _read_prompt(record, chat_format, prompt_key, question_position)
-    return prompt + _read_side(answer, answer_key, "assistant")
+    thoughts = {name: record[name] for name in THOUGHTS if name in record}
+    return prompt + _read_side(answer, answer_key, "assistant", thoughts)
 
 
 def _pair(record: dict[str, Any], chat_format: ChatFormat) -> tuple[str, str]:
@@ -256,21 +266,19 @@ def _read_prompt(
     return _history([] if is_absent(history) else history) + _read_side(prompt, key, "user")
 
 
-def _read_side(value: Any, name: str, role: str) -> list[Message]:
-    """Return a prompt or an answer, a text or a list of messages."""
-    return read_turns(value) if isinstance(value, list) else [Message(role, read_text(value, name))]
+def _read_side(value: Any, name: str, role: str, beside: dict[str, Any] | None = None) -> list[Message]:
+    """Return a prompt or an answer: a list of messages, or a text and what else stands beside it."""
+    if isinstance(value, list):
+        return read_turns(value)
+    return [read_message({"role": role, "content": read_text(value, name)} | (beside or {}))]
 
 
 def _history(history: Any) -> list[Message]:
     is_pairs = isinstance(history, list) and all(isinstance(t, list) and len(t) == 2 for t in history)
     if not is_pairs:
         raise RecordError("history is not a list of pairs")
-    roles = ("user", "assistant")
-    return [
-        Message(*each)
-        for turn in history
-        for each in zip(roles, (read_text(t, "history") for t in turn), strict=True)
-    ]
+    sides = [side for turn in history for side in zip(turn, ("user", "assistant"), strict=True)]
+    return [message for text, role in sides for message in _read_side(text, "history", role)]
 
 
 def _good_answer(
@@ -310,7 +318,7 @@ def _transcript(text: str) -> list[Message]:
     """Return the messages of a text in which `Human:` and `Assistant:` speak."""
     _, *parts = SPEAKER.split(text)
     turns = zip(parts[::2], parts[1::2], strict=True)
-    return [Message(ROLE_OF[name.lower()], read_text(said.strip(), "content")) for name, said in turns]
+    return [read_message({"role": name, "content": said.strip()}) for name, said in turns]
 
 
 def _with_tools(messages: list[Message], tools: Any) -> list[Message]:

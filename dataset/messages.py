@@ -20,13 +20,25 @@ ROLE_NAMES = {
 ROLE_OF = {name: role for role, names in ROLE_NAMES.items() for name in names}
 CALLERS = ("function_call", "tool_call")  # roles whose text is the JSON of calls
 
-FLAGS = ("weight", "train", "loss", "loss_weight", "trainable", "loss_mask")
+FLAGS = ("weight", "train", "training", "loss", "loss_weight", "trainable", "loss_mask")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TURN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", "tools", *FLAGS, *THOUGHTS}
 
 THINK = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
-MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios")
-MEDIA_MARK = re.compile(r"<\|?image(?:_\d+)?\|?>|\A\s*<(?:video|audio)>|<(?:video|audio)>\s*\Z")
+LIKE_FLAG = re.compile(
+    r"(?:\w+_)?(?:train|loss|mask|weight|learn|supervise|reject|ignore|skip)[a-z]*(?:_on|_on_turn|_turn|_flag)?",
+    re.IGNORECASE,
+)
+
+MEDIA = (
+    *("image", "images", "image_url", "image_urls", "image_path", "image_paths", "img", "pixel_values"),
+    *("video", "videos", "audio", "audios"),
+)
+MEDIA_MARK = re.compile(
+    r"<\|?image(?:[-_ ]?(?:\d+|here|pad|placeholder))?\|?>|<\|vision_start\|>|<img>[^<>\n]+</img>|data:image/"
+    r"|\A\s*<(?:video|audio)>|<(?:video|audio)>\s*\Z",
+    re.IGNORECASE,
+)
 LONGEST_NAME = 40  # of a foreign name in a reason
 
 
@@ -116,7 +128,18 @@ def is_trained(holder: dict[str, Any]) -> bool:
     for name, value in flags.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             raise RecordError(f"{name} is neither 0 nor 1, false nor true; losses are not weighted")
+    refuse_flags(holder)
     return all(flags.values())
+
+
+def refuse_flags(holder: dict[str, Any]) -> None:
+    """Raise `RecordError` for what seems a flag of loss and is none that is known."""
+    for name, value in holder.items():
+        if name in FLAGS or not LIKE_FLAG.fullmatch(name):
+            continue
+        values = value if isinstance(value, list) and value else [value]
+        if all(isinstance(each, int | float) and each in (0, 1) for each in values):
+            raise RecordError(f"{shown([name])} may be a flag of loss; known are {', '.join(FLAGS)}")
 
 
 def refuse_media(holder: dict[str, Any], prompt: str = "") -> None:
@@ -157,7 +180,9 @@ def _part(part: Any) -> str:
     if kind not in (None, "text", "input_text", "output_text"):
         raise RecordError(f"content part {shown([kind])}; only text is read")
     refuse_media(part)
-    return read_text(part.get("text"), "text of a content part", may_be_empty=True)
+    if is_absent(part.get("text")):
+        raise RecordError(f"a content part without text, but {shown(part)}")
+    return read_text(part["text"], "text of a content part", may_be_empty=True)
 
 
 def _thought(turn: dict[str, Any]) -> str:

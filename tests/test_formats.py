@@ -214,6 +214,19 @@ def test_a_thought_is_read_from_its_keys_and_from_the_content(thought):
     assert parse_messages({"messages": [{"role": "assistant"} | thought]}) == [Message("assistant", "b", "t")]
 
 
+@pytest.mark.parametrize("answer", [{"output": "<think>t</think>b"}, {"output": "b", "thinking": "t"}])
+def test_the_thought_of_a_single_answer_is_read_in_every_format(answer):
+    pair = {"instruction": "a"} | answer
+    assert parse_messages(pair) == [
+        CHAT[0],
+        Message("assistant", "b", "t"),
+    ] and "thinking" not in unread_keys(pair, "alpaca")
+    said = {"prompt": "a", "chosen": "<think>t</think>b", "rejected": "c"}
+    assert parse_messages(said, preference="chosen") == [CHAT[0], Message("assistant", "b", "t")]
+    earlier = {"instruction": "a", "output": "b", "history": [["a", "<think>t</think>b"]]}
+    assert parse_messages(earlier)[1] == Message("assistant", "b", "t")
+
+
 def test_a_thought_elsewhere_is_text_and_an_empty_one_is_none():
     user, later = {"role": "user", "content": "<think>t</think>"}, "b <think>t</think>"
     read = parse_messages({"messages": [user, ANSWER | {"content": later}]})
@@ -240,6 +253,9 @@ def test_parts_of_a_content_are_joined(nulls):
         ({"conversations": [{"from": "human", "value": "a\n<video>"}, ANSWER]}, "<video>"),
         ({"prompt": "What?", "completion": "b", "image": "a.png"}, "image"),
         ({"instruction": "Say it.", "input": "<image>", "output": "b"}, "<image>"),
+        ({"messages": [{"role": "user", "content": "What? <img>a.png</img>"}, ANSWER]}, "<img>a.png</img>"),
+        ({"prompt": "<ImageHere> What?", "completion": "b"}, "<ImageHere>"),
+        ({"prompt": "What?", "completion": "b", "image_path": "a.png"}, "image_path"),
     ],
 )
 def test_a_record_that_needs_a_picture_is_refused(record, what):
@@ -247,6 +263,12 @@ def test_a_record_that_needs_a_picture_is_refused(record, what):
         parse_messages(record)
     with pytest.raises(RecordError, match="^content part image_url; only text is read$"):
         parse_messages({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]})
+
+
+def test_a_part_of_a_content_without_text_is_refused():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "content": "b"}]
+    with pytest.raises(RecordError, match="^a content part without text, but type, content$"):
+        parse_messages({"messages": [{"role": "user", "content": parts}, ANSWER]})
 
 
 def test_html_tags_and_empty_columns_of_pictures_need_none():
@@ -257,7 +279,9 @@ def test_html_tags_and_empty_columns_of_pictures_need_none():
 FLAGGED = [{"role": "user", "content": "a"}, ANSWER, {"role": "user", "content": "a"}, ANSWER]
 
 
-@pytest.mark.parametrize("flag", ["weight", "train", "loss", "loss_weight", "trainable", "loss_mask"])
+@pytest.mark.parametrize(
+    "flag", ["weight", "train", "training", "loss", "loss_weight", "trainable", "loss_mask"]
+)
 @pytest.mark.parametrize(("no", "yes"), [(0, 1), (False, True), (0.0, None)])
 def test_flags_say_which_answers_carry_loss(flag, no, yes):
     turns = [dict(turn) for turn in FLAGGED]
@@ -286,6 +310,16 @@ def test_a_list_of_flags_counts_every_message():
 def test_a_weight_that_is_no_flag_is_refused_by_name(value):
     with pytest.raises(RecordError, match="^weight is neither 0 nor 1"):
         parse_messages({"messages": [ANSWER | {"weight": value}]})
+
+
+@pytest.mark.parametrize(
+    ("record", "turn"), [({}, {"train_on_turn": False}), ({}, {"masked": 1}), ({"weights": [0, 1]}, {})]
+)
+def test_what_seems_a_flag_of_loss_is_refused_where_its_sense_is_unknown(record, turn):
+    name = next(iter(record | turn))
+    with pytest.raises(RecordError, match=f"^{name} may be a flag of loss; known are weight, train"):
+        parse_messages({"messages": [FLAGGED[0], ANSWER | turn]} | record)
+    assert parse_messages({"messages": FLAGGED, "train_idx": 0, "mask_name": "x", "loss_value": None})
 
 
 def test_an_empty_system_message_is_left_out_and_a_later_one_stays():
@@ -331,7 +365,7 @@ def test_keys_that_could_be_several_pairs_are_named():
         {"instruction": "a", "input": "", "chosen": "b", "rejected": "c"},
         {"chosen": RECORDS["messages"]["messages"], "rejected": [], "prompt": "a"},
         {
-            "prompt": [CHAT[0].__dict__ | {"tools": None, "tool_calls": None}],
+            "prompt": [{"role": "user", "content": "a", "tools": None, "tool_calls": None}],
             "chosen": [ANSWER],
             "rejected": [],
         },
@@ -353,6 +387,16 @@ def test_earlier_answers_of_a_preference_and_bad_ones_carry_no_loss():
     assert [message.is_trained for message in read] == [True, False, True, True]
     with pytest.raises(LeftOutError, match="a bad answer"):
         parse_messages({"prompt": "a", "completion": "b", "label": False}, preference="chosen")
+
+
+@pytest.mark.parametrize(("bad", "good"), [(0, 1), (0.0, 1.0), ("False", "True")])
+def test_labels_of_tables_say_which_answers_are_bad(bad, good):
+    pair = {"prompt": "a", "completion": "b"}
+    assert parse_messages(pair | {"label": good}, preference="chosen") == CHAT
+    with pytest.raises(LeftOutError, match="a bad answer"):
+        parse_messages(pair | {"label": bad}, preference="chosen")
+    assert format_of({"question": "a", "answers": ["b"], "label": 1}) == "reading"
+    assert format_of(pair | {"label": 3}) == format_of(pair | {"label": "sports"}) == "prompt_completion"
 
 
 def test_keys_that_are_not_read_are_told():

@@ -147,11 +147,10 @@ def test_reasons_of_their_own_do_not_fill_the_memory(tmp_path):
 def test_only_answers_that_carry_loss_are_targets_and_count(prepare, tmp_path):
     turns = [*CHAT, *CHAT]
     quiet = [turn | {"weight": int(n == 1)} for n, turn in enumerate(turns)]
-    path = write(
-        tmp_path / "a.jsonl", {"messages": turns}, {"messages": quiet}, {"messages": CHAT, "train": False}
-    )
-    manifest = prepare(path)
-    assert manifest["rejects"] == {"no answer that is to be trained": 1}
+    untrained = {"messages": CHAT, "train": False}
+    path = write(tmp_path / "a.jsonl", {"messages": turns}, {"messages": quiet}, untrained, untrained)
+    manifest = prepare(path)  # half of the records say that they are not to be trained: no fault
+    assert manifest["rejects"] == {"no answer that is to be trained": 2}
     assert manifest["targets"] == 4 + 2 and manifest["target_bytes"] == 3
     assert texts(tmp_path)[0].startswith(texts(tmp_path)[1].rstrip("\n"))  # ends with what is trained
     turned = write(tmp_path / "b.jsonl", {"messages": turns, "loss_mask": [0, 0, 0, 1]})

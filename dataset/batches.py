@@ -112,6 +112,7 @@ class BatchStream:
             "documents": int(np.count_nonzero(self.documents.lengths)),
             "documents_left_out": int(np.count_nonzero(self.documents.lengths == 0)),
             "answers_too_long": self.documents.num_too_long,
+            "answers_cut_out": self.documents.num_cut_out,
             "documents_shortened": self.documents.num_shortened,
             "rows": len(plan),
             "tokens": tokens,

@@ -127,6 +127,7 @@ class Renderer:
         self.newline = encode(self.form.gap)
         self.opening, self.begin = encode(self.form.opening), encode(self.form.begin)
         self.between_results = encode(self.form.between_results or "")
+        self.ellipsis = tokenizer.encode("…")
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
         """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come.

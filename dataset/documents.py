@@ -14,7 +14,7 @@ from dataset.conversation import TARGET, UNTRAINED, Rendered, Renderer, are_trai
 from dataset.packing import RowPlan, one_per_row, pack_fragments, pack_whole, split_stream
 from dataset.settings import BatchSettings
 from dataset.token_store import Part, TokenStore
-from dataset.truncation import measure_shortened, shorten
+from dataset.truncation import truncate
 from model.errors import UserError
 from model.masks import prompt_blocks
 
@@ -65,7 +65,7 @@ class Documents:
 
 
 class Conversations(Documents):
-    """Whole conversations, shortened where they are longer than a row."""
+    """Whole conversations, truncated where they are longer than a row."""
 
     pack = staticmethod(pack_whole)
 
@@ -74,25 +74,27 @@ class Conversations(Documents):
         super().__init__(stores, settings)
         self._whole = lru_cache(maxsize=TOKENS_AT_HAND // settings.max_seq_len)(self._build)
         self._renderer = Renderer(stores[0].tokenizer)
-        self.num_too_long = self.num_shortened = 0  # answers left out, conversations that lost something
+        self.num_too_long = self.num_cut_out = 0  # answers left out, see `Truncated`
+        self.num_shortened = 0  # conversations that lost something
         parts = chain.from_iterable(store.parts(TOKENS_AT_ONCE) for store in stores)
-        self.lengths, self._targets = np.concatenate([self._measure(part) for part in parts], axis=1)
+        self._targets = np.concatenate([_count_targets(part, settings.supervise) for part in parts])
+        for document in np.flatnonzero(self.lengths > settings.max_seq_len).tolist():
+            self._truncate(document)
         self.lengths[self._targets == 0] = 0
         if not self.lengths.any():
             raise UserError(f"no answer fits into {settings.max_seq_len} tokens; raise max_seq_len")
 
-    def _measure(self, part: Part) -> np.ndarray:
-        """Return for each document (2, D) its tokens and its targets as they enter rows."""
-        lengths, supervise = part.lengths.astype(np.int64), self.settings.supervise
-        targets = _count_targets(part, supervise)
-        if (long := lengths > self.settings.max_seq_len).any():
-            kept, supervised, dropped = measure_shortened(
-                part.of(long), self.settings.max_seq_len, self._renderer, supervise
-            )
-            lengths[long], targets[long] = kept, supervised
-            self.num_too_long += int(dropped.sum())
-            self.num_shortened += int(np.count_nonzero(kept))
-        return np.stack((lengths, targets))
+    def _truncate(self, document: int) -> None:
+        """Find out what is left of a conversation and count it."""
+        rendered, too_long, cut_out = truncate(
+            self._read(document), self.settings.max_seq_len, self._renderer
+        )
+        self.num_too_long += too_long
+        self.num_cut_out += cut_out
+        self.num_shortened += rendered is not None
+        self.lengths[document] = len(rendered) if rendered else 0
+        supervised = choose_targets(rendered, self.settings.supervise) if rendered else ()
+        self._targets[document] = np.count_nonzero(supervised)
 
     def piece(self, epoch: int, document: int, begin: int, end: int) -> Piece:
         """Return a conversation; it has no fragments and is the same in every epoch."""
@@ -101,7 +103,7 @@ class Conversations(Documents):
     def _build(self, document: int) -> Piece:
         rendered = self._read(document)
         if len(rendered) > self.settings.max_seq_len:
-            rendered, _ = shorten(rendered, self.settings.max_seq_len, self._renderer)
+            rendered = truncate(rendered, self.settings.max_seq_len, self._renderer).rendered
         return self._piece(document, rendered, choose_targets(rendered, self.settings.supervise))
 
     def count_targets(self, epoch: int, pieces: np.ndarray) -> np.ndarray:
@@ -113,7 +115,7 @@ class Texts(Documents):
     """Texts, split where they are longer than a row; each fragment is a document of its own."""
 
     pack = staticmethod(split_stream)
-    num_too_long = num_shortened = 0
+    num_too_long = num_cut_out = num_shortened = 0
 
     def piece(self, epoch: int, document: int, begin: int, end: int) -> Piece:
         """Return a fragment; what comes before its suffix is prompt."""
@@ -167,7 +169,7 @@ def _last_run(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _count_targets(part: Part, supervise: str) -> np.ndarray:
-    """Return the number of supervised tokens of every conversation (D,), without shortening it."""
+    """Return the number of supervised tokens of every conversation (D,), none of them truncated."""
     begins = np.cumsum(part.lengths, dtype=np.int64) - part.lengths
     targets = are_trained(part.codes)
     if supervise == "all":

@@ -45,11 +45,6 @@ class Part(NamedTuple):
     lengths: np.ndarray
     """(D,) uint32 tokens of each document"""
 
-    def of(self, chosen: np.ndarray) -> "Part":
-        """Return the documents that `chosen` (D,) bool says."""
-        tokens = np.repeat(chosen, self.lengths)
-        return Part(self.ids[tokens], self.codes[tokens], self.lengths[chosen])
-
     @property
     def num_targets(self) -> int:
         """Return how many tokens can carry loss."""

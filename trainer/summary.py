@@ -25,7 +25,6 @@ def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_pe
     left_out = {
         "documents left out": figures["documents_left_out"],
         "documents shortened": figures["documents_shortened"],
-        "answers too long": figures["answers_too_long"],
         "rows without target": figures["rows_without_target"],
     }
     return [
@@ -33,6 +32,8 @@ def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_pe
         f"{figures['rows']:,} rows of {settings.max_seq_len}: {figures['real_share']:.1%} real, "
         f"{figures['target_share']:.1%} with loss",
         "           " + ", ".join(f"{name} {count:,}" for name, count in left_out.items()),
+        f"           answers too long {figures['answers_too_long']:,}, answers cut out of their context "
+        f"{figures['answers_cut_out']:,}",
         f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}"
         + _windows(start.model.config),
         f"training   {total_steps:,} steps of {rows_per_step} rows, {settings.optimizer.name}, "

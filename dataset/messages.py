@@ -25,6 +25,12 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TURN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", "tools", *FLAGS, *THOUGHTS}
 
 THINK = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
+CALL = re.compile(r"<tool_call>\s*+(\{(?:(?!</?tool_call>).)*\})\s*+</tool_call>\s*+", re.DOTALL)
+CALLS = re.compile(f"(?:{CALL.pattern})+\\Z", re.DOTALL)
+RESPONSE = re.compile(
+    r"\A\s*<tool_response>\s*((?:(?!</?tool_response>).)*?)\s*</tool_response>\s*\Z", re.DOTALL
+)
+ARGUMENTS = ("arguments", "args", "parameters", "input")
 LIKE_FLAG = re.compile(
     r"(?:\w+_)?(?:train|loss|mask|weight|learn|supervise|reject|ignore|skip)[a-z]*(?:_on|_on_turn|_turn|_flag)?",
     re.IGNORECASE,
@@ -118,6 +124,9 @@ def read_message(turn: dict[str, Any]) -> Message:
         raise RecordError("a thought or tool call outside an answer")
     if role == "assistant":
         thought, content = _split_thought(thought, content)
+        content, calls = _split_calls(content, calls)
+    if role == "tool":
+        content = RESPONSE.sub(r"\1", content)
     content = read_text(content, "content", may_be_empty=bool(calls) or role in ("system", "tool"))
     return Message(role, content, thought, calls, read_tools(turn.get("tools")), is_trained(turn))
 
@@ -202,6 +211,17 @@ def _split_thought(thought: str, content: str) -> tuple[str, str]:
     return thought or written, content[found.end() :]
 
 
+def _split_calls(content: str, calls: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return what an answer says and its calls, where those may be written at the end of the content too."""
+    begin = content.find("<tool_call>")
+    if begin < 0 or not (found := CALLS.match(content, begin)):
+        return content, calls
+    written = tuple(_call_text(_parse_json(text, "tool_calls")) for text in CALL.findall(found[0]))
+    if calls and calls != written:
+        raise RecordError("two different lists of tool calls in an answer")
+    return content[:begin].rstrip(), written
+
+
 def _calls(turn: dict[str, Any]) -> tuple[str, ...]:
     old = turn.get("function_call")  # of the first OpenAI models: one call
     calls = read_objects(turn.get("tool_calls") or [], "tool_calls") + ([] if old is None else _as_list(old))
@@ -217,7 +237,7 @@ def _call_text(call: Any) -> str:
     call = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise RecordError("a tool call has no name")
-    name, arguments = call["name"], call.get("arguments") or {}
+    name, arguments = call["name"], next((call[key] for key in ARGUMENTS if call.get(key)), {})
     if isinstance(arguments, str):
         _parse_json(arguments, "tool_calls")
     else:

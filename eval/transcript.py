@@ -81,8 +81,8 @@ def _record(session: ChatSession) -> dict[str, Any]:
 
 def _parse(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, list[Turn]]:
     messages = parse_messages(record)
-    if any(message.tools or message.tool_calls for message in messages):
-        raise RecordError("tools and tool calls cannot be taken up in a chat")
+    if any(message.tools for message in messages):
+        raise RecordError("tools cannot be taken up in a chat")
     system = messages.pop(0).content if messages[0].role == "system" else ""
     if [message.role for message in messages] != ["user", "assistant"] * (len(messages) // 2):
         raise RecordError("expected questions and answers in turn, after a system message or none")
@@ -113,7 +113,7 @@ def _is_ids(value: Any) -> bool:
 
 def _turn(question: Message, answer: Message, ids: list[int], tokenizer: Tokenizer) -> Turn:
     """Return a turn; ids that do not spell the answer (its text was edited) give way to the text."""
-    text = "".join(answer.parts())  # with its thought, as the chat shows it
+    text = "".join(answer.parts())  # with its thought and calls, as the chat shows it
     if not tokenizer.decode(ids, skip_special_tokens=True).startswith(text):
         ids = tokenizer.encode(text)
     return Turn(question.content, tuple(ids), text)

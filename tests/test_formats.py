@@ -93,6 +93,19 @@ def test_tools_calls_and_thoughts_are_read_as_minimind_writes_them():
 CALLS = '[{"name": "f", "arguments": {"a": null}}, {"name": "g"}]'
 
 
+@pytest.mark.parametrize("name", ["arguments", "args", "parameters"])
+def test_tool_calls_are_found_at_the_end_of_a_content(name):
+    calls = [{"name": "f", name: {"a": 1}}, {"name": "g", name: {}}]
+    content = "b\n" + "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
+    result = {"from": "tool", "value": "<tool_response>\n3\n</tool_response>"}
+    read = parse_messages({"conversations": [{"from": "gpt", "value": content}, result]})
+    written = ('{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "arguments": {}}')
+    assert read == [Message("assistant", "b", tool_calls=written), Message("tool", "3")]
+    assert read[:1] == parse_messages({"messages": [ANSWER | {"tool_calls": calls}]})
+    said = ANSWER | {"content": "Write <tool_call>{…}</tool_call> to call."}
+    assert parse_messages({"messages": [said]})[0].content == said["content"]
+
+
 def test_sharegpt_speakers_have_roles():
     speakers = {"system": "s", "human": "u", "function_call": CALLS, "observation": "o", "gpt": "g"}
     turns = [{"from": speaker, "value": value} for speaker, value in speakers.items()]
@@ -217,10 +230,8 @@ def test_a_thought_is_read_from_its_keys_and_from_the_content(thought):
 @pytest.mark.parametrize("answer", [{"output": "<think>t</think>b"}, {"output": "b", "thinking": "t"}])
 def test_the_thought_of_a_single_answer_is_read_in_every_format(answer):
     pair = {"instruction": "a"} | answer
-    assert parse_messages(pair) == [
-        CHAT[0],
-        Message("assistant", "b", "t"),
-    ] and "thinking" not in unread_keys(pair, "alpaca")
+    assert parse_messages(pair) == [CHAT[0], Message("assistant", "b", "t")]
+    assert not unread_keys(pair, "alpaca")
     said = {"prompt": "a", "chosen": "<think>t</think>b", "rejected": "c"}
     assert parse_messages(said, preference="chosen") == [CHAT[0], Message("assistant", "b", "t")]
     earlier = {"instruction": "a", "output": "b", "history": [["a", "<think>t</think>b"]]}

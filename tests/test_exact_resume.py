@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from forked_runs import KillAtRename, KillInBackward, KillInSave, Run
 from safetensors.torch import load_file
 from training_runs import SHAPE, SHORT, data, init, line, metrics
 
-from trainer.settings import TrainSettings
-
 INSTANTS = {  # and the save that they leave, of steps 2, 4 and 6
     "mid_accumulation": (KillInBackward(call=9, rank=0), 4),  # the first of two passes of step 5
     "during_a_save": (KillInSave(save=2), 2),
@@ -25,7 +22,6 @@ INSTANTS = {  # and the save that they leave, of steps 2, 4 and 6
     "after_the_rename": (KillAtRename("step-00000004", after=True), 2),
     "with_buckets_settled": (KillInBackward(call=11, rank=2), 4),  # two passes were for the buckets
 }
-HAS_COMPILE = "compile" in {field.name for field in fields(TrainSettings)}
 
 
 @pytest.fixture(scope="session")
@@ -95,29 +91,24 @@ def test_a_killed_training_ends_as_if_it_was_not(words, tmp_path, trainer, optim
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("compiled", ["always", "never"] if HAS_COMPILE else [None])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("compiled", ["always", "never"])
+@pytest.mark.parametrize("world, sharding", [(1, "none"), (2, "none"), (2, "fsdp")])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("trainer", ["pretrain", "sft"])
 def test_a_training_killed_at_random_ends_as_if_it_was_not(
-    words, tmp_path, trainer, optimizer, world, compiled
+    words, tmp_path, trainer, optimizer, world, sharding, compiled
 ):
+    flags = ["--optimizer.name", optimizer, "--max_steps", 12, "--sharding", sharding, "--compile", compiled]
+
     def start(out: Path) -> Run:
-        flags = [
-            "--optimizer.name",
-            optimizer,
-            "--max_steps",
-            12,
-            *(["--compile", compiled] * bool(compiled)),
-        ]
         return Run(tmp_path / "log", words(trainer, out, *flags), world)
 
     begun = time.monotonic()
     finish(start(tmp_path / "whole"))
     seconds = time.monotonic() - begun
-    chance = random.Random(f"{trainer} {optimizer} {world} {compiled}")
+    chance = random.Random(f"{trainer} {optimizer} {world} {sharding} {compiled}")
     kills = 0
-    while kills < (3 if HAS_COMPILE else 5):  # 40 or more in all
+    while kills < 2:  # 48 in all
         out = tmp_path / f"killed-{kills}"
         shutil.rmtree(out, ignore_errors=True)
         run = start(out)

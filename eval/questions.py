@@ -14,7 +14,7 @@ from dataset.conversation import ROLES, Message
 from dataset.formats import COMMON as READ_BESIDE
 from dataset.formats import PAIRS, QuestionPosition, format_of, parse_messages
 from dataset.messages import LeftOutError, RecordError, is_absent, read_objects, read_text, shown
-from dataset.records import Record, read_records
+from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
 from eval.matching import final_answer
 from model.errors import UserError
@@ -33,7 +33,6 @@ EXPECTED = "expected question and answers (context where there is one), or messa
 NAMES = ("id", "split", "language", "kind", "task")
 KNOWN = {*TURNS, *ASKED, *CONTEXTS, *ACCEPTED, *CHOICES, *CHOSEN, *NAMES, *ascii_uppercase}
 KNOWN |= READ_BESIDE | {key for pairs in PAIRS.values() for pair in pairs for key in pair}
-FEW_RECORDS = 100  # of so few one may be broken, whatever the share
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,7 @@ def _check_faults(
     path: str, faults: Sequence[LeftOut], num_questions: int, max_reject_fraction: float
 ) -> None:
     broken, count = [fault for fault in faults if fault.is_broken], num_questions + len(faults)
-    allowed = max_reject_fraction * count
-    if max_reject_fraction and count < FEW_RECORDS:
-        allowed = max(1, allowed)
-    if broken and (len(broken) > allowed or not num_questions):
+    if broken and (are_too_many(len(broken), count, max_reject_fraction) or not num_questions):
         share = f"{len(broken)} of {count} records cannot be used"
         limit = f", more than --max_reject_fraction {max_reject_fraction:g} allows" if num_questions else ""
         raise UserError(f"{path}, line {broken[0].line}: {broken[0].reason}; {share}{limit}")

@@ -10,6 +10,7 @@ from model.errors import UserError
 COMPRESSIONS = (".gz", ".zst")
 CHUNK_BYTES = 2**20
 PACKED_BYTES = 2**10  # what is unpacked at a time: so much may be lost before a damaged place
+BROKEN_OFF = "compressed data"  # begins what is said of a file that cannot be read to its end
 LARGEST_WINDOW = 2**31  # of `zstd --long=31`
 
 
@@ -47,10 +48,10 @@ def _unpacked(file: BinaryIO) -> Iterator[bytes]:
             try:
                 yield unpacker.decompress(data)
             except fault:
-                raise BrokenOffError("compressed data is damaged") from None
+                raise BrokenOffError(f"{BROKEN_OFF} is damaged") from None
             data = unpacker.unused_data
     if not unpacker.eof:
-        raise BrokenOffError("compressed data ends early")
+        raise BrokenOffError(f"{BROKEN_OFF} ends early")
 
 
 def _unpacker(name: str) -> tuple[Callable[[], Any], type[Exception]]:

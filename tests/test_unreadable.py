@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import zstandard
 
@@ -177,3 +178,30 @@ def test_kept_and_rejected_are_all_there_is(tmp_path, monkeypatch, name, block_b
     listed = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
     assert manifest["records"] == there == manifest["documents"] + len(listed)
     assert sum(manifest["rejects"].values()) == len(listed) > 0
+
+
+def test_questions_inside_of_records_and_rows_of_tables_are_all_there_too(tmp_path):
+    answers = [["d"], [], [""], None]
+    rows = [{"context": "c d", "question": "q" * (n % 5 > 0), "answers": answers[n % 4]} for n in range(60)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    write(
+        tmp_path / "a.json", json.dumps({"data": [{"paragraphs": [{"context": "c", "qas": rows}]}]}).encode()
+    )
+    train_tokenizer(["One day"], 280).save(tmp_path / "tok")
+    for name in ("a.parquet", "a.json"):
+        paths = (str(tmp_path / name),), str(tmp_path / "tok"), str(tmp_path / "out")
+        settings = PreparationSettings("sft", *paths, max_reject_fraction=1.0, overwrite=True)
+        manifest, _ = write_store(settings)
+        assert (manifest["records"], manifest["documents"]) == (60, 12)
+        assert sum(manifest["rejects"].values()) == 48
+
+
+def test_a_file_that_breaks_off_is_no_smaller_file(tmp_path):
+    source = write(tmp_path / "a.jsonl.gz", gzip.compress(LINE * 999)[:-9])
+    train_tokenizer(["One day"], 280).save(tmp_path / "tok")
+    paths = (source,), str(tmp_path / "tok"), str(tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"a.jsonl.gz line \d+: compressed data ends early, and how much is lost"
+    ):
+        write_store(PreparationSettings("pretrain", *paths))
+    assert write_store(PreparationSettings("pretrain", *paths, max_reject_fraction=1.0))[0]["documents"] > 900

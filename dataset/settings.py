@@ -20,8 +20,8 @@ class BatchSettings:
     max_seq_len: int = 512
     """tokens in a row: longer conversations are shortened, longer texts split"""
     packing: Packing = "pack"
-    """pack: several documents in a row; best_fit: texts, too, cut only where a row is too short for them;
-    none: one document in a row, padded to the longest of its batch"""
+    """pack: several documents in a row, texts cut where a row ends; best_fit: texts cut only where they are
+    longer than a row; none: one document in a row, padded to the longest of its batch"""
     prompt_mask: PromptMask = "causal"
     """strategy that sets the bidirectional blocks; pretraining takes causal or prefix"""
     supervise: Supervise | None = None

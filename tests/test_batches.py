@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -10,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.batches import BatchStream, check_labels, collate
+from dataset.conversation import ROLES, Message, Renderer
 from dataset.documents import Piece
 from dataset.preparation import PreparationSettings, write_store
 from dataset.settings import BatchSettings
-from dataset.token_store import TokenStore
+from dataset.token_store import Part, StoreWriter, TokenStore
 from model.errors import UserError
 from model.loss import NO_TARGET
 from tests.drawn_stores import TOKENIZER, drawn, stream_of, write
@@ -121,6 +123,40 @@ def test_an_epoch_delivers_each_document_once_for_any_processes_and_after_a_rest
         assert len(steps) == -(-(stream.rows_per_epoch() - restart) // world_after)
         ids += [token_id for batch in steps for token_id in batch.ids[batch.document_ids >= 0].tolist()]
     assert sorted(ids) == list(range(sum(lengths)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rounds=st.lists(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 30)), min_size=1), min_size=1),
+    packing=st.sampled_from(["pack", "none"]),
+    supervise=st.sampled_from(["answers", "last", "all"]),
+)
+def test_each_conversation_is_in_an_epoch_once_or_is_counted_as_left_out(rounds, packing, supervise):
+    """Each answer of one that is left out is counted by its reason."""
+    renderer, letters = Renderer(TOKENIZER), "法国" * 30
+    documents = [
+        renderer.render(
+            [Message(r, letters[:n]) for pair in each for r, n in zip(ROLES[1:3], pair, strict=True)]
+        )
+        for each in rounds
+    ]
+    with TemporaryDirectory() as folder:
+        writer = StoreWriter(Path(folder), "sft", TOKENIZER)
+        for document in documents:
+            writer.append(Part(document.ids, document.codes, np.array([len(document)], np.uint32)))
+        writer.finish({})
+        choice = BatchSettings(max_seq_len=40, packing=packing, supervise=supervise)
+        try:
+            stream = BatchStream([TokenStore(folder)], choice)
+        except UserError:
+            return  # no answer fits
+    pieces = [piece for row in range(stream.rows_per_epoch()) for piece in stream.pieces(0, row)]
+    seen, figures = [piece.document for piece in pieces], stream.describe()
+    assert len(seen) == len(set(seen)) == figures["documents"] and all(p.supervised.any() for p in pieces)
+    left_out = set(range(len(documents))) - set(seen)
+    assert len(left_out) == figures["documents_left_out"]
+    lost = figures["answers_too_long"] + figures["answers_cut_out"]
+    assert sum(len(rounds[n]) for n in left_out) <= lost
 
 
 def test_a_short_last_step_is_filled_with_padding(tmp_path):

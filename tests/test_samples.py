@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from dataset.batches import BatchStream
-from dataset.conversation import render
+from dataset.conversation import Renderer, render
 from dataset.formats import parse_messages
 from dataset.preparation import PreparationSettings, write_store
 from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from dataset.tokenizer import train_tokenizer
+from dataset.truncation import truncate
 from tests.conftest import STRATEGIES, tiny_model
 from trainer.validation import TextBytes, measure
 
@@ -112,6 +113,25 @@ def test_chats_fill_packed_rows(prepared):
     figures = BatchStream([prepared("sft_zh")], BatchSettings(max_seq_len=512)).describe()
     assert figures["real_share"] >= 0.97 and figures["rows_without_target"] == 0
     assert figures["documents"] + figures["documents_left_out"] == FILES["sft_zh"]
+
+
+@pytest.mark.parametrize(("limit", "least"), [(512, 990), (256, 950)])
+def test_no_reading_record_is_kept_whose_answer_was_cut_out_of_its_context(prepared, limit, least):
+    store = prepared("reading_zh_dev")
+    tokenizer, renderer = store.tokenizer, Renderer(store.tokenizer)
+    kept = 0
+    asked = (record for record in records("reading_zh_dev") if record["question"].strip())
+    for number, record in enumerate(asked):
+        rendered, *lost = truncate(store[number], limit, renderer)
+        if rendered is None:
+            assert sum(lost) == 1
+            continue
+        kept, prompt = kept + 1, tokenizer.decode(rendered.ids[: rendered.targets.argmax()])
+        before, question, _ = prompt.rpartition("\n\n" + record["question"])
+        answer = record["answers"][0]
+        assert question and len(rendered) <= limit and "\ufffd" not in prompt
+        assert answer in before or answer not in record["context"]
+    assert kept >= least
 
 
 @pytest.fixture(scope="module")

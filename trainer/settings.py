@@ -145,7 +145,8 @@ class TrainSettings:
     max_seq_len: int = 512
     """tokens of a row"""
     packing: Packing = "pack"
-    """pack: several documents in a row, each seeing only itself; none: one, padded to the longest"""
+    """pack: several documents in a row, each seeing only itself, texts cut where a row ends; best_fit: texts
+    cut only where they are longer than a row; none: one document in a row, padded to the longest"""
     batch_size: int = 16
     """rows per process and backward pass"""
     gradient_accumulation: int = 1

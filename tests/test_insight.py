@@ -3,6 +3,7 @@
 # ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import (
@@ -33,7 +35,7 @@ from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer import loss_picture, reporting
 from trainer.loss_picture import Curves, LossPicture, draw_losses, smoothed
-from trainer.reporting import Meter, time_left
+from trainer.reporting import Meter, Reporter, in_short
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
 from trainer.samples import draw_samples, in_one_line, sample_prompts
 from trainer.settings import PretrainSettings
@@ -63,27 +65,34 @@ class Clock:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.seconds)
 
 
-def test_every_log_line_holds_every_figure(pretrain, tmp_path, capsys):
+def test_the_first_step_and_every_interval_have_a_line_and_the_first_an_estimate(pretrain, tmp_path, capsys):
     pretrain(tmp_path / "run", "--max_steps", 4, "--log_every_steps", 2)
-    lines = [text for text in capsys.readouterr().out.splitlines() if text.startswith("step")]
+    shown = capsys.readouterr().out
+    lines = [text for text in shown.splitlines() if text.startswith("step")]
     logged = records(tmp_path / "run")
-    assert len(logged) == len(lines) == 2
+    assert [record["step"] for record in logged] == [1, 2, 4]
     for record, text in zip(logged, lines, strict=True):
         assert record.keys() >= FIELDS and all(record[name] is not None for name in FIELDS)
-        assert f"step {record['step']}/4  loss {record['loss']:.4g}  lr {record['learning_rate']:.2e}" in text
-        for figure in (
-            f"gradient norm {record['gradient_norm']:.4g}",
-            f"{record['tokens_per_second']:,.0f} tokens/s",
-            f"{record['targets_per_second']:,.0f} targets/s",
-            f"waiting {record['waiting_share']:.1%}",
-            f"{time_left(record['seconds_left'])} left",
-        ):
-            assert figure in text
+        assert text == f"step {record['step']}/4 {in_short(record)}"
     assert logged[1]["tokens"] > logged[0]["tokens"] > logged[0]["targets"] > 0
+    assert re.search(r"\nstep 1/4 .*\nestimate   about .* in all, .* left\nstep 2/4 ", shown)
+    assert max(map(len, shown.replace(str(tmp_path), "").splitlines())) <= 100
+
+
+def test_a_log_line_of_a_large_training_fits_100_columns():
+    record = {"loss": 11.2345, "learning_rate": 9.7e-4, "gradient_norm": 0.4312, "waiting_share": 0.12}
+    record |= {"tokens_per_second": 1_234_567.0, "targets_per_second": 1_134_567.0}
+    record |= {"model_flop_utilisation": 0.45, "memory_megabytes": 123_456.0, "seconds_left": 71.3 * 3600}
+    line = f"step 123456/200000 {in_short(record)}"
+    rest = "norm 0.43 1.2M/1.1M tok/s wait 12% peak 45% 123GB 71 h left"
+    assert line == f"step 123456/200000 loss 11.23 lr 9.7e-4 {rest}" and len(line) <= 100
+    unknown = {"loss": None, "gradient_norm": None, "seconds_left": None, "tokens_per_second": 642.3}
+    line = in_short(record | unknown)
+    assert "loss not finite" in line and "norm not finite" in line and "642/1.1M" in line and "? left" in line
 
 
 def test_rates_count_the_waiting_for_data_and_nothing_between_steps(monkeypatch):
-    clock, meter = Clock(monkeypatch, reporting), Meter()
+    clock, meter = Clock(monkeypatch, reporting), Meter(first_compiles=False)
 
     def slow_batches():
         for _ in range(2):
@@ -91,6 +100,7 @@ def test_rates_count_the_waiting_for_data_and_nothing_between_steps(monkeypatch)
             yield "rows"
 
     for _ in meter.timed(slow_batches()):
+        clock.seconds += 3.0
         meter.count(tokens=400, targets=100, seconds=3.0)
         clock.seconds += 50.0  # a save
     assert meter.read(steps_left=5) == {
@@ -99,6 +109,27 @@ def test_rates_count_the_waiting_for_data_and_nothing_between_steps(monkeypatch)
         "waiting_share": 2 / 8,
         "seconds_left": 5 * 4.0,
     }
+
+
+def test_the_time_left_is_the_mean_of_all_steps_but_the_first_with_what_comes_between(monkeypatch):
+    clock = Clock(monkeypatch, reporting)
+    for compiles in (False, True):
+        meter, left = Meter(compiles), []
+        for _, seconds in zip(meter.timed(iter("abcd")), (90.0, 2.0, 4.0, 3.0), strict=True):
+            clock.seconds += seconds
+            meter.count(tokens=400, targets=100, seconds=seconds)
+            left.append(meter.read(steps_left=30)["seconds_left"])
+            clock.seconds += 1.0  # a save
+        assert left == [None if compiles else 2700.0, 60.0, 105.0, 110.0]
+
+
+def test_a_long_pretraining_on_a_cpu_is_told_of_a_short_one(tmp_path, capsys):
+    for shape, seconds, lines in (("fresh", 36_001, 2), ("fresh", 35_999, 1), ("saved", 36_001, 1)):
+        settings = PretrainSettings(data=("a",), out=str(tmp_path), max_steps=9, init=shape)
+        Reporter(RunDirectory(tmp_path), Accelerator(cpu=True), settings, 9).say_estimate(seconds, 60.0)
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[0] == "estimate   about 10 h in all, 10 h left" and len(shown) == lines
+    assert Path("configs/pretrain_cpu.yaml").exists()
 
 
 def test_every_validation_set_is_measured_in_nats_and_in_bits(pretrain, data, tmp_path, capsys):
@@ -113,7 +144,7 @@ def test_every_validation_set_is_measured_in_nats_and_in_bits(pretrain, data, tm
     for one, two in zip(measured[::2], measured[1::2], strict=True):
         assert one["nats_per_token"] == two["nats_per_token"] and one["bits_per_byte"] == two["bits_per_byte"]
         nats, bits = two["nats_per_token"], two["bits_per_byte"]
-        assert f"validation again  {nats:.4f} nats/token  {bits:.4f} bits/byte" in shown
+        assert f"validation again {nats:.4f} nats/token {bits:.4f} bits/byte" in shown
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     best = {
         name: min(m["nats_per_token"] for m in measured if m["validation"] == name)
@@ -198,7 +229,8 @@ def test_samples_of_steps_that_are_done_again_are_replaced(tmp_path):
 
 
 def test_a_sample_is_printed_on_one_line():
-    assert in_one_line({"prompt": "a\nb", "text": "c" * 300}) == "a⏎b → " + "c" * 153 + "…"
+    assert in_one_line({"prompt": "a\nb", "text": "c" * 300}) == "a⏎b → " + "c" * 82 + "…"
+    assert in_one_line({"prompt": "a", "text": "家" * 300}) == "a → " + "家" * 42 + "…"
     assert in_one_line({"prompt": "a\x1b[2J", "text": "b\rc\u2028d"}) == "a [2J → b c d"
 
 
@@ -243,10 +275,11 @@ def test_the_picture_shows_what_the_metrics_hold(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tensorboard_gets_every_figure(pretrain, data, tmp_path):
+def test_tensorboard_gets_every_figure(pretrain, data, tmp_path, capsys):
     flags = ["--max_steps", 3, "--validation", data / "pretrain", "--tracker", "tensorboard"]
     pretrain(tmp_path / "run", *flags)
-    events = EventAccumulator(str(tmp_path / "run/sightline"))
+    [folder] = re.findall("tracker    tensorboard --logdir (.*)\n", capsys.readouterr().out)
+    events = EventAccumulator(folder)
     events.Reload()
     for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "waiting_share"):
         seen = [(event.step, event.value) for event in events.Scalars(f"training/{name}")]

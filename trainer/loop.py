@@ -87,7 +87,7 @@ class Training:
         self.optimizers = Optimizers(task.start.model, settings.optimizer, device.dtype)
         self.text_bytes = TextBytes(task.stream.tokenizer)
         self.progress = Progress(processes=self.world, loss_scale=first_scale(device.dtype))
-        self.meter, self.gradient_norm = Meter(), 0.0
+        self.meter, self.gradient_norm = Meter(first_compiles=self.compilation.is_on), 0.0
         self.machine = Machine(task.start.model.config, accelerator.device, device.dtype)
 
     def restore(self) -> None:
@@ -135,8 +135,9 @@ class Training:
             self.progress.epoch, self.progress.row = epoch, row
             self._update(batch)
             (is_stopping,) = self._summed(stop.is_asked)
-            if self._is_due(settings.log_every_steps):
+            if self.progress.step == 1 or self._is_due(settings.log_every_steps):
                 self._log()
+            self._estimate_if_due()
             if is_stopping or self._is_due(settings.save_every_steps, settings.validate_every_steps):
                 self._save()
             if is_stopping:
@@ -256,6 +257,12 @@ class Training:
         used = self.machine.read(rates["tokens_per_second"] / self.world)
         self.reporter.log_training(record | rates | used)
         progress.nats_since_log, progress.targets_since_log = 0.0, 0
+
+    def _estimate_if_due(self) -> None:
+        """Say how long all takes: after the first step of this process, or the second if that compiles."""
+        if self.progress.step == self.restored_step + 1 + self.compilation.is_on:
+            seconds_left = self.meter.seconds_left(self.total_steps - self.progress.step)
+            self.reporter.say_estimate(seconds_left, time.monotonic() - self.began)
 
     def _validate_if_due(self) -> None:
         """Measure the loss on every validation store and draw samples, unless done at this step."""

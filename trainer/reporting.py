@@ -4,26 +4,31 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from dataset.printing import printable
 from model.errors import UserError
 from trainer.loss_picture import LossPicture
+from trainer.machine import MEGABYTE
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
 from trainer.samples import in_one_line
-from trainer.settings import TrainSettings, flatten, to_plain
+from trainer.settings import FRESH, TrainSettings, flatten, to_plain
 from trainer.validation import Likelihood
 
 Item = TypeVar("Item")
 HANG_UP_AFTER_SECONDS = 0.5
 """lets gloo's thread forget the last barrier, for which it needs Python's lock: closing holds that lock and
 waits for the thread"""
-MOST_SECONDS = 10**9
-"""where `time_left` stops counting"""
+PROJECT = "sightline"
+"""name for trackers; tensorboard's is that of a folder in the run directory"""
+MOST_DAYS = 9999
+"""where `about` stops counting: --max_steps may be any number"""
+PATIENCE = 10 * 3600
+"""seconds of a pretraining on a CPU from which on a shorter one is pointed to"""
 
 
 class Reporter:
@@ -48,8 +53,10 @@ class Reporter:
         elif self._speaks:
             wandb = {"dir": self._settings.out, "name": Path(self._settings.out).name}
             wandb |= {"id": _wandb_id(Path(self._settings.out) / "wandb/run_id"), "resume": "allow"}
+        if self._settings.tracker == "tensorboard":
+            self.say(f"tracker    tensorboard --logdir {printable(str(self._run_dir.path / PROJECT))}")
         try:
-            self._accelerator.init_trackers("sightline", config=values, init_kwargs={"wandb": wandb})
+            self._accelerator.init_trackers(PROJECT, config=values, init_kwargs={"wandb": wandb})
         except Exception as error:  # every tracker raises errors of its own
             raise UserError(f"--tracker {self._settings.tracker} cannot be used: {error}") from error
         self._bar.start()
@@ -76,29 +83,26 @@ class Reporter:
         self._bar.update(self._task, completed=step)
 
     def log_training(self, record: dict[str, Any]) -> None:
-        """Record and print where the training stands; `loss` and `gradient_norm` are None if not finite."""
-        loss, norm = (
-            "not finite" if record[name] is None else f"{record[name]:.4g}"
-            for name in ("loss", "gradient_norm")
-        )
-        self._record(
-            record,
-            f"loss {loss}  lr {record['learning_rate']:.2e}  gradient norm {norm}  "
-            f"{record['tokens_per_second']:,.0f} tokens/s  {record['targets_per_second']:,.0f} targets/s  "
-            f"waiting {record['waiting_share']:.1%}  {record['model_flop_utilisation']:.0%} of peak  "
-            f"{record['memory_megabytes']:,.0f} MB  {time_left(record['seconds_left'])} left",
-        )
+        """Record and print where the training stands."""
+        self._record(record, in_short(record))
         if self._speaks:
             self._picture.draw_if_due()
+
+    def say_estimate(self, seconds_left: float, seconds: float) -> None:
+        """Say how long a training takes that took `seconds` so far, and how a long one takes less."""
+        self.say(f"estimate   about {about(seconds + seconds_left)} in all, {about(seconds_left)} left")
+        is_new = getattr(self._settings, "init", None) == FRESH
+        if is_new and self._accelerator.device.type == "cpu" and seconds_left > PATIENCE:
+            self.say("           --config configs/pretrain_cpu.yaml takes about half an hour on two cores")
 
     def log_validation(self, step: int, results: dict[str, Likelihood]) -> None:
         """Record and print the loss on every validation store, and draw the curves anew."""
         for name, likelihood in results.items():
             numbers = {"nats_per_token": likelihood.nats_per_token, "bits_per_byte": likelihood.bits_per_byte}
             in_bytes = (
-                "" if likelihood.bits_per_byte is None else f"  {likelihood.bits_per_byte:.4f} bits/byte"
+                "" if likelihood.bits_per_byte is None else f" {likelihood.bits_per_byte:.4f} bits/byte"
             )
-            line = f"validation {name}  {likelihood.nats_per_token:.4f} nats/token{in_bytes}"
+            line = f"validation {name} {likelihood.nats_per_token:.4f} nats/token{in_bytes}"
             self._record({"step": step, "validation": name} | numbers, line)
         if self._speaks:
             self._picture.draw()
@@ -116,7 +120,7 @@ class Reporter:
             self._run_dir.append_records(METRICS, [record])
         numbers = {f"{group}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
         self._accelerator.log(numbers, step=step)
-        self.say(f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}  {line}")
+        self.say(f"step {step:>{len(str(self._total_steps))}}/{self._total_steps} {line}")
 
 
 def _wandb_id(file: Path) -> str:
@@ -128,17 +132,26 @@ def _wandb_id(file: Path) -> str:
 
 
 class Meter:
-    """Measures optimizer steps and the waiting for their data; saves and validations do not count."""
+    """Measures optimizer steps and the waiting for their data, and how long all that are left will take.
 
-    def __init__(self) -> None:
-        """Start measuring."""
+    Saves and validations count only in the latter.
+    """
+
+    def __init__(self, first_compiles: bool) -> None:
+        """Start measuring; a first step that compiles says nothing of the others."""
+        self._first_compiles, self._steps = first_compiles, 0
+        self._start()
+
+    def _start(self) -> None:
         self._waited = self._computed = 0.0
-        self._steps = self._tokens = self._targets = 0
+        self._tokens = self._targets = 0
 
     def timed(self, batches: Iterator[Item]) -> Iterator[Item]:
         """Pass batches through and add up the time that they take to come."""
         while True:
             began = time.monotonic()
+            if self._steps <= 1:
+                self._began = began
             batch = next(batches, None)
             self._waited += time.monotonic() - began
             if batch is None:
@@ -147,24 +160,59 @@ class Meter:
 
     def count(self, tokens: int, targets: int, seconds: float) -> None:
         """Count one optimizer step that took `seconds`."""
-        self._steps += 1
+        self._steps, self._ended = self._steps + 1, time.monotonic()
         self._tokens += tokens
         self._targets += targets
         self._computed += seconds
 
-    def read(self, steps_left: int) -> dict[str, float]:
+    def seconds_left(self, steps_left: int) -> float | None:
+        """Return the time of the steps that are left, by the mean over this process's; None if not known yet.
+
+        The first step, which warms up, counts only while there is no other.
+        """
+        if self._first_compiles and self._steps == 1:
+            return None
+        return steps_left * (self._ended - self._began) / max(1, self._steps - 1)
+
+    def read(self, steps_left: int) -> dict[str, float | None]:
         """Return the rates since the last reading, and start anew."""
         seconds = self._waited + self._computed
         rates = {
             "tokens_per_second": self._tokens / seconds,
             "targets_per_second": self._targets / seconds,
             "waiting_share": self._waited / seconds,
-            "seconds_left": steps_left * seconds / self._steps,
+            "seconds_left": self.seconds_left(steps_left),
         }
-        self.__init__()
+        self._start()
         return rates
 
 
-def time_left(seconds: float) -> str:
-    """Return hours, minutes and seconds, at most 31 years: --max_steps may be any number."""
-    return str(timedelta(seconds=min(round(seconds), MOST_SECONDS)))
+def in_short(record: dict[str, Any]) -> str:
+    """Return a training record in a line of 100 columns; None is what is not finite, or not known."""
+    loss, norm = (
+        "not finite" if record[name] is None else f"{record[name]:.{digits}g}"
+        for name, digits in (("loss", 4), ("gradient_norm", 2))
+    )
+    rates = "/".join(_rounded(record[f"{name}_per_second"]) for name in ("tokens", "targets"))
+    left = "?" if record["seconds_left"] is None else about(record["seconds_left"])
+    return (
+        f"loss {loss} lr {record['learning_rate']:.1e} norm {norm} {rates} tok/s "
+        f"wait {record['waiting_share']:.0%} peak {record['model_flop_utilisation']:.0%} "
+        f"{_rounded(record['memory_megabytes'] * MEGABYTE)}B {left} left"
+    ).replace("e-0", "e-")
+
+
+def about(seconds: float) -> str:
+    """Return a duration in two digits: 45 s, 3.4 min, 71 h, 12 days."""
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
+        if seconds < 99.5 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{min(seconds / 86400, MOST_DAYS):.0f} days"
+
+
+def _rounded(number: float) -> str:
+    """Return a number in two or three digits: 642, 5.3k, 12k, 1.2M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.{int(number < 9.95 * size)}f}{unit}"
+    return f"{number:.0f}"

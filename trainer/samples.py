@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from rich.cells import cell_len, set_cell_size
 
 from dataset.conversation import Message, Rendered, Renderer
 from dataset.prompts import prompt_of, raw_prompt
@@ -23,8 +24,8 @@ from trainer.settings import TrainSettings
 
 MOST_CHARACTERS = 32
 """of the beginning of a text that is continued"""
-LINE_CHARACTERS = 160
-"""of a sample that is printed"""
+LINE_COLUMNS = 89
+"""of a sample that is printed, after a word"""
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ def draw_samples(
 
 
 def in_one_line(sample: dict[str, Any]) -> str:
-    """Return a sample as it is printed."""
+    """Return a sample as it is printed, in `LINE_COLUMNS`, of which a Han character takes two."""
     text = f"{sample['prompt']} → {sample['text']}".replace("\n", "⏎")
     line = "".join(character if character.isprintable() else " " for character in text)
-    return line if len(line) <= LINE_CHARACTERS else line[: LINE_CHARACTERS - 1] + "…"
+    return line if cell_len(line) <= LINE_COLUMNS else f"{set_cell_size(line, LINE_COLUMNS - 1)}…"
 
 
 def _given(text: str, kind: str, tokenizer: Tokenizer, prompt_mask: str) -> SamplePrompt:

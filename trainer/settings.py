@@ -175,7 +175,9 @@ class TrainSettings:
     """compute the inside of each layer again in the backward pass: saves memory and changes no result"""
 
     log_every_steps: int = 20
-    """optimizer steps between two log lines"""
+    """optimizer steps between two log lines, besides that of the first: loss, learning rate, norm of the
+    gradient, real tokens/those with loss a second, share of time that waits for data, arithmetic as a share
+    of the machine's peak, most memory held, time left"""
     save_every_steps: int = 500
     """optimizer steps between two saves; the end is always saved"""
     keep_checkpoints: int = 2

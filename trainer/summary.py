@@ -29,8 +29,8 @@ def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_pe
     }
     return [
         f"data       {figures['documents']:,} documents, {figures['tokens']:,} tokens in "
-        f"{figures['rows']:,} rows of {settings.max_seq_len}: {figures['real_share']:.1%} real, "
-        f"{figures['target_share']:.1%} with loss",
+        f"{figures['rows']:,} rows of {settings.max_seq_len}",
+        f"           {figures['real_share']:.1%} real, {figures['target_share']:.1%} with loss",
         "           " + ", ".join(f"{name} {count:,}" for name, count in left_out.items()),
         f"           answers too long {figures['answers_too_long']:,}, answers cut out of their context "
         f"{figures['answers_cut_out']:,}",

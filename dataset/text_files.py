@@ -18,14 +18,30 @@ SEPARATORS = {
     "line": re.compile(rb"\n"),
     "file": re.compile(rb"(?!)"),
 }
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>", "[EOS]", "</s>", *TURN_ENDS)
-"""what ends a document; the first of these that a .txt file has is taken to end all of its documents"""
-BEGINNINGS = (
-    *("<|startoftext|>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "<bos>", "[BOS]", "<s>"),
-    *("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>"),
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+ENDS = (
+    *(
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<｜end▁of▁sentence｜>",
+        "<eos>",
+        "[EOS]",
+        "<eod>",
+        "<|eod|>",
+        "</s>",
+    ),
+    *TURN_ENDS,
 )
-INSIDE = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+"""what ends a document; the first of these that a .txt file has is taken to end all of its documents"""
+BEGINNINGS = ("<|startoftext|>", "<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "<bos>", "[BOS]", "<s>")
+TURN_BEGINNINGS = ("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>")
+INSIDE = (
+    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<｜User｜>", "<｜Assistant｜>"),
+)
+LIKE_MARK = re.compile(r"<\|\w{2,30}\|>|<｜[\w▁]{2,30}｜>")
+NONE: dict[str, int] = {}
+MOST_KEPT = 20  # kinds of what looks like a mark
 STRUCK_OUT = re.compile(r"(?:[^\s>]|(?<!/s)(?<!<s)>)\s*<s>|</s>\s*+(?!<s>|\Z)")  # <s> of HTML
 
 
@@ -39,10 +55,11 @@ def _header(roles: str) -> str:
     return f"(?:{'|'.join(form.format(f'(?:{roles})') for form in forms)})"
 
 
-MARK = re.compile(_any(ENDS + BEGINNINGS + INSIDE))
+MARK = re.compile(_any(ENDS + BEGINNINGS + TURN_BEGINNINGS + INSIDE))
 HEADER = re.compile(_header("system|developer|user|assistant|model|tool"))
 NEXT_TURN = re.compile(
-    rf"(?<!\s)\s*+(?:{_any(TURN_ENDS)}\s*{_header('user|assistant|model|tool')}|{_any(INSIDE)})\s*"
+    rf"(?<!\s)\s*+(?:{_any(TURN_ENDS)}\s*{_header('user|assistant|model|tool')}"
+    rf"|(?:(?:<\|end\|>|</s>)\s*)?{_any(INSIDE)})\s*"
 )
 
 
@@ -66,10 +83,10 @@ class TextRules(NamedTuple):
         """Return what ends a document in a .txt file that begins so.
 
         Where marks are spelt in it, those end its documents instead of blank lines. The pattern then matches
-        behind the mark, which is a part of the record until it is counted.
+        behind the mark, or before one that begins documents: it is a part of the record until it is counted.
         """
         if self == DEFAULT_RULES and (mark := _end_mark(beginning)):
-            return re.compile(b"(?<=" + re.escape(mark.encode()) + b")")
+            return re.compile(b"(?%s%s)" % (b"=" if mark in BEGINNINGS else b"<=", re.escape(mark.encode())))
         if self.separator in SEPARATORS:
             return SEPARATORS[self.separator]
         return re.compile(rb"(?m)^[^\S\n]*" + re.escape(self.separator.strip().encode()) + rb"[^\S\n]*\n")
@@ -87,6 +104,8 @@ class Marks:
     """with marks"""
     documents: int = 0
     """made of those records"""
+    kept: Counter[str] = field(default_factory=Counter)
+    """what looks like a mark and is none that is known: it is text"""
 
     def divide(self, text: str) -> list[str]:
         """Return the documents in a text, itself if it has no marks: several, or none if it is marks alone.
@@ -94,6 +113,9 @@ class Marks:
         <|im_start|>One.<|im_end|> <|im_start|>Two.<|im_end|>      "One."  "Two."
         <s>[INST] Name a bird. [/INST] Heron. </s>                  "Name a bird.\\nHeron."
         """
+        for like in LIKE_MARK.findall(text) if "<" in text else ():
+            if not MARK.fullmatch(like) and (like in self.kept or len(self.kept) < MOST_KEPT):
+                self.kept[like] += 1
         if not (found := _marks(text)):
             return [text]
         end = re.compile(f"{HEADER.pattern}|{_any(found)}")
@@ -101,13 +123,16 @@ class Marks:
         self.add(found, 1, len(documents))
         return documents
 
-    def add(self, found: dict[str, int], records: int, documents: int) -> None:
+    def add(self, found: dict[str, int], records: int, documents: int, kept: dict[str, int] = NONE) -> None:
         """Add counts, such as another process kept."""
         self.found.update(found)
+        self.kept.update(kept)
         self.records, self.documents = self.records + records, self.documents + documents
 
-    def __str__(self) -> str:
-        return ", ".join(f"{count:,} {mark}" for mark, count in self.found.most_common())
+
+def counts(marks: dict[str, int]) -> str:
+    """Return marks with their numbers, the most frequent first."""
+    return ", ".join(f"{count:,} {mark}" for mark, count in Counter(marks).most_common())
 
 
 def not_utf8(content: bytes) -> str:
@@ -126,11 +151,11 @@ def not_utf8(content: bytes) -> str:
 
 
 def _end_mark(text: str) -> str:
-    """Return the mark that ends the documents of a .txt file: it begins or ends a line somewhere."""
+    """Return the mark that ends, or begins, the documents of a .txt file: at an edge of some line."""
     found = {mark for mark in _marks(text) if re.search(f"(?m)^{re.escape(mark)}|{re.escape(mark)}$", text)}
     if HEADER.search(text):  # a chat stays together
         found -= set(TURN_ENDS)
-    return next(filter(found.__contains__, ENDS), "")
+    return next(filter(found.__contains__, ENDS + BEGINNINGS), "")
 
 
 def _marks(text: str) -> Counter[str]:

@@ -17,7 +17,7 @@ from dataset.messages import shown
 from dataset.preparation import PreparationSettings, write_store
 from dataset.printing import printable
 from dataset.sources import form_of
-from dataset.text_files import Marks
+from dataset.text_files import Marks, counts
 from dataset.token_store import read_manifest
 from trainer.command_line import parse, run
 
@@ -61,12 +61,13 @@ def summary(manifest: dict[str, Any]) -> dict[str, str]:
     """Return the figures of a store by name."""
     lengths, tokens, rejects = manifest["lengths"], manifest["tokens"], manifest["rejects"]
     reasons = "; ".join(f"{count} {reason}" for reason, count in rejects.items())
-    marks = Marks()
-    marks.add(**manifest["marks"])
+    marks = Marks(**manifest["marks"])
     figures = {
         "records": f"{manifest['records']:,}",
         "rejected": f"{sum(rejects.values()):,}" + (f" ({reasons}; see rejects.jsonl)" if rejects else ""),
-        "marks in texts": f"{marks}; {marks.records:,} records became {marks.documents:,} documents",
+        "marks in texts": f"{counts(marks.found)}; {marks.records:,} records became {marks.documents:,} "
+        "documents",
+        "trained as text": f"{counts(marks.kept)}, which look like marks and are none that are known",
         "documents": f"{manifest['documents']:,}" + _doubt(manifest),
         "tokens": f"{tokens:,}",
         "targets": f"{manifest['targets']:,} ({manifest['targets'] / tokens:.1%})",
@@ -75,7 +76,8 @@ def summary(manifest: dict[str, Any]) -> dict[str, str]:
             f"{name} {value:,.0f}" for name, value in lengths.items() if name != "mean"
         ),
     }
-    return {name: value for name, value in figures.items() if marks.found or name != "marks in texts"}
+    absent = {"marks in texts": not marks.found, "trained as text": not marks.kept}
+    return {name: value for name, value in figures.items() if not absent.get(name)}
 
 
 def _doubt(manifest: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from dataset.sampling import Sample, Texts
 from dataset.sources import describe_source
-from dataset.text_files import DEFAULT_RULES, TextMarks, TextRules
+from dataset.text_files import DEFAULT_RULES, TextMarks, TextRules, counts
 from dataset.tokenizer import FILES, Tokenizer, check_vocab_size, train_tokenizer
 from dataset.whole_folder import check_free, whole_folder
 from model.errors import UserError
@@ -96,7 +96,7 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
         (folder / REQUEST).write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
     print(f"{settings.out}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
     if sample.marks.found:
-        print(f"marks in texts, not trained on: {sample.marks}")
+        print(f"marks in texts, not trained on: {counts(sample.marks.found)}")
     return tokenizer
 
 

@@ -62,7 +62,9 @@ def test_what_ends_a_document_of_a_text_file_is_a_setting(
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-@pytest.mark.parametrize("form", ["{}\n<|endoftext|>\n", "<|endoftext|>{}", "{}</s>\n", "<s>{}</s>\n\n"])
+@pytest.mark.parametrize(
+    "form", ["{}\n<|endoftext|>\n", "<|endoftext|>{}", "{}</s>\n", "<s>{}</s>\n\n", "<bos>{}\n\n"]
+)
 @pytest.mark.parametrize("block_bytes", [1, 300, 2**22])
 def test_a_mark_spelt_in_a_text_file_ends_its_documents(tmp_path, monkeypatch, form, newline, block_bytes):
     monkeypatch.setattr(sources, "BLOCK_BYTES", block_bytes)
@@ -98,12 +100,23 @@ def test_marks_are_text_where_asked_so_and_chats_stay_as_they_are(tmp_path):
             ["hi\nyes", "next"],
         ),
         ("<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nyes<end_of_turn>", ["hi\nyes"]),
+        ("<|system|>\nS</s>\n<|user|>\nhi</s>\n<|assistant|>\nyes</s>", ["S\nhi\nyes"]),
+        ("<|user|>\nhi<|end|>\n<|assistant|>\nyes<|end|>", ["hi\nyes"]),
+        ("<｜User｜>hi<｜Assistant｜>yes<｜end▁of▁sentence｜>", ["hi\nyes"]),
+        ("a<|eod|>b<eod>", ["a", "b"]),
     ],
 )
 def test_a_text_is_divided_at_marks_of_documents_and_joined_at_those_of_turns(text, documents):
     marks = Marks()
     assert marks.divide(text) == documents
     assert marks.records == bool(marks.found) and marks.documents == len(documents) * marks.records
+
+
+def test_what_only_looks_like_a_mark_stays_text_and_is_told(tmp_path):
+    manifest, documents = prepare(tmp_path, "a.txt", "a <|fim_hole|> b<|endoftext|>\n<|fim_hole|> c")
+    assert documents == ["a <|fim_hole|> b", "<|fim_hole|> c"]
+    assert summary(manifest)["trained as text"].startswith("2 <|fim_hole|>, which look like marks")
+    assert "trained as text" not in summary(prepare(tmp_path, "a.txt", "a <| b |>", overwrite=True)[0])
 
 
 def test_a_tokenizer_learns_no_mark(tmp_path):

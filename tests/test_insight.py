@@ -5,6 +5,7 @@
 import json
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import (
+    after_step,
     conversations,
     data,
     init,
@@ -39,6 +41,7 @@ from trainer.reporting import Meter, Reporter, in_short
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
 from trainer.samples import draw_samples, in_one_line, sample_prompts
 from trainer.settings import PretrainSettings
+from trainer.summary import busy
 
 FIELDS = {
     *("step", "epoch", "loss", "learning_rate", "gradient_norm", "skipped_steps", "tokens", "targets"),
@@ -288,6 +291,23 @@ def test_tensorboard_gets_every_figure(pretrain, data, tmp_path, capsys):
     assert [event.step for event in events.Scalars("pretrain/bits_per_byte")] == [3]
 
 
+def test_wandb_gets_one_run_for_all_starts_of_a_run_directory(pretrain, tmp_path, monkeypatch):
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true")):
+        monkeypatch.setenv(name, value)
+    flags = ["--max_steps", 4, "--save_every_steps", 2, "--tracker", "wandb"]
+    after_step(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        pretrain(tmp_path / "run", *flags)
+    pretrain(tmp_path / "run", *flags)
+    assert losses(tmp_path / "run")[3:]
+    files = [*(tmp_path / "run/wandb").glob("offline-run-*/*.wandb")]
+    run_id = (tmp_path / "run/wandb/run_id").read_text()
+    assert files and {file.name for file in files} == {f"run-{run_id}.wandb"}
+    wait_until(lambda: all(file.stat().st_size > 1000 for file in files))
+    settings = [re.search(rb'max_steps.{1,6}?(?="?4)"?4', file.read_bytes(), re.S)[0] for file in files]
+    assert all(each.endswith(b"4") and not each.endswith(b'"4') for each in settings)
+
+
 def test_wandb_works_offline_without_a_key(pretrain, data, tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -354,6 +374,11 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(p
     with pytest.raises(UserError, match="--tracker clearml is not installed; install it with pip, or use"):
         pretrain(tmp_path / "run", "--max_steps", 3, "--tracker", "clearml")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_beside_other_work_is_told_so():
+    assert busy(1.9, 2) == []
+    assert busy(2.34, 2) == ["load       2.3 on 2 cores: other work takes them, and steps will take longer"]
 
 
 def test_the_summary_tells_what_was_trained_where(pretrain, data, tmp_path):

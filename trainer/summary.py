@@ -1,6 +1,7 @@
 """The words before a training and the file after it."""
 
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dataset.systems import num_cores
 from model.config import ModelConfig
 from trainer.run_dir import METRICS, RunDirectory
 from trainer.schedule import warmup_steps
@@ -39,7 +41,14 @@ def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_pe
         f"training   {total_steps:,} steps of {rows_per_step} rows, {settings.optimizer.name}, "
         f"{settings.schedule.name} schedule",
         *_short(settings, figures, total_steps, rows_per_step),
+        *busy(os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, num_cores()),
     ]
+
+
+def busy(load: float, cores: int) -> list[str]:
+    """Return a line if a load average says that other work takes the cores."""
+    words = f"load       {load:.1f} on {cores} cores: other work takes them, and steps will take longer"
+    return [words] if load >= cores else []
 
 
 def _short(settings: TrainSettings, figures: dict[str, Any], total: int, rows_per_step: int) -> list[str]:

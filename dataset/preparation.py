@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from hashlib import blake2b
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -117,15 +118,16 @@ def _is_complete(folder: Path, request: dict[str, Any]) -> bool:
 
 
 class _Journal:
-    """Says how far a preparation has come; one of other settings or sources is void, with all there is."""
+    """Says how far a preparation has come; one that is damaged, or of another request, is void."""
 
     def __init__(self, folder: Path, request: dict[str, Any]) -> None:
         self.folder, self.path = folder, folder / JOURNAL
         self._request, self._due = request, monotonic() + JOURNAL_EVERY_SECONDS
         self.position: dict[str, Any] = {}
         try:
-            written = json.loads(self.path.read_text(encoding="utf-8"))
-            self.position = written["position"] if written["request"] == request else {}
+            content, digest = self.path.read_text(encoding="utf-8").rsplit("\n", 1)
+            if digest == _digest(content) and (written := json.loads(content))["request"] == request:
+                self.position = written["position"]
         except (OSError, ValueError):
             pass  # nothing was done yet
         if not self.position:
@@ -137,8 +139,13 @@ class _Journal:
         return monotonic() >= self._due
 
     def write(self, position: dict[str, Any]) -> None:
-        write_whole(self.path, json.dumps({"request": self._request, "position": position}))
+        content = json.dumps({"request": self._request, "position": position})
+        write_whole(self.path, f"{content}\n{_digest(content)}")
         self._due = monotonic() + JOURNAL_EVERY_SECONDS
+
+
+def _digest(content: str) -> str:
+    return blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def _write(

@@ -117,7 +117,19 @@ def start(settings_of, data, out, workers):
 
 
 def blocks_in(journal):
-    return json.loads(journal.read_text())["position"]["blocks"]
+    return json.loads(journal.read_text().rsplit("\n", 1)[0])["position"]["blocks"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-1], lambda text: text.replace('"blocks": 2', '"blocks": "x"')]
+)
+def test_a_damaged_journal_is_void(tmp_path, damage):
+    position = {"blocks": 2, "listing": 0, "account": [2, {}, ""]}
+    preparation._Journal(tmp_path, {"kind": "sft"}).write(position)
+    assert preparation._Journal(tmp_path, {"kind": "sft"}).position == position
+    file = tmp_path / preparation.JOURNAL
+    file.write_text(damage(file.read_text()))
+    assert preparation._Journal(tmp_path, {"kind": "sft"}).position == {}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

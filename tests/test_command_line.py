@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from test_imports import ROOT
 
 from model.errors import UserError
 from trainer.command_line import parse, run
@@ -230,3 +231,11 @@ def test_a_closed_pipe_is_quiet():
     shell = f'"{sys.executable}" -c "{code}" | head -n 1'
     done = subprocess.run(shell, shell=True, cwd=root, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("module", ["trainer.pretrain", "scripts.prepare_data"])
+def test_a_help_that_finds_no_room_is_one_line(module):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", module, "--help"]
+        ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (2, "error: [Errno 28] No space left on device\n")

@@ -47,6 +47,8 @@ def parse(settings_class: type[Settings], description: str, argv: Sequence[str] 
     """
     flags = {flag.key: flag for flag in _flags(settings_class)}
     parser = _parser(flags.values(), description)
+    # argparse's own keeps quiet where it cannot write
+    parser.print_help = lambda file=None: print(parser.format_help(), end="", file=file, flush=True)
     try:
         rivals = getattr(settings_class, "rivals", lambda key, value: ())
         line = _with_recipes(list(sys.argv[1:] if argv is None else argv), flags, rivals)
@@ -62,7 +64,7 @@ def run(main: Callable[[], None], stdout_is_log: bool = False) -> None:
 
     Where standard output is a log, lines that cannot be written are dropped.
     """
-    prepare_streams(stdout_is_log)
+    prepare_streams(stdout_is_log and not {"-h", "--help"} & {*sys.argv})
     # threads that spin while they wait are many times slower beside other load; read when torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

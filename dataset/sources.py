@@ -1,10 +1,9 @@
 """Where data lies: files, folders, globs and the hub, as blocks of lines that end where a record ends.
 
 Local text is read as bytes: what is broken costs a record, never the file, and no file is held whole. Parquet
-and the hub come through `datasets`, as lines of JSON. What stands in a block is `dataset/records.py`'s.
+and the hub are `dataset/tables.py`'s; what stands in a block, `dataset/records.py`'s.
 """
 
-import json
 import os
 import re
 import sys
@@ -21,11 +20,11 @@ from typing import Any, NamedTuple, NoReturn
 
 from dataset.json_lines import as_json_lines
 from dataset.printing import printable
+from dataset.tables import HUB, on_hub, rows
 from dataset.text_files import DEFAULT_RULES, TextRules
 from dataset.unpacking import COMPRESSIONS, BrokenOffError, opened, read_chunks
-from model.errors import UnfinishedError, UserError
+from model.errors import UserError
 
-HUB = "hub:"
 FORMS = (".jsonl", ".json", ".txt", ".parquet")
 ENDINGS = (*FORMS, *(form + packed for form in FORMS[:3] for packed in COMPRESSIONS))
 PRODUCTS = {"a token store": ("manifest.json", "ids-00000.bin"), "a tokenizer": ("tokenizer.json",)}
@@ -221,11 +220,11 @@ def read_blocks(source: str, rules: TextRules = DEFAULT_RULES) -> Iterator[Block
     Line ends of .txt files are unified, so that a line ends with a newline alone.
     """
     if source.startswith(HUB):
-        yield from _cut(source, LINE_END, _rows(**_on_hub(source)))
+        yield from _cut(source, LINE_END, rows(**on_hub(source)))
         return
     form = form_of(source)
     if form == ".parquet":
-        yield from _cut(source, LINE_END, _rows(path="parquet", data_files=[source], split="train"))
+        yield from _cut(source, LINE_END, rows(path="parquet", data_files=[source], split="train"))
     elif form == ".json":
         yield from _cut(source, LINE_END, as_json_lines(source, read_chunks(source)))
     elif form == ".txt":
@@ -311,54 +310,3 @@ class _Cutter:
         line, self.line = self.line, self.line + content.count(b"\n")
         self._searched = 0
         return Block(self.source, line, content, "", self.record_end)
-
-
-def _on_hub(source: str) -> dict[str, Any]:
-    """Return what `hub:org/name[:config][:split]` asks for; two parts are a name and a split."""
-    name, *options = source.removeprefix(HUB).split(":")
-    if not name or len(options) > 2:
-        raise UserError(f"{source}: expected {HUB}org/name, and after it :split or :config:split")
-    config, split = options if len(options) == 2 else (None, *options, "train")[:2]
-    return {"path": name, "name": config, "split": split}
-
-
-def _rows(**request: Any) -> Iterator[bytes]:
-    """Yield the rows of what `datasets` opens as lines of JSON.
-
-    Raises `UserError` for a file that it cannot read, `UnfinishedError` for a hub that may answer next time.
-    """
-    import datasets
-
-    what = request.get("data_files", [HUB + request["path"]])[0]
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it raises says the same
-    if request["path"] == "parquet":
-        request["batch_size"] = 1000  # else whole row groups are held
-    try:
-        for row in datasets.load_dataset(**request, streaming=True):
-            row = {column: _without_nulls(value) for column, value in row.items()}
-            yield json.dumps(row, ensure_ascii=False, default=_plain).encode() + b"\n"
-    except Exception as error:  # each format, file system and server raises its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        kind = UnfinishedError if what.startswith(HUB) else UserError
-        raise kind(f"{what} cannot be read: {reason}") from None
-
-
-def _without_nulls(value: Any) -> Any:
-    """Return a value without the keys that hold null: Arrow gives every object the keys of all the others."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
-
-
-def _plain(value: Any) -> str | dict[str, int]:
-    """Return what a line of JSON holds for a value that it has no form for.
-
-    Bytes are the text that they hold, as some write texts so; of others only their number is told.
-    """
-    if not isinstance(value, bytes):
-        return str(value)
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return {"bytes": len(value)}

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from dataset.chat_form import CHAT_TEMPLATE, TRAINING_TEMPLATE, ChatForm, read_form
 from dataset.conversation import ROLES
@@ -24,8 +24,8 @@ from dataset.foreign_tokenizer import (
     kind_of,
     named_tokens,
     own_template,
-    try_out,
 )
+from dataset.words import Words, byte_of_character, pre_tokenizer, without_added_tokens
 from model.errors import UserError
 from model.json_file import read_object
 
@@ -76,10 +76,7 @@ class Tokenizer:
             self._own = tokenizers.Tokenizer.from_str(backend.to_str())
             backend.add_tokens([_added_token(text) for text in lacking])
         self.vocab_size, self._room = _size(backend), room
-        self._content = _without_added_tokens(backend)
-        self._words = _Words(self._content)
-        if self._words.pattern is None:
-            try_out(self._content)
+        self._words = Words(without_added_tokens(backend))
         self.endoftext_id = self.special(endoftext)
         pads = (self._named.get("pad_token"), PAD, endoftext)
         self.pad_id = next((self.special(text) for text in pads if text in added), 0)
@@ -186,11 +183,7 @@ class Tokenizer:
 
     def _encode_part(self, text: str) -> list[int]:
         try:
-            if self._words.pattern is None:
-                with explaining_panics():
-                    return self._content.encode(text, add_special_tokens=False).ids
-            words = self._words.pattern.findall(text)
-            return list(chain.from_iterable(map(self._words.__getitem__, words)))
+            return self._words.encode(text)
         except TypeError:
             raise UserError("the text is not valid Unicode; write it as UTF-8") from None
 
@@ -249,30 +242,11 @@ class Tokenizer:
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
-        byte_of = _byte_of_character()
+        byte_of = byte_of_character()
         vocab = self._backend.get_vocab(with_added_tokens=False)
         known = {i: bytes(byte_of[c] for c in t) for t, i in vocab.items() if byte_of.keys() >= set(t)}
         added = self._backend.get_added_tokens_decoder()
         return known | {token_id: token.content.encode() for token_id, token in added.items()}
-
-
-class _Words(dict[str, list[int]]):
-    """The ids of words as they are met: several times as fast as the library, as languages repeat words."""
-
-    LONGEST, MOST = 32, 200_000  # characters of a word, words
-
-    def __init__(self, content: tokenizers.Tokenizer) -> None:
-        super().__init__()
-        self._content = content
-        self.pattern = _word_pattern(content)
-
-    def __missing__(self, word: str) -> list[int]:
-        ids = self._content.encode(word, add_special_tokens=False).ids
-        if len(word) <= self.LONGEST:
-            if len(self) >= self.MOST:
-                self.clear()
-            self[word] = ids
-        return ids
 
 
 class TextStream:
@@ -306,7 +280,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, isolate_han: bool = T
     """
     check_vocab_size(vocab_size)
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = _pre_tokenizer(isolate_han)
+    backend.pre_tokenizer = pre_tokenizer(isolate_han)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -340,41 +314,6 @@ def check_vocab_size(vocab_size: int) -> None:
         raise UserError(f"expected vocab_size of at most {LARGEST_VOCAB}, got {vocab_size}")
 
 
-def _pre_tokenizer(isolate_han: bool) -> pre_tokenizers.PreTokenizer:
-    split_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    split_han = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
-    return pre_tokenizers.Sequence([split_han, split_words] if isolate_han else [split_words])
-
-
-def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
-    """Return a pattern that cuts a text only where `content` cuts it too, None where its ways are not ours.
-
-    A word is cut only at a space, at a Han character, or where ASCII changes between letters, digits and
-    signs; an apostrophe stays with what follows. The rest is left to the library, so the ids are the same.
-    """
-    alone = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's
-    ways = {True: [_pre_tokenizer(isolate_han=True)], False: [_pre_tokenizer(isolate_han=False), alone]}
-    known = {isolate_han: [_word_rules(rules) for rules in each] for isolate_han, each in ways.items()}
-    content_rules = json.loads(content.to_str())["pre_tokenizer"]
-    isolate_han = next((han for han, rules in known.items() if content_rules in rules), None)
-    if isolate_han is None or content.normalizer is not None:
-        return None
-    space = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-    han = "\u3400-\u4dbf\u4e00-\u9fef" if isolate_han else ""
-    joins = rf"[^\x00-\x7f{han}]"  # a letter or sign of another script may continue the word
-    letters, digits = rf"[A-Za-z]++(?!{joins})", rf"[0-9]++(?!{joins})"
-    signs = rf"[!-&(-/:-@\[-`{{-~]++(?!{joins}|')"
-    word = rf"[{space}]*(?:{letters}|{digits}|{signs}|[^{space}{han}]+)|[{space}]+"
-    return re.compile(rf"[{han}]|{word}" if han else word)
-
-
-def _word_rules(rules: pre_tokenizers.PreTokenizer) -> dict[str, object]:
-    """Return how `tokenizers` writes a pre-tokenizer, which is how two can be compared."""
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = rules
-    return json.loads(backend.to_str())["pre_tokenizer"]
-
-
 def _parts(text: str) -> Iterator[str]:
     """Cut a text so that encoding it takes little memory, between words wherever there is such a place."""
     begin = 0
@@ -401,28 +340,3 @@ def _with_visible_tags(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     for token in content["added_tokens"]:
         token["special"] = token["content"] not in TAGS
     return tokenizers.Tokenizer.from_str(json.dumps(content))
-
-
-def _without_added_tokens(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Return a copy that knows no added token: its own escape switch leaves those with `special=False`."""
-    content = json.loads(backend.to_str())
-    added = {token["content"] for token in content["added_tokens"]}
-    model = content["model"]
-    model["vocab"] = {token: i for token, i in model["vocab"].items() if token not in added}
-    model["merges"] = [[a, b] for a, b in model["merges"] if not added & {a, b, a + b}]
-    content |= {"added_tokens": [], "post_processor": None}
-    return tokenizers.Tokenizer.from_str(json.dumps(content))
-
-
-def _byte_of_character() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for (the table of GPT-2).
-
-    Printable bytes stand for themselves; the others are numbered from U+0100 on.
-    """
-    printable = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -54,7 +54,7 @@ def test_hub_datasets_are_imported_in_one_function_of_one_file_and_by_what_it_is
     for file in set(modules(*FOLDERS)) - {ROOT / "scripts/bench/datasets_map.py"}:
         for name, node in imports(file):
             if name.partition(".")[0] == "datasets":
-                assert file == ROOT / "dataset" / "sources.py" and node.col_offset > 0, file
+                assert file == ROOT / "dataset" / "tables.py" and node.col_offset > 0, file
 
 
 ANSWER = """

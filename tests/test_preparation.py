@@ -303,7 +303,7 @@ def test_a_long_text_is_encoded_in_parts_as_it_would_be_whole(settings_of, tmp_p
     text = "".join(
         random.Random(0).choices(["法", "国的", " is", " the", "。", "，", "'s", ".\n\n", "12", "x"], k=4000)
     )
-    whole = TOKENIZER._content.encode(text).ids
+    whole = TOKENIZER._words.content.encode(text).ids
     for size in (100, 1000, 10**6):
         monkeypatch.setattr("dataset.tokenizer.PART_CHARACTERS", size)
         assert TOKENIZER.encode(text) == whole

@@ -113,7 +113,7 @@ WORDS = [
 def test_remembered_words_give_the_ids_of_the_library(text, isolate_han):
     tokenizer = TOKENIZER if isolate_han else JOINING_TOKENIZER
     assert tokenizer._words.pattern is not None
-    assert tokenizer.encode(text) == tokenizer._content.encode(text).ids
+    assert tokenizer.encode(text) == tokenizer._words.content.encode(text).ids
 
 
 def test_remembered_words_take_bounded_memory(monkeypatch):

@@ -1,0 +1,99 @@
+"""The words that texts are cut into before they are encoded: their pattern, ids, and characters for bytes."""
+
+import json
+import re
+from itertools import chain
+
+import tokenizers
+from tokenizers import Regex, models, pre_tokenizers
+
+from dataset.foreign_tokenizer import explaining_panics, try_out
+
+
+class Words(dict[str, list[int]]):
+    """The ids of words as they are met: several times as fast as the library, as languages repeat words."""
+
+    LONGEST, MOST = 32, 200_000  # characters of a word, words
+
+    def __init__(self, content: tokenizers.Tokenizer) -> None:
+        """Take over what encodes contents; raises `UserError` if its rules fail on harmless text."""
+        super().__init__()
+        self.content, self.pattern = content, _word_pattern(content)
+        if self.pattern is None:
+            try_out(content)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, word by word unless texts are cut in other ways than ours."""
+        if self.pattern is None:
+            with explaining_panics():
+                return self.content.encode(text, add_special_tokens=False).ids
+        return list(chain.from_iterable(map(self.__getitem__, self.pattern.findall(text))))
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self.content.encode(word, add_special_tokens=False).ids
+        if len(word) <= self.LONGEST:
+            if len(self) >= self.MOST:
+                self.clear()
+            self[word] = ids
+        return ids
+
+
+def pre_tokenizer(isolate_han: bool) -> pre_tokenizers.PreTokenizer:
+    """Return what cuts texts as GPT-2 does, Chinese characters each for itself if asked to."""
+    split_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split_han = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
+    return pre_tokenizers.Sequence([split_han, split_words] if isolate_han else [split_words])
+
+
+def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
+    """Return a pattern that cuts a text only where `content` cuts it too, None where its ways are not ours.
+
+    A word is cut only at a space, at a Han character, or where ASCII changes between letters, digits and
+    signs; an apostrophe stays with what follows. The rest is left to the library, so the ids are the same.
+    """
+    alone = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's
+    ways = {True: [pre_tokenizer(isolate_han=True)], False: [pre_tokenizer(isolate_han=False), alone]}
+    known = {isolate_han: [_word_rules(rules) for rules in each] for isolate_han, each in ways.items()}
+    content_rules = json.loads(content.to_str())["pre_tokenizer"]
+    isolate_han = next((han for han, rules in known.items() if content_rules in rules), None)
+    if isolate_han is None or content.normalizer is not None:
+        return None
+    space = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+    han = "\u3400-\u4dbf\u4e00-\u9fef" if isolate_han else ""
+    joins = rf"[^\x00-\x7f{han}]"  # a letter or sign of another script may continue the word
+    letters, digits = rf"[A-Za-z]++(?!{joins})", rf"[0-9]++(?!{joins})"
+    signs = rf"[!-&(-/:-@\[-`{{-~]++(?!{joins}|')"
+    word = rf"[{space}]*(?:{letters}|{digits}|{signs}|[^{space}{han}]+)|[{space}]+"
+    return re.compile(rf"[{han}]|{word}" if han else word)
+
+
+def _word_rules(rules: pre_tokenizers.PreTokenizer) -> dict[str, object]:
+    """Return how `tokenizers` writes a pre-tokenizer, which is how two can be compared."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = rules
+    return json.loads(backend.to_str())["pre_tokenizer"]
+
+
+def without_added_tokens(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Return a copy that knows no added token: its own escape switch leaves those with `special=False`."""
+    content = json.loads(backend.to_str())
+    added = {token["content"] for token in content["added_tokens"]}
+    model = content["model"]
+    model["vocab"] = {token: i for token, i in model["vocab"].items() if token not in added}
+    model["merges"] = [[a, b] for a, b in model["merges"] if not added & {a, b, a + b}]
+    content |= {"added_tokens": [], "post_processor": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def byte_of_character() -> dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for (the table of GPT-2).
+
+    Printable bytes stand for themselves; the others are numbered from U+0100 on.
+    """
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -32,7 +32,7 @@ from trainer.schedule import count_steps, multiplier
 from trainer.settings import TrainSettings, to_plain
 from trainer.sharding import distribute, load_weights, whole, whole_model, without_exchange
 from trainer.stopping import StopRequest
-from trainer.summary import describe_task, summarise
+from trainer.summary import describe_continuation, describe_task, summarise
 from trainer.task import Task
 from trainer.training_state import (
     Progress,
@@ -324,13 +324,8 @@ class Training:
             self.reporter.say(line)
         self.reporter.say(f"device     {self.device.description}")
         self.reporter.say(f"compile    {self.compilation.reason}")
-        if self.restored_step:
-            self.reporter.say(f"continuing after step {self.restored_step}")
-        if self.progress.processes != self.world and self.restored_step:
-            self.reporter.say(
-                f"{self.world} processes instead of {self.progress.processes}: gradient_accumulation is "
-                f"{self.settings.gradient_accumulation}, which keeps the rows of a step"
-            )
+        for line in describe_continuation(self.progress, self.world, self.settings.gradient_accumulation):
+            self.reporter.say(line)
 
     def _close(self, is_finished: bool) -> None:
         """Leave `summary.json` and say how to go on."""

@@ -71,6 +71,19 @@ def _windows(config: ModelConfig) -> str:
     return f", window {config.sliding_window} in layers {layers}" if sliding else ""
 
 
+def describe_continuation(progress: Progress, world: int, gradient_accumulation: int) -> list[str]:
+    """Return the lines that say from where a training goes on, none for a new one."""
+    if not progress.step:
+        return []
+    lines = [f"continuing after step {progress.step}"]
+    if progress.processes != world:
+        lines.append(
+            f"{world} processes instead of {progress.processes}: gradient_accumulation is "
+            f"{gradient_accumulation}, which keeps the rows of a step"
+        )
+    return lines
+
+
 def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: str) -> dict[str, Any]:
     """Return what `summary.json` tells of a training: its size, its results, and what it ran on."""
     validation: dict[str, dict[str, Any]] = {}

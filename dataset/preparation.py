@@ -36,7 +36,7 @@ from dataset.sources import (
     states_of,
 )
 from dataset.text_files import Marks
-from dataset.token_store import StoreWriter, TokenStore, flush_to_disk, read_manifest, write_whole
+from dataset.token_store import ADVICE, StoreWriter, TokenStore, flush_to_disk, read_manifest, write_whole
 from dataset.tokenizer import Tokenizer
 from dataset.unpacking import BROKEN_OFF
 from dataset.whole_folder import resumable_folder
@@ -67,7 +67,7 @@ def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
             _write(settings, sources, tokenizer, journal, {"sources": described, "request": request})
         check_unchanged(states)
         (folder / JOURNAL).unlink(missing_ok=True)
-        return read_manifest(folder), False
+        return read_notes(folder), False
 
 
 def is_store(path: str | Path) -> bool:
@@ -102,7 +102,7 @@ def _request(
 
 
 def _finished(out: str, request: dict[str, Any]) -> dict[str, Any]:
-    manifest = read_manifest(out)
+    manifest = read_notes(out)
     if differing := [key for key in request if request[key] != manifest["request"].get(key)]:
         raise UserError(
             f"{out} was prepared with other {', '.join(differing)}; choose another --out, or --overwrite it"
@@ -112,9 +112,38 @@ def _finished(out: str, request: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
+def read_notes(path: str | Path) -> dict[str, Any]:
+    """Return the manifest of a store, all notes of the preparation in it; raises `UserError`."""
+    manifest = read_manifest(path)
+    try:
+        _check_notes(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{Path(path) / 'manifest.json'} is damaged; {ADVICE}") from None
+    return manifest
+
+
+def _check_notes(manifest: dict[str, Any]) -> None:
+    """Raise `ValueError`, `KeyError`, `TypeError` or `AttributeError` unless the notes have their types."""
+    marks = Marks(**manifest["marks"])
+    counts = [manifest["records"], manifest["bytes"], *manifest["rejects"].values()]
+    counts += [*marks.found.values(), *marks.kept.values(), marks.records, marks.documents]
+    names = [*manifest["stores"], *manifest["request"].keys()]
+    for source in manifest["sources"]:
+        counts += [source["bytes"], source["documents"]]
+        names += [source["path"], *source["unread_keys"]]
+    if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+        raise ValueError("a count is none")
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("a name is no text")
+    if not all(type(value) in (int, float) for value in [*manifest["lengths"].values()]) or not (
+        {"median"} <= manifest["lengths"].keys()
+    ):
+        raise TypeError("a length is no number")
+
+
 def _is_complete(folder: Path, request: dict[str, Any]) -> bool:
     """Say whether a preparation was killed between its last file and the renaming of the folder."""
-    return (folder / "manifest.json").is_file() and read_manifest(folder)["request"] == request
+    return (folder / "manifest.json").is_file() and read_notes(folder)["request"] == request
 
 
 class _Journal:

@@ -10,7 +10,7 @@ Kind = Literal["pretrain", "sft"]
 Packing = Literal["pack", "best_fit", "none"]
 Supervise = Literal["answers", "last", "all", "suffix"]
 
-SHORTEST_ROW = 16
+SHORTEST_ROW, LONGEST_ROW = 16, 2**20
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class BatchSettings:
             raise UserError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
         if self.max_seq_len < SHORTEST_ROW:
             raise UserError(f"max_seq_len: expected at least {SHORTEST_ROW} tokens, got {self.max_seq_len}")
+        if self.max_seq_len > LONGEST_ROW:
+            raise UserError(f"max_seq_len: expected at most {LONGEST_ROW:,} tokens, got more")
 
     def resolved(self, kind: Kind) -> "BatchSettings":
         """Return the settings with `supervise` filled in; raises `UserError` for what the data rules out."""

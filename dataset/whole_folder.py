@@ -95,6 +95,8 @@ def check_place(path: Path) -> None:
         raise UserError(f"--out {path}: expected a name in UTF-8; choose another") from None
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path} is a file; expected the name of a folder")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    parent = next((folder for folder in path.absolute().parents if folder.exists()), None)
+    if parent is None:
+        raise UserError(f"--out {path} is the root of all folders; expected the name of a folder in one")
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise UserError(f"--out {path} cannot be made in {parent}; choose a folder that can be written")

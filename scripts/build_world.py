@@ -12,6 +12,7 @@ from typing import Literal
 
 from dataset.builtin.splits import build_world, check_replaceable, write_world
 from dataset.builtin.world import SCALES
+from dataset.printing import printable
 from trainer.command_line import parse, run
 
 
@@ -35,7 +36,9 @@ def main() -> None:
     sizes = write_world(settings.out, files)
     print(f"{'file':<36}{'records':>9}{'kilobytes':>11}")
     for name, records in files.items():
-        print(f"{str(Path(settings.out) / name):<36}{len(records):>9,}{sizes[name] / 1000:>11,.0f}")
+        print(
+            f"{printable(str(Path(settings.out) / name)):<36}{len(records):>9,}{sizes[name] / 1000:>11,.0f}"
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ if not __package__:
 
 from dataclasses import dataclass
 
+from dataset.printing import printable
 from trainer.command_line import parse, run
 
 
@@ -26,7 +27,7 @@ def main() -> None:
 
     check_picture(settings.out)
     save_masks(settings.out, *strategy_panels())
-    print(f"{settings.out} is drawn")
+    print(f"{printable(settings.out)} is drawn")
 
 
 if __name__ == "__main__":

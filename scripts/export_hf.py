@@ -9,6 +9,7 @@ if not __package__:
 from dataclasses import dataclass
 from typing import Literal
 
+from dataset.printing import printable
 from model.errors import UserError
 from trainer.command_line import parse, run
 
@@ -41,7 +42,8 @@ def main() -> None:
     with whole_folder(settings.out) as folder:
         export_checkpoint(settings.model, folder)
         served.tokenizer.save(folder, served.model.config.vocab_size)
-    print(f'{settings.out} is written: transformers.Qwen3ForCausalLM.from_pretrained("{settings.out}")')
+    out = printable(settings.out)
+    print(f'{out} is written: transformers.Qwen3ForCausalLM.from_pretrained("{out}")')
 
 
 if __name__ == "__main__":

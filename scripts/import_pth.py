@@ -8,6 +8,7 @@ if not __package__:
 
 from dataclasses import dataclass
 
+from dataset.printing import printable
 from trainer.command_line import parse, run
 from trainer.settings import ModelSettings
 
@@ -39,7 +40,8 @@ def main() -> None:
         save_checkpoint(folder, model, "causal", tokenizer.stop_ids)
         tokenizer.save(folder, model.config.vocab_size)
     print(
-        f"{settings.out} is written: {model.num_parameters():,} parameters; chat, --init and evaluate take it"
+        f"{printable(settings.out)} is written: {model.num_parameters():,} parameters; "
+        "chat, --init and evaluate take it"
     )
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dataset.messages import shown
-from dataset.preparation import PreparationSettings, write_store
+from dataset.preparation import PreparationSettings, read_notes, write_store
 from dataset.printing import printable
 from dataset.sources import form_of
 from dataset.text_files import Marks, counts
-from dataset.token_store import read_manifest
 from trainer.command_line import parse, run
 
 SHORT_TOKENS, LARGE_BYTES = 5, 100_000  # of the median document, of a .txt file that is one document
@@ -32,11 +31,15 @@ def main() -> None:
     started = time.monotonic()
     manifest, was_finished = write_store(settings)
     seconds = time.monotonic() - started
-    print(f"{settings.out}: " + ("prepared already, nothing to do" if was_finished else f"{seconds:.1f} s"))
+    print(
+        printable(settings.out)
+        + ": "
+        + ("prepared already, nothing to do" if was_finished else f"{seconds:.1f} s")
+    )
     for store in manifest["stores"]:
         if store != ".":
-            print(f"{Path(settings.out) / store}:")
-        for name, value in summary(read_manifest(Path(settings.out) / store)).items():
+            print(printable(f"{Path(settings.out) / store}:"))
+        for name, value in summary(read_notes(Path(settings.out) / store)).items():
             print(
                 textwrap.fill(
                     printable(value), 80, initial_indent=f"  {name:<20}", subsequent_indent=" " * 22

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset.printing import printable
 from dataset.sampling import Sample, Texts
 from dataset.sources import describe_source
 from dataset.text_files import DEFAULT_RULES, TextMarks, TextRules, counts
@@ -72,7 +73,7 @@ def main() -> None:
     sample = Sample(settings.data, settings.text_column, *limits, rules)
     others = {name: Tokenizer.load(name) for name in settings.compare if not name.isdecimal()}
     if _is_finished(settings, sample.sources):
-        print(f"{settings.out}: trained already, nothing to do")
+        print(f"{printable(settings.out)}: trained already, nothing to do")
         if not settings.compare:
             return
         tokenizer = Tokenizer.load(settings.out)
@@ -94,7 +95,7 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
     with whole_folder(settings.out, replaces) as folder:
         tokenizer.save(folder)
         (folder / REQUEST).write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
-    print(f"{settings.out}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
+    print(f"{printable(settings.out)}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
     if sample.marks.found:
         print(f"marks in texts, not trained on: {counts(sample.marks.found)}")
     return tokenizer
@@ -147,7 +148,7 @@ def print_report(tokenizers: dict[str, Tokenizer], texts_of_language: Texts) -> 
     print(f"  {'tokenizer':<32}{'tokens':>9}" + "".join(f"{column:>20}" for column in columns.values()))
     for name, tokenizer in tokenizers.items():
         rates = [f"{_bytes_per_token(tokenizer, texts_of_language[each]):>20.2f}" for each in columns]
-        print(f"  {name:<32}{tokenizer.vocab_size:>9,}" + "".join(rates))
+        print(f"  {printable(name):<32}{tokenizer.vocab_size:>9,}" + "".join(rates))
 
 
 def _bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:

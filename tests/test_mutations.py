@@ -17,11 +17,13 @@ import pytest
 import torch
 from training_runs import SHAPE, conversations, sentences
 
+from dataset.printing import printable
 from tests.serving import save_model, small_tokenizer
 from trainer.command_line import run
 
 MOST_SECONDS = 20
 FEW, MANY = 120, 10_000
+ESCAPE = "a\x1b[31m\u202e\x9b"
 
 TRAIN = "--max_steps 2 --schedule.warmup_steps 1 --max_seq_len 96 --batch_size 2 --sample_tokens 2"
 FRESH = " ".join(f"{name} {value}" for name, value in SHAPE.items())
@@ -254,17 +256,23 @@ def attempt(number: int, template: Path, folder: Path) -> str:
     module, flags, patterns = COMMANDS[name]
     shutil.copytree(template, folder)
     words = flags.split()
-    what = f"mutation {number}, {name}: {mutate(folder, patterns, words, chance)}"
+    what = f"{name}: {mutate(folder, patterns, words, chance)}"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        signal.alarm(MOST_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)  # of computing: the machine may have other work
         try:
             code = call(module, words)
         except BaseException:  # also what the alarm raises, and panics of libraries
             return f"{what}\n{traceback.format_exc(limit=-4)}"
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     return "" if code in (0, 2) else f"{what}: exit code {code}"
+
+
+def steering(printed: str) -> str:
+    """Return the first line that would steer a terminal, "" where none does."""
+    lines = (line for line in printed.split("\n") if printable(line, keep="\t") != line)
+    return next((f"raw characters in {line!r}" for line in lines), "")
 
 
 class LateError(BaseException):
@@ -275,15 +283,60 @@ def _late(*_: object) -> None:
     raise LateError(f"not done after {MOST_SECONDS} s")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_name_of_a_file_steers_the_terminal(template, tmp_path, monkeypatch, capfd, name):
+    """Every path is one with an escape, and has to be printed as something else."""
+    module, flags, _ = COMMANDS[name]
+    shutil.copytree(template, tmp_path / ESCAPE)
+    monkeypatch.chdir(tmp_path)
+    words = flags.replace("--out evaluation", "--out new").split()
+    is_path = [(Path(ESCAPE) / word).exists() or word == "new" for word in words]
+    is_path = [yes and words[n - 1] != "--kind" for n, yes in enumerate(is_path)]
+    words = [f"{ESCAPE}/{word}" if yes else word for word, yes in zip(words, is_path, strict=True)]
+    assert call(module, words) == 0
+    assert steering("".join(capfd.readouterr())) == ""
+
+
 @pytest.mark.parametrize("share", range(10))
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
 def test_no_change_of_the_input_makes_a_traceback(template, tmp_path, capfd, share, count):
-    former, faults = signal.signal(signal.SIGALRM, _late), []
+    former, faults = signal.signal(signal.SIGPROF, _late), []
     for number in range(share * count // 10, (share + 1) * count // 10):
         torch.manual_seed(number)
-        if fault := attempt(number, template, tmp_path / str(number)):
-            faults.append(fault)
+        fault = attempt(number, template, tmp_path / str(number))
+        if fault := fault or steering("".join(capfd.readouterr())):
+            faults.append(f"mutation {number}: {fault}")
         shutil.rmtree(tmp_path / str(number))
-        capfd.readouterr()
-    signal.signal(signal.SIGALRM, former)
+    signal.signal(signal.SIGPROF, former)
     assert not faults, f"{len(faults)} of {count // 10}\n" + "\n".join(faults[:20])
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "value", "said"),
+    [
+        ("export", "--out", "/", "--out / is the root of all folders"),
+        ("rows", "--max_seq_len", "9" * 400, "max_seq_len: expected at most 1,048,576 tokens"),
+        ("pretrain", "--batch_size", "9" * 400, "--batch_size: expected at most"),
+        ("chats", "--validation_fraction", "9" * 400, "a number among the flags is too large"),
+    ],
+)
+def test_a_value_beyond_all_bounds_is_told_in_one_line(template, monkeypatch, capfd, name, flag, value, said):
+    module, flags, _ = COMMANDS[name]
+    words = flags.split()
+    words[words.index(flag) + 1] = value
+    monkeypatch.chdir(template)
+    assert call(module, words) == 2
+    assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["records", "bytes", "lengths", "rejects", "marks", "sources", "request"])
+@pytest.mark.parametrize("value", [None, "x", [1], {"": None}, -1])
+def test_a_finished_preparation_names_a_damaged_manifest(template, tmp_path, monkeypatch, capfd, key, value):
+    shutil.copytree(template, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    manifest = json.loads(Path("sft/manifest.json").read_text())
+    Path("sft/manifest.json").write_text(json.dumps(manifest | {key: value}))
+    module, flags, _ = COMMANDS["prepared"]
+    assert call(module, flags.split()) == 2
+    said = capfd.readouterr().err
+    assert "sft/manifest.json is damaged" in said or "prepared with other" in said

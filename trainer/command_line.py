@@ -52,7 +52,11 @@ def parse(settings_class: type[Settings], description: str, argv: Sequence[str] 
     try:
         rivals = getattr(settings_class, "rivals", lambda key, value: ())
         line = _with_recipes(list(sys.argv[1:] if argv is None else argv), flags, rivals)
-        return _instance(settings_class, parser.parse_args(line))
+        try:
+            values = parser.parse_args(line)
+        except OverflowError as error:  # of 400 digits where a fraction is expected
+            raise UserError(f"a number among the flags is too large ({error})") from None
+        return _instance(settings_class, values)
     except ArgumentError as error:
         fail(_one_line(str(error), flags))
     except UserError as error:

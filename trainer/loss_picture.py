@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, cycle
 from typing import TYPE_CHECKING, Any
 
+from dataset.printing import printable
 from trainer.run_dir import METRICS, RunDirectory, replacing
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def draw_losses(run_dir: RunDirectory) -> None:
     for colour, (name, points) in zip(cycle(VALIDATIONS), curves.validations.items(), strict=False):
         _draw_validation(axes, name, points, colour)
     axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
-    axes.set_title(run_dir.path.name, loc="left", fontweight="bold")
+    axes.set_title(printable(run_dir.path.name), loc="left", fontweight="bold")
     axes.grid(alpha=0.25, which="both")
     _choose_scale(axes, curves.losses())
     if curves.losses():
@@ -122,7 +123,7 @@ def _draw_validation(axes: "Axes", name: str, points: list[tuple[int, float]], c
     """Draw one store; its best point is named in the legend and marked, and its last one has its value."""
     steps, losses = _columns(points)
     best = min(range(len(losses)), key=losses.__getitem__)
-    label = f"validation {name}, best {losses[best]:.3f} at step {steps[best]}"
+    label = f"validation {printable(name)}, best {losses[best]:.3f} at step {steps[best]}"
     axes.plot(steps, losses, color=colour, linewidth=1.2, marker="o", markersize=4, label=label)
     axes.plot(steps[best], losses[best], marker="o", markersize=9, markerfacecolor="none", color=colour)
     axes.annotate(

@@ -72,7 +72,8 @@ class Reporter:
             self._accelerator.end_training()
 
     def say(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
+        """Print a line, in which foreign names may stand, above the bar if there is one."""
+        line = printable(line)
         if not self._bar.disable:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         elif self._speaks:

@@ -13,6 +13,7 @@ from model.errors import UserError
 FRESH = "fresh"
 """What --init says instead of a model directory."""
 LENGTHS = ("max_steps", "epochs", "max_tokens")
+MOST = 10**15  # of anything counted, so that products of a few stay numbers
 WINDOWS = ("sliding_window", "sliding_layers")
 """Settings of a model's shape that no weight depends on: those of --init may get others."""
 
@@ -227,6 +228,8 @@ class TrainSettings:
         for name in (*counted, "validate_every_steps", "sample_tokens", *lengths, "max_minutes"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise UserError(f"--{name}: expected more than 0, got {value}")
+            if value is not None and value > MOST:
+                raise UserError(f"--{name}: expected at most {MOST:,}, got more")
         if self.samples < 0:
             raise UserError(f"--samples: expected 0 or more, got {self.samples}")
 

@@ -322,8 +322,7 @@ class Training:
             self._prune()
         for line in describe_task(self.task, self.figures, self.total_steps, self.rows_per_step):
             self.reporter.say(line)
-        self.reporter.say(f"device     {self.device.description}")
-        self.reporter.say(f"compile    {self.compilation.reason}")
+        self.reporter.say(f"device     {self.device.description}\ncompile    {self.compilation.reason}")
         for line in describe_continuation(self.progress, self.world, self.settings.gradient_accumulation):
             self.reporter.say(line)
 
@@ -332,11 +331,11 @@ class Training:
         if self.is_main_process:
             summary = summarise(self.task, self.run_dir, self.progress, self.device.description)
             self.run_dir.write_json("summary.json", {"finished": is_finished} | summary)
-        if is_finished:
-            self.reporter.say(f"finished: {self.settings.out} holds the model")
-        else:
-            step = f"step {self.progress.step} of {self.total_steps}"
-            self.reporter.say(f"stopped and saved after {step}; the same command continues from there")
+        stopped = (
+            f"stopped and saved after step {self.progress.step} of {self.total_steps}; the same command "
+        )
+        finished = f"finished: {self.settings.out} holds the model"
+        self.reporter.say(finished if is_finished else f"{stopped}continues from there")
 
     def _is_due(self, *intervals: int) -> bool:
         """Say whether this is the end of one of the intervals (in steps), or of the training."""

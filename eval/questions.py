@@ -185,7 +185,9 @@ def _with_answer(record: dict[str, Any], answer: str, question_position: Questio
             if "from" in turns[-1]
             else {"role": "assistant", "content": answer}
         )
-        *messages, last = parse_messages(rest | {"conversations": [*turns, closing]})
+        *messages, last = parse_messages(
+            rest | {"conversations": [*turns, closing]}, chat_format="conversations"
+        )
         return [*(messages[:-1] if messages and messages[-1].role == "assistant" else messages), last]
     key = next((key for key in ASKED if not is_absent(record.get(key))), None)
     if key is None:

@@ -214,3 +214,9 @@ def test_keys_that_are_not_read_are_named(tmp_path):
         tmp_path / "q.jsonl", read, {"question": "Q", "answers": ["A"], "story": "S", "x": None}
     )
     assert load_questions([path]).unread_keys == ("story",)
+
+
+@pytest.mark.parametrize("label", [0, 1, False])
+def test_a_label_beside_the_choices_of_a_chat_is_no_preference(label):
+    asked = {"messages": [{"role": "user", "content": "Which?"}], "choices": ["a", "b"], "answer": 1}
+    assert parse_question(asked | {"label": label}, "n", "s") == parse_question(asked, "n", "s")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_runs import SHAPE, conversations, sentences
 
 from dataset.printing import printable
@@ -34,6 +35,16 @@ COMMANDS = {
         "scripts.train_tokenizer",
         "--data texts.jsonl texts.txt --vocab_size 290 --out new",
         "texts.*",
+    ),
+    "trained": (
+        "scripts.train_tokenizer",
+        "--data texts.jsonl --vocab_size 290 --compare tok --out trained",
+        "trained/* texts.jsonl tok/*",
+    ),
+    "import": (
+        "scripts.import_pth",
+        f"--weights weights.pth --tokenizer tok --out new {FRESH}",
+        "weights.pth tok/*",
     ),
     "texts": (
         "scripts.prepare_data",
@@ -139,11 +150,15 @@ def template(tmp_path_factory) -> Path:
             "schedule: {name: cosine, warmup_steps: 1}\nsamples: 0\ncompile: never\ndtype: float32\n"
         )
         small_tokenizer().save("tok")
+        make("scripts.train_tokenizer", "--data texts.jsonl --vocab_size 290 --out trained")
         for kind, data, out in (("pretrain", "texts.jsonl", "texts"), ("sft", "chats.jsonl", "sft")):
             make("scripts.prepare_data", f"--kind {kind} --data {data} --tokenizer tok --out {out}")
         shutil.copytree("sft", "val")
         save_model(Path("model"), "causal")
         make("trainer.sft", f"--init model --data sft --out run {TRAIN} --validation val --max_minutes 1e-9")
+        make("trainer.pretrain", f"--data texts --out weights --max_steps 1 {FRESH}")
+        torch.save(load_file("weights/checkpoints/step-00000001/model.safetensors"), "weights.pth")
+        shutil.rmtree("weights")
         evaluate = "--data questions.jsonl --loss_data sft --max_new_tokens 2 --out"
         for name in ("one", "two"):
             shutil.copytree("model", name)

@@ -322,7 +322,8 @@ class Training:
             self._prune()
         for line in describe_task(self.task, self.figures, self.total_steps, self.rows_per_step):
             self.reporter.say(line)
-        self.reporter.say(f"device     {self.device.description}\ncompile    {self.compilation.reason}")
+        self.reporter.say(f"device     {self.device.description}")
+        self.reporter.say(f"compile    {self.compilation.reason}")
         for line in describe_continuation(self.progress, self.world, self.settings.gradient_accumulation):
             self.reporter.say(line)
 

@@ -6,26 +6,12 @@ if not __package__:
     print("error: run python -m scripts.build_world from the repository root", file=sys.stderr)
     sys.exit(2)
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from dataset.builtin.splits import build_world, check_replaceable, write_world
+from dataset.builtin.splits import BuildWorldSettings, build_world, check_replaceable, write_world
 from dataset.builtin.world import SCALES
 from dataset.printing import printable
 from trainer.command_line import parse, run
-
-
-@dataclass(frozen=True)
-class BuildWorldSettings:
-    """What to build, and where to."""
-
-    out: str
-    """Folder to write; a world that stands there already is replaced."""
-    seed: int = 0
-    """Equal seeds give equal files, byte for byte."""
-    scale: Literal["full", "smoke"] = "full"
-    """How large: `full` trains a small model in minutes, `smoke` tests the pipeline in seconds."""
 
 
 def main() -> None:

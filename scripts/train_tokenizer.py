@@ -10,15 +10,15 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dataset.printing import printable
 from dataset.sampling import Sample, Texts
 from dataset.sources import describe_source
-from dataset.text_files import DEFAULT_RULES, TextMarks, TextRules, counts
-from dataset.tokenizer import FILES, Tokenizer, check_vocab_size, train_tokenizer
+from dataset.text_files import TextRules, counts
+from dataset.tokenizer import FILES, Tokenizer, train_tokenizer
+from dataset.tokenizer_settings import TokenizerSettings
 from dataset.whole_folder import check_free, whole_folder
 from model.errors import UserError
 from model.json_file import read_object
@@ -28,41 +28,6 @@ SMALLEST_SHARE = 0.01  # of the text that is measured: of a language with less t
 
 REQUEST = "request.json"
 DECIDING = ("vocab_size", "isolate_han", "text_column", "document_separator", "text_marks", "max_bytes")
-
-
-@dataclass(frozen=True)
-class TokenizerSettings:
-    """What `scripts.train_tokenizer` is asked for."""
-
-    data: tuple[str, ...]
-    """files, folders, globs or hub names of texts or chats, as for scripts.prepare_data"""
-    out: str
-    """tokenizer directory to write"""
-    vocab_size: int = 6400
-    """tokens, bytes and special tokens included"""
-    isolate_han: bool = True
-    """keep each Han character apart before merging; without it tokens run across Chinese words"""
-    text_column: str = "text"
-    """key of the text in a record"""
-    document_separator: str = DEFAULT_RULES.separator
-    """what ends a document of a .txt file, as for scripts.prepare_data"""
-    text_marks: TextMarks = DEFAULT_RULES.marks
-    """split: marks that texts spell are not trained on; keep: they are text"""
-    max_bytes: int = 300_000_000
-    """bytes of text to train on; of more, documents from all over the data are taken"""
-    compare: tuple[str, ...] = ()
-    """what to report beside it: tokenizer directories, or sizes of vocabularies to train on the same text"""
-    max_reject_fraction: float = 0.01
-    """share of the records that may be unusable; more is an error"""
-    overwrite: bool = False
-    """replace what lies at --out"""
-
-    def __post_init__(self) -> None:
-        """Check what no type can say, before the work begins."""
-        if self.max_bytes < 1:
-            raise UserError(f"max_bytes: expected at least 1, got {self.max_bytes}")
-        for size in (self.vocab_size, *filter(str.isdecimal, self.compare)):
-            check_vocab_size(int(size))
 
 
 def main() -> None:

@@ -45,22 +45,35 @@ def parse(settings_class: type[Settings], description: str, argv: Sequence[str] 
     dotted. `rivals(key, value)` of the class, if it has one, names the keys that do not go with this one: a
     flag takes them out of recipes. A string below a field is its help. An error is one line and exit code 2.
     """
+    try:
+        return read(settings_class, list(sys.argv[1:] if argv is None else argv), description)
+    except UserError as error:
+        fail(str(error))
+
+
+def read(settings_class: type[Settings], line: list[str], description: str = "") -> Settings:
+    """Do the same with the words of a line; raises `UserError` for what `parse` ends with."""
     flags = {flag.key: flag for flag in _flags(settings_class)}
     parser = _parser(flags.values(), description)
     # argparse's own keeps quiet where it cannot write
     parser.print_help = lambda file=None: print(parser.format_help(), end="", file=file, flush=True)
+    rivals = getattr(settings_class, "rivals", lambda key, value: ())
     try:
-        rivals = getattr(settings_class, "rivals", lambda key, value: ())
-        line = _with_recipes(list(sys.argv[1:] if argv is None else argv), flags, rivals)
-        try:
-            values = parser.parse_args(line)
-        except OverflowError as error:  # of 400 digits where a fraction is expected
-            raise UserError(f"a number among the flags is too large ({error})") from None
-        return _instance(settings_class, values)
+        return _instance(settings_class, parser.parse_args(_with_recipes(line, flags, rivals)))
+    except OverflowError as error:  # of 400 digits where a fraction is expected
+        raise UserError(f"a number among the flags is too large ({error})") from None
     except ArgumentError as error:
-        fail(_one_line(str(error), flags))
-    except UserError as error:
-        fail(str(error))
+        raise UserError(_one_line(str(error), flags)) from None
+
+
+def words_of(settings_class: type, keys: dict[str, Any]) -> list[str]:
+    """Return dotted keys and their values as the words of a line; raises `UserError` for an unknown one."""
+    flags, words = {flag.key: flag for flag in _flags(settings_class)}, []
+    for key, value in keys.items():
+        if key not in flags:
+            raise UserError(f"unknown setting {key}{_suggestion(key, flags)}")
+        words += _as_flag(flags[key], value)
+    return words
 
 
 def run(main: Callable[[], None], stdout_is_log: bool = False) -> None:
@@ -207,20 +220,26 @@ def _over(former: dict[str, list[str]], later: dict[str, list[str]], rivals: _Ri
 
 def _recipe_flags(path: str, flags: dict[str, _Flag]) -> dict[str, list[str]]:
     """Return the words of each key of a recipe."""
-    try:
-        content = _loaded(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # of numbers and dates the library raises whatever int() and date() raise
-        raise UserError(f"--config: {path} is not YAML: {error}") from None
-    if not isinstance(content, dict | None):
-        raise UserError(f"--config: expected keys and values in {path}, got {reprlib.repr(content)}")
+    content = read_yaml(path, "--config: ")
     words = {}
-    for key, value in _leaves(content or {}, flags):
+    for key, value in _leaves(content, flags):
         if key not in flags:
             raise UserError(f"unknown key {key} in {path}{_suggestion(key, flags)}")
         words[key] = _as_flag(flags[key], value)
     return {key: each for key, each in words.items() if each}
+
+
+def read_yaml(path: str, what: str = "") -> dict[str, Any]:
+    """Return the keys and values of a YAML file; raises `UserError`, which begins with `what`."""
+    try:
+        content = _loaded(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{what}cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # of numbers and dates the library raises whatever int() and date() raise
+        raise UserError(f"{what}{path} is not YAML: {error}") from None
+    if not isinstance(content, dict | None):
+        raise UserError(f"{what}expected keys and values in {path}, got {reprlib.repr(content)}")
+    return content or {}
 
 
 def _loaded(text: str) -> Any:

@@ -7,8 +7,10 @@ puts the answer before the subject.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 from dataset.builtin.evaluation import Reserved, evaluation_splits
 from dataset.builtin.facts import LANGUAGES
@@ -39,6 +41,18 @@ FILES = (
     *(f"eval/{split}.jsonl" for split in EVALUATION_SPLITS),
 )
 """Every file that a world consists of."""
+
+
+@dataclass(frozen=True)
+class BuildWorldSettings:
+    """What to build, and where to."""
+
+    out: str
+    """Folder to write; a world that stands there already is replaced."""
+    seed: int = 0
+    """Equal seeds give equal files, byte for byte."""
+    scale: Literal["full", "smoke"] = "full"
+    """How large: `full` trains a small model in minutes, `smoke` tests the pipeline in seconds."""
 
 
 def build_world(seed: int, size: WorldSize) -> dict[str, list[dict]]:

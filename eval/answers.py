@@ -10,7 +10,7 @@ from dataset.conversation import render
 from dataset.prompts import prompt_of
 from eval.answer_text import AnswerText
 from eval.chat import TextSampling
-from eval.matching import final_answer, is_exact_match
+from eval.matching import f1, final_answer, is_exact_match
 from eval.questions import Question
 from eval.served_model import ServedModel
 from eval.settings import ChoiceBy
@@ -25,10 +25,18 @@ class Prediction:
     question: Question
     text: str
     finish_reason: str
-    """that of a completion, `chosen` among choices, or `too_long`"""
-    is_correct: bool
+    """that of a completion, `chosen` among choices, `too_long`, or `unanswered` where none was generated"""
+    is_correct: bool | None
+    """None where no answer was generated"""
     scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """log-probability of each choice in nats: by `sum`, and by its mean over each `character` and `token`"""
+    log_likelihood: float | None = None
+    """log-probability in nats of the first accepted answer and its end marker; None where it does not fit"""
+
+    @property
+    def f1(self) -> float | None:
+        """Return the share of words that are right; None where no answer was generated."""
+        return None if self.is_correct is None else f1(self.text, self.question.answers)
 
     @property
     def is_unfinished(self) -> bool:
@@ -38,7 +46,8 @@ class Prediction:
     def record(self) -> dict[str, Any]:
         """Return the line of `predictions.jsonl`."""
         said = {"prediction": self.text, "finish_reason": self.finish_reason, "is_correct": self.is_correct}
-        return asdict(self.question) | said | ({"scores": self.scores} if self.scores else {})
+        measured = {"log_likelihood": self.log_likelihood, "f1": self.f1}
+        return asdict(self.question) | said | measured | ({"scores": self.scores} if self.scores else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +56,17 @@ class PredictionRecord(Question):
 
     prediction: str
     finish_reason: str
-    is_correct: bool
+    is_correct: bool | None
     scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    log_likelihood: float | None = None
+    f1: float | None = None
+    """for readers of the file; told again from the text"""
 
     def parsed(self) -> Prediction:
         """Return what was written."""
         question = Question(**{name.name: getattr(self, name.name) for name in fields(Question)})
-        return Prediction(question, self.prediction, self.finish_reason, self.is_correct, self.scores)
+        said = (self.prediction, self.finish_reason, self.is_correct, self.scores, self.log_likelihood)
+        return Prediction(question, *said)
 
 
 @dataclass(frozen=True)
@@ -99,20 +112,22 @@ class Cell:
 def answer_questions(
     served: ServedModel,
     questions: Sequence[Question],
-    sampling: TextSampling,
+    sampling: TextSampling | None,
     batch_size: int,
     report: Callable[[int], None] = lambda answered: None,
     choice_by: ChoiceBy = "sum",
 ) -> list[Prediction]:
     """Answer all questions, in their order: the free ones `batch_size` at a time, the others by likelihood.
 
-    A prompt longer than the context is a wrong answer with finish_reason `too_long`. `report` is called with
-    the number of questions that were just done.
+    A prompt longer than the context is a wrong answer with finish_reason `too_long`. Without `sampling` the
+    free ones stay `unanswered`. `report` is called with the number of questions that were just done.
     """
-    prompts = [prompt_of(render(q.messages, served.tokenizer, True), served.prompt_mask) for q in questions]
+    prompts = _prompts(served, questions)
     capacity = served.model.config.max_position_embeddings
-    generator, predictions = served.generator(), [Prediction(q, "", "too_long", False) for q in questions]
+    without = ("", "too_long", False) if sampling else ("", "unanswered", None)
+    generator, predictions = served.generator(), [Prediction(q, *without) for q in questions]
     free = [n for n, q in enumerate(questions) if not q.choices and len(prompts[n].ids) <= capacity]
+    free = free if sampling else []
     texts = [AnswerText(served.tokenizer, sampling.stop_strings) for _ in free]
     requests = [Request(prompts[n], sampling, text.is_stop) for n, text in zip(free, texts, strict=True)]
     for number, completion in generator.stream(requests, batch_size):
@@ -127,6 +142,36 @@ def answer_questions(
     return predictions
 
 
+def score_answers(
+    served: ServedModel,
+    questions: Sequence[Question],
+    batch_size: int,
+    report: Callable[[int], None] = lambda scored: None,
+) -> list[float | None]:
+    """Return the log-probability in nats of the first accepted answer of each question, with its end marker.
+
+    None where they do not fit into the context. `report` is called with the number of questions just done.
+    """
+    prompts, scores = _prompts(served, questions), [None] * len(questions)
+    encoded = [_encode_answer(served, question.answers[0]) for question in questions]
+    generator = served.generator()
+    fitting = [
+        n for n, ids in enumerate(encoded) if len(prompts[n].ids) + len(ids) - 1 <= generator.max_tokens
+    ]
+    for place, tokens in generator.score_pairs([(prompts[n], encoded[n]) for n in fitting], batch_size):
+        scores[fitting[place]] = float(tokens.sum())
+        report(1)
+    return scores
+
+
+def _prompts(served: ServedModel, questions: Sequence[Question]) -> list[Prompt]:
+    return [prompt_of(render(q.messages, served.tokenizer, True), served.prompt_mask) for q in questions]
+
+
+def _encode_answer(served: ServedModel, text: str) -> list[int]:
+    return [*served.tokenizer.encode(text), served.tokenizer.im_end_id]
+
+
 def choose(
     served: ServedModel, generator: Generator, question: Question, prompt: Prompt, choice_by: ChoiceBy = "sum"
 ) -> Prediction:
@@ -135,7 +180,7 @@ def choose(
     `choice_by` compares their log-probability, or its mean over the characters of the choice or over these
     tokens, which favour no short one. A question whose longest choice does not fit the context is `too_long`.
     """
-    encoded = [[*served.tokenizer.encode(text), served.tokenizer.im_end_id] for text in question.choices]
+    encoded = [_encode_answer(served, text) for text in question.choices]
     if len(prompt.ids) + max(map(len, encoded)) - 1 > generator.max_tokens:
         return Prediction(question, "", "too_long", False)
     sums = [float(tokens.sum()) for tokens in generator.score(prompt, encoded)]
@@ -144,17 +189,22 @@ def choose(
         name: tuple(total / size for total, size in zip(sums, of, strict=True)) for name, of in sizes.items()
     }
     text = question.choices[scores[choice_by].index(max(scores[choice_by]))]
-    return Prediction(question, text, "chosen", text in question.answers, scores)
+    right = sums[question.choices.index(question.answers[0])]
+    return Prediction(question, text, "chosen", text in question.answers, scores, right)
 
 
 def tabulate(predictions: Sequence[Prediction]) -> list[Cell]:
-    """Count right answers for each split, and in it for each language, kind and both if there are several."""
+    """Count right answers for each split, and in it for each language, kind and both if there are several.
+
+    Questions without an answer generated are not counted.
+    """
+    answered = [prediction for prediction in predictions if prediction.is_correct is not None]
     languages, kinds = defaultdict(set), defaultdict(set)
-    for question in (prediction.question for prediction in predictions):
+    for question in (prediction.question for prediction in answered):
         languages[question.split].add(question.language)
         kinds[question.split].add(question.kind)
     groups = defaultdict(list)
-    for prediction in predictions:
+    for prediction in answered:
         question = prediction.question
         named_languages = {"", question.language} if len(languages[question.split]) > 1 else {""}
         named_kinds = {"", question.kind} if len(kinds[question.split]) > 1 else {""}

@@ -116,7 +116,7 @@ def _load_predictions(folder: Path, evaluation: Evaluation) -> tuple[Prediction,
         raise UserError(
             f"{folder}: {RESULTS} counts other predictions than lie there; evaluate again, with --overwrite"
         )
-    return predictions
+    return tuple(prediction for prediction in predictions if prediction.is_correct is not None)
 
 
 def _training_seconds(model: Path) -> float | None:

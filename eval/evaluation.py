@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -13,10 +13,11 @@ from dataset.settings import BatchSettings
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
 from dataset.whole_folder import check_place, whole_folder
-from eval.answers import Cell, Prediction, PredictionRecord, answer_questions, tabulate
+from eval.answers import Cell, Prediction, PredictionRecord, answer_questions, score_answers, tabulate
 from eval.chat import TextSampling
+from eval.items import losses_of, means, tasks_of
 from eval.likelihood import store_likelihood
-from eval.questions import LeftOut, QuestionSet, load_questions
+from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
 from eval.settings import EvaluationSettings
 from eval.typed_json import read_as, read_lines
@@ -26,6 +27,7 @@ from model.json_file import read_object
 from trainer.validation import Likelihood
 
 RESULTS, PREDICTIONS, REJECTS = "results.json", "predictions.jsonl", "rejects.jsonl"
+ITEMS = "items.json"
 NO_FACTS = {"model", "out", "overwrite", "device"}
 """settings that decide no result; the model is told by its files"""
 
@@ -58,6 +60,10 @@ class Evaluation:
     """questions that were left out, as they have no answer"""
     broken: int = 0
     """records of question files that could not be read"""
+    means: dict[str, dict[str, float]] = field(default_factory=dict)
+    """of each metric by task: a split, or split/kind"""
+    unscored: int = 0
+    """questions whose right answer does not fit into the context with them, and has no log-likelihood"""
 
 
 @dataclass(frozen=True)
@@ -85,14 +91,12 @@ def evaluate(
     batches = BatchSettings(length, prompt_mask=served.prompt_mask, supervise=settings.supervise)
     for store in stores.values():
         batches.resolved(store.kind)
-    asked = load_questions(settings.data, settings.question_position, settings.max_reject_fraction)
-    for line in announcements(asked, settings.max_new_tokens):
-        tell(line)
-    sampling = TextSampling(settings.max_new_tokens, stop_strings=settings.stop_strings)
-    answered = partial(report, f"of {len(asked.questions)} questions answered")
-    predictions = answer_questions(
-        served, asked.questions, sampling, settings.batch_size, answered, settings.choice_by
+    asked = load_questions(
+        settings.data, settings.question_position, settings.max_reject_fraction, settings.max_questions
     )
+    for line in announcements(asked, settings.max_new_tokens if settings.answers == "generate" else None):
+        tell(line)
+    predictions = _predict(served, asked.questions, settings, report)
     losses = {
         path: store_likelihood(
             served, store, batches, settings.batch_size, partial(report, f"targets of {path}")
@@ -108,14 +112,38 @@ def evaluate(
         losses,
         len(asked.left_out) - broken,
         broken,
+        means(tasks_of(predictions)),
+        sum(prediction.log_likelihood is None for prediction in predictions),
     )
     return Found(evaluation, tuple(predictions), asked.left_out)
 
 
-def announcements(asked: QuestionSet, max_new_tokens: int) -> Iterator[str]:
-    """Yield what a user is to know before a long computation: what is asked, and what is not."""
+def _predict(
+    served: ServedModel,
+    questions: Sequence[Question],
+    settings: EvaluationSettings,
+    report: Callable[[str, int], None],
+) -> list[Prediction]:
+    """Answer the questions, and find how probable the right answers are."""
+    sampling = TextSampling(settings.max_new_tokens, stop_strings=settings.stop_strings)
+    sampling = sampling if settings.answers == "generate" else None
+    answered = partial(report, f"of {len(questions)} questions answered")
+    rows = settings.batch_size
+    predictions = answer_questions(served, questions, sampling, rows, answered, settings.choice_by)
+    free = [n for n, question in enumerate(questions) if not question.choices]
+    scored = partial(report, f"of {len(free)} right answers scored")
+    for n, score in zip(free, score_answers(served, [questions[n] for n in free], rows, scored), strict=True):
+        predictions[n] = replace(predictions[n], log_likelihood=score)
+    return predictions
+
+
+def announcements(asked: QuestionSet, max_new_tokens: int | None) -> Iterator[str]:
+    """Yield what a user is to know before a long computation: what is asked, and what is not.
+
+    `max_new_tokens` is None where no answers are generated.
+    """
     free = sum(not question.choices for question in asked.questions)
-    if free:
+    if free and max_new_tokens is not None:
         yield f"answers to generate: {free:,}, of up to {max_new_tokens} tokens each"
     if asked.from_chats:
         yield f"chats whose last answer is taken as the right one: {asked.from_chats:,}"
@@ -181,19 +209,21 @@ def check_out(folder: str | Path) -> None:
     """Raise `UserError` when a folder holds anything but an evaluation, which would be replaced."""
     folder = Path(folder)
     check_place(folder)
-    own = {RESULTS, PREDICTIONS, REJECTS}
+    own = {RESULTS, PREDICTIONS, REJECTS, ITEMS}
     others = {file.name for file in folder.iterdir()} - own if folder.exists() else set()
     if others:
         raise UserError(f"--out {folder} holds something else ({min(others)}); choose a new folder")
 
 
 def save(folder: str | Path, found: Found) -> None:
-    """Write `results.json`, `predictions.jsonl` and, for what was left out, `rejects.jsonl`: all or none."""
+    """Write results, predictions, items and, for what was left out, `rejects.jsonl`: all or none."""
     check_out(folder)
     with whole_folder(folder, overwrite=True) as written:
         _write_lines(written / PREDICTIONS, [prediction.record() for prediction in found.predictions])
         if found.left_out:
             _write_lines(written / REJECTS, [asdict(record) for record in found.left_out])
+        items = {"tasks": tasks_of(found.predictions), "losses": losses_of(found.evaluation.losses)}
+        (written / ITEMS).write_text(json.dumps(items, ensure_ascii=False) + "\n", encoding="utf-8")
         text = json.dumps(asdict(found.evaluation), indent=2, ensure_ascii=False) + "\n"
         (written / RESULTS).write_text(text, encoding="utf-8")
 

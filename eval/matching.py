@@ -1,14 +1,19 @@
-"""What of an answer is compared, and in which form: exact match and nothing cleverer."""
+"""What of an answer is compared, and in which form: exact match, and the share of words that are right."""
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
+from string import punctuation
 
 FINAL_PUNCTUATION = " .。!?,;:、…"
 QUOTES = str.maketrans(dict.fromkeys("‘’‚‛‹›´", "'") | dict.fromkeys("“”„‟«»", '"'))
 KEPT_FORMS = ("<super>", "<sub>", "<fraction>", "<circle>", "<square>")
 """forms of Unicode's that say something: 10² is not 102"""
 THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
+CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+WORDS = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
+ARTICLES = {"a", "an", "the"}
 MARKED_ANSWER = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S.*?)\s*\Z", re.MULTILINE)
 
 
@@ -45,3 +50,24 @@ def is_exact_match(text: str, answers: Iterable[str]) -> bool:
     """Say whether what an answer says in the end equals one of the accepted answers after `normalise`."""
     said = final_answer(text)
     return said is not None and normalise(said) in {normalise(answer) for answer in answers}
+
+
+def f1(text: str, answers: Iterable[str]) -> float:
+    """Return the harmonic mean of precision and recall of an answer's words, best over accepted answers.
+
+    Words are SQuAD's (Rajpurkar et al. 2016, arXiv 1606.05250): without punctuation and English articles;
+    Chinese and Japanese characters are words by themselves. 0 for an answer that ends inside its thought.
+    """
+    said = final_answer(text)
+    return 0.0 if said is None else max(_shared_words(_words(said), _words(answer)) for answer in answers)
+
+
+def _words(text: str) -> Counter[str]:
+    kept = (c for c in normalise(text) if c not in punctuation and unicodedata.category(c)[0] != "P")
+    return Counter(word for word in WORDS.findall("".join(kept)) if word not in ARTICLES)
+
+
+def _shared_words(said: Counter[str], right: Counter[str]) -> float:
+    if not said or not right:
+        return float(said == right)
+    return 2 * (said & right).total() / (said.total() + right.total())

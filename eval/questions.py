@@ -6,6 +6,7 @@ What a chat looks like is `dataset/formats.py`'s.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -30,7 +31,7 @@ ACCEPTED = ("answers", "answer", "ideal", "targets", "target")
 CHOICES, CHOSEN = ("choices", "options"), ("answer", "answerKey")
 """keys of choices, and of which is right"""
 EXPECTED = "expected question and answers (context where there is one), or messages; beside choices, answer"
-NAMES = ("id", "split", "language", "kind", "task")
+NAMES = ("id", "split", "language", "kind", "task", "cluster")
 KNOWN = {*TURNS, *ASKED, *CONTEXTS, *ACCEPTED, *CHOICES, *CHOSEN, *NAMES, *ascii_uppercase}
 KNOWN |= READ_BESIDE | {key for pairs in PAIRS.values() for pair in pairs for key in pair}
 
@@ -47,6 +48,8 @@ class Question:
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     """answers of which the most probable is taken; empty where the model is to answer freely"""
+    cluster: str = ""
+    """names the text or fact that the question shares with others; empty where it shares none"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked (`ValueError`)."""
@@ -78,15 +81,19 @@ class QuestionSet:
 
 
 def load_questions(
-    paths: Sequence[str], question_position: QuestionPosition = "last", max_reject_fraction: float = 0.01
+    paths: Sequence[str],
+    question_position: QuestionPosition = "last",
+    max_reject_fraction: float = 0.01,
+    max_questions: int | None = None,
 ) -> QuestionSet:
     """Read question files. A question that has no answer is left out, and so is a record that is broken.
 
     Raises `UserError` that names the line where a file has no question, or where more than a share of its
-    records are broken; in a file of under 100 records one may be, unless the share is 0.
+    records are broken; in a file of under 100 records one may be, unless the share is 0. No more than
+    `max_questions` of a file are kept.
     """
     check_sources(paths)
-    files = [_load_file(path, question_position, max_reject_fraction) for path in paths]
+    files = [_load_file(path, question_position, max_reject_fraction, max_questions) for path in paths]
     return QuestionSet(
         tuple(question for file in files for question in file.questions),
         tuple(record for file in files for record in file.left_out),
@@ -95,8 +102,10 @@ def load_questions(
     )
 
 
-def _load_file(path: str, question_position: QuestionPosition, max_reject_fraction: float) -> QuestionSet:
-    questions, faults, from_chats, keys = [], [], 0, {}
+def _load_file(
+    path: str, question_position: QuestionPosition, max_reject_fraction: float, max_questions: int | None
+) -> QuestionSet:
+    questions, faults, are_chats, keys = [], [], [], {}
     for record in read_records([path]):
         try:
             questions.append(_parse(record, path, question_position))
@@ -104,11 +113,25 @@ def _load_file(path: str, question_position: QuestionPosition, max_reject_fracti
             is_broken = not isinstance(error, LeftOutError)
             faults.append(LeftOut(str(path), record.line, str(error), is_broken))
         else:
-            from_chats += not questions[-1].choices and _accepted(record.value) is None
+            are_chats.append(not questions[-1].choices and _accepted(record.value) is None)
             keys |= dict.fromkeys(key for key, value in record.value.items() if not is_absent(value))
     _check_faults(path, faults, len(questions), max_reject_fraction)
     unread = tuple(key for key in keys if key not in KNOWN)
-    return QuestionSet(tuple(questions), tuple(faults), from_chats, unread)
+    kept = range(len(questions)) if max_questions is None else spread(questions, max_questions)
+    from_chats = sum(are_chats[n] for n in kept)
+    return QuestionSet(tuple(questions[n] for n in kept), tuple(faults), from_chats, unread)
+
+
+def spread(questions: Sequence[Question], most: int) -> list[int]:
+    """Return the places of at most so many questions, in order, every split, kind and language by its share.
+
+    Which ones depends on the questions alone.
+    """
+    places = sorted(
+        range(len(questions)), key=lambda n: (questions[n].split, questions[n].kind, questions[n].language)
+    )
+    count = min(most, len(places))
+    return sorted(places[n * len(places) // count] for n in range(count))
 
 
 def _parse(record: Record, path: str, question_position: QuestionPosition) -> Question:
@@ -166,7 +189,14 @@ def parse_question(
         tuple(messages),
         answers or (final_answer(last.content) or last.content,),
         choices.texts if choices else (),
+        _name(record, "cluster") or _text_digest(record),
     )
+
+
+def _text_digest(record: dict[str, Any]) -> str:
+    """Return a name for the text that a question is about, nothing where it has none."""
+    text = next((record[key] for key in CONTEXTS if not is_absent(record.get(key))), None)
+    return sha256(json.dumps(text).encode()).hexdigest()[:16] if text is not None else ""
 
 
 def _name(record: dict[str, Any], key: str) -> str:

@@ -9,6 +9,7 @@ from model.config import DeviceName, PromptMask, Weights
 from model.errors import UserError
 
 ChoiceBy = Literal["sum", "character", "token"]
+Answers = Literal["generate", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,18 @@ class EvaluationSettings(ServingSettings):
     supervise: Supervise | None = None
     """targets of --loss_data; name them where masks are compared that by default have different ones"""
     out: str | None = None
-    """folder for results.json and predictions.jsonl; an evaluation that lies there already is not repeated"""
+    """folder for results.json, predictions.jsonl and items.json; an evaluation that lies there already is not
+    repeated"""
     overwrite: bool = False
     """replace an evaluation in --out that was made of other data, or with other settings"""
     question_position: QuestionPosition = "last"
     """where the question stands in records of context, question and answers"""
     max_reject_fraction: float = 0.01
     """share of a question file's records that may be broken; above 0, one of under 100 records may be"""
+    max_questions: int | None = None
+    """most questions of each file, spread over its splits, kinds and languages; by default all"""
+    answers: Answers = "generate"
+    """none: no text is generated, and only the log-probability of right answers found, which is faster"""
     choice_by: ChoiceBy = "sum"
     """multiple choice takes the highest log-probability (acc of lm-evaluation-harness), or the highest mean
     per character (its acc_norm) or per token"""
@@ -69,12 +75,15 @@ class EvaluationSettings(ServingSettings):
             raise UserError("--supervise changes nothing without --loss_data; leave it out")
         if self.overwrite and self.out is None:
             raise UserError("--overwrite changes nothing without --out; leave it out")
-        if self.compile and not self.data:
-            raise UserError("--compile changes nothing without --data, as no answer is decoded; leave it out")
+        if self.compile and (not self.data or self.answers == "none"):
+            raise UserError("--compile changes nothing where no answer is generated; leave it out")
+        if not self.data and (self.max_questions is not None or self.answers == "none"):
+            raise UserError("--max_questions and --answers change nothing without --data; leave them out")
         if not 0 <= self.max_reject_fraction <= 1:
             raise UserError(
                 f"--max_reject_fraction: expected a share between 0 and 1, got {self.max_reject_fraction}"
             )
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("max_new_tokens", "batch_size", "max_questions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name}: expected at least 1, got {value}")

@@ -35,6 +35,16 @@ def score_table(columns: Mapping[str, Sequence[Cell]]) -> Table:
     )
 
 
+def mean_table(means: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return for each task how probable right answers are, and how many words of answers are right."""
+    forms = {"log_likelihood": "{:.4f}", "f1": "{:.1%}"}
+    rows = (
+        (task, *(form.format(of[name]) if name in of else "" for name, form in forms.items()))
+        for task, of in means.items()
+    )
+    return Table(("mean over questions", "log-likelihood, nats", "F1"), tuple(rows))
+
+
 def score(cell: Cell | None) -> str:
     """Return exact match with its 95% interval in percent; nothing where nothing was asked."""
     if cell is None:

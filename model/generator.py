@@ -125,17 +125,41 @@ class Generator:
 
         Raises `UserError` where a continuation is empty or does not fit into the context.
         """
+        self._check_scored([prompt], continuations)
+        cache = self.new_cache(1)
+        first = self.prefill(cache, [prompt])
+        cache.keep([0] * len(continuations))
+        return self._scores(cache, first.expand(len(continuations), -1), continuations)
+
+    def score_pairs(
+        self, pairs: Sequence[tuple[Prompt, Sequence[int]]], batch_size: int = 16
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the number of each prompt and continuation with the log-probability of its tokens (n,).
+
+        Those of like lengths are computed together, `batch_size` at a time. Raises as `score` does, before
+        any work but where a continuation does not fit.
+        """
+        self._check_scored(*([pair[side] for pair in pairs] for side in (0, 1)))
+        by_length = sorted(range(len(pairs)), key=lambda n: len(pairs[n][0].ids) + len(pairs[n][1]))
+        for begin in range(0, len(pairs), batch_size):
+            numbers = by_length[begin : begin + batch_size]
+            cache = self.new_cache(len(numbers))
+            first = self.prefill(cache, [pairs[n][0] for n in numbers])
+            yield from zip(numbers, self._scores(cache, first, [pairs[n][1] for n in numbers]), strict=True)
+
+    def _check_scored(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]) -> None:
         if not all(continuations):
             raise UserError("a continuation is empty; it needs at least one token to be scored")
-        self.begin(Request(prompt))
-        cache = self.new_cache(1)
-        first = self.prefill(cache, [prompt])  # (1, V)
-        cache.keep([0] * len(continuations))
+        for prompt in prompts:
+            self.begin(Request(prompt))
+
+    def _scores(self, cache: KVCache, first: Tensor, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Score a continuation per row after what the cache holds; `first` (B, V) are the logits there."""
         fed = [Prompt(tuple(ids[:-1]), (-1,) * (len(ids) - 1)) for ids in continuations]
         rest = self.feed(cache, fed) if any(part.ids for part in fed) else first[:, None][:, :0]
         scores = []
         for row, ids in enumerate(continuations):
-            logits = torch.cat((first, rest[row % len(rest), : len(ids) - 1]))  # (n, V)
+            logits = torch.cat((first[row, None], rest[row, : len(ids) - 1]))  # (n, V)
             wide = logits.to(torch.promote_types(torch.float32, logits.dtype)).log_softmax(-1)
             scores.append(wide.gather(1, torch.tensor(ids, device=wide.device)[:, None])[:, 0])
         return scores

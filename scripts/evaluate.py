@@ -63,13 +63,15 @@ class Counter:
 
 def show(found: "Evaluation") -> None:
     """Print exact match by split, kind and language, and the losses."""
-    from eval.tables import as_text, score_table
+    from eval.tables import as_text, mean_table, score_table
 
     totals = [cell for cell in found.cells if not (cell.language or cell.kind)]
     if totals:
         languages = dict.fromkeys(cell.language for cell in found.cells)
         by_language = {name or "all": [c for c in found.cells if c.language == name] for name in languages}
         print(as_text(score_table(by_language), get_terminal_size().columns))
+    if found.means:
+        print("\n" * bool(totals) + as_text(mean_table(found.means), get_terminal_size().columns))
     for line in remarks(found, totals):
         print(printable(line))
 
@@ -87,6 +89,7 @@ def remarks(found: "Evaluation", totals: Sequence["Cell"]) -> Iterator[str]:
         f"answered by the most probable of their choices (--choice_by {rule})": chosen,
         "wrong, as they end inside their thought (--max_new_tokens allows more)": unfinished,
         "wrong, as they do not fit the model's context": too_long,
+        "without a log-likelihood, as their right answer does not fit there with them": found.unscored,
         "left out, as they have no answer": found.unanswerable,
         "left out, as their record is broken": found.broken,
     }

@@ -266,7 +266,21 @@ def test_scores_are_the_log_probabilities_of_the_full_forward(data, model, strat
     continuations = data.draw(st.lists(continuation, min_size=1, max_size=4))
     scores = Generator(model, []).score(prompt, continuations)
     for ids, got in zip(continuations, scores, strict=True):
-        whole = Prompt((*prompt.ids, *ids), (*prompt.block_ids, *(-1 for _ in ids)))
-        table = full_logits(model, whole).log_softmax(-1)
-        expected = torch.stack([table[len(prompt.ids) - 1 + n, token] for n, token in enumerate(ids)])
-        assert (got - expected).abs().max() < 1e-9
+        assert (got - full_scores(model, prompt, ids)).abs().max() < 1e-9
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data(), models, st.sampled_from(STRATEGIES), st.integers(1, 4))
+def test_scores_in_batches_are_the_log_probabilities_of_the_full_forward(data, model, strategy, batch_size):
+    continuation = st.lists(st.integers(0, 96), min_size=1, max_size=5)
+    pairs = data.draw(st.lists(st.tuples(prompts(strategy), continuation), max_size=6))
+    scores = dict(Generator(model, []).score_pairs(pairs, batch_size))
+    assert sorted(scores) == list(range(len(pairs)))
+    for n, (prompt, ids) in enumerate(pairs):
+        assert (scores[n] - full_scores(model, prompt, ids)).abs().max() < 1e-9
+
+
+def full_scores(model, prompt: Prompt, ids: list[int]) -> torch.Tensor:
+    whole = Prompt((*prompt.ids, *ids), (*prompt.block_ids, *(-1 for _ in ids)))
+    table = full_logits(model, whole).log_softmax(-1)
+    return torch.stack([table[len(prompt.ids) - 1 + n, token] for n, token in enumerate(ids)])

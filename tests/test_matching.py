@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.matching import final_answer, is_exact_match, normalise
+from eval.matching import f1, final_answer, is_exact_match, normalise
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,24 @@ def test_what_counts_is_said_after_the_thought_and_behind_the_mark_of_a_result(t
 def test_a_thought_is_no_part_of_the_compared_answer_and_an_open_one_is_none():
     assert is_exact_match("<think>\nThree and four are seven.\n</think>\n\n7", ["7"])
     assert not is_exact_match("<think>\n7", ["7", "<think>\n7", ""])
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "share"),
+    [
+        ("The old town.", ["old town"], 1),
+        ("in the old town", ["old town hall"], 2 / 3),  # 2 of 3 said, 2 of 3 wanted
+        ("town town", ["town"], 2 / 3),  # counted as often as both have it
+        ("Lima", ["Paris", "Lima, Peru"], 2 / 3),
+        ("在北京、上海", ["北京"], 4 / 7),
+        ("GPT模型", ["GPT模型"], 1),
+        ("GPT模型", ["gpt"], 1 / 2),
+        ("Lima", ["Paris"], 0),
+        ("", ["Paris"], 0),
+        ("the", ["a"], 1),
+        ("<think>Paris", ["Paris"], 0),
+        ("<think>Lima</think>Paris", ["Paris"], 1),
+    ],
+)
+def test_f1_is_the_share_of_words_and_chinese_characters_that_are_right(text, answers, share):
+    assert f1(text, answers) == pytest.approx(share)

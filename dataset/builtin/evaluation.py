@@ -70,14 +70,21 @@ def evaluation_splits(half: Half, reserved: Reserved) -> dict[str, list[dict]]:
     }
 
 
-def new_item(messages: Messages, fact: Fact, kind: str, answers: tuple[str, ...] = ()) -> dict:
-    """Return an evaluation item that still lacks its id and split."""
+def new_item(
+    messages: Messages, fact: Fact, kind: str, answers: tuple[str, ...] = (), story: str = ""
+) -> dict:
+    """Return an evaluation item that still lacks its id and split.
+
+    Its cluster names what other items ask about too: the story, or else the fact.
+    """
+    asked = " ".join((fact.relation, *fact.subjects[:1], fact.second)).rstrip()
     return {
         "language": fact.language,
         "kind": kind,
         "relation": fact.relation,
         "conversations": messages,
         "answers": list(answers or fact.answers),
+        "cluster": f"{fact.language} {story or asked}",
     }
 
 
@@ -133,7 +140,7 @@ def story_items(half: Half, reserved: Reserved) -> tuple[list[dict], list[dict]]
         text, question = tell(story, half.language, rng), word(fact, "ask", rng)
         for items, question_first in ((after, False), (before, True)):
             message = story_message(text, question, question_first, rng)
-            items.append(new_item([user(message)], fact, fact.kind))
+            items.append(new_item([user(message)], fact, fact.kind, story=f"story {number}"))
     return after, before
 
 
@@ -166,5 +173,5 @@ def story_follow_ups(half: Half, reserved: Reserved) -> list[dict]:
         first, second = rng.sample(where, 2)
         message = story_message(tell(story, half.language, rng), word(first, "ask", rng), False, rng)
         messages = [*exchange(message, first), user(word(second, "follow", rng))]
-        items.append(new_item(messages, second, "same_story"))
+        items.append(new_item(messages, second, "same_story", story=f"story before follow-up {len(items)}"))
     return items

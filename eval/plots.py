@@ -69,20 +69,22 @@ def strategy_panels() -> tuple[list[MaskPanel], list[str]]:
     return [mask_panel(name, block_ids) for name, block_ids in blocks.items()], list(labels)
 
 
-def mask_panel(title: str, block_ids: Tensor, window: int | None = None) -> MaskPanel:
+def mask_panel(
+    title: str, block_ids: Tensor, window: int | None = None, both_sides: bool = False
+) -> MaskPanel:
     """Return the panel of one conversation, unpacked, whose blocks (T,) are given."""
     layout = causal_layout(1, len(block_ids))._replace(block_ids=block_ids[None])
-    return MaskPanel(title, visible_mask(layout, window)[0], block_ids)
+    return MaskPanel(title, visible_mask(layout, window, both_sides)[0], block_ids)
 
 
 def model_panels(title: str, block_ids: Tensor, config: ModelConfig) -> list[MaskPanel]:
     """Return the mask of one conversation (T,) in a model: one panel, or one for each kind of its layers."""
-    windows = set(config.layer_windows)
+    windows, both_sides = set(config.layer_windows), config.window_both_sides
     if len(windows) == 1:
-        return [mask_panel(title, block_ids, *windows)]
+        return [mask_panel(title, block_ids, *windows, both_sides)]
     return [
         mask_panel(f"{title}, full", block_ids),
-        mask_panel(f"{title}, sliding", block_ids, config.sliding_window),
+        mask_panel(f"{title}, sliding", block_ids, config.sliding_window, both_sides),
     ]
 
 

@@ -49,6 +49,8 @@ class ModelConfig:
     """number of keys that a token sees in sliding layers, itself included; null sees everything"""
     layer_types: tuple[LayerType, ...] | None = None
     """whether each layer sees everything or the window; null where all layers are alike"""
+    window_both_sides: bool = False
+    """whether the window bounds the later keys of a bidirectional block, too"""
     initializer_range: float = 0.02
     """standard deviation of fresh weights; of what layers add to the stream by twice their number smaller"""
 
@@ -64,6 +66,8 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        if self.window_both_sides and self.sliding_window is None:
+            raise UserError("window_both_sides: expected a sliding_window with it, got none")
         if self.layer_types is not None:
             self._check_layer_types()
             if len(set(self.layer_types)) == 1:  # equal models have equal configurations
@@ -162,7 +166,8 @@ def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfi
     Raises `UserError` that names missing keys and wrong types; `source` says where they stood.
     """
     known = {field.name: field for field in fields(ModelConfig)}
-    missing = sorted(known.keys() - {"sliding_window", "layer_types", "initializer_range"} - values.keys())
+    later = {"sliding_window", "layer_types", "window_both_sides", "initializer_range"}
+    missing = sorted(known.keys() - later - values.keys())
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; is it a model configuration?")
     chosen = {name: values[name] for name in known if name in values}

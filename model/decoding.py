@@ -118,8 +118,8 @@ def next_logits(
     place(layout, slots, positions, block_ids)
     lengths += 1
     present = slot_layout(positions, block_ids)
-    windows = model.config.layer_windows
-    masks = {window: cached_mask(layout, present, window)[:, None] for window in set(windows)}
+    windows, both_sides = model.config.layer_windows, model.config.window_both_sides
+    masks = {window: cached_mask(layout, present, window, both_sides)[:, None] for window in set(windows)}
     x = model.model.embed_tokens(tokens)  # (B, 1, C)
     each = torch.arange(len(x), device=x.device)
     angles = rotary_angles(layout.position_ids, model.config.head_dim, model.config.rope_theta, x.dtype)

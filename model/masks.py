@@ -44,23 +44,29 @@ class Tokens(NamedTuple):
     block: Tensor
 
 
-def visible(q: Tokens, k: Tokens, window: int | None = None, not_future: Tensor | None = None) -> Tensor:
+def visible(
+    q: Tokens,
+    k: Tokens,
+    window: int | None = None,
+    both_sides: bool = False,
+    not_future: Tensor | None = None,
+) -> Tensor:
     """Return True where query `q` may attend to key `k`; the rule from which every mask is derived.
 
         q is k  or  same document and (k <= q or same block) and q - k < window
 
-    One document, blocks 0 0 0 for its prompt:     The same with window 2:
+    One document, blocks 0 0 0 for its prompt:     Window 2:          Window 2 on both sides:
 
-        1 1 1 . .                                      1 1 1 . .
-        1 1 1 . .                                      1 1 1 . .
-        1 1 1 . .                                      . 1 1 . .
-        1 1 1 1 .                                      . . 1 1 .
-        1 1 1 1 1                                      . . . 1 1
+        1 1 1 . .                                  1 1 1 . .          1 1 . . .
+        1 1 1 . .                                  1 1 1 . .          1 1 1 . .
+        1 1 1 . .                                  . 1 1 . .          . 1 1 . .
+        1 1 1 1 .                                  . . 1 1 .          . . 1 1 .
+        1 1 1 1 1                                  . . . 1 1          . . . 1 1
 
     The diagonal is always on, so padding (document -1) sees itself and no row is empty. `window` counts
-    keys including the token itself and looks left only (Gemma 3 report, arXiv 2503.19786). `not_future`
-    is `k.index <= q.index` where the caller has it at hand. Prefix blocks: Raffel et al. 2020 (arXiv
-    1910.10683, figure 4).
+    keys including the token itself and looks left only (Gemma 3 report, arXiv 2503.19786); with `both_sides`
+    later keys of a block are bounded, too: |q - k| < window. `not_future` is `k.index <= q.index` where the
+    caller has it at hand. Prefix blocks: Raffel et al. 2020 (arXiv 1910.10683, figure 4).
     """
     if not_future is None:
         not_future = k.index <= q.index
@@ -69,6 +75,8 @@ def visible(q: Tokens, k: Tokens, window: int | None = None, not_future: Tensor 
     seen = same_document & (not_future | same_block)
     if window is not None:
         seen = seen & (q.index - k.index < window)
+        if both_sides:
+            seen = seen & (k.index - q.index < window)
     return seen | (q.index == k.index)
 
 
@@ -77,40 +85,37 @@ def causal_mask(size: int, device: torch.device | str | None = None) -> Tensor:
     return torch.ones(size, size, dtype=torch.bool, device=device).tril()
 
 
-def dense_mask(causal: Tensor, layout: Layout, window: int | None = None) -> Tensor:
+def dense_mask(causal: Tensor, layout: Layout, window: int | None = None, both_sides: bool = False) -> Tensor:
     """Return the bool mask (B, T, T) of packed rows that attend to themselves; a token's index is its place.
 
     `causal` is the model's registered buffer, at least T x T.
     """
     length = layout.document_ids.shape[1]
     index = torch.arange(length, device=causal.device)
-    return _seen(layout, layout, (index, index), window, causal[:length, :length])
+    q, k = _pairs(layout, layout, (index, index))
+    return visible(q, k, window, both_sides, causal[:length, :length])
 
 
-def cached_mask(query: Layout, key: Layout, window: int | None = None) -> Tensor:
+def cached_mask(query: Layout, key: Layout, window: int | None = None, both_sides: bool = False) -> Tensor:
     """Return the bool mask (B, Tq, Tk) of new tokens over cached keys, where a row is one document.
 
     A token's index is its position there. Padding queries stand where a key of theirs is, so that no row is
     empty.
     """
-    return _seen(query, key, (query.position_ids, key.position_ids), window)
+    return visible(*_pairs(query, key, (query.position_ids, key.position_ids)), window, both_sides)
 
 
-def _seen(
-    query: Layout,
-    key: Layout,
-    index: tuple[Tensor, Tensor],
-    window: int | None,
-    not_future: Tensor | None = None,
-) -> Tensor:
+def _pairs(query: Layout, key: Layout, index: tuple[Tensor, Tensor]) -> tuple[Tokens, Tokens]:
+    """Return queries (B, Tq, 1) and keys (B, 1, Tk), which broadcast to all pairs of them."""
     q = Tokens(index[0][..., None], query.document_ids[..., None], query.block_ids[..., None])
     k = Tokens(index[1][..., None, :], key.document_ids[:, None], key.block_ids[:, None])
-    return visible(q, k, window, not_future)
+    return q, k
 
 
-def visible_mask(layout: Layout, window: int | None = None) -> Tensor:
+def visible_mask(layout: Layout, window: int | None = None, both_sides: bool = False) -> Tensor:
     """Return the bool mask (B, T, T) of whole rows that attend to themselves."""
-    return dense_mask(causal_mask(layout.document_ids.shape[1], layout.document_ids.device), layout, window)
+    triangle = causal_mask(layout.document_ids.shape[1], layout.document_ids.device)
+    return dense_mask(triangle, layout, window, both_sides)
 
 
 def causal_layout(batch: int, length: int, device: torch.device | str | None = None) -> Layout:
@@ -221,8 +226,8 @@ def is_readable(block_ids: Tensor) -> Tensor:
 def reach(block_ids: Tensor) -> Tensor:
     """Return the last index (n,) that each token of one document sees: the end of its block, or itself.
 
-    With the window the same on both sides, two layouts of one document are equal exactly when their
-    reaches are.
+    Under one window, two layouts of one document are equal exactly when their reaches are. A window of 2 or
+    more on both sides moves no legal cut: a token of a block still sees the next one.
     """
     n = len(block_ids)
     index = torch.arange(n)

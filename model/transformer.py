@@ -125,7 +125,8 @@ class Decoder(nn.Module):
         if window is None and (layout is None or is_plain_causal(layout)):
             return Visibility(is_causal=True)
         layout = layout or causal_layout(*ids.shape, device=ids.device)
-        mask = dense_mask(self._triangle(ids.shape[1]), layout, window)[:, None]
+        triangle, both_sides = self._triangle(ids.shape[1]), self.config.window_both_sides
+        mask = dense_mask(triangle, layout, window, both_sides)[:, None]
         one_by_one = window is None and ids.device.type == "cpu" and ids.shape[1] >= SHORTEST_SHARED_ROW
         return Visibility(mask, documents=document_attention(mask, layout) if one_by_one else None)
 
@@ -139,7 +140,7 @@ class Decoder(nn.Module):
         queries = layout._replace(
             position_ids=torch.where(layout.document_ids >= 0, layout.position_ids, last)
         )
-        return Visibility(cached_mask(queries, keys, window)[:, None])
+        return Visibility(cached_mask(queries, keys, window, self.config.window_both_sides)[:, None])
 
     def _triangle(self, length: int) -> Tensor:
         """Return the registered buffer, first doubled until it covers `length` tokens."""
@@ -183,7 +184,8 @@ class LanguageModel(nn.Module):
 
     def set_windows(self, config: ModelConfig) -> None:
         """Take over the sliding windows of a configuration; no weight has their shape."""
-        windows = {"sliding_window": config.sliding_window, "layer_types": config.layer_types}
+        names = ("sliding_window", "layer_types", "window_both_sides")
+        windows = {name: getattr(config, name) for name in names}
         self.config = self.model.config = replace(self.config, **windows)
 
     @torch.no_grad()

@@ -32,11 +32,16 @@ def tiny_model(**overrides) -> LanguageModel:
     return LanguageModel(config).double().eval()
 
 
-def windowed(*windows: int | None) -> dict[str, object]:
+def windowed(*windows: int | None, both_sides: bool = False) -> dict[str, object]:
     """The shape of a model whose layers have these windows; None sees everything, the others are alike."""
     kinds = ("full_attention" if window is None else "sliding_attention" for window in windows)
     widest = max((window for window in windows if window), default=None)
-    return {"num_hidden_layers": len(windows), "sliding_window": widest, "layer_types": tuple(kinds)}
+    return {
+        "num_hidden_layers": len(windows),
+        "sliding_window": widest,
+        "layer_types": tuple(kinds),
+        "window_both_sides": both_sides and widest is not None,
+    }
 
 
 def one_document(block_ids: torch.Tensor, batch: int = 1) -> Layout:

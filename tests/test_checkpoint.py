@@ -47,6 +47,7 @@ def test_a_saved_model_comes_back_to_the_bit(tmp_path, prompt_mask, tied):
         windowed(5, None),
         windowed(None, 5),
         windowed(5, None, None, 5),
+        windowed(5, None, both_sides=True),  # a causal model has no block whose later keys it would bound
     ],
 )
 def test_transformers_opens_a_causal_model_and_we_open_what_it_saves(tmp_path, overrides):
@@ -91,14 +92,14 @@ def test_the_window_of_a_qwen3_directory_is_where_transformers_has_it(tmp_path, 
 def test_files_from_before_layer_types_keep_the_window_in_every_layer(tmp_path):
     model = saved(tmp_path, "prefix", sliding_window=5)
     values = json.loads((tmp_path / "config.json").read_text())
-    del values["layer_types"]
+    del values["layer_types"], values["window_both_sides"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert load_checkpoint(tmp_path).model.config == model.config
     assert model.config.layer_windows == (5, 5)
 
 
 def test_a_mixed_model_under_a_prompt_mask_comes_back_to_the_bit(tmp_path):
-    model = saved(tmp_path, "segment", **windowed(None, 5))
+    model = saved(tmp_path, "segment", **windowed(None, 5, both_sides=True))
     back, ids = load_checkpoint(tmp_path).model, torch.randint(97, (2, 30))
     assert back.config == model.config and torch.equal(back(ids), model(ids))
 

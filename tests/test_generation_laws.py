@@ -12,12 +12,14 @@ from model.sampling import Sampling
 from tests.conftest import STRATEGIES, one_document, tiny_model, turns, windowed
 
 models = st.builds(
-    lambda heads, window, slides: tiny_model(
-        num_key_value_heads=heads, **windowed(*(window if slide else None for slide in slides))
+    lambda heads, window, slides, both_sides: tiny_model(
+        num_key_value_heads=heads,
+        **windowed(*(window if slide else None for slide in slides), both_sides=both_sides),
     ),
     heads=st.sampled_from([1, 2, 4]),
     window=st.integers(1, 9),
     slides=st.lists(st.booleans(), min_size=1, max_size=2),
+    both_sides=st.booleans(),
 )
 messages = st.integers(1, 7)
 drawings = st.lists(st.tuples(messages, messages), max_size=3).flatmap(

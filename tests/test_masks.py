@@ -73,7 +73,7 @@ def drawn(picture: str) -> torch.Tensor:
     return torch.tensor([[cell == "1" for cell in line.split()] for line in lines])
 
 
-def by_hand(layout: Layout, window: int | None) -> torch.Tensor:
+def by_hand(layout: Layout, window: int | None, both_sides: bool) -> torch.Tensor:
     """The rule of the design, once more, as loops over single tokens."""
     documents, _, blocks = (ids.tolist() for ids in layout)
     batch, n = len(documents), len(documents[0])
@@ -84,7 +84,7 @@ def by_hand(layout: Layout, window: int | None) -> torch.Tensor:
                 if q == k:
                     mask[b, q, k] = True
                 elif documents[b][k] >= 0 and documents[b][q] == documents[b][k]:
-                    inside = window is None or q - k < window
+                    inside = window is None or (abs(q - k) if both_sides else q - k) < window
                     shared = blocks[b][q] >= 0 and blocks[b][q] == blocks[b][k]
                     mask[b, q, k] = inside and (k < q or shared)
     return mask
@@ -122,6 +122,18 @@ def test_a_window_bounds_blocks_on_the_left_and_counts_the_token_itself():
     )
 
 
+def test_a_window_on_both_sides_bounds_later_keys_of_a_block_and_nothing_else():
+    blocks = torch.tensor([0, 0, 0, 0, -1, -1])
+    assert torch.equal(
+        visible_mask(one_document(blocks), window=2, both_sides=True)[0],
+        drawn("1 1 . . . .\n1 1 1 . . .\n. 1 1 1 . .\n. . 1 1 . .\n. . . 1 1 .\n. . . . 1 1"),
+    )
+    causal = causal_layout(2, 9)
+    assert torch.equal(visible_mask(causal, 4, both_sides=True), visible_mask(causal, 4))
+    layout = random_layout(batch=16, length=20)
+    assert torch.equal(visible_mask(layout, None, both_sides=True), visible_mask(layout))
+
+
 def test_packed_documents_and_padding_see_nothing_of_each_other():
     layout = Layout(
         torch.tensor([[0, 0, 0, 1, 1, -1]]),
@@ -132,17 +144,19 @@ def test_packed_documents_and_padding_see_nothing_of_each_other():
     assert torch.equal(visible_mask(layout)[0], drawn(picture))
 
 
+@pytest.mark.parametrize("both_sides", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-def test_the_predicate_equals_the_rule_written_as_loops(window):
+def test_the_predicate_equals_the_rule_written_as_loops(window, both_sides):
     layout = random_layout(batch=16, length=20)
-    assert torch.equal(visible_mask(layout, window), by_hand(layout, window))
+    assert torch.equal(visible_mask(layout, window, both_sides), by_hand(layout, window, both_sides))
 
 
 def test_rows_of_later_queries_are_slices_of_the_whole_mask():
     whole = one_document(torch.tensor([0, 0, 0, -1, -1, 1, 1, -1, -1]), batch=2)
     tail = Layout(*(ids[:, 4:8] for ids in whole))
-    sliced = cached_mask(tail, whole, 3)
-    assert torch.equal(sliced, visible_mask(whole, 3)[:, 4:8])
+    for both_sides in (False, True):
+        sliced = cached_mask(tail, whole, 2, both_sides)
+        assert torch.equal(sliced, visible_mask(whole, 2, both_sides)[:, 4:8])
 
 
 def test_no_row_of_a_mask_is_ever_empty():
@@ -225,10 +239,11 @@ def test_reach_is_the_last_key_that_the_predicate_shows():
         assert torch.equal(reach(blocks), last_seen)
 
 
-def test_the_longest_cut_is_the_last_that_the_cut_rule_allows():
+@pytest.mark.parametrize("window", [(), (2, False), (2, True), (5, True)])
+def test_the_longest_cut_is_the_last_that_the_cut_rule_allows(window):
     for _ in range(60):
         cached, wanted = (torch.tensor(_random_row(14)[2]) for _ in range(2))
-        old, new = (visible_mask(one_document(blocks))[0] for blocks in (cached, wanted))
+        old, new = (visible_mask(one_document(blocks), *window)[0] for blocks in (cached, wanted))
         legal = [
             c
             for c in range(15)

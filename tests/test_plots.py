@@ -31,6 +31,10 @@ def test_cells_of_a_picture_tell_block_and_past_apart():
     assert kinds.tolist() == [[2, 3, 0], [2, 2, 0], [1, 1, 1]]
     kinds = plots._cell_kinds(mask_panel("prefix", torch.tensor([0, 0, -1]), window=2))
     assert kinds.tolist() == [[2, 3, 0], [2, 2, 0], [0, 1, 1]]
+    config = from_preset("tiny", vocab_size=9, **windowed(2, None, both_sides=True))
+    full, sliding = (plots._cell_kinds(p) for p in model_panels("", torch.tensor([0, 0, 0]), config))
+    assert full.tolist() == [[2, 3, 3], [2, 2, 3], [2, 2, 2]]
+    assert sliding.tolist() == [[2, 3, 0], [2, 2, 3], [0, 2, 2]]
 
 
 def test_a_mixed_model_is_drawn_with_a_panel_for_each_kind_of_layer():

@@ -2,7 +2,9 @@
 
 import pytest
 
+from model.config import from_preset
 from model.errors import UserError
+from tests.conftest import windowed
 from trainer.command_line import parse
 from trainer.settings import ModelSettings, PretrainSettings
 
@@ -23,6 +25,26 @@ def model_of(line: str) -> ModelSettings:
 )
 def test_the_window_is_in_the_layers_that_are_named_or_in_all(line, windows):
     assert model_of(line).config(97).layer_windows == windows
+
+
+@pytest.mark.parametrize(
+    ("line", "windows", "both_sides"),
+    [
+        ("", (4, None, None), True),
+        ("--model.window_both_sides false", (4, None, None), False),
+        ("--model.sliding_window 8", (8, 8, 8), False),
+        ("--model.sliding_window 8 --model.window_both_sides true", (8, 8, 8), True),
+    ],
+)
+def test_a_trained_model_keeps_its_sides_unless_they_or_its_window_are_given(line, windows, both_sides):
+    config = from_preset("tiny", vocab_size=97, **windowed(4, None, None, both_sides=True))
+    changed = model_of(line).windowed(config)
+    assert changed.layer_windows == windows and changed.window_both_sides is both_sides
+
+
+def test_both_sides_of_no_window_are_one_line():
+    with pytest.raises(UserError, match="^window_both_sides: expected a sliding_window with it, got none$"):
+        model_of("--model.window_both_sides true").config(97)
 
 
 @pytest.mark.parametrize(

@@ -101,12 +101,21 @@ def test_the_model_to_train_on_may_get_other_windows_that_a_continued_run_must_a
     out, window = tmp_path / "run", ("--model.sliding_window", 4, "--model.sliding_layers", 0)
     sft(out, "--max_steps", 3, *window)
     config = load_checkpoint(out).model.config
-    assert config.sliding_window == 4 and config.layer_windows[0] == 4
+    assert config.sliding_window == 4 and config.layer_windows[0] == 4 and not config.window_both_sides
     assert not any(config.layer_windows[1:]) and ", window 4 in layers 0\n" in capsys.readouterr().out
     sft(out, "--max_steps", 3, *window)  # the same run, already finished
     for others in ((), ("--model.sliding_window", 4), ("--model.sliding_window", 5, *window[2:])):
         with pytest.raises(UserError, match="model.layer_windows was "):
             sft(out, "--max_steps", 3, *others)
+    with pytest.raises(UserError, match="model.window_both_sides was None, is True"):
+        sft(out, "--max_steps", 3, *window, "--model.window_both_sides", True)
+
+
+def test_a_window_on_both_sides_is_trained_saved_and_told(sft, tmp_path, capsys):
+    window = ("--model.sliding_window", 4, "--model.window_both_sides", True, "--prompt_mask", "prefix")
+    sft(tmp_path / "run", "--max_steps", 3, *window)
+    assert load_checkpoint(tmp_path / "run").model.config.window_both_sides
+    assert "mask prefix, window 4 on both sides in layers 0" in capsys.readouterr().out
 
 
 def test_a_store_of_another_tokenizer_than_the_models_is_refused(run_trainer, data, init, tmp_path):

@@ -24,13 +24,14 @@ def logits_of(model, ids, layout, backend="sdpa"):
     return model(ids, layout)
 
 
-@pytest.mark.parametrize("windows", [(None, None), (3, 3), (3, None), (None, 3)])
+@pytest.mark.parametrize("both_sides", [False, True])
+@pytest.mark.parametrize("windows", [(None, None), (2, 2), (3, 3), (3, None), (None, 3)])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_token_influences_exactly_the_logits_that_the_mask_lets_it(strategy, windows):
-    model = tiny_model(**windowed(*windows))
+def test_a_token_influences_exactly_the_logits_that_the_mask_lets_it(strategy, windows, both_sides):
+    model = tiny_model(**windowed(*windows, both_sides=both_sides))
     layout = one_document(prompt_blocks(strategy, *turns(CONVERSATION)))
     ids = torch.randint(97, (1, 10))
-    first, second = (visible_mask(layout, window)[0].double() for window in windows)
+    first, second = (visible_mask(layout, window, both_sides)[0].double() for window in windows)
     flow = (second @ first) > 0  # what two layers can carry
     with torch.no_grad():
         before = model(ids, layout)[0]
@@ -181,12 +182,31 @@ def test_a_prefix_of_no_or_one_token_is_causal_to_the_bit(length):
     assert torch.equal(logits_of(model, ids, layout, "eager"), logits_of(model, ids, None, "eager"))
 
 
+@pytest.mark.parametrize("both_sides", [False, True])
 @pytest.mark.parametrize("window", [9, 10, 1000])
-def test_a_window_as_long_as_the_row_is_no_window_to_the_bit(window):
+def test_a_window_as_long_as_the_row_is_no_window_to_the_bit(window, both_sides):
     ids = torch.randint(97, (2, 9))
     for layout in (None, random_layout(2, 9)):
-        windowed, plain = tiny_model(sliding_window=window), tiny_model()
-        assert torch.equal(windowed(ids, layout), plain(ids, layout))
+        windowed = tiny_model(sliding_window=window, window_both_sides=both_sides)
+        assert torch.equal(windowed(ids, layout), tiny_model()(ids, layout))
+
+
+def test_a_causal_model_has_the_same_window_on_both_sides_to_the_bit():
+    one, both = (tiny_model(**windowed(3, None, both_sides=both_sides)) for both_sides in (False, True))
+    ids, layout = torch.randint(97, (2, 9)), random_layout(2, 9)
+    assert torch.equal(both(ids), one(ids))
+    assert not torch.equal(both(ids, layout), one(ids, layout))
+
+
+def test_no_mask_reaches_farther_than_the_causal_one_where_windows_bound_both_sides():
+    """Farthest key, counted in tokens, that moves a logit: what is behind two layers of window 3."""
+    blocks, ids = torch.tensor([0] * 10 + [-1] * 2), torch.randint(97, (1, 12))
+    for both_sides, farthest in ((False, 9), (True, 4)):
+        model = tiny_model(**windowed(3, 3, both_sides=both_sides))
+        changed = ids.clone()
+        changed[0, 9] = (ids[0, 9] + 1) % 97
+        moved = (model(changed, one_document(blocks)) - model(ids, one_document(blocks))).abs().amax(-1)
+        assert 9 - int((moved[0] > 1e-9).int().argmax()) == farthest
 
 
 def test_at_depth_one_causal_and_prefix_give_the_same_answer_logits_to_the_bit():
@@ -212,8 +232,9 @@ def test_the_leak_rule_drops_exactly_the_labels_that_a_model_could_read(strategy
         assert (moved > 1e-9) == readable[t]
 
 
-def test_packed_rows_equal_separate_documents():
-    model, ids, layout = tiny_model(), torch.randint(97, (4, 20)), random_layout(4, 20)
+@pytest.mark.parametrize("shape", [{}, windowed(3, None), windowed(3, None, both_sides=True)])
+def test_packed_rows_equal_separate_documents(shape):
+    model, ids, layout = tiny_model(**shape), torch.randint(97, (4, 20)), random_layout(4, 20)
     packed = model(ids, layout)
     for row in range(4):
         for document in range(int(layout.document_ids[row].max()) + 1):
@@ -321,20 +342,22 @@ def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients_to_t
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("both_sides", [False, True])
 @pytest.mark.parametrize("windows", [(3, None), (None, 3)])
-def test_attention_maps_of_a_mixed_model_show_the_window_of_each_layer(windows):
-    layout = random_layout(2, 9)
-    maps = tiny_model(**windowed(*windows)).attention_maps(torch.randint(97, (2, 9)), layout)
+def test_attention_maps_of_a_mixed_model_show_the_window_of_each_layer(windows, both_sides):
+    layout, model = random_layout(2, 9), tiny_model(**windowed(*windows, both_sides=both_sides))
+    maps = model.attention_maps(torch.randint(97, (2, 9)), layout)
     for probabilities, window in zip(maps, windows, strict=True):
-        assert torch.equal(probabilities[:, :1] > 0, visible_mask(layout, window)[:, None])
+        assert torch.equal(probabilities[:, :1] > 0, visible_mask(layout, window, both_sides)[:, None])
 
 
 def test_a_model_takes_over_windows_and_keeps_its_weights():
-    model, other = tiny_model(), tiny_model(**windowed(3, None))
+    model, other = tiny_model(), tiny_model(**windowed(3, None, both_sides=True))
     other.load_state_dict(model.state_dict())
     ids = torch.randint(97, (1, 10))
     before = model(ids)
     model.set_windows(other.config)
+    assert model.config == model.model.config == other.config
     assert torch.equal(model(ids), other(ids)) and not torch.equal(model(ids), before)
     model.set_windows(tiny_model().config)
     assert torch.equal(model(ids), before)

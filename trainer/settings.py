@@ -14,7 +14,7 @@ FRESH = "fresh"
 """What --init says instead of a model directory."""
 LENGTHS = ("max_steps", "epochs", "max_tokens")
 MOST = 10**15  # of anything counted, so that products of a few stay numbers
-WINDOWS = ("sliding_window", "sliding_layers")
+WINDOWS = ("sliding_window", "sliding_layers", "window_both_sides")
 """Settings of a model's shape that no weight depends on: those of --init may get others."""
 
 
@@ -46,9 +46,12 @@ class ModelSettings:
     """whether the output layer is the embedding itself"""
     sliding_window: int | None = None
     """number of keys up to itself that a token sees in sliding layers, and in a bidirectional block all that
-    follow there: the window bounds blocks on the left only; default: all keys, or as in --init"""
+    follow there: by itself, the window bounds blocks on the left only; default: all keys, or as in --init"""
     sliding_layers: tuple[int, ...] | None = None
     """numbers of the layers, from 0, that see only the sliding window; all of them if not given"""
+    window_both_sides: bool | None = None
+    """whether the window bounds what follows in a block as well, so that no mask reaches farther than the
+    causal one; default: false for a window that is given, else as in --init"""
 
     def config(self, num_tokens: int) -> ModelConfig:
         """Return the configuration; raises `UserError` for too small a vocabulary or wrong layers."""
@@ -65,9 +68,13 @@ class ModelSettings:
     def windowed(self, config: ModelConfig) -> ModelConfig:
         """Return a configuration with the windows given here, or as it is if there are none."""
         if self.sliding_window is None and self.sliding_layers is None:
-            return config
+            both_sides = self.window_both_sides
+            return config if both_sides is None else replace(config, window_both_sides=both_sides)
         layers = None if self.sliding_layers is None else self._layer_types(config.num_hidden_layers)
-        return replace(config, sliding_window=self.sliding_window, layer_types=layers)
+        both_sides = bool(self.window_both_sides)
+        return replace(
+            config, sliding_window=self.sliding_window, layer_types=layers, window_both_sides=both_sides
+        )
 
     def _layer_types(self, num_layers: int) -> tuple[LayerType, ...]:
         layers = self.sliding_layers
@@ -275,7 +282,7 @@ def _check_start(settings: PretrainSettings | SftSettings) -> None:
     if settings.init != FRESH and shape != ModelSettings():
         raise UserError(
             "--model and --init: expected one of them, got both; --init brings its own shape, of which "
-            "--model.sliding_window and --model.sliding_layers alone may change"
+            "--model.sliding_window, --model.sliding_layers and --model.window_both_sides alone may change"
         )
 
 

@@ -68,7 +68,8 @@ def _short(settings: TrainSettings, figures: dict[str, Any], total: int, rows_pe
 def _windows(config: ModelConfig) -> str:
     sliding = [n for n, window in enumerate(config.layer_windows) if window is not None]
     layers = ", ".join(map(str, sliding))
-    return f", window {config.sliding_window} in layers {layers}" if sliding else ""
+    sides = " on both sides" if config.window_both_sides else ""
+    return f", window {config.sliding_window}{sides} in layers {layers}" if sliding else ""
 
 
 def describe_continuation(progress: Progress, world: int, gradient_accumulation: int) -> list[str]:

@@ -45,9 +45,11 @@ class Task:
         """Return what a resumed run must agree with, dotted key to value."""
         settings = flatten(to_plain(self.settings))
         if self.settings.init != FRESH:  # the weights have a shape of their own, but windows may change
-            windows = self.start.model.config.layer_windows
+            config = self.start.model.config
+            windows, both_sides = config.layer_windows, config.window_both_sides
             settings = {key: value for key, value in settings.items() if not key.startswith("model.")}
             settings |= {"model.layer_windows": list(windows)} if any(windows) else {}
+            settings |= {"model.window_both_sides": True} if both_sides else {}
         own = {
             "data": self.data_fingerprint,
             "init": self.start.fingerprint,

@@ -1,15 +1,24 @@
 """Tables of figures that fit any width, on a terminal and as Markdown: no figure is ever shortened."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
 from dataset.printing import printable
-from eval.answers import Cell
+
+if TYPE_CHECKING:
+    from eval.answers import Cell
 
 GAP, NARROWEST_NAME = "  ", 12
+FIGURES = "+-\u2212\u20130123456789"  # what a number begins with, with a minus or a dash
+SUPERSCRIPTS = str.maketrans(
+    "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Table:
     """lines below it"""
 
 
-def score_table(columns: Mapping[str, Sequence[Cell]]) -> Table:
+def score_table(columns: Mapping[str, Sequence["Cell"]]) -> Table:
     """Return exact match in percent: columns hold the given cells, a row per split and kind."""
     by_row = {name: {(cell.split, cell.kind): cell for cell in cells} for name, cells in columns.items()}
     rows = []
@@ -45,7 +54,7 @@ def mean_table(means: Mapping[str, Mapping[str, float]]) -> Table:
     return Table(("mean over questions", "log-likelihood, nats", "F1"), tuple(rows))
 
 
-def score(cell: Cell | None) -> str:
+def score(cell: "Cell | None") -> str:
     """Return exact match with its 95% interval in percent; nothing where nothing was asked."""
     if cell is None:
         return ""
@@ -84,7 +93,7 @@ def _lines(
 ) -> Iterator[str]:
     others = sum(len(GAP) + widths[n] for n in part)
     name_width = min(widths[0], max(NARROWEST_NAME, width - others))
-    titles = [_wrapped(header[0], name_width), *(_wrapped(header[n], widths[n]) for n in part)]
+    titles = [wrapped(header[0], name_width), *(wrapped(header[n], widths[n]) for n in part)]
     for level in range(-max(map(len, titles)), 0):
         first, *cells = (title[level] if -level <= len(title) else "" for title in titles)
         yield _line(first, cells, name_width, [widths[n] for n in part])
@@ -103,8 +112,8 @@ def _line(name: str, cells: Sequence[str], name_width: int, widths: Sequence[int
     return GAP.join([name + " " * (name_width - cell_len(name)), *padded]).rstrip()
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    """Return the words of a title in lines of a width that the longest word fits."""
+def wrapped(text: str, width: int) -> list[str]:
+    """Return the words of a text in lines of a width in characters; a longer word is cut."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -122,14 +131,59 @@ def _folded(text: str, width: int) -> list[str]:
     return lines
 
 
-def as_markdown(table: Table) -> str:
-    """Return the table as Markdown, with its caption below."""
-    rows = [_markdown_row(row) for row in table.rows if row]
-    rule = "|" + "---|" + "---:|" * (len(table.header) - 1)
-    caption = [line for each in table.caption for line in ("", printable(each))]
-    return "\n".join([_markdown_row(table.header), rule, *rows, *caption])
+def as_markdown(table: Table, width: int | None = None) -> str:
+    """Return the table as Markdown, straight in a terminal, too; columns beyond `width` come further down."""
+    rows = [[_indented(literal(cell)) for cell in row] for row in (table.header, *table.rows) if row]
+    columns = list(zip(*rows, strict=True))
+    widths = [max(3, *map(cell_len, column)) for column in columns]
+    right = figure_columns(table)
+    parts = _parts(widths, width) if width else [list(range(1, len(columns)))]
+    pieces = ["\n".join(_markdown_lines(columns, widths, [0, *part], right)) for part in parts]
+    return "\n\n".join([*pieces, *map(literal, table.caption)])
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    shown = (printable(cell).replace("|", "\\|") for cell in cells)
-    return "| " + " | ".join("&emsp;" + c.strip() if c.startswith("  ") else c for c in shown) + " |"
+def _markdown_lines(
+    columns: Sequence[tuple[str, ...]], widths: Sequence[int], part: list[int], right: set[int]
+) -> Iterator[str]:
+    rule = ["-" * (widths[n] - 1) + (":" if n in right else "-") for n in part]
+    for row in (0, None, *range(1, len(columns[0]))):
+        cells = rule if row is None else [_padded(columns[n][row], widths[n], n in right) for n in part]
+        yield f"| {' | '.join(cells)} |"
+
+
+def figure_columns(table: Table) -> set[int]:
+    """Return the numbers of the columns of figures, which stand on the right; the first one holds names."""
+    columns = {n: [row[n] for row in table.rows if row] for n in range(1, len(table.header))}
+    return {
+        n for n, column in columns.items() if all(cell[:1] in "+-\u2212\u20130123456789" for cell in column)
+    }
+
+
+def literal(text: str) -> str:
+    """Return foreign text as Markdown that shows it as it is, on one line."""
+    return re.sub(
+        r"[\\`*<|~&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|^ *[#>+=-](?=\s|$)", r"\\\g<0>", printable(text)
+    )
+
+
+def _indented(cell: str) -> str:
+    return "&emsp;" + cell.strip() if cell.startswith("  ") else cell
+
+
+def _padded(cell: str, width: int, is_right: bool = False) -> str:
+    space = " " * (width - cell_len(cell))
+    return space + cell if is_right else cell + space
+
+
+def figure(value: float | None, is_signed: bool = False) -> str:
+    """Return a number with three significant digits and a proper minus; a dash where there is none."""
+    if value is None:
+        return "\u2013"
+    if not isfinite(value) or value == 0:
+        return "0" if value == 0 else str(value)
+    mantissa, exponent = f"{abs(value):.2e}".split("e")
+    power = int(exponent)
+    text = f"{float(f'{value:.2e}'):,.{max(0, 2 - power)}f}".lstrip("-")
+    if not -4 <= power < 6:
+        text = f"{mantissa} \u00d7 10{str(power).translate(SUPERSCRIPTS)}"
+    return ("\u2212" if value < 0 else "+" if is_signed else "") + text

@@ -1,6 +1,7 @@
 """Evaluations beside each other: pairs of answers, losses on equal targets, and how that is shown."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -214,7 +215,7 @@ def test_a_comparison_is_written_as_json_and_as_a_page(runs, tmp_path, monkeypat
     pair = values["paired"][0]
     assert (pair["only_first"], pair["only_second"], pair["both"], pair["neither"]) == (2, 6, 1, 3)
     assert pair["p_value"] == pytest.approx(74 / 256) and pair["difference"] == 4 / 12
-    page = (tmp_path / "out/comparison.md").read_text()
+    page = re.sub(" +", " ", (tmp_path / "out/comparison.md").read_text())  # columns are straight
     assert "| q | 12 | 25.0 (9-53) | 58.3 (32-81) |" in page
     assert "| q | 12 | 2 | 6 | +33.3 (-13.1 to +70.2) | 0.29 |" in page
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
@@ -254,7 +255,8 @@ def test_figures_are_never_shortened_and_columns_without_room_come_further_down(
         assert "1" * 20 in text and "2" * 20 in text and "…" not in text
     assert as_text(table, 200).count("\n") == 4
     assert as_text(table, 30).index("1" * 20) < as_text(table, 30).index("second")
-    assert as_markdown(Table(("a|b", "n"), (("x", "1"),))) == "| a\\|b | n |\n|---|---:|\n| x | 1 |"
+    shown = "| a\\|b |   n |\n| ---- | --: |\n| x    |   1 |"
+    assert as_markdown(Table(("a|b", "n"), (("x", "1"),))) == shown
 
 
 def test_the_score_table_has_a_column_per_name_and_a_row_per_split_and_kind():

@@ -46,12 +46,13 @@ def score_table(columns: Mapping[str, Sequence["Cell"]]) -> Table:
 
 def mean_table(means: Mapping[str, Mapping[str, float]]) -> Table:
     """Return for each task how probable right answers are, and how many words of answers are right."""
-    forms = {"log_likelihood": "{:.4f}", "f1": "{:.1%}"}
+    forms = {"log_likelihood": ("log-likelihood, nats", "{:.4f}"), "f1": ("F1", "{:.1%}")}
+    forms = {name: form for name, form in forms.items() if any(name in of for of in means.values())}
     rows = (
-        (task, *(form.format(of[name]) if name in of else "" for name, form in forms.items()))
+        (task, *(form.format(of[name]) if name in of else "" for name, (_, form) in forms.items()))
         for task, of in means.items()
     )
-    return Table(("mean over questions", "log-likelihood, nats", "F1"), tuple(rows))
+    return Table(("mean over questions", *(title for title, _ in forms.values())), tuple(rows))
 
 
 def score(cell: "Cell | None") -> str:

@@ -296,6 +296,24 @@ def question_of(text):
     return re.search(r"[^。.\n?？]+[?？]", text)[0].strip()
 
 
+def test_questions_about_one_story_or_fact_are_one_cluster(world):
+    names = [
+        {item["cluster"]: item["conversations"][0]["content"] for item in items(world, split)}
+        for split in ("stories_context_first", "stories_question_first")
+    ]
+    assert names[0].keys() == names[1].keys() and len(names[0]) == len(items(world, "stories_context_first"))
+    for cluster, text in names[0].items():
+        language = "en" if cluster.startswith("en") else "zh"
+        assert read_events(text, language) == read_events(names[1][cluster], language)
+    answers = {}
+    for item in items(world, "facts_unseen_wording"):
+        answers.setdefault(item["cluster"], set()).add(tuple(item["answers"]))
+    assert all(len(each) == 1 for each in answers.values())
+    assert len(answers) < len(items(world, "facts_unseen_wording"))
+    follow_ups = [item["cluster"] for item in items(world, "followup") if item["kind"] == "same_story"]
+    assert len({*follow_ups, *names[0]}) == len(follow_ups) + len(names[0])
+
+
 @pytest.mark.parametrize("split", ["stories_context_first", "stories_question_first"])
 def test_an_independent_reader_finds_every_answer(world, split):
     kinds = Counter()

@@ -20,6 +20,7 @@ from model.tensor_file import write_tensors
 from trainer.compilation import compile_if_asked
 from trainer.device import Device, compute_in, find_device
 from trainer.failures import explaining, has_finite_weights
+from trainer.ledger import Ledger, weights_digest
 from trainer.loss_scale import first_scale, next_scale, unscale
 from trainer.machine import Machine
 from trainer.optimizer import Optimizers
@@ -34,12 +35,7 @@ from trainer.sharding import distribute, load_weights, whole, whole_model, witho
 from trainer.stopping import StopRequest
 from trainer.summary import describe_continuation, describe_task, summarise
 from trainer.task import Task
-from trainer.training_state import (
-    Progress,
-    load_process_state,
-    save_process_state,
-    save_shared_state,
-)
+from trainer.training_state import Progress, load_process_state, save_process_state, save_shared_state
 from trainer.validation import TextBytes, measure
 
 MAX_SKIPPED_IN_A_ROW = 5
@@ -83,10 +79,11 @@ class Training:
         if settings.gradient_checkpointing:
             task.start.model.recompute_layers()
         compute_in(device.dtype, task.start.model, accelerator.device)
+        ledger = Ledger(weights_digest(task.start.model))
         self.model = distribute(task.start.model, accelerator, device.shards)
         self.optimizers = Optimizers(task.start.model, settings.optimizer, device.dtype)
         self.text_bytes = TextBytes(task.stream.tokenizer)
-        self.progress = Progress(processes=self.world, loss_scale=first_scale(device.dtype))
+        self.progress = Progress(processes=self.world, loss_scale=first_scale(device.dtype), ledger=ledger)
         self.meter, self.gradient_norm = Meter(first_compiles=self.compilation.is_on), 0.0
         self.machine = Machine(task.start.model.config, accelerator.device, device.dtype)
 
@@ -160,7 +157,7 @@ class Training:
     def _update(self, batch: Batch) -> None:
         """Take one optimizer step; where loss or gradient are not finite, leave the weights alone."""
         progress, began = self.progress, time.monotonic()
-        targets, tokens = self._summed(batch.num_targets, batch.num_real)
+        targets, tokens, flops = self._summed(batch.num_targets, batch.num_real, self.machine.count(batch))
         if not targets:
             raise UserError(f"no target in the step from row {progress.row} of epoch {progress.epoch} on")
         if progress.step == self.restored_step and self.world > 2:
@@ -180,7 +177,7 @@ class Training:
         progress.count(self.rows_per_step, int(tokens), int(targets), known, is_skipped=not is_finite)
         self._adapt_scale(is_finite, is_overflow)
         self.meter.count(int(tokens), int(targets), time.monotonic() - began)
-        self.machine.count(batch)
+        progress.ledger = progress.ledger and progress.ledger.then(batch, flops)
         self.reporter.advance(progress.step)
         if known is None:
             self._report_failure(batch)
@@ -330,13 +327,11 @@ class Training:
     def _close(self, is_finished: bool) -> None:
         """Leave `summary.json` and say how to go on."""
         if self.is_main_process:
-            summary = summarise(self.task, self.run_dir, self.progress, self.device.description)
+            summary = summarise(self.task, self.run_dir, self.progress, self.device)
             self.run_dir.write_json("summary.json", {"finished": is_finished} | summary)
-        stopped = (
-            f"stopped and saved after step {self.progress.step} of {self.total_steps}; the same command "
-        )
-        finished = f"finished: {self.settings.out} holds the model"
-        self.reporter.say(finished if is_finished else f"{stopped}continues from there")
+        place = f"after step {self.progress.step} of {self.total_steps}"
+        stopped = f"stopped and saved {place}; the same command continues from there"
+        self.reporter.say(f"finished: {self.settings.out} holds the model" if is_finished else stopped)
 
     def _is_due(self, *intervals: int) -> bool:
         """Say whether this is the end of one of the intervals (in steps), or of the training."""

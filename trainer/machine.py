@@ -30,10 +30,12 @@ class Machine:
         self._config, self._device, self._dtype = config, device, dtype
         self._flops = self._tokens = 0
 
-    def count(self, batch: Batch) -> None:
-        """Count the batch of one optimizer step."""
-        self._flops += model_flops(self._config, batch)
+    def count(self, batch: Batch) -> int:
+        """Count the batch of one optimizer step, and return the operations that it needs."""
+        flops = model_flops(self._config, batch)
+        self._flops += flops
         self._tokens += batch.num_real
+        return flops
 
     def read(self, tokens_per_second: float) -> dict[str, float]:
         """Return what a process used at that rate of real tokens since the last reading, and start anew."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from dataset.systems import num_cores
 from model.config import ModelConfig
+from trainer.device import Device
+from trainer.machine import peak_megabytes
 from trainer.run_dir import METRICS, RunDirectory
 from trainer.schedule import warmup_steps
 from trainer.settings import TrainSettings
@@ -85,8 +87,12 @@ def describe_continuation(progress: Progress, world: int, gradient_accumulation:
     return lines
 
 
-def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: str) -> dict[str, Any]:
-    """Return what `summary.json` tells of a training: its size, its results, and what it ran on."""
+def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: Device) -> dict[str, Any]:
+    """Return what `summary.json` tells of a training: its size, its results, its costs, what it ran on.
+
+    Memory is the most that the last process held. Neither flops nor proof are told where an earlier version
+    began the training.
+    """
     validation: dict[str, dict[str, Any]] = {}
     for record in run_dir.read_records(METRICS):
         if "validation" in record:
@@ -100,10 +106,13 @@ def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: str
         "targets": progress.targets,
         "skipped_steps": progress.skipped_steps,
         "seconds": round(progress.seconds, 3),
+        "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-3), 1),
+        "memory_megabytes": round(peak_megabytes(device.accelerator.device), 1),
+        **(progress.ledger.summary() if progress.ledger else {}),
         "parameters": task.start.model.num_parameters(),
         "prompt_mask": task.start.prompt_mask,
         "validation": validation,
-        "device": device,
+        "device": device.description,
         "machine": platform.platform(),
         "python": sys.version.split()[0],
         "versions": {name: version(name) for name in ("torch", "accelerate", "numpy")},

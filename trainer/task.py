@@ -11,9 +11,10 @@ from dataset.batches import BatchStream
 from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from dataset.tokenizer import Tokenizer
-from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from model.transformer import LanguageModel
+from trainer.ledger import weights_digest
 from trainer.samples import SamplePrompt, sample_prompts
 from trainer.settings import FREE_KEYS, FRESH, PretrainSettings, SftSettings, flatten, to_plain
 
@@ -122,7 +123,7 @@ def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest
         raise UserError(
             f"--data was prepared with another tokenizer than {path} has; prepare it with that of the model"
         )
-    origin, fingerprint = f"weights of {path}", _weights_digest(checkpoint)
+    origin, fingerprint = f"weights of {path}", weights_digest(checkpoint.model)[:12]
     if highest_id >= room:
         checkpoint.model.grow(tokenizer.vocab_size)
         added = " ".join(map(tokenizer.token_text, range(room, tokenizer.vocab_size)))
@@ -130,13 +131,6 @@ def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest
     if prompt_mask not in (None, checkpoint.prompt_mask):
         origin += f", trained with prompt mask {checkpoint.prompt_mask} until now"
     return Start(checkpoint.model, prompt_mask or checkpoint.prompt_mask, origin, fingerprint)
-
-
-def _weights_digest(checkpoint: Checkpoint) -> str:
-    digest = hashlib.sha256()
-    for tensor in checkpoint.model.state_dict().values():
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()[:12]
 
 
 def _digest(values: object) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model.errors import UserError
 from model.tensor_file import open_tensors, write_tensors
+from trainer.ledger import Ledger, read_ledger
 from trainer.optimizer import Optimizers
 from trainer.run_dir import is_count, is_number
 from trainer.sharding import is_cut_up, own_rows
@@ -50,6 +51,8 @@ class Progress:
     """that began the training"""
     nats_since_log: float = 0.0
     targets_since_log: int = 0
+    ledger: Ledger | None = None
+    """None where the training was begun by a version that kept none"""
 
     def count(self, rows: int, tokens: int, targets: int, nats: float | None, is_skipped: bool) -> None:
         """Count one optimizer step; `nats` is None where it failed, and its update was skipped for it."""
@@ -70,14 +73,16 @@ def save_shared_state(folder: Path, progress: Progress, facts: dict[str, Any]) -
 
 def read_progress(values: dict[str, Any]) -> Progress:
     """Return the progress that `progress.json` tells of; raises `UserError` where it is damaged."""
-    for field in fields(Progress):
+    numbers = [field for field in fields(Progress) if field.name != "ledger"]
+    for field in numbers:
         value = values.get(field.name)
         is_sound = is_count(value) if field.type is int else is_number(value) and 0 <= value < math.inf
         if not is_sound:
             raise UserError(f"progress.json: {field.name} must be a number of 0 or more, got {value!r:.40}")
     if values["loss_scale"] < 1:
         raise UserError(f"progress.json: loss_scale must be 1 or more, got {values['loss_scale']!r}")
-    return Progress(**{field.name: values[field.name] for field in fields(Progress)})
+    told = {field.name: values[field.name] for field in numbers}
+    return Progress(**told, ledger=read_ledger(values.get("ledger")))
 
 
 def save_process_state(folder: Path, accelerator: Accelerator, optimizers: Optimizers) -> None:

@@ -92,7 +92,8 @@ class BatchStream:
             length = self._row_length(plan, first, rows_per_step)
             mine = range(first + rank * share, first + (rank + 1) * share)
             rows = [self.pieces(epoch, row) if row < len(plan) else [] for row in mine]
-            yield collate(rows, length, self.tokenizer.pad_id)
+            batch = collate(rows, length, self.tokenizer.pad_id)
+            yield batch if self.settings.isolate_documents else join_documents(batch)
 
     def pieces(self, epoch: int, row: int) -> list[Piece]:
         """Return what stands in a row, in order."""
@@ -144,6 +145,20 @@ def collate(rows: Sequence[Sequence[Piece]], length: int, pad_id: int) -> Batch:
     batch.labels[is_readable(batch.block_ids)] = NO_TARGET
     check_labels(batch)
     return batch
+
+
+def join_documents(batch: Batch) -> Batch:
+    """Return the rows with documents that see those before them, as packers without masks have it.
+
+        documents   0 0 0 0 1 1 1 .    become    0 0 0 0 0 0 0 .
+        positions   0 1 2 3 0 1 2 .              0 1 2 3 4 5 6 .
+        blocks      0 0 - - 1 1 - .              0 0 - - 1 1 - .      labels stay, too
+
+    So no target is the first token of its document, which the last one of another would predict.
+    """
+    real = batch.document_ids >= 0
+    index = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
+    return batch._replace(document_ids=torch.where(real, 0, -1), position_ids=torch.where(real, index, 0))
 
 
 def check_labels(batch: Batch) -> None:

@@ -28,8 +28,11 @@ class BatchSettings:
     """targets: chats take answers, last (answer) or all; texts all or suffix (what follows the prefix)"""
     seed: int = 0
     """of the order of documents and of the prefix lengths"""
+    isolate_documents: bool = True
+    """whether each document of a row sees itself alone; false: also those before it, positions run on"""
 
     def __post_init__(self) -> None:
+        check_isolation(self.isolate_documents, self.packing)
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
         if self.max_seq_len < SHORTEST_ROW:
@@ -48,6 +51,15 @@ class BatchSettings:
                 f"choose {' or '.join(allowed)}"
             )
         return replace(self, supervise=self.supervise or allowed[0])
+
+
+def check_isolation(isolate_documents: bool, packing: Packing) -> None:
+    """Raise `UserError` where documents have a row each, so that nothing isolates them from one another."""
+    if packing == "none" and not isolate_documents:
+        raise UserError(
+            "isolate_documents false changes nothing of packing none, whose rows hold one document; "
+            "leave it out, or choose another packing"
+        )
 
 
 def _supervise_choices(kind: Kind, prompt_mask: PromptMask) -> list[Supervise]:

@@ -39,6 +39,8 @@ class ShowBatchSettings:
     """tokens of a row"""
     packing: Packing = "pack"
     """pack: several documents in a row; best_fit: texts, too, cut only where they must be; none: one"""
+    isolate_documents: bool = True
+    """whether each document of a row sees itself alone; false: also those before it, positions run on"""
     supervise: Supervise | None = None
     """which tokens carry loss; the default depends on data and mask"""
     seed: int = 0
@@ -60,7 +62,7 @@ def main() -> None:
         check_picture(settings.png)
     if settings.epoch < 0:
         raise UserError(f"--epoch: expected 0 or more, got {settings.epoch}")
-    names = ("max_seq_len", "packing", "prompt_mask", "supervise", "seed")
+    names = ("max_seq_len", "packing", "prompt_mask", "supervise", "seed", "isolate_documents")
     batch_settings = BatchSettings(**{name: getattr(settings, name) for name in names})
     stream = BatchStream(open_stores(settings.data), batch_settings)
     rows = stream.rows_per_epoch(settings.epoch)

@@ -18,6 +18,7 @@ from dataset.settings import BatchSettings
 from dataset.token_store import Part, StoreWriter, TokenStore
 from model.errors import UserError
 from model.loss import NO_TARGET
+from model.masks import visible_mask
 from tests.drawn_stores import TOKENIZER, drawn, stream_of, write
 
 # A chat of two turns and one of one turn, packed into a row of 16 and padded:
@@ -60,6 +61,29 @@ def test_a_packed_row_of_two_chats_is_as_drawn(tmp_path, prompt_mask, supervise,
     assert drawn(batch.labels[0], NO_TARGET) == " ".join(LABELS[labels].split())
     assert all(field.dtype == torch.int64 and field.shape == (1, 16) for field in batch)
     assert (batch.num_real, batch.num_targets) == (15, len(LABELS[labels].replace(".", "").split()))
+
+
+@pytest.mark.parametrize("prompt_mask", BLOCKS)
+def test_documents_that_are_not_isolated_see_those_before_them_and_keep_blocks_and_labels(
+    tmp_path, prompt_mask
+):
+    ways = {"max_seq_len": 16, "prompt_mask": prompt_mask}
+    (isolated,) = stream_of(tmp_path / "0", TWO_DOCUMENTS, **ways).batches(epoch=0)
+    (joined,) = stream_of(tmp_path / "1", TWO_DOCUMENTS, **ways, isolate_documents=False).batches(epoch=0)
+    assert drawn(joined.document_ids[0], -1) == "0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 ."
+    assert joined.position_ids[0].tolist() == [*range(15), 0]
+    for name in ("ids", "labels", "block_ids"):
+        assert torch.equal(getattr(joined, name), getattr(isolated, name)), name
+    assert joined.labels[0, 11] == NO_TARGET
+    inside, mask = (visible_mask(batch.layout)[0] for batch in (isolated, joined))
+    assert torch.equal(mask[:11, :11], inside[:11, :11])
+    assert mask[11:15, :11].all() and torch.equal(mask[11:, 11:], inside[11:, 11:])
+    assert not mask[:11, 11:].any() and mask[15].tolist() == [False] * 15 + [True]
+
+
+def test_documents_with_a_row_each_cannot_be_joined():
+    with pytest.raises(UserError, match="isolate_documents false changes nothing of packing none"):
+        BatchSettings(packing="none", isolate_documents=False)
 
 
 @pytest.mark.parametrize("prompt_mask", BLOCKS)

@@ -49,17 +49,19 @@ def show(monkeypatch, capsys, **flags):
 
 
 @pytest.mark.parametrize(
-    ("kind", "packing", "mask"),
-    [("sft", packing, mask) for packing in ("pack", "none") for mask in STRATEGIES]
-    + [("pretrain", packing, mask) for packing in ("pack", "best_fit", "none") for mask in STRATEGIES[:2]],
+    ("kind", "packing", "mask", "isolates"),
+    [("sft", packing, mask, True) for packing in ("pack", "none") for mask in STRATEGIES]
+    + [("pretrain", way, mask, True) for way in ("pack", "best_fit", "none") for mask in STRATEGIES[:2]]
+    + [("sft", "pack", "prefix", False)],
 )
 def test_every_row_is_a_table_of_its_tokens_and_a_picture_of_its_mask(
-    stores, monkeypatch, capsys, kind, packing, mask
+    stores, monkeypatch, capsys, kind, packing, mask, isolates
 ):
-    settings = BatchSettings(max_seq_len=64, packing=packing, prompt_mask=mask)
+    settings = BatchSettings(64, packing=packing, prompt_mask=mask, isolate_documents=isolates)
     stream = BatchStream([TokenStore(stores / kind)], settings)
     for row, batch in enumerate(stream.batches(epoch=0)):
-        shown = show(monkeypatch, capsys, data=stores / kind, packing=packing, prompt_mask=mask, row=row)
+        ways = {"packing": packing, "prompt_mask": mask, "isolate_documents": isolates}
+        shown = show(monkeypatch, capsys, data=stores / kind, row=row, **ways)
         labels = [stream.tokenizer.token_text(i) for i in batch.ids[0].tolist()]
         assert draw_mask(visible_mask(batch.layout)[0], labels) in shown
         roles = [ROLES[r] if kind == "sft" else "text" for p in stream.pieces(0, row) for r in p.roles]

@@ -111,6 +111,21 @@ def test_the_model_to_train_on_may_get_other_windows_that_a_continued_run_must_a
         sft(out, "--max_steps", 3, *window, "--model.window_both_sides", True)
 
 
+def test_documents_that_see_one_another_are_trained_on_and_still_measured_alone(pretrain, data, tmp_path):
+    still, course = ("--optimizer.learning_rate", 1e-30, "--validation", data / "pretrain"), {}
+    for isolates in (True, False):
+        out = tmp_path / str(isolates)
+        pretrain(out, "--max_steps", 3, "--isolate_documents", isolates, *still)
+        course[isolates] = metrics(out)
+    alone, joined = (
+        {key: [record[key] for record in records if key in record] for key in ("loss", "nats_per_token")}
+        for records in (course[True], course[False])
+    )
+    assert joined["nats_per_token"] == alone["nats_per_token"] and joined["loss"] != alone["loss"]
+    with pytest.raises(UserError, match="isolate_documents was False, is True"):
+        pretrain(out, "--max_steps", 3, *still)
+
+
 def test_a_window_on_both_sides_is_trained_saved_and_told(sft, tmp_path, capsys):
     window = ("--model.sliding_window", 4, "--model.window_both_sides", True, "--prompt_mask", "prefix")
     sft(tmp_path / "run", "--max_steps", 3, *window)
@@ -134,6 +149,7 @@ def test_a_store_of_another_tokenizer_than_the_models_is_refused(run_trainer, da
         (["--sample_tokens", 0], "--sample_tokens: expected more than 0, got 0"),
         (["--init", "somewhere"], "--model and --init: expected one of them, got both"),
         (["--schedule.decay_fraction", 2], "fractions between 0 and 1"),
+        (["--packing", "none", "--isolate_documents", "false"], "changes nothing of packing none"),
     ],
 )
 def test_settings_that_contradict_each_other_are_one_line(pretrain, tmp_path, flags, message, capsys):

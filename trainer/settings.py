@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from dataset.settings import Packing
+from dataset.settings import Packing, check_isolation
 from model.config import LayerType, ModelConfig, PromptMask, from_preset
 from model.errors import UserError
 
@@ -155,6 +155,10 @@ class TrainSettings:
     packing: Packing = "pack"
     """pack: several documents in a row, each seeing only itself, texts cut where a row ends; best_fit: texts
     cut only where they are longer than a row; none: one document in a row, padded to the longest"""
+    isolate_documents: bool = True
+    """whether each document of a packed row sees itself alone; false: it sees those before it, too, and
+    positions run on, as packers without masks have it; rows, blocks and targets stay, and validation
+    measures each document by itself, as it is served"""
     batch_size: int = 16
     """rows per process and backward pass"""
     gradient_accumulation: int = 1
@@ -217,6 +221,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
+        check_isolation(self.isolate_documents, self.packing)
         lengths = {name: getattr(self, name) for name in LENGTHS}
         given = [f"--{name} {value}" for name, value in lengths.items() if value is not None]
         if len(given) != 1:

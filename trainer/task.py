@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,12 +87,14 @@ def make_task(
         prompt_mask=start.prompt_mask,
         supervise=settings.supervise,
         seed=settings.seed,
+        isolate_documents=settings.isolate_documents,
     )
+    alone = replace(batch_settings, isolate_documents=True)
     return Task(
         settings,
         start,
         BatchStream(stores, batch_settings),
-        {store.path.name: BatchStream([store], batch_settings) for store in others},
+        {store.path.name: BatchStream([store], alone) for store in others},
         _digest([store.manifest["files"] for store in stores]),
         sample_prompts(settings, others or stores, start.prompt_mask, longest),
     )

@@ -147,12 +147,12 @@ def _item_interval(differences: np.ndarray, clusters: np.ndarray, alpha: float) 
     rest = cells - by_seed[:, None] - by_cluster
     degrees = np.array([S - 1, K - 1, (S - 1) * (K - 1)])
     squares = np.array([K * (by_seed**2).sum(), S * (by_cluster**2).sum(), (rest**2).sum()]) / degrees
-    # noise stands in both other mean squares, and is counted once; no variance is below 0
-    squares = np.maximum(squares, squares[2])
-    total = squares @ [1, 1, -1]
-    if not total:
+    # the first two hold the noise of the last, which counts once; one below it has no variance of its own
+    above = squares[:2] > squares[2]
+    parts = squares * [*above, 1 - above.sum()]
+    if not parts.any():
         return centre, centre
-    return _t_interval(centre, total / (S * K), total**2 / (squares**2 / degrees).sum(), alpha)
+    return _t_interval(centre, parts.sum() / (S * K), parts.sum() ** 2 / (parts**2 / degrees).sum(), alpha)
 
 
 def attainable_level(seeds: int, alpha: float) -> float:

@@ -176,8 +176,10 @@ def seeds_needed(spread: float, difference: float, alpha: float = 0.05) -> int |
     """
     from statsmodels.stats.power import TTestPower
 
+    if not difference:
+        return None
     fewest = max(2, 1 + ceil(log2(1 / alpha)))  # below, no p of the exact test is as small as alpha
-    size = min(abs(difference) / spread if spread else inf, 10.0) if difference else 0.0
+    size = difference / spread if spread else difference * inf
     numbers = range(fewest, MOST_SEEDS + 1)
     found = bisect_left(numbers, POWER, key=lambda n: TTestPower().power(size, n, alpha))
     return numbers[found] if found < len(numbers) else None

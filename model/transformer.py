@@ -90,13 +90,14 @@ class Decoder(nn.Module):
     def forward(self, ids: Tensor, layout: Layout | None = None, cache: KVCache | None = None) -> Tensor:
         """Return hidden states (B, T, hidden_size) of `ids` (B, T); no layout means causal rows.
 
+        Ids are whatever `embed_tokens` maps to the residual stream: floats (B, T, F) where it is a matrix.
         With a cache, `layout` continues the cached rows (right-padded) and attention reaches back to them.
         """
         if cache is None:
             visibilities = self._visibilities(ids, layout)
         else:
             visibilities = self._cached_visibilities(layout, cache.extend(layout), cache)
-        layout = layout or causal_layout(*ids.shape, device=ids.device)
+        layout = layout or causal_layout(*ids.shape[:2], device=ids.device)
         x = self.embed_tokens(ids)  # (B, T, C)
         angles = rotary_angles(layout.position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
         for n, (layer, seen) in enumerate(zip(self.layers, visibilities, strict=True)):
@@ -124,7 +125,7 @@ class Decoder(nn.Module):
         """Choose the cheapest exact form of the mask for whole rows."""
         if window is None and (layout is None or is_plain_causal(layout)):
             return Visibility(is_causal=True)
-        layout = layout or causal_layout(*ids.shape, device=ids.device)
+        layout = layout or causal_layout(*ids.shape[:2], device=ids.device)
         triangle, both_sides = self._triangle(ids.shape[1]), self.config.window_both_sides
         mask = dense_mask(triangle, layout, window, both_sides)[:, None]
         one_by_one = window is None and ids.device.type == "cpu" and ids.shape[1] >= SHORTEST_SHARED_ROW

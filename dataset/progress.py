@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 LINE_EVERY_SECONDS = 10.0
 BAR_EVERY_SECONDS = 0.2
+MOST_DAYS = 9999
+"""where `about` stops counting: --max_steps may be any number"""
 
 Report = Callable[[int, int], None]
 
@@ -41,6 +43,14 @@ def _bar(total_bytes: int, action: str) -> Iterator[Callable[["_Done"], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total_bytes or None)
         yield lambda done: bar.update(task, completed=done.num_bytes, description=str(done))
+
+
+def about(seconds: float) -> str:
+    """Return a duration in two digits: 45 s, 3.4 min, 71 h, 12 days."""
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
+        if seconds < 99.5 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{min(seconds / 86400, MOST_DAYS):.0f} days"
 
 
 class _Done:

@@ -23,10 +23,10 @@ from training_runs import (
     sft,
 )
 
+from dataset.progress import about
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer.loop import Training
-from trainer.reporting import about
 from trainer.settings import PretrainSettings
 
 

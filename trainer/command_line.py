@@ -42,8 +42,9 @@ def parse(settings_class: type[Settings], description: str, argv: Sequence[str] 
 
     A field is a flag; a field that is itself a dataclass is a group (`--model.preset`); a list or tuple takes
     several values; a bool may stand without a value. `--config recipe.yaml` holds the same keys, nested or
-    dotted. `rivals(key, value)` of the class, if it has one, names the keys that do not go with this one: a
-    flag takes them out of recipes. A string below a field is its help. An error is one line and exit code 2.
+    dotted, unless the class has a field of that name. `rivals(key, value)` of the class, if it has one, names
+    the keys that do not go with this one: a flag takes them out of recipes. A string below a field is its
+    help. An error is one line and exit code 2.
     """
     try:
         return read(settings_class, list(sys.argv[1:] if argv is None else argv), description)
@@ -162,8 +163,9 @@ def _parser(flags: Iterable[_Flag], description: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=prog, usage=f"{prog} [flags]", description=description, exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--config", type=str, help="YAML file with any of these keys; flags win over it")
-    groups = {}
+    groups, flags = {}, list(flags)
+    if "config" not in [flag.key for flag in flags]:
+        parser.add_argument("--config", type=str, help="YAML file with any of these keys; flags win over it")
     for flag in flags:
         if flag.group and flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(*flag.group)
@@ -189,7 +191,7 @@ def _with_recipes(line: list[str], flags: dict[str, _Flag], rivals: _Rivals) -> 
     tokens, name = iter(line), ""
     for token in tokens:
         name, has_value, value = token.partition("=") if token.startswith("--") else (name, "", token)
-        if name == "--config":
+        if name == "--config" and "config" not in flags:
             path = value if has_value else next(tokens, None)
             if path is None:
                 raise UserError("--config: expected a YAML file, got nothing")

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dataset.printing import printable
+from dataset.progress import about
 from model.errors import UserError
 from trainer.loss_picture import LossPicture
 from trainer.machine import MEGABYTE
@@ -25,8 +26,6 @@ HANG_UP_AFTER_SECONDS = 0.5
 waits for the thread"""
 PROJECT = "sightline"
 """name for trackers; tensorboard's is that of a folder in the run directory"""
-MOST_DAYS = 9999
-"""where `about` stops counting: --max_steps may be any number"""
 PATIENCE = 10 * 3600
 """seconds of a pretraining on a CPU from which on a shorter one is pointed to"""
 
@@ -201,14 +200,6 @@ def in_short(record: dict[str, Any]) -> str:
         f"wait {record['waiting_share']:.0%} peak {record['model_flop_utilisation']:.0%} "
         f"{_rounded(record['memory_megabytes'] * MEGABYTE)}B {left} left"
     ).replace("e-0", "e-")
-
-
-def about(seconds: float) -> str:
-    """Return a duration in two digits: 45 s, 3.4 min, 71 h, 12 days."""
-    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
-        if seconds < 99.5 * size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{min(seconds / 86400, MOST_DAYS):.0f} days"
 
 
 def _rounded(number: float) -> str:

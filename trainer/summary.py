@@ -2,17 +2,13 @@
 
 import math
 import os
-import platform
-import subprocess
-import sys
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from dataset.systems import num_cores
 from model.config import ModelConfig
 from trainer.device import Device
 from trainer.machine import peak_megabytes
+from trainer.provenance import provenance
 from trainer.run_dir import METRICS, RunDirectory
 from trainer.schedule import warmup_steps
 from trainer.settings import TrainSettings
@@ -113,17 +109,5 @@ def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: Dev
         "prompt_mask": task.start.prompt_mask,
         "validation": validation,
         "device": device.description,
-        "machine": platform.platform(),
-        "python": sys.version.split()[0],
-        "versions": {name: version(name) for name in ("torch", "accelerate", "numpy")},
-        "commit": _commit(),
+        **provenance(),
     }
-
-
-def _commit() -> str | None:
-    """Return the commit of this source code, None where it is no repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

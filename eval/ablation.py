@@ -1,0 +1,69 @@
+"""An experiment from its file to its report: tuning, the grid of cells look by look, findings."""
+
+from collections.abc import Callable
+from itertools import product
+from statistics import fmean
+from typing import Any
+
+from eval.cells import Cell, Trial, plan, trial_of
+from eval.evidence import gather, scores_of
+from eval.experiment import Experiment
+from eval.findings import analyse
+from eval.grid import Grid, Workers
+from eval.places import Places
+from model.errors import UserError
+
+Show = Callable[[Grid, Cell | None], None]
+
+
+def run_experiment(
+    experiment: Experiment, places: Places, workers: Workers, command: str, show: Show
+) -> tuple[dict[str, Any], list[Trial]]:
+    """Run what is missing; return what results.json holds, and the trials that it is about.
+
+    Ends after the first look that decides, or the last. Raises `UserError` where a stage refuses its
+    settings, before anything runs, and where no seed came through with every arm.
+    """
+    plan(experiment, range(experiment.looks[-1]), {})
+    tuned = tune(experiment, places, workers, show)
+    for look in experiment.looks:
+        trials = plan(experiment, range(look), tuned)
+        grid = Grid(trials, places, workers)
+        grid.run(show)
+        results = analyse(gather(experiment, trials, places, grid.failed, tuned), command)
+        if all(each["verdict"] != "undecided" for each in results["comparisons"] if each["is_primary"]):
+            break
+    return results, trials
+
+
+def tune(experiment: Experiment, places: Places, workers: Workers, show: Show) -> dict[str, dict[str, Any]]:
+    """Return the settings that each arm does best with on the tuning seed, by the primary metric."""
+    if not experiment.tune:
+        return {}
+    values = [dict(zip(experiment.tune, each, strict=True)) for each in product(*experiment.tune.values())]
+    tried = {
+        arm: [trial_of(experiment, arm, named | each, experiment.tuning_seed) for each in values]
+        for arm, named in experiment.named.items()
+    }
+    grid = Grid([trial for trials in tried.values() for trial in trials], places, workers)
+    grid.run(show)
+    best = {}
+    for arm, trials in tried.items():
+        scores = [_primary_score(experiment, trial, places) for trial in trials]
+        known = [(score, n) for n, score in enumerate(scores) if score is not None]
+        if not known:
+            raise UserError(f"tuning of arm {arm}: every value failed; " + "; ".join(grid.failed.values()))
+        best[arm] = values[max(known, key=lambda each: each[0])[1]]
+    return best
+
+
+def _primary_score(experiment: Experiment, trial: Trial, places: Places) -> float | None:
+    """Return the mean over items of what decides, None where a cell failed."""
+    records = {cell.address: places.finished(cell) for cell in trial.measured}
+    if not all(records.values()):
+        return None
+    scores = scores_of(trial, {address: record["result"] for address, record in records.items()})
+    primary = experiment.primary
+    if primary.task not in scores or primary.metric not in scores[primary.task]["metrics"]:
+        raise UserError(f"primary: expected a task of {', '.join(scores)} and its metric, got {primary}")
+    return fmean(score for score in scores[primary.task]["metrics"][primary.metric] if score is not None)

@@ -1,0 +1,272 @@
+"""Cells: the commands that an experiment consists of, each addressed by the hash of all that decides it.
+
+Arms share what they do alike, a grid goes on where it stopped, and nothing runs twice, because a cell is
+found by its address. Says what is to run, and proves beforehand that it can; runs nothing.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from functools import cache
+from glob import glob, has_magic
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from dataset.builtin.splits import BuildWorldSettings
+from dataset.encoding import PreparationSettings
+from dataset.sources import describe_source
+from dataset.tables import HUB
+from dataset.tokenizer_settings import TokenizerSettings
+from eval.experiment import A_A, OTHER_SEEDS, Experiment
+from eval.settings import EvaluationSettings
+from model.errors import UserError
+from trainer.command_line import read, words_of
+from trainer.settings import FRESH, PretrainSettings, SftSettings, flatten
+
+LAUNCHER = ("accelerate", "launch", "--config_file")
+CPU, GPU = "configs/accelerate/one_cpu.yaml", "configs/accelerate/one_gpu.yaml"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command that cells are made of."""
+
+    module: str
+    settings: type
+    trains: bool = False
+    """whether it takes a seed, and leaves summary.json with its proof, and metrics.jsonl"""
+    measures: bool = False
+    """whether it leaves items.json, the scores of every item"""
+    is_launched: bool = False
+    """whether it is started through accelerate"""
+
+
+PROGRAMS = {
+    "build_world": Program("scripts.build_world", BuildWorldSettings),
+    "train_tokenizer": Program("scripts.train_tokenizer", TokenizerSettings),
+    "prepare_data": Program("scripts.prepare_data", PreparationSettings),
+    "pretrain": Program("trainer.pretrain", PretrainSettings, trains=True, is_launched=True),
+    "sft": Program("trainer.sft", SftSettings, trains=True, is_launched=True),
+    "evaluate": Program("scripts.evaluate", EvaluationSettings, measures=True),
+}
+UNDECIDING = {"out", "overwrite", "resume", "tracker", "num_workers"}
+"""settings that change no result"""
+SOURCES = {"data", "validation", "loss_data", "tokenizer", "init", "model"}
+"""settings that name files or folders, whose content decides"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One command of a grid, with the settings that it was given."""
+
+    stage: str
+    run: str
+    given: dict[str, Any]
+    """dotted settings; @address stands for the folder that another cell wrote"""
+    settings: dict[str, Any]
+    """all settings with their values, those of recipes and the defaults too"""
+    needs: tuple[str, ...]
+    """addresses of the cells whose folders it reads"""
+    address: str
+
+    @property
+    def program(self) -> Program:
+        """The command."""
+        return PROGRAMS[self.run]
+
+    @property
+    def tells(self) -> bool:
+        """Whether its record says something of an arm: scores, or the course of a training."""
+        return self.program.measures or self.program.trains
+
+    def words(self, work: Path, uses_gpu: bool) -> list[str]:
+        """Return the command line that writes this cell's folder in `work`."""
+        given = {key: _placed(value, work) for key, value in self.given.items()}
+        recipe = given.pop("config", None)
+        words = ["--config", recipe] if recipe else []
+        words += words_of(self.program.settings, given | {"out": str(folder_of(self.address, work))})
+        start = [*LAUNCHER, GPU if uses_gpu else CPU, "-m"] if self.program.is_launched else ["python", "-m"]
+        return [*start, self.program.module, *words]
+
+
+def folder_of(address: str, work: Path) -> Path:
+    """Return the folder that a cell writes, named after its stage: losses on a store have its name."""
+    return work / address / address.rpartition("-")[0]
+
+
+def _placed(value: Any, work: Path) -> Any:
+    """Replace references by paths; a glob becomes the files that it stands for, where they are there."""
+    if isinstance(value, list | tuple):
+        paths = [each for item in value for each in _expanded(_placed(item, work))]
+        return paths
+    if isinstance(value, str) and value.startswith("@"):
+        address, _, rest = value[1:].partition("/")
+        return str(folder_of(address, work) / rest)
+    return value
+
+
+def _expanded(value: Any) -> list[Any]:
+    return sorted(glob(value)) or [value] if isinstance(value, str) and has_magic(value) else [value]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one arm does with one seed."""
+
+    arm: str
+    seed: int
+    cells: dict[str, Cell]
+    """by stage, in the order of the file; those that an arm makes no use of are left out"""
+
+    @property
+    def measured(self) -> list[Cell]:
+        """The cells that leave scores."""
+        return [cell for cell in self.cells.values() if cell.program.measures]
+
+
+def plan(
+    experiment: Experiment, seeds: Iterator[int] | range, tuned: dict[str, dict[str, Any]]
+) -> list[Trial]:
+    """Return what every arm does with every seed, the A/A arm included where there are several.
+
+    `tuned` holds settings of each arm besides those that it names. Raises `UserError` that names the stage
+    for settings that its command refuses.
+    """
+    seeds = list(seeds)
+    trials = [
+        trial_of(experiment, arm, named | tuned.get(arm, {}), seed)
+        for seed in seeds
+        for arm, named in experiment.named.items()
+    ]
+    if len(seeds) > 1:
+        base = experiment.named[experiment.baseline] | tuned.get(experiment.baseline, {})
+        trials += [trial_of(experiment, A_A, base, seed, OTHER_SEEDS) for seed in seeds]
+    return trials
+
+
+def trial_of(experiment: Experiment, arm: str, named: dict[str, Any], seed: int, shift: int = 0) -> Trial:
+    """Return the cells of an arm, whose trainings take `seed` + `shift` where no stage names another."""
+    cells: dict[str, Cell] = {}
+    for stage, base in experiment.stages.items():
+        own = {key.partition(".")[2]: v for key, v in named.items() if key.partition(".")[0] == stage}
+        given = {key: value for key, value in (base | own).items() if value is not None}
+        try:
+            cells[stage] = _cell(stage, given, seed + shift, cells)
+        except UserError as error:
+            raise UserError(f"arm {arm}, stage {stage}: {error}") from None
+    used = _closure([cell for cell in cells.values() if cell.program.measures], cells)
+    if not used:
+        raise UserError(f"stages: expected one that measures ({', '.join(_measuring())}), got none")
+    return Trial(arm, seed, {stage: cell for stage, cell in cells.items() if cell.address in used})
+
+
+def _measuring() -> list[str]:
+    return [name for name, program in PROGRAMS.items() if program.measures]
+
+
+def _closure(ends: list[Cell], cells: dict[str, Cell]) -> set[str]:
+    by_address = {cell.address: cell for cell in cells.values()}
+    found, waiting = set(), [cell.address for cell in ends]
+    while waiting:
+        address = waiting.pop()
+        found.add(address)
+        waiting += [need for need in by_address[address].needs if need not in found]
+    return found
+
+
+def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell]) -> Cell:
+    run = given.pop("run", None)
+    if run not in PROGRAMS:
+        raise UserError(f"run: expected one of {', '.join(PROGRAMS)}, got {run}")
+    program = PROGRAMS[run]
+    if program.trains:
+        given.setdefault("seed", seed)
+    given = {key: _resolved(value, former) for key, value in given.items()}
+    if program is PROGRAMS["evaluate"]:
+        given = _with_leave(given, former)
+    settings = _settings(run, json.dumps(given))
+    decides = {key: value for key, value in settings.items() if key not in UNDECIDING}
+    return Cell(stage, run, given, settings, tuple(_references(given)), f"{stage}-{_digest(run, decides)}")
+
+
+def _resolved(value: Any, former: dict[str, Cell]) -> Any:
+    """Replace the name of a stage in a reference by the address of its cell."""
+    if isinstance(value, list | tuple):
+        return [_resolved(each, former) for each in value]
+    if not (isinstance(value, str) and value.startswith("@")):
+        return value
+    name, slash, rest = value[1:].partition("/")
+    if name not in former:
+        raise UserError(f"{value}: expected @ and an earlier stage ({', '.join(former) or 'none'})")
+    return f"@{former[name].address}{slash}{rest}"
+
+
+def _with_leave(given: dict[str, Any], former: dict[str, Cell]) -> dict[str, Any]:
+    """Allow a mask that the model was not trained with; its own mask needs no name."""
+    model, by_address = given.get("model", ""), {cell.address: cell for cell in former.values()}
+    if "prompt_mask" not in given or not model.startswith("@"):
+        return given
+    if given["prompt_mask"] == trained_mask(by_address[model[1:]], by_address):
+        return {key: value for key, value in given.items() if key != "prompt_mask"}
+    return given | {"allow_mask_mismatch": True}
+
+
+def trained_mask(cell: Cell, by_address: dict[str, Cell]) -> str | None:
+    """Return the mask of a training: its own, or that of the model that it began with; None if unknown."""
+    init = cell.settings.get("init", "")
+    if mask := cell.settings.get("prompt_mask"):
+        return mask
+    return trained_mask(by_address[init[1:]], by_address) if init.startswith("@") else "causal"
+
+
+@cache
+def _settings(run: str, given: str) -> dict[str, Any]:
+    """Return all settings of a command that is given some, as JSON; raises `UserError` as it would."""
+    keys, form = json.loads(given), PROGRAMS[run].settings
+    recipe = keys.pop("config", None)
+    words = ["--config", recipe] if recipe else []
+    settings = read(form, words + words_of(form, {"out": "out"} | keys))
+    return flatten(json.loads(json.dumps(asdict(settings))))
+
+
+def _references(given: dict[str, Any]) -> Iterator[str]:
+    for value in given.values():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and each.startswith("@"):
+                yield each[1:].partition("/")[0]
+
+
+def _digest(run: str, settings: dict[str, Any]) -> str:
+    """Return the hash of a command and its settings, files of the user's told by their content.
+
+    Settings at their defaults are left out, so that a new setting leaves the addresses of old cells alone.
+    """
+    defaults = _defaults(run)
+    named = {key: value for key, value in settings.items() if value != defaults.get(key)}
+    for key in SOURCES & named.keys():
+        paths = named[key] if isinstance(named[key], list) else [named[key]]
+        named[key] = [path if path.startswith("@") else _content(path) for path in paths]
+    return sha256(json.dumps([run, named], sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def _defaults(run: str) -> dict[str, Any]:
+    values = {
+        each.name: each.default for each in fields(PROGRAMS[run].settings) if each.default is not MISSING
+    }
+    plain = {key: asdict(value) if is_dataclass(value) else value for key, value in values.items()}
+    return flatten(json.loads(json.dumps(plain)))
+
+
+@cache
+def _content(path: str) -> str:
+    """Return what tells the content of a file or folder from another; raises `UserError` where nothing is."""
+    if path == FRESH or path.startswith(HUB):
+        return path
+    places = [Path(each) for each in _expanded(path)]
+    files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    if not all(place.exists() for place in places):
+        raise UserError(f"{path}: expected a file or folder, or @ and the name of an earlier stage")
+    digests = [describe_source(str(file))["sha256"] for file in files if file.is_file()]
+    return sha256(json.dumps(digests).encode()).hexdigest()

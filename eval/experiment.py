@@ -1,0 +1,164 @@
+"""An experiment as its file fixes it: question, stages, arms, seeds, and the rule that decides.
+
+    question: Does a prefix mask in fine-tuning help a small model to read?
+    stages:                     # in order; each is one command, @name the folder that an earlier one wrote
+      world:  {run: build_world}
+      sft:    {run: sft, data: ["@chats"], init: "@pretrain"}
+      scores: {run: evaluate, model: "@sft", data: ["@world/eval/*.jsonl"]}
+    arms:                       # the first is the baseline; an arm names what it does otherwise
+      causal: {}
+      prefix: {sft.prompt_mask: prefix}
+    primary: {task: stories_context_first}
+
+What a stage is told to do becomes cells in `eval/cells.py`; what comes out of it, `eval/findings.py`'s. Owns
+neither, and imports no torch.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from eval.typed_json import read_as
+from model.errors import UserError
+from trainer.command_line import read_yaml
+from trainer.settings import flatten
+
+A_A = "A/A"
+"""arm that is the baseline with other seeds: what differences mean nothing"""
+OTHER_SEEDS = 10_000
+"""added to the seeds of the A/A arm"""
+ENOUGH_SEEDS = 8
+"""paired seeds from which on an exact test over six tasks can find anything"""
+
+
+@dataclass(frozen=True)
+class Primary:
+    """The one number that decides."""
+
+    task: str
+    """split of the questions, or the name that a task gives itself; "loss STORE" for a store's"""
+    metric: str = "log_likelihood"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """When a difference counts, fixed before the first cell runs."""
+
+    alpha: float = 0.05
+    """share of null differences that may be taken for real ones"""
+    equivalence: float | None = None
+    """difference of the primary metric below which arms count as equal"""
+    looks: tuple[int, ...] = ()
+    """numbers of seeds at which the experiment may end; all of them, once, if not given"""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment's file says; every field but its name decides results, and stands in its hash."""
+
+    name: str
+    """of its file, which decides nothing"""
+    question: str
+    stages: dict[str, dict[str, Any]]
+    primary: Primary
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """what each arm sets otherwise, as stage.setting"""
+    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """instead of arms: values of each stage.setting, of which every combination is an arm"""
+    contrasts: tuple[tuple[str, ...], ...] = ()
+    """pairs of arm and baseline; each arm and the first one if not given"""
+    seeds: int = ENOUGH_SEEDS
+    """paired seeds, numbered from 0"""
+    decision: Decision = Decision()
+    tune: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """values of a stage.setting, of which every arm takes its own best"""
+    tuning_seed: int = 2 * OTHER_SEEDS
+    """which decides that, and is used for nothing else"""
+    threads: int = 1
+    """of every cell; their number changes the last bits of results"""
+
+    def __post_init__(self) -> None:
+        """Refuse what compares nothing."""
+        if bool(self.arms) == bool(self.grid):
+            raise UserError("expected arms or a grid, got " + ("both" if self.arms else "neither"))
+        if not 1 <= self.seeds < OTHER_SEEDS:
+            raise UserError(f"seeds: expected 1 to {OTHER_SEEDS - 1}, got {self.seeds}")
+        looks = self.decision.looks
+        if looks and (list(looks) != sorted({*looks}) or looks[0] < 2 or looks[-1] != self.seeds):
+            raise UserError(
+                f"decision.looks: expected rising numbers up to seeds ({self.seeds}), got {looks}"
+            )
+        if not 0 < self.decision.alpha < 1:
+            raise UserError(f"decision.alpha: expected more than 0 and below 1, got {self.decision.alpha}")
+        if len(self.named) < 2:
+            raise UserError("arms: expected two or more, got one, which compares nothing")
+        if A_A in self.named:
+            raise UserError(f"arms: {A_A} is the name of the baseline with other seeds; choose another")
+        for key in (*self.tune, *(key for arm in self.named.values() for key in arm)):
+            if key.partition(".")[0] not in self.stages or "." not in key:
+                names = ", ".join(self.stages)
+                raise UserError(f"{key}: expected stage.setting with a stage of {names}")
+        for pair in self.pairs:
+            if len(pair) != 2 or not {*pair} <= self.named.keys() or pair[0] == pair[1]:
+                raise UserError(f"contrasts: expected pairs of different arms, got {' and '.join(pair)}")
+
+    @property
+    def named(self) -> dict[str, dict[str, Any]]:
+        """What each arm names, in order; the arms of a grid are called after their values."""
+        if self.arms:
+            return self.arms
+        return {
+            "/".join(map(str, values)): dict(zip(self.grid, values, strict=True))
+            for values in product(*self.grid.values())
+        }
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the A/A arm repeats."""
+        return next(iter(self.named))
+
+    @property
+    def pairs(self) -> tuple[tuple[str, ...], ...]:
+        """What is compared: (arm, baseline)."""
+        return self.contrasts or tuple((arm, self.baseline) for arm in self.named if arm != self.baseline)
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of seeds after which the experiment may end."""
+        return self.decision.looks or (self.seeds,)
+
+    @property
+    def hash(self) -> str:
+        """Changes whenever anything does that the file fixes; two files that say the same are one."""
+        decides = asdict(self) | {"name": ""}
+        return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_experiment(path: str, seeds: int | None = None) -> Experiment:
+    """Read an experiment's file, with another number of seeds if one is given.
+
+    Raises `UserError` that names what is wrong with it.
+    """
+    content = read_yaml(path) | {"name": Path(path).stem}
+    content["stages"] = _flat(content.get("stages"), path, "stages")
+    if content.get("arms"):
+        content["arms"] = _flat(content["arms"], path, "arms")
+    if seeds is not None:
+        content["seeds"] = seeds
+        content["decision"] = {key: v for key, v in content.get("decision", {}).items() if key != "looks"}
+    try:
+        return read_as(Experiment, content, Path(path).name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{error}; README has the form of an experiment") from None
+
+
+def _flat(groups: Any, path: str, what: str) -> dict[str, dict[str, Any]]:
+    """Return groups of settings with dotted keys, however deep the file nests them."""
+    if not isinstance(groups, dict) or not all(isinstance(each, dict) for each in groups.values()):
+        raise UserError(f"{path}: {what}: expected names, and settings below each")
+    return {str(name): flatten(settings) for name, settings in groups.items()}

@@ -1,0 +1,162 @@
+"""A grid of cells: what is missing runs, side by side, in the order of what needs what; the rest is found.
+
+Cells run as processes of this machine, or as jobs of a cluster through submitit. A cell that fails is
+reported and does not stop those that need nothing of it.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from eval.cells import Cell, Trial
+from eval.places import Places, write_job
+from eval.running import run_cell
+from model.errors import UserError
+
+LOOK_EVERY_SECONDS = 0.2
+Cluster = Literal["none", "local", "slurm"]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where cells run, and how many at once."""
+
+    number: int
+    threads: int
+    cluster: Cluster = "none"
+    gpus_per_cell: int = 0
+    partition: str | None = None
+    hours_per_cell: float = 12.0
+
+
+class Job(Protocol):
+    """A cell at work somewhere."""
+
+    def done(self) -> bool:
+        """Say whether it has ended, in whatever way."""
+
+    def cancel(self) -> None:
+        """Let it save and end."""
+
+
+class _Process:
+    """A cell at work in a process of this machine, which ends when this one does."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "eval.running", str(folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def done(self) -> bool:
+        return self._process.poll() is not None
+
+    def cancel(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def starter(workers: Workers, places: Places) -> Callable[[Path], Job]:
+    """Return what starts the cell of a folder; raises `UserError` where submitit is wanted and absent."""
+    if workers.cluster == "none":
+        return _Process
+    try:
+        from submitit import AutoExecutor
+    except ImportError:
+        raise UserError(
+            f"--cluster {workers.cluster} needs submitit; pip install -r requirements-cluster.txt"
+        ) from None
+    executor = AutoExecutor(places.work / "jobs", cluster=workers.cluster)
+    slurm = {"slurm_partition": workers.partition} if workers.partition else {}
+    executor.update_parameters(
+        timeout_min=int(60 * workers.hours_per_cell),
+        cpus_per_task=workers.threads,
+        gpus_per_node=workers.gpus_per_cell,
+        **slurm,
+    )
+    return lambda folder: executor.submit(run_cell, str(folder))
+
+
+@dataclass
+class Grid:
+    """The cells of some trials, and how far they have come."""
+
+    trials: Sequence[Trial]
+    places: Places
+    workers: Workers
+    failed: dict[str, str] = field(default_factory=dict)
+    """what a cell said that failed, by address"""
+    running: dict[str, Job] = field(default_factory=dict)
+    waiting: dict[str, Cell] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Find out what is missing: cells that say something in the report, and what they are made from."""
+        self.cells = {cell.address: cell for trial in self.trials for cell in trial.cells.values()}
+        self.seconds: dict[str, list[float]] = {}
+        for cell in self.cells.values():
+            if record := self.places.finished(cell):
+                self.seconds.setdefault(cell.stage, []).append(record["seconds"])
+            elif cell.tells:
+                self._want(cell)
+        self.wanted = dict(self.waiting)
+        """everything that was missing"""
+
+    def _want(self, cell: Cell) -> None:
+        for address in cell.needs:
+            if address not in self.waiting and not self.places.has_output(self.cells[address]):
+                self._want(self.cells[address])
+        self.waiting[cell.address] = cell
+
+    def run(self, show: Callable[["Grid", Cell | None], None]) -> None:
+        """Run what is missing; `show` gets every change, and the cell that has ended if one has."""
+        start = starter(self.workers, self.places) if self.waiting else None
+        try:
+            while self.waiting or self.running:
+                self._start_ready(start)
+                show(self, None)
+                while not (ended := [each for each, job in self.running.items() if job.done()]):
+                    time.sleep(LOOK_EVERY_SECONDS)
+                    show(self, None)
+                for address in ended:
+                    self._end(address)
+                    show(self, self.cells[address])
+        finally:
+            for job in self.running.values():
+                job.cancel()
+
+    def _start_ready(self, start: Callable[[Path], Job]) -> None:
+        for address, cell in list(self.waiting.items()):
+            if broken := [need for need in cell.needs if need in self.failed]:
+                self.failed[address] = f"needs {broken[0]}, which failed"
+                del self.waiting[address]
+            elif len(self.running) < self.workers.number and not {*cell.needs} & (
+                self.waiting.keys() | self.running
+            ):
+                folder = write_job(
+                    self.places, cell, self.workers.threads, uses_gpu=self.workers.gpus_per_cell > 0
+                )
+                self.running[address] = start(folder)
+                del self.waiting[address]
+
+    def _end(self, address: str) -> None:
+        del self.running[address]
+        cell = self.cells[address]
+        if self.places.has_output(cell):
+            self.seconds.setdefault(cell.stage, []).append(self.places.finished(cell)["seconds"])
+            return
+        said = self.places.work / address / "failed.txt"
+        words = said.read_text(encoding="utf-8").strip() if said.exists() else "its process was killed"
+        self.failed[address] = words
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate from the cells of the same stage, None where none has ended yet."""
+        left = [*self.waiting.values(), *(self.cells[address] for address in self.running)]
+        known = [second for each in self.seconds.values() for second in each]
+        if not left or not known:
+            return None
+        means = {stage: sum(each) / len(each) for stage, each in self.seconds.items()}
+        total = sum(means.get(cell.stage, sum(known) / len(known)) for cell in left)
+        return total / min(self.workers.number, len(left))

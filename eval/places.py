@@ -1,0 +1,61 @@
+"""Where the cells of an experiment lie, which are finished, and what is left for those at work to do."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.cells import Cell, folder_of
+from eval.running import write_json
+from model.errors import UserError
+from model.json_file import read_object
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where an experiment's cells lie."""
+
+    records: Path
+    work: Path
+
+    def record(self, address: str) -> Path:
+        """Return the file that says that a cell is finished."""
+        return self.records / f"{address}.json"
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """Return the record of a cell, None where it has none.
+
+        Raises `UserError` for a record of other settings, as a default may have changed since.
+        """
+        file = self.record(cell.address)
+        if not file.exists():
+            return None
+        record = read_object(file, "take it away, and the cell runs again")
+        there = record.get("settings", {})
+        for key, value in cell.settings.items():
+            if there.get(key, value) != value:
+                raise UserError(
+                    f"{file} was made with {key} {there[key]}, which is {value} now; take it away, and the "
+                    "cell runs again"
+                )
+        return record
+
+    def has_output(self, cell: Cell) -> bool:
+        """Say whether the folder of a finished cell is here, and not its record alone."""
+        return (self.work / cell.address / "done").exists()
+
+
+def write_job(places: Places, cell: Cell, threads: int, uses_gpu: bool) -> Path:
+    """Leave in the folder of a cell what `run_cell` needs to know; return the folder."""
+    folder = places.work / cell.address
+    folder.mkdir(parents=True, exist_ok=True)
+    job = {
+        "cell": asdict(cell),
+        "command": cell.words(places.work, uses_gpu),
+        "record": str(places.record(cell.address)),
+        "output": str(folder_of(cell.address, places.work)),
+        "threads": threads,
+        "measures": cell.program.measures,
+        "trains": cell.program.trains,
+    }
+    write_json(folder / "job.json", job)
+    return folder

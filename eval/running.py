@@ -1,0 +1,160 @@
+"""One cell at work: a command in a process group of its own, and the record that it leaves.
+
+    cells/ADDRESS.json    the record of a finished cell: what was run, how long, and what came of it
+    work/ADDRESS/         its folder: STAGE/ (what the command wrote), job.json, log.txt; done or failed.txt
+
+A cell that was killed runs its command again, which goes on from what lies there.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dataset.systems import fcntl
+from model.errors import UserError
+from model.json_file import read_object
+from trainer.provenance import provenance
+from trainer.run_dir import replacing
+
+PATIENCE_SECONDS = 60.0
+"""how long a command may take to save and end after SIGTERM"""
+LOOK_EVERY_SECONDS = 0.2
+SAMPLES = 40
+"""answers that a record keeps"""
+
+
+def run_cell(folder: str, ends_with_parent: bool = False) -> None:
+    """Run the command of a cell to its record; raises `UserError` with its last words where it fails.
+
+    One process at a time is at work in a folder: another one waits, and finds what it left. With
+    `ends_with_parent` the command is stopped when the process that called is gone.
+    """
+    place, parent = Path(folder), os.getppid() if ends_with_parent else None
+    job = read_object(place / "job.json", "start the experiment again")
+    record, log, began = Path(job["record"]), place / "log.txt", time.monotonic()
+    with open(place / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if record.exists() and (place / "done").exists():
+            return
+        (place / "failed.txt").unlink(missing_ok=True)
+        if status := _run(job, log, lock.fileno(), parent):
+            words = _last_words(log) or f"exit code {status}"
+            (place / "failed.txt").write_text(words + "\n", encoding="utf-8")
+            raise UserError(words)
+        if not record.exists():  # the one of another machine stays
+            write_json(record, _record(job, time.monotonic() - began))
+        (place / "done").touch()
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None) -> int:
+    """Return the exit code of the command, which holds the lock too: it may outlive this process."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false"}
+    with open(log, "a", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            _runnable(job["command"]),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+        try:
+            while process.poll() is None:
+                if parent is not None and os.getppid() != parent:
+                    raise KeyboardInterrupt
+                time.sleep(LOOK_EVERY_SECONDS)
+        finally:
+            _stop(process)
+    return process.returncode
+
+
+def _runnable(command: list[str]) -> list[str]:
+    """Return a command for this interpreter, whatever the PATH says."""
+    if command[0] == "accelerate":
+        return [sys.executable, "-m", "accelerate.commands.launch", *command[2:]]
+    return [sys.executable, *command[1:]]
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Let what is left of a process group save and end."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with suppress(ProcessLookupError, PermissionError):  # there is nothing left
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(LOOK_EVERY_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _last_words(log: Path) -> str:
+    """Return the last line of a log that names an error, else its last line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    lines = [line for line in lines if line]
+    named = [line for line in lines if line.startswith("error: ")]
+    return (named or lines or [""])[-1]
+
+
+def _record(job: dict[str, Any], seconds: float) -> dict[str, Any]:
+    cell = job["cell"]
+    return {
+        **{key: cell[key] for key in ("address", "stage", "run", "settings")},
+        "command": " ".join(job["command"]),
+        "seconds": round(seconds, 1),
+        "threads": job["threads"],
+        **provenance(),
+        "result": _result(job, Path(job["output"])),
+    }
+
+
+def _result(job: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Return what a command left, in small: scores of items, and what a training says of itself."""
+    found: dict[str, Any] = {}
+    if job["trains"]:
+        found["training"] = read_object(output / "summary.json", "run the cell again")
+        lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        found["curve"] = [
+            {key: line[key] for key in ("step", "loss", "validation", "nats_per_token") if key in line}
+            for line in map(json.loads, lines)
+        ]
+    if job["measures"]:
+        found["items"] = read_object(output / "items.json", "run the cell again")
+        found["said"] = list(_said(output / "predictions.jsonl"))
+    return found
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _said(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield some of the answers of an evaluation, the same questions whatever the model."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    for line in lines[:: max(1, len(lines) // SAMPLES)]:
+        each = json.loads(line)
+        asked = "\n".join(message["content"] for message in each["messages"])
+        names = {"task": each["split"], "question": asked, "expected": each["answers"]}
+        yield names | {"answer": each["prediction"]}
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run_cell(sys.argv[1], ends_with_parent=True)
+    except (UserError, KeyboardInterrupt):
+        sys.exit(1)  # failed.txt says why

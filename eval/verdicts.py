@@ -1,0 +1,60 @@
+"""What may be said of a difference, in words that claim no more than the numbers do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from eval.effects import Effect
+from eval.experiment import ENOUGH_SEEDS, Experiment
+
+UNITS = {"log_likelihood": "nats", "exact_match": "points", "f1": "points"}
+"""of metrics; points are shares of 100"""
+
+
+def verdict(effect: Effect, p: float, equivalence_p: float | None, alpha: float) -> str:
+    """Return what may be said of a difference."""
+    if effect.seeds == 1:
+        return "one seed: says nothing"
+    if effect.difference == 0 and not effect.seed_spread:
+        return "identical"
+    if p <= alpha:
+        return "higher" if effect.difference > 0 else "lower"
+    if equivalence_p is not None and equivalence_p <= alpha:
+        return "equal within the bound"
+    return "undecided"
+
+
+def answer(experiment: Experiment, comparisons: Sequence[dict[str, Any]]) -> str:
+    """Return the answer in a sentence for each pair of arms, with everything that a claim needs."""
+    primary = [each for each in comparisons if each["is_primary"]]
+    sentences = [_sentence(each, experiment) for each in primary]
+    if 1 < primary[0]["seeds"] < ENOUGH_SEEDS:
+        sentences.append(f"Fewer than {ENOUGH_SEEDS} paired seeds: no claim.")
+    return " ".join(sentences)
+
+
+def _sentence(each: dict[str, Any], experiment: Experiment) -> str:
+    unit = f" {each['unit']}" if each["unit"] else ""
+    scale = 100 if each["unit"] == "points" else 1
+    what = f"{each['metric'].replace('_', '-')} on {each['task']}"
+    size = f"{each['difference'] * scale:+.3g}{unit}"
+    if each["seeds"] == 1:
+        return f"{each['arm']} less {each['baseline']}, {what}: {size}. One seed: says nothing about masks."
+    low, high = (bound * scale for bound in each["interval"])
+    n = f"{each['seeds']} paired seeds, {each['items']:,} items"
+    level = f"{100 * (1 - each['alpha']):.3g}%"
+    proof = f"{level} interval {low:+.3g} to {high:+.3g}, p {each['p_holm']:.2g}, {n}"
+    if each["verdict"] == "identical":
+        return f"{each['arm']} and {each['baseline']} are identical in {what} ({n})."
+    if each["verdict"] in ("higher", "lower"):
+        return f"{each['arm']} is {each['verdict']} than {each['baseline']} in {what} by {size} ({proof})."
+    if each["verdict"].startswith("equal"):
+        bound = f"{experiment.decision.equivalence * scale:.3g}{unit}"
+        proof += f", p of equivalence {each['equivalence_p']:.2g}"
+        return f"{each['arm']} and {each['baseline']} are equal in {what} within {bound}: {size} ({proof})."
+    visible = each["smallest_visible"]
+    power = (
+        "so few seeds find nothing"
+        if visible is None
+        else f"{visible * scale:.2g}{unit} would have been seen 8 times in 10"
+    )
+    return f"{each['arm']} against {each['baseline']} is undecided in {what}: {size} ({proof}; {power})."

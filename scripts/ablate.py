@@ -1,0 +1,92 @@
+"""Settle a question about masks: run an experiment's cells, and write the report with its statistics."""
+
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.ablate from the repository root", file=sys.stderr)
+    sys.exit(2)
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.printing import printable
+from dataset.systems import num_cores
+from dataset.whole_folder import check_place
+from eval.ablation import run_experiment
+from eval.experiment import load_experiment
+from eval.grid import Cluster, Workers
+from eval.grid_progress import showing
+from eval.places import Places
+from eval.running import write_json
+from model.errors import UserError
+from trainer.command_line import parse, run
+
+
+@dataclass(frozen=True)
+class AblateSettings:
+    """Which experiment runs, and where."""
+
+    config: str
+    """file of the experiment, as those in configs/ablation"""
+    out: str
+    """folder for report.html, report.md, results.json and cells/, the records of finished cells"""
+    seeds: int | None = None
+    """paired seeds instead of those of the file, which makes it another experiment"""
+    work: str | None = None
+    """folder for what cells write, models and data; default: work in --out. Experiments may share one"""
+    workers: int = 0
+    """cells at once; default: as many as there are cores, with the threads of the experiment's file each"""
+    cluster: Cluster = "none"
+    """submit cells through submitit: to slurm, or to its executor on this machine (local)"""
+    partition: str | None = None
+    """of slurm"""
+    gpus_per_cell: int = 0
+    """0: cells compute on CPUs"""
+    hours_per_cell: float = 12.0
+    """after which slurm ends a cell, which the same command continues"""
+
+    def __post_init__(self) -> None:
+        """Refuse what runs nothing."""
+        if self.workers < 0 or self.gpus_per_cell < 0 or self.hours_per_cell <= 0:
+            raise UserError("--workers, --gpus_per_cell, --hours_per_cell: expected 0 or more, got less")
+        if self.partition and self.cluster != "slurm":
+            raise UserError("--partition changes nothing without --cluster slurm; leave it out")
+
+
+def main() -> None:
+    """Run what is missing, write the report, and print the answer."""
+    settings = parse(AblateSettings, __doc__)
+    out = Path(settings.out)
+    check_place(out)
+    from eval.looks import add_looks
+    from eval.report import write_report
+
+    experiment = load_experiment(settings.config, settings.seeds)
+    places = Places(out / "cells", Path(settings.work or out / "work"))
+    workers = Workers(
+        settings.workers or max(1, num_cores() // experiment.threads),
+        experiment.threads,
+        settings.cluster,
+        settings.gpus_per_cell,
+        settings.partition,
+        settings.hours_per_cell,
+    )
+    command = f"python -m scripts.ablate --config {settings.config} --out {settings.out}"
+    command += f" --seeds {settings.seeds}" if settings.seeds else ""
+    print(
+        printable(f"{experiment.question}\nexperiment {experiment.name}, hash {experiment.hash}", keep="\n")
+    )
+    with showing() as show:
+        results, trials = run_experiment(experiment, places, workers, command, show)
+    add_looks(results, trials, places.work, out / "results.json")
+    write_json(out / "results.json", results)
+    write_report(out, results)
+    print("\n" + printable(results["answer"]))
+    print(printable(f"{out / 'report.html'}, {out / 'report.md'}: how that is known, and more"))
+    if failed := [each for each in results["cells"] if each["status"] == "failed"]:
+        print(f"{len(failed)} cells failed; {out / 'report.md'} says which, the same command tries again")
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run(main)

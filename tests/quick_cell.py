@@ -1,0 +1,59 @@
+"""A command in the form of the project's, quick enough to be run dozens of times: it draws scores."""
+
+import json
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.command_line import parse, run
+
+
+@dataclass(frozen=True)
+class QuickSettings:
+    """What it draws."""
+
+    out: str
+    """folder to write"""
+    model: str = ""
+    """folder of a cell that it needs"""
+    gain: float = 0.0
+    """added to every score"""
+    seed: int = 0
+    """of the scores"""
+    prompt_mask: str = "causal"
+    """stands for a mask"""
+    seconds: float = 0.0
+    """to sleep"""
+    fails: bool = False
+    """whether it ends with an error"""
+    rows: str = "same"
+    """stands for what was trained on"""
+
+
+def main() -> None:
+    """Write what a training and an evaluation leave."""
+    settings = parse(QuickSettings, "Draw scores.")
+    if settings.model:
+        assert (Path(settings.model) / "items.json").exists()
+    time.sleep(settings.seconds)
+    if settings.fails:
+        sys.exit("error: it was told to fail")
+    chance, out = random.Random(settings.seed), Path(settings.out)
+    scores = [round(chance.gauss(0, 1) + settings.gain, 6) for _ in range(20)]
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out.parent / "begun", "a") as file:
+        file.write("begun\n")
+    tasks = {"task": {"clusters": list(range(20)), "metrics": {"log_likelihood": scores}}}
+    (out / "items.json").write_text(
+        json.dumps({"tasks": tasks, "losses": {"store": {"nats_per_token": 1.5}}})
+    )
+    proof = {"initial_weights": str(settings.seed), "rows": settings.rows, "targets": "same"}
+    counts = {"flops": 1e9, "tokens": 1000, "seconds": 1.0, "parameters": 10}
+    (out / "summary.json").write_text(json.dumps({"proof": proof, **counts}))
+    (out / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,165 @@
+"""Experiments: what their files may say, the cells that they plan, and what makes two of them one."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval.cells import plan
+from eval.experiment import A_A, load_experiment
+from model.errors import UserError
+
+SMOKE = "configs/ablation/smoke.yaml"
+STAGES = {
+    "world": {"run": "build_world", "scale": "smoke"},
+    "tokenizer": {"run": "train_tokenizer", "data": ["@world/pretrain.jsonl"], "vocab_size": 600},
+    "chats": {"run": "prepare_data", "kind": "sft", "data": ["@world/sft.jsonl"], "tokenizer": "@tokenizer"},
+    "first": {"run": "sft", "init": "fresh", "data": ["@chats"], "max_steps": 2},
+    "second": {"run": "sft", "init": "@first", "data": ["@chats"], "max_steps": 2},
+    "scores": {"run": "evaluate", "model": "@second", "data": ["@world/eval/reverse.jsonl"]},
+}
+ARMS = {"causal": {}, "prefix": {"second.prompt_mask": "prefix"}}
+
+
+def load(folder: Path, **changes):
+    content = {"question": "Which?", "stages": STAGES, "arms": ARMS, "primary": {"task": "reverse"}}
+    content = {key: value for key, value in (content | changes).items() if value is not None}
+    file = folder / "which.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return load_experiment(str(file))
+
+
+def addresses(trials) -> dict[tuple[str, int], dict[str, str]]:
+    return {(t.arm, t.seed): {stage: cell.address for stage, cell in t.cells.items()} for t in trials}
+
+
+def test_arms_share_every_cell_up_to_the_first_that_they_name(tmp_path):
+    found = addresses(plan(load(tmp_path), range(2), {}))
+    one, other = found["causal", 0], found["prefix", 0]
+    shared = ("world", "tokenizer", "chats", "first")
+    assert all(one[stage] == other[stage] for stage in shared)
+    assert all(one[stage] != other[stage] for stage in ("second", "scores"))
+
+
+def test_seeds_share_the_data_and_no_training_and_the_a_a_arm_shares_none_with_any(tmp_path):
+    found = addresses(plan(load(tmp_path), range(2), {}))
+    assert len({each["chats"] for each in found.values()}) == 1
+    firsts = {key: each["first"] for key, each in found.items()}
+    assert firsts["causal", 0] == firsts["prefix", 0] != firsts["causal", 1] == firsts["prefix", 1]
+    assert {firsts[A_A, 0], firsts[A_A, 1]}.isdisjoint({firsts["causal", 0], firsts["causal", 1]})
+
+
+def test_a_training_whose_seed_is_named_serves_every_seed(tmp_path):
+    stages = STAGES | {"first": STAGES["first"] | {"seed": 7}}
+    found = addresses(plan(load(tmp_path, stages=stages), range(2), {}))
+    assert len({each["first"] for each in found.values()}) == 1
+    assert found["causal", 0]["second"] != found["causal", 1]["second"]
+
+
+def test_one_seed_has_no_a_a_arm(tmp_path):
+    assert {trial.arm for trial in plan(load(tmp_path), range(1), {})} == {"causal", "prefix"}
+
+
+def test_an_address_changes_with_what_decides_and_with_nothing_else(tmp_path):
+    def of(stage: str, **settings) -> str:
+        stages = STAGES | {stage: STAGES[stage] | settings}
+        return plan(load(tmp_path, stages=stages), range(1), {})[0].cells[stage].address
+
+    former = of("second")
+    assert of("second", batch_size=16) == former, "what a default says anyway"
+    assert of("chats", num_workers=1) == of("chats")
+    assert of("second", batch_size=8) != former
+    assert of("second", optimizer={"learning_rate": 2e-3}) != former
+
+
+def test_the_content_of_a_file_decides_not_its_name(tmp_path):
+    def address(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        stages = STAGES | {"scores": STAGES["scores"] | {"data": [str(tmp_path / name)]}}
+        return plan(load(tmp_path, stages=stages), range(1), {})[0].cells["scores"].address
+
+    assert address("a.jsonl", "one") == address("b.jsonl", "one") != address("a2.jsonl", "two")
+
+
+def test_a_recipe_counts_by_what_it_says(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("batch_size: 8\n")
+    by_recipe = STAGES | {"second": STAGES["second"] | {"config": str(recipe)}}
+    by_hand = STAGES | {"second": STAGES["second"] | {"batch_size": 8}}
+    one, other = (plan(load(tmp_path, stages=each), range(1), {})[0] for each in (by_recipe, by_hand))
+    assert one.cells["second"].address == other.cells["second"].address
+
+
+def test_a_served_mask_is_allowed_where_it_is_foreign_and_unnamed_where_it_is_the_models_own(tmp_path):
+    grid = {"second.prompt_mask": ["causal", "prefix"], "scores.prompt_mask": ["causal", "prefix"]}
+    found = {t.arm: t.cells["scores"] for t in plan(load(tmp_path, arms=None, grid=grid), range(1), {})}
+    assert list(found) == ["causal/causal", "causal/prefix", "prefix/causal", "prefix/prefix"]
+    assert "prompt_mask" not in found["prefix/prefix"].given
+    assert found["prefix/causal"].given["allow_mask_mismatch"] is True
+    assert len({cell.address for cell in found.values()}) == 4
+
+
+def test_an_arm_without_use_for_a_stage_does_not_run_it(tmp_path):
+    arms = ARMS | {"fresh": {"second.init": "fresh"}}
+    found = {t.arm: t.cells for t in plan(load(tmp_path, arms=arms), range(1), {})}
+    assert "first" in found["causal"] and "first" not in found["fresh"]
+
+
+def test_the_hash_is_that_of_what_the_file_says(tmp_path):
+    former = load(tmp_path).hash
+    (tmp_path / "other").mkdir()
+    assert load(tmp_path / "other", seeds=8).hash == former, "8 is the default"
+    assert load(tmp_path, seeds=9).hash != former
+    assert load(tmp_path, primary={"task": "followup"}).hash != former
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"arms": {"one": {}}}, "arms: expected two or more"),
+        ({"arms": None}, "expected arms or a grid, got neither"),
+        (
+            {"arms": {"a": {}, "b": {"third.seed": 1}}},
+            "third.seed: expected stage.setting with a stage of world",
+        ),
+        (
+            {"arms": {"a": {}, "b": {"second.prompt_msk": "prefix"}}},
+            "arm b, stage second: unknown setting prompt_msk",
+        ),
+        (
+            {"arms": {"a": {}, "b": {"second.prompt_mask": "all"}}},
+            "stage second: --prompt_mask: expected one of",
+        ),
+        (
+            {"arms": {"a": {}, "b": {"second.data": ["@nothing"]}}},
+            "@nothing: expected @ and an earlier stage",
+        ),
+        ({"arms": {"a": {}, "b": {"second.run": "train"}}}, "run: expected one of build_world"),
+        ({"arms": {"a": {}, "A/A": {}}}, "A/A is the name of the baseline"),
+        ({"seeds": 0}, "seeds: expected 1 to"),
+        ({"seeds": "many"}, "which.yaml.seeds: expected int"),
+        ({"decision": {"looks": [16, 8]}, "seeds": 16}, "decision.looks: expected rising numbers"),
+        ({"contrasts": [["prefix", "segment"]]}, "contrasts: expected pairs of different arms"),
+        ({"primary": None}, "primary is missing"),
+        ({"prmary": {"task": "x"}}, "unknown key prmary"),
+        (
+            {"stages": {"world": {"run": "build_world"}}, "arms": {"a": {}, "b": {"world.seed": 1}}},
+            "one that measures",
+        ),
+        (
+            {"stages": STAGES | {"scores": STAGES["scores"] | {"data": ["gone.jsonl"]}}},
+            "gone.jsonl: expected a file",
+        ),
+    ],
+)
+def test_what_makes_no_experiment_is_named_before_anything_runs(tmp_path, changes, words):
+    with pytest.raises(UserError, match=None) as caught:
+        plan(load(tmp_path, **changes), range(1), {})
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs/ablation").glob("*.yaml"), key=str))
+def test_every_experiment_of_the_project_can_be_planned(file):
+    experiment = load_experiment(str(file))
+    trials = plan(experiment, range(experiment.seeds), {})
+    assert len(trials) == experiment.seeds * (len(experiment.named) + (experiment.seeds > 1))

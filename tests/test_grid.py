@@ -1,0 +1,218 @@
+"""Grids of cells: what runs, what is found, what a failure and a kill leave, and what comes out of it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from quick_cell import QuickSettings
+
+from eval.ablation import run_experiment
+from eval.cells import PROGRAMS, Program, plan
+from eval.experiment import load_experiment
+from eval.grid import Grid, Workers
+from eval.places import Places
+from model.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+QUICK = Program("quick_cell", QuickSettings, trains=True, measures=True)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setitem(PROGRAMS, "quick", QUICK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+
+
+def experiment_in(folder: Path, **changes):
+    content = {
+        "question": "Which?",
+        "stages": {"first": {"run": "quick"}, "second": {"run": "quick", "model": "@first"}},
+        "arms": {"plain": {}, "better": {"second.gain": 0.5}},
+        "seeds": 3,
+        "primary": {"task": "second: task"},
+    }
+    file = folder / "quick.yaml"
+    file.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return load_experiment(str(file))
+
+
+def run_in(folder: Path, experiment, workers: Workers | None = None):
+    places = Places(folder / "cells", folder / "work")
+    ended = []
+    results, _ = run_experiment(
+        experiment,
+        places,
+        workers or Workers(4, 1),
+        "the command",
+        lambda grid, cell: ended.append(cell.address) if cell else None,
+    )
+    return results, ended
+
+
+def begun(folder: Path) -> int:
+    """How often any cell has done its work."""
+    return sum(len(file.read_text().splitlines()) for file in folder.rglob("begun"))
+
+
+def test_a_planted_difference_is_found_at_its_size_and_a_second_run_computes_nothing(tmp_path):
+    results, ended = run_in(tmp_path, experiment_in(tmp_path))
+    [primary] = [each for each in results["comparisons"] if each["is_primary"]]
+    assert primary["difference"] == pytest.approx(0.5) and primary["interval"][0] > 0.499
+    assert primary["p_value"] == 0.25, "three seeds allow no less"
+    assert len(ended) == begun(tmp_path) == 15, "two arms share their first cell, A/A has its own"
+    again, ended = run_in(tmp_path, experiment_in(tmp_path))
+    assert again == results and not ended and begun(tmp_path) == 15
+
+
+def test_a_record_counts_as_finished_where_nothing_else_of_the_cell_is_there(tmp_path):
+    results, _ = run_in(tmp_path, experiment_in(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "cells").rename(elsewhere / "cells")
+    again, ended = run_in(elsewhere, experiment_in(tmp_path))
+    assert again == results and not ended
+    more, ended = run_in(elsewhere, experiment_in(tmp_path, arms={"plain": {}, "more": {"second.gain": 1.0}}))
+    assert len(ended) == 6, "what the new arm needs is made again, and its record stays"
+    assert more["scores"][0] == results["scores"][0]
+
+
+def test_a_cell_that_fails_is_reported_and_stops_only_what_needs_it(tmp_path):
+    arms = {"plain": {}, "better": {"second.gain": 0.5}, "broken": {"first.fails": True}}
+    with pytest.raises(UserError, match="it was told to fail"):
+        run_in(tmp_path, experiment_in(tmp_path, arms=arms))
+    assert begun(tmp_path) == 15, "everything else was done"
+    arms["broken"] = {"second.gain": 1.0}
+    results, ended = run_in(tmp_path, experiment_in(tmp_path, arms=arms))
+    assert len(ended) == 3 and {each["status"] for each in results["cells"]} == {"finished"}
+
+
+def test_seeds_that_lack_an_arm_are_left_out_of_the_pairs(tmp_path):
+    experiment = experiment_in(tmp_path)
+    places = Places(tmp_path / "cells", tmp_path / "work")
+    run_in(tmp_path, experiment)
+    broken = plan(experiment, range(3), {})[3].cells["second"]
+    file = places.record(broken.address)
+    record = json.loads(file.read_text())
+    file.unlink()
+    (places.work / broken.address / "done").unlink()
+    results, ended = run_in(tmp_path, experiment)
+    assert ended == [broken.address] and json.loads(file.read_text())["result"] == record["result"]
+    assert results["experiment"]["seeds"] == [0, 1, 2]
+
+
+def test_arms_that_differ_in_what_they_do_not_name_are_refused(tmp_path):
+    arms = {"plain": {}, "other": {"second.prompt_mask": "prefix"}}
+    results, _ = run_in(tmp_path, experiment_in(tmp_path, arms=arms))
+    assert results["arms"][1]["proof"]["second"] == {
+        "initial_weights": "equal",
+        "rows": "equal",
+        "targets": "equal",
+    }
+    assert results["arms"][1]["differs_because"] == ["second.prompt_mask: prefix, not causal"]
+    [record] = [
+        file
+        for file in (tmp_path / "cells").glob("second-*.json")
+        if json.loads(file.read_text())["settings"]["prompt_mask"] == "prefix"
+        and json.loads(file.read_text())["settings"]["seed"] == 1
+    ]
+    values = json.loads(record.read_text())
+    values["result"]["training"]["proof"]["rows"] = "others"
+    record.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="differ in the rows of stage second .seed 1., which neither names"):
+        run_in(tmp_path, experiment_in(tmp_path, arms=arms))
+
+
+def test_an_arm_that_names_its_data_may_have_other_rows(tmp_path):
+    arms = {"plain": {}, "other": {"second.rows": "others"}}
+    results, _ = run_in(tmp_path, experiment_in(tmp_path, arms=arms))
+    assert results["arms"][1]["proof"]["second"]["rows"] == "differs"
+
+
+def test_a_record_of_other_settings_is_refused_by_name(tmp_path):
+    run_in(tmp_path, experiment_in(tmp_path))
+    file = next((tmp_path / "cells").glob("second-*.json"))
+    record = json.loads(file.read_text())
+    record["settings"]["seconds"] = 7.0
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="was made with seconds 7.0, which is 0.0 now"):
+        run_in(tmp_path, experiment_in(tmp_path))
+
+
+def test_every_arm_takes_its_own_best_of_what_is_tuned_and_the_tuning_seed_serves_nothing_else(tmp_path):
+    experiment = experiment_in(tmp_path, tune={"first.gain": [0, 3], "second.gain": [1.0, 2.0]}, seeds=2)
+    results, _ = run_in(tmp_path, experiment)
+    assert results["experiment"]["tuned"]["plain"] == {"first.gain": 0, "second.gain": 2.0}
+    assert experiment.tuning_seed not in {cell["seed"] for cell in results["cells"]}
+
+
+def test_an_experiment_ends_at_the_first_look_that_decides(tmp_path):
+    looks = {"seeds": 16, "decision": {"looks": [8, 16]}}
+    results, _ = run_in(tmp_path, experiment_in(tmp_path, **looks))
+    assert results["experiment"]["seeds"] == list(range(8))
+    null = {"plain": {}, "same": {"second.prompt_mask": "prefix"}}
+    results, _ = run_in(tmp_path, experiment_in(tmp_path, arms=null, **looks))
+    assert [each["verdict"] for each in results["comparisons"] if each["is_primary"]] == ["identical"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from eval.ablation import run_experiment
+from eval.cells import PROGRAMS, Program
+from eval.experiment import load_experiment
+from eval.grid import Workers
+from eval.places import Places
+from eval.running import write_json
+from quick_cell import QuickSettings
+PROGRAMS["quick"] = Program("quick_cell", QuickSettings, trains=True, measures=True)
+folder = Path(sys.argv[1])
+places = Places(folder / "cells", folder / "work")
+workers = Workers(2, 1, sys.argv[3])
+results, _ = run_experiment(load_experiment(sys.argv[2]), places, workers, "command", lambda grid, cell: None)
+write_json(folder / "results.json", results)
+"""
+
+
+def numbers(folder: Path) -> dict:
+    results = json.loads((folder / "results.json").read_text())
+    return {key: value for key, value in results.items() if key != "cells"}
+
+
+@pytest.mark.parametrize("cluster", ["none", "local"])
+def test_a_grid_that_is_killed_goes_on_and_ends_with_the_same_numbers(tmp_path, cluster):
+    stages = {"first": {"run": "quick", "seconds": 0.2}, "second": {"run": "quick"}}
+    experiment_in(tmp_path, stages=stages, seeds=2)
+    command = [sys.executable, "-c", SCRIPT]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    file = str(tmp_path / "quick.yaml")
+    subprocess.run([*command, str(whole), file, "none"], cwd=ROOT, check=True)
+    chance = random.Random(0)
+    for _ in range(2):
+        process = subprocess.Popen([*command, str(killed), file, cluster], cwd=ROOT)
+        time.sleep(chance.uniform(0.5, 3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, str(killed), file, cluster], cwd=ROOT, check=True)
+    assert numbers(killed) == numbers(whole)
+
+
+def test_a_grid_stops_its_cells_when_it_is_interrupted(tmp_path):
+    stages, arms = {"first": {"run": "quick", "seconds": 60}}, {"a": {}, "b": {"first.gain": 1}}
+    experiment = experiment_in(tmp_path, stages=stages, arms=arms)
+
+    def interrupt(grid: Grid, cell) -> None:
+        if grid.running:
+            raise KeyboardInterrupt
+
+    places = Places(tmp_path / "cells", tmp_path / "work")
+    with pytest.raises(KeyboardInterrupt):
+        Grid(plan(experiment, range(2), {}), places, Workers(2, 1)).run(interrupt)
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
+    assert not left, left

@@ -1,0 +1,27 @@
+"""By what a result was made: machine, versions, and the commit of this source code."""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def provenance() -> dict[str, Any]:
+    """Return what stands beside every result."""
+    return {
+        "machine": platform.platform(),
+        "python": sys.version.split()[0],
+        "versions": {name: version(name) for name in ("torch", "accelerate", "numpy")},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of this source code, None where it is no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -4,7 +4,7 @@ What one message says is read by `dataset/messages.py`; how records lie in files
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -90,18 +90,21 @@ def format_of(record: dict[str, Any]) -> ChatFormat | None:
     return None
 
 
-def read_columns(columns: Sequence[str]) -> dict[str, str]:
-    """Return the keys that users name, `question=prompt`, by our names; raises `UserError` for others."""
-    named = dict(column.partition("=")[::2] for column in columns)
-    if len(named) < len(columns) or not all(named.values()) or named.keys() - NAMEABLE:
+def read_columns(columns: Sequence[str], more: Collection[str] = ()) -> dict[str, str]:
+    """Return the keys that users name, `question=prompt`, by our names; raises `UserError` for others.
+
+    Ours are those of chats, and `more`.
+    """
+    named, ours = dict(column.partition("=")[::2] for column in columns), NAMEABLE | {*more}
+    if len(named) < len(columns) or not all(named.values()) or named.keys() - ours:
         raise UserError(
-            f"columns: expected OURS=THEIRS, each of ours once out of {', '.join(sorted(NAMEABLE))}, "
+            f"columns: expected OURS=THEIRS, each of ours once out of {', '.join(sorted(ours))}, "
             f"got {' '.join(columns)}"
         )
     return named
 
 
-def rename(record: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+def rename(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Return a record under our names for its keys; of other ways to read it none is left."""
     if not columns:
         return record

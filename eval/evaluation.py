@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from dataset.formats import read_columns
 from dataset.messages import shown
 from dataset.settings import BatchSettings
 from dataset.sources import check_sources, describe_source
@@ -19,7 +20,7 @@ from eval.items import losses_of, means, tasks_of
 from eval.likelihood import store_likelihood
 from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
-from eval.settings import EvaluationSettings
+from eval.settings import QUESTION_KEYS, EvaluationSettings
 from eval.typed_json import read_as, read_lines
 from model.config import PROMPT_MASKS
 from model.errors import UserError
@@ -92,7 +93,11 @@ def evaluate(
     for store in stores.values():
         batches.resolved(store.kind)
     asked = load_questions(
-        settings.data, settings.question_position, settings.max_reject_fraction, settings.max_questions
+        settings.data,
+        settings.question_position,
+        settings.max_reject_fraction,
+        settings.max_questions,
+        read_columns(settings.columns, QUESTION_KEYS),
     )
     for line in announcements(asked, settings.max_new_tokens if settings.answers == "generate" else None):
         tell(line)

@@ -4,7 +4,7 @@ What a chat looks like is `dataset/formats.py`'s.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from dataset.conversation import ROLES, Message
 from dataset.formats import COMMON as READ_BESIDE
-from dataset.formats import PAIRS, QuestionPosition, format_of, parse_messages
+from dataset.formats import PAIRS, QuestionPosition, format_of, parse_messages, rename
 from dataset.messages import LeftOutError, RecordError, is_absent, read_objects, read_text, shown
 from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
@@ -85,15 +85,19 @@ def load_questions(
     question_position: QuestionPosition = "last",
     max_reject_fraction: float = 0.01,
     max_questions: int | None = None,
+    columns: Mapping[str, str] = {},
 ) -> QuestionSet:
     """Read question files. A question that has no answer is left out, and so is a record that is broken.
 
     Raises `UserError` that names the line where a file has no question, or where more than a share of its
     records are broken; in a file of under 100 records one may be, unless the share is 0. No more than
-    `max_questions` of a file are kept.
+    `max_questions` of a file are kept. `columns` name keys of the records by ours.
     """
     check_sources(paths)
-    files = [_load_file(path, question_position, max_reject_fraction, max_questions) for path in paths]
+    files = [
+        _load_file(path, _renamed(path, columns), question_position, max_reject_fraction, max_questions)
+        for path in paths
+    ]
     return QuestionSet(
         tuple(question for file in files for question in file.questions),
         tuple(record for file in files for record in file.left_out),
@@ -102,11 +106,20 @@ def load_questions(
     )
 
 
+def _renamed(path: str, columns: Mapping[str, str]) -> Iterator[Record]:
+    for record in read_records([path]):
+        yield record._replace(value=record.value and rename(record.value, columns))
+
+
 def _load_file(
-    path: str, question_position: QuestionPosition, max_reject_fraction: float, max_questions: int | None
+    path: str,
+    records: Iterable[Record],
+    question_position: QuestionPosition,
+    max_reject_fraction: float,
+    max_questions: int | None,
 ) -> QuestionSet:
     questions, faults, are_chats, keys = [], [], [], {}
-    for record in read_records([path]):
+    for record in records:
         try:
             questions.append(_parse(record, path, question_position))
         except RecordError as error:

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dataset.formats import QuestionPosition
+from dataset.formats import QuestionPosition, read_columns
 from dataset.settings import Supervise
 from model.config import DeviceName, PromptMask, Weights
 from model.errors import UserError
 
 ChoiceBy = Literal["sum", "character", "token"]
 Answers = Literal["generate", "none"]
+QUESTION_KEYS = ("choices", "id", "split", "language", "kind", "cluster")
+"""our names for keys of questions, beside those of chats"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class EvaluationSettings(ServingSettings):
     """replace an evaluation in --out that was made of other data, or with other settings"""
     question_position: QuestionPosition = "last"
     """where the question stands in records of context, question and answers"""
+    columns: tuple[str, ...] = ()
+    """keys of the records by our names: question=prompt answer=reply choices=options"""
     max_reject_fraction: float = 0.01
     """share of a question file's records that may be broken; above 0, one of under 100 records may be"""
     max_questions: int | None = None
@@ -77,8 +81,9 @@ class EvaluationSettings(ServingSettings):
             raise UserError("--overwrite changes nothing without --out; leave it out")
         if self.compile and (not self.data or self.answers == "none"):
             raise UserError("--compile changes nothing where no answer is generated; leave it out")
-        if not self.data and (self.max_questions is not None or self.answers == "none"):
-            raise UserError("--max_questions and --answers change nothing without --data; leave them out")
+        if not self.data and (self.max_questions is not None or self.answers == "none" or self.columns):
+            raise UserError("--max_questions, --answers and --columns change nothing without --data")
+        read_columns(self.columns, QUESTION_KEYS)
         if not 0 <= self.max_reject_fraction <= 1:
             raise UserError(
                 f"--max_reject_fraction: expected a share between 0 and 1, got {self.max_reject_fraction}"

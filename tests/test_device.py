@@ -1,9 +1,12 @@
-"""The choice of precision, and its reason."""
+"""The choice of precision, and its reason; where a tracker keeps what it is told."""
+
+import os
 
 import pytest
 import torch
 
 from model.errors import UserError
+from trainer import device
 from trainer.device import Precision, choose_precision, native_precision
 
 NATIVE = Precision(torch.float16, "this machine does")
@@ -59,3 +62,24 @@ def test_a_gpu_without_bfloat16_takes_float16_where_it_is_fast(monkeypatch, capa
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
     assert native_precision(uses_cpu=False).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("written", "is_offline"),
+    [
+        ("machine api.wandb.ai login user password key", False),
+        ("machine example.org login user password key", True),
+        ("machine", True),  # damaged
+        (None, True),
+    ],
+)
+def test_wandb_is_offline_unless_a_login_left_its_key(monkeypatch, tmp_path, written, is_offline):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # and what is set from here on goes at the end
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if written:
+        (tmp_path / "netrc").write_text(written)
+    assert device._checked_tracker("wandb") == "wandb"
+    assert os.environ.get("WANDB_MODE") == ("offline" if is_offline else None)

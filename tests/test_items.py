@@ -179,3 +179,16 @@ def forget(file: Path, *keys: str) -> None:
 def test_settings_that_change_nothing_are_refused(given, words):
     with pytest.raises(UserError, match=words):
         EvaluationSettings(model="m", **given)
+
+
+def test_columns_name_the_keys_of_questions_and_choices_by_ours(tmp_path):
+    theirs = {"stem": "Where?", "text": "Lima.", "right": "B", "options": ["x", "y"], "topic": "t"}
+    path = write_lines(tmp_path / "q.jsonl", theirs)
+    columns = ("question=stem", "context=text", "answer=right", "choices=options", "cluster=topic")
+    settings = EvaluationSettings(model="", data=(path,), columns=columns)
+    found = load_questions([path], columns=dict(column.split("=") for column in settings.columns))
+    [question], ours = found.questions, {"question": "Where?", "context": "Lima.", "choices": ["x", "y"]}
+    assert question == parse_question(ours | {"answer": 1, "cluster": "t"}, question.id, "q")
+    assert found.unread_keys == ()
+    with pytest.raises(UserError, match=r"columns: expected OURS=THEIRS.*choices.*got colour=red"):
+        EvaluationSettings(model="", data=(path,), columns=("colour=red",))

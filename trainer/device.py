@@ -2,8 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from netrc import NetrcParseError, netrc
-from urllib.parse import urlsplit
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -141,10 +139,6 @@ def _checked_tracker(name: str) -> str | None:
 
 def _is_logged_in_to_wandb() -> bool:
     """Say whether `wandb login` has left a key where wandb looks for it."""
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    names = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
-    files = [file for file in map(os.path.expanduser, names) if os.path.isfile(file)]
-    try:
-        return any(host in netrc(file).hosts for file in files)
-    except (NetrcParseError, OSError):
-        return False
+    from requests.utils import get_netrc_auth  # which wandb brings
+
+    return get_netrc_auth(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")) is not None

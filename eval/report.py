@@ -1,6 +1,7 @@
 """The report of an experiment, `report.html` and `report.md`, from its results; computes no statistics."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from trainer.run_dir import replacing
 Values = Mapping[str, Any]
 FEWEST_SEEDS = 8
 """paired seeds that a claim takes; with n seeds the exact two-sided p is at least 2 / 2^n"""
-UNITS = {"log_likelihood": ("nats", 1), "exact_match": ("points", 100), "f1": ("points", 100)}
-"""unit and factor of a metric; another one has no unit"""
 WITHOUT_UNIT = {"p_value", "p_holm", "effect_size", "equivalence_p"}
 SIGNED = {"difference", "interval", "item_interval", "effect_size"}
 COLUMNS = {
@@ -38,7 +37,7 @@ COLUMNS = {
     "p": "p_value",
     "effect size": "effect_size",
     "spread between seeds": "seed_spread",
-    "interval over items": "item_interval",
+    "interval over seeds and items": "item_interval",
     "clusters": "clusters",
     "smallest visible": "smallest_visible",
     "p of equivalence": "equivalence_p",
@@ -75,17 +74,17 @@ def _sections(results: Values) -> Iterator[tuple[str, Sequence[Part]]]:
     yield "How to get any number again", _again(results)
 
 
-def _factor(metric: str) -> float:
-    return UNITS.get(metric, ("", 1))[1]
+def _factor(entry: Values) -> int:
+    return 100 if entry["unit"] == "points" else 1
 
 
-def _measure(metric: str) -> str:
-    return f"{metric}, {UNITS[metric][0]}" if metric in UNITS else metric
+def _measure(entry: Values) -> str:
+    return f"{entry['metric']}, {entry['unit']}" if entry["unit"] else entry["metric"]
 
 
 def _shown(entry: Values, key: str, is_signed: bool = False) -> str:
     """Return what an entry holds: a number or an interval in the unit of its metric, or words."""
-    value, factor = entry[key], 1 if key in WITHOUT_UNIT else _factor(entry["metric"])
+    value, factor = entry[key], 1 if key in WITHOUT_UNIT else _factor(entry)
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence):
@@ -112,7 +111,7 @@ def _comparisons(comparisons: Sequence[Values], columns: Sequence[str] = tuple(C
     rows = []
     for each in comparisons:
         shown = (_shown(each, COLUMNS[title], COLUMNS[title] in SIGNED) for title in columns)
-        rows.append((f"{each['task']}: {_pair(each)}", _measure(each["metric"]), *shown))
+        rows.append((f"{each['task']}: {_pair(each)}", _measure(each), *shown))
     return Table(("task and arms", "metric, unit", *columns), tuple(rows))
 
 
@@ -125,18 +124,16 @@ def _answer(results: Values) -> list[Part]:
         few = f"Only {seeds} paired seeds, and a claim takes {FEWEST_SEEDS}: p cannot fall below "
         banner = [Banner(f"{few}{figure(2 / 2**seeds)}, whatever the arms do.")]
     primary = [each for each in results["comparisons"] if each["is_primary"]]
-    level = 100 * (1 - results["experiment"]["decision"]["alpha"])
-    note = (
-        f"The primary comparison, fixed beforehand. Intervals of this report: {level:g}%, over paired seeds."
-    )
+    level = 100 * (1 - results["experiment"]["decision"]["alpha_of_look"])
+    note = f"The primary comparison, fixed beforehand. All intervals: {level:.3g}%, over paired seeds."
     return [results["answer"], *banner, *([note, _comparisons(primary, FEW)] if primary else [])]
 
 
-def _metrics(results: Values) -> list[str]:
-    """Return all metrics, the primary one first."""
+def _metrics(results: Values) -> dict[str, str]:
+    """Return all metrics, the primary one first, with their names and units."""
     entries = (*results["comparisons"], *results["a_a"], *results["scores"])
     primary = results["experiment"]["primary"]["metric"]
-    return list(dict.fromkeys([primary, *(each["metric"] for each in entries)]))
+    return {e["metric"]: _measure(e) for e in sorted(entries, key=lambda e: e["metric"] != primary)}
 
 
 def _of_metric(entries: Sequence[Values], metric: str) -> list[Values]:
@@ -144,62 +141,66 @@ def _of_metric(entries: Sequence[Values], metric: str) -> list[Values]:
 
 
 def _scores_and_differences(results: Values) -> list[Part]:
-    parts, primary = [], results["experiment"]["primary"]
-    for metric in _metrics(results):
+    parts: list[Part] = ["In brackets: intervals. Differences are paired by seed; the primary one is marked."]
+    for metric, measure in _metrics(results).items():
         scores, differences = (_of_metric(results[key], metric) for key in ("scores", "comparisons"))
         tables = [
-            _by_task(f"means, {_measure(metric)}", scores, lambda each: each["arm"], _mean),
-            _by_task(f"differences, {_measure(metric)}", differences, _pair, _difference),
+            _by_task(f"means, {measure}", scores, lambda each: each["arm"], _mean),
+            _by_task(f"differences, {measure}", differences, _pair, _difference),
         ]
-        parts += tables if metric == primary["metric"] else [Fold(_measure(metric), tables)]
-    note = "In brackets: intervals. Differences are paired by seed; the primary one is marked."
-    return [note, *parts, Fold("Every comparison in full", [_comparisons(results["comparisons"])])]
+        parts += _open_if_primary(results, metric, measure, tables)
+    return [*parts, Fold("Every comparison in full", [_comparisons(results["comparisons"])])]
+
+
+def _open_if_primary(results: Values, metric: str, measure: str, parts: list[Part]) -> list[Part]:
+    return parts if metric == results["experiment"]["primary"]["metric"] else [Fold(measure, parts)]
 
 
 def _by_task(
     title: str, entries: Sequence[Values], column: Callable[[Values], str], cell: Callable[[Values], str]
 ) -> Table:
-    """Return a table with a row per task, its numbers of seeds and items, and a column per arm."""
+    """Return a table with a row per task, which tells its seeds and items, and a column per arm."""
     columns, rows = list(dict.fromkeys(map(column, entries))), []
     for task in dict.fromkeys(each["task"] for each in entries):
         own = {column(each): each for each in entries if each["task"] == task}
         counts = dict.fromkeys(f"{each['seeds']} × {each['items']:,}" for each in own.values())
         cells = (cell(own[name]) if name in own else "" for name in columns)
-        rows.append((task, " or ".join(counts), *cells))
-    return Table((title, "seeds × items", *columns), tuple(rows))
+        rows.append((f"{task} ({' or '.join(counts)})", *cells))
+    return Table((f"{title} (seeds × items)", *columns), tuple(rows))
 
 
 def _forests(results: Values) -> list[Part]:
     parts, primary = [], results["experiment"]["primary"]["metric"]
-    for metric in _metrics(results):
+    for metric, measure in _metrics(results).items():
         if groups := _estimates(results, metric):
             bound = results["experiment"]["decision"]["equivalence"] if metric == primary else None
-            title = f"Differences to the baseline with intervals, {_measure(metric)}"
-            svg = draw_forest(title, groups, bound and bound * _factor(metric))
-            gallery = Gallery([Picture(svg, title)])
-            parts.append(gallery if metric == primary else Fold(_measure(metric), [gallery]))
-    text = (
-        "Orange: the primary comparison. Grey: arms against themselves. Shaded: what counts as no difference."
-    )
+            title = f"Differences to the baseline with intervals, {measure}"
+            factor = _factor(_of_metric([*results["comparisons"], *results["a_a"]], metric)[0])
+            picture = Picture(draw_forest(title, groups, bound and bound * factor), title)
+            parts += _open_if_primary(results, metric, measure, [Gallery([picture])])
+    text = "Orange: primary. Grey: arms against themselves. Shaded: what counts as no difference."
     return [text, *parts] if parts else []
 
 
 def _estimates(results: Values, metric: str) -> dict[str, list[Estimate]]:
     """Return the lines of a forest plot by task, those of the primary comparison first, those of A/A last."""
-    groups: dict[str, list[Estimate]] = {}
-    ours = _of_metric(results["comparisons"], metric)
+    ours, a_a = (_finite(_of_metric(results[key], metric)) for key in ("comparisons", "a_a"))
     name = _pair if len({each["baseline"] for each in ours}) > 1 else lambda each: each["arm"]
+    groups: dict[str, list[Estimate]] = {}
     for each in sorted(ours, key=lambda each: not each["is_primary"]):
         colour = VERMILION if each["is_primary"] else BLUE
         groups.setdefault(each["task"], []).append(_estimate(each, name(each), colour))
-    if a_a := _of_metric(results["a_a"], metric):
-        lines = [_estimate(each, f"{each['task']}: {_pair(each)}", GREY) for each in a_a]
-        groups["A/A: the same arm, other seeds"] = lines
-    return groups
+    lines = [_estimate(each, f"{each['task']}: {_pair(each)}", GREY) for each in a_a]
+    return groups | ({"A/A: the same arm, other seeds": lines} if lines else {})
+
+
+def _finite(comparisons: Sequence[Values]) -> list[Values]:
+    """Return what can be drawn: an arm that diverged has no difference."""
+    return [c for c in comparisons if all(map(isfinite, (c["difference"], *(c["interval"] or ()))))]
 
 
 def _estimate(each: Values, name: str, colour: str) -> Estimate:
-    factor = _factor(each["metric"])
+    factor = _factor(each)
     ends = each["interval"] and tuple(end * factor for end in each["interval"])
     return Estimate(name, each["difference"] * factor, ends, colour)
 
@@ -256,16 +257,19 @@ def _costs(arms: Sequence[Values]) -> Table:
 
 
 def _proof(arms: Sequence[Values]) -> list[Part]:
-    named = tuple((arm["name"], _settings(arm["named"]) or "nothing") for arm in arms)
+    named = tuple(
+        (arm["name"], _settings(arm["named"]) or "nothing", "; ".join(arm["differs_because"]) or "nothing")
+        for arm in arms
+    )
     facts = ("initial_weights", "rows", "targets")
     rows = tuple(
-        (f"{arm['name']}: {stage}", *(proof[fact] for fact in facts), "; ".join(arm["differs_because"]))
+        (f"{arm['name']}: {stage}", *(proof[fact] for fact in facts))
         for arm in arms
         for stage, proof in arm["proof"].items()
     )
     text = "Trainings against the baseline's, by hash: initial weights, rows in their order, targets."
-    header = ("arm and training", "initial weights", "rows", "targets", "differs because")
-    return [Table(("arm", "names"), named), text, Table(header, rows)]
+    proofs = Table(("arm and training", *(fact.replace("_", " ") for fact in facts)), rows)
+    return [Table(("arm", "names", "so these settings differ from the baseline's"), named), text, proofs]
 
 
 def _settings(values: Values) -> str:
@@ -273,17 +277,17 @@ def _settings(values: Values) -> str:
 
 
 def _power(results: Values) -> list[Part]:
-    metric = results["experiment"]["primary"]["metric"]
-    title, ours = f"smallest visible, {_measure(metric)}", _of_metric(results["comparisons"], metric)
+    metric, a_a = results["experiment"]["primary"]["metric"], results["a_a"]
+    title = f"smallest visible, {_metrics(results).get(metric, metric)}"
+    ours = _of_metric(results["comparisons"], metric)
     table = _by_task(title, ours, _pair, lambda each: _shown(each, "smallest_visible"))
     text = "Smallest visible: the difference that so many seeds find 8 times in 10."
     noise = "Arms against themselves under other seeds; what differs here is noise."
-    a_a = (
-        [noise, _comparisons(results["a_a"], OF_A_A)]
-        if results["a_a"]
-        else ["No arm was compared with itself."]
-    )
-    return [text, table, *a_a]
+    return [
+        text,
+        table,
+        *([noise, _comparisons(a_a, OF_A_A)] if a_a else ["No arm was compared with itself."]),
+    ]
 
 
 def _tuned(tuned: Mapping[str, Values]) -> list[Part]:
@@ -326,15 +330,11 @@ def _again(results: Values) -> list[Part]:
         ("hash of the experiment", experiment["hash"]),
         ("seeds", ", ".join(map(str, experiment["seeds"]))),
         ("looks, in seeds", ", ".join(map(str, decision["looks"])) or "none before the end"),
-        ("alpha", str(decision["alpha"])),
+        ("alpha, and of this look", f"{decision['alpha']}, {decision['alpha_of_look']:.3g}"),
         ("bound of equivalence", str(decision["equivalence"] or "none")),
         ("primary", ", ".join(experiment["primary"].values())),
         ("machine", results["machine"]),
         *results["versions"].items(),
     )
-    return [
-        everything,
-        Listing(experiment["command"]),
-        one,
-        Table(("fixed beforehand, and where", "value"), rows),
-    ]
+    settings = Table(("fixed beforehand, and where", "value"), rows)
+    return [everything, Listing(experiment["command"]), one, settings]

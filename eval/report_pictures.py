@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import log10, sqrt
+from math import isfinite, log10, sqrt
 
 from markupsafe import Markup
 from rich.cells import cell_len
@@ -92,13 +92,10 @@ def _matrix(
 
 def draw_forest(title: str, groups: Mapping[str, Sequence[Estimate]], band: float | None = None) -> Markup:
     """Draw estimates with their intervals under the headings of their groups; up to `band` is shaded."""
-    lines = [line for group in groups.values() for line in group]
-    ends = [end for line in lines for end in (line.value, *(line.interval or ()))] + [
-        0.0,
-        -(band or 0),
-        band or 0,
-    ]
-    axis = _Axis(min(ends), max(ends), LEFT, RIGHT)
+    lines, band = [line for group in groups.values() for line in group], band or 0.0
+    ends = [0.0, -band, band, *(end for line in lines for end in (line.value, *(line.interval or ())))]
+    margin = 0.04 * (max(ends) - min(ends) or 1)
+    axis = _Axis(min(ends) - margin, max(ends) + margin, LEFT, RIGHT)
     marks, y = [], float(2 * LINE)
     for heading, group in groups.items():
         for part in wrapped(printable(heading), 60):
@@ -108,15 +105,12 @@ def draw_forest(title: str, groups: Mapping[str, Sequence[Estimate]], band: floa
             marks += _estimate(line, axis, y)
             y += LINE * len(wrapped(printable(line.name), 24)) + 3
         y += LINE / 2
-    shade = [_box(axis.at(-band), LINE, axis.at(band) - axis.at(-band), y - LINE, 0.12)] if band else []
-    grid = [
-        _line([(axis.at(tick), LINE), (axis.at(tick), y - LINE / 2)], opacity=0.8 if tick == 0 else 0.2)
-        for tick in axis.ticks()
-    ]
-    numbers = [
-        _text(axis.at(tick), at, _tick(tick), "middle") for tick in axis.ticks() for at in (FONT, y + 5)
-    ]
-    return _svg(title, WIDTH, y + 10, [*shade, *grid, *numbers, *marks])
+    grid = [_box(axis.at(-band), LINE, axis.at(band) - axis.at(-band), y - LINE, 0.12)]
+    for tick in axis.ticks():
+        x, opacity = axis.at(tick), 0.2 if tick else 0.8
+        grid.append(_line([(x, LINE), (x, y - LINE / 2)], opacity=opacity))
+        grid += [_text(x, FONT, _tick(tick), "middle"), _text(x, y + 5, _tick(tick), "middle")]
+    return _svg(title, WIDTH, y + 10, [*grid, *marks])
 
 
 def _estimate(line: Estimate, axis: _Axis, y: float) -> Iterator[Markup]:
@@ -131,32 +125,38 @@ def _estimate(line: Estimate, axis: _Axis, y: float) -> Iterator[Markup]:
 
 def draw_curves(title: str, curves: Sequence[dict], arms: Sequence[str], height: int = 240) -> Markup:
     """Draw the curves of a stage with bands and a legend; an arm has one style in all pictures."""
-    ends = [value for curve in curves for value in (*curve["low"], *curve["high"], *curve["mean"])]
-    steps = [step for curve in curves for step in curve["steps"]]
-    is_log = min(ends) > 0 and max(ends) > 4 * min(ends)
-    x, y = _Axis(min(steps), max(steps), 50, RIGHT - 20), _Axis(min(ends), max(ends), height, LINE, is_log)
-    parts = [_text(44, y.at(tick) + 4, _tick(tick), "end") for tick in y.ticks()]
-    parts += [_line([(50, y.at(tick)), (RIGHT, y.at(tick))], opacity=0.2) for tick in y.ticks()]
-    parts += [_text(x.at(tick), height + LINE + 3, _tick(tick), "middle") for tick in x.ticks()]
-    parts.append(_text(RIGHT, height + 2 * LINE + 3, "step", "end"))
-    styles = {
-        arm: (COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)])
-        for n, arm in enumerate(arms)
-    }
-    below = height + 3.0 * LINE
-    for curve in curves:
-        colour, dash = styles[curve["arm"]]
-        points = {key: [(x.at(s), y.at(v)) for s, v in zip(curve["steps"], curve[key], strict=True)]
-                  for key in ("low", "mean", "high")}  # fmt: skip
-        parts += [
-            _band([*points["low"], *reversed(points["high"])], colour),
-            _line(points["mean"], colour, dash),
-        ]
+    drawn = [_finite_points(curve) for curve in curves]
+    points = [point for each in drawn for point in each] or [(0, 0.0, 0.0, 0.0)]
+    steps, losses = [point[0] for point in points], [loss for point in points for loss in point[1:]]
+    is_log = min(losses) > 0 and max(losses) > 4 * min(losses)
+    x = _Axis(min(steps), max(steps), 50, RIGHT - 20)
+    y = _Axis(min(losses), max(losses), height, LINE, is_log)
+    parts, below = [*_grid(x, y)], y.start + 3.0 * LINE
+    for curve, each in zip(curves, drawn, strict=True):
+        n = arms.index(curve["arm"])
+        colour, dash = COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)]
+        low, mean, high = ([(x.at(point[0]), y.at(point[n])) for point in each] for n in (1, 2, 3))
+        parts += [_band([*low, *reversed(high)], colour), _line(mean, colour, dash)]
         parts.append(_line([(0, below - 4), (30, below - 4)], colour, dash))
         for name in wrapped(printable(f"{curve['arm']}, seeds: {curve['seeds']}"), 58):
             parts.append(_text(38, below, name))
             below += LINE
     return _svg(title, WIDTH, below, parts)
+
+
+def _finite_points(curve: dict) -> list[tuple[float, ...]]:
+    """Return step, low, mean and high wherever all are numbers: a training may diverge."""
+    points = zip(*(curve[key] for key in ("steps", "low", "mean", "high")), strict=True)
+    return [point for point in points if all(value is not None and isfinite(value) for value in point)]
+
+
+def _grid(x: _Axis, y: _Axis) -> Iterator[Markup]:
+    for tick in y.ticks():
+        yield _text(44, y.at(tick) + 4, _tick(tick), "end")
+        yield _line([(50, y.at(tick)), (RIGHT, y.at(tick))], opacity=0.2)
+    for tick in x.ticks():
+        yield _text(x.at(tick), y.start + LINE + 3, _tick(tick), "middle")
+    yield _text(RIGHT, y.start + 2 * LINE + 3, "step", "end")
 
 
 def _svg(title: str, width: float, height: float, parts: Sequence[Markup]) -> Markup:

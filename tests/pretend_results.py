@@ -7,7 +7,7 @@ from zlib import crc32
 
 HOSTILE = '<script>alert("x")</script>\x1b[2J\u202e & `code` | _it_ ![i](http://127.0.0.1:9/i.png)'
 TASKS = ("stories_context_first", "facts_unseen_wording", "reverse", "阅读理解")
-METRICS = ("log_likelihood", "exact_match")
+METRICS = {"log_likelihood": "nats", "exact_match": "points"}
 
 
 def pretend_results(arms: int = 2, tasks: int = 4, seeds: int = 8, hostile: str = HOSTILE) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def pretend_results(arms: int = 2, tasks: int = 4, seeds: int = 8, hostile: str 
             "hash": "5e1f00d5",
             "command": "python -m scripts.ablate --config configs/ablation/masks.yaml --out out/masks",
             "seeds": list(range(seeds)),
-            "decision": {"alpha": 0.05, "equivalence": 0.02, "looks": [8, 16]},
+            "decision": {"alpha": 0.05, "alpha_of_look": 0.05, "equivalence": 0.02, "looks": []},
             "primary": {"task": TASKS[0], "metric": "log_likelihood"},
             "tuned": {name: {"sft.learning_rate": 0.001} for name in names},
         },
@@ -38,7 +38,7 @@ def pretend_results(arms: int = 2, tasks: int = 4, seeds: int = 8, hostile: str 
             for cell in cells
             for arm in names[1:]
         ],
-        "a_a": [_comparison(luck, *cell, names[0], names[0], seeds, False) for cell in cells],
+        "a_a": [_comparison(luck, *cell, names[0], "A/A", seeds, False) for cell in cells],
         "scores": [_score(luck, *cell, arm, seeds) for cell in cells for arm in names],
         "curves": [
             _curve(stage, arm, n, seeds) for stage in ("pretrain", "sft") for n, arm in enumerate(names)
@@ -63,8 +63,8 @@ def pretend_results(arms: int = 2, tasks: int = 4, seeds: int = 8, hostile: str 
 
 
 def _arm(name: str, n: int, hostile: str) -> dict[str, Any]:
-    labels = ["[user]", "法国", "的", "首都", f"?{hostile[:12]}", "[assistant]", "巴黎", "[end]"]
-    sees = [[j <= i or (n > 0 and j < 5) for j in range(8)] for i in range(8)]
+    labels = ["[user]", "法国", "的", "首都", f"?{hostile[:12]}", "[assistant]", "巴黎", "[end]"] * 5
+    sees = [[j <= i or (n > 0 and j < 25) for j in range(40)] for i in range(40)]
     weights = [[round(1 / sum(row), 3) if seen else 0.0 for seen in row] for row in sees]
     return {
         "name": name,
@@ -89,6 +89,7 @@ def _comparison(
     return {
         "task": task,
         "metric": metric,
+        "unit": METRICS[metric],
         "is_primary": is_primary,
         "baseline": baseline,
         "arm": arm,
@@ -116,6 +117,7 @@ def _score(luck: random.Random, task: str, metric: str, arm: str, seeds: int) ->
     return {
         "task": task,
         "metric": metric,
+        "unit": METRICS[metric],
         "arm": arm,
         "mean": mean,
         "interval": interval,

@@ -1,5 +1,6 @@
 """The report of an experiment as a page and as Markdown: numbers, foreign texts, pictures, a browser."""
 
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from markdown_it import MarkdownIt
 from pretend_results import HOSTILE, pretend_results
+from rich.cells import cell_len
 
 from dataset.printing import printable
 from eval.plots import HAN_FONTS
@@ -35,18 +37,25 @@ def test_every_number_of_the_primary_line_stands_in_both_files(tmp_path):
         cells = {cell.strip() for cell in re.split(r"\||<t[dh][^>]*>|</t[dh]>", text)}
         assert {"+0.0432", "+0.0123 to +0.0741", "0.0468", "8", "1,000", "higher"} < cells
         assert {"−0.512", "−0.469", "0.0234", "+1.17", "0.0370", "+0.0322 to +0.0542"} < cells
-        assert {"200", "0.0457", "0.810", "+0.0432 (+0.0123 to +0.0741) primary", "8 × 1,000"} < cells
+        assert {
+            "200",
+            "0.0457",
+            "0.810",
+            "+0.0432 (+0.0123 to +0.0741) primary",
+        } < cells
+        assert any(cell == "stories_context_first (8 × 1,000)" for cell in cells)
 
 
 def test_exact_match_is_shown_in_points_and_likelihood_in_nats(tmp_path):
     results = pretend_results()
+    units = {"f1": "points", "log_likelihood": "nats", "bits": ""}
     results["comparisons"] = [
-        results["comparisons"][0] | {"metric": metric} for metric in ("f1", "exact_match", "m")
+        results["comparisons"][0] | {"metric": metric, "unit": unit} for metric, unit in units.items()
     ]
     for text in written(tmp_path, results):
         assert re.search(r"f1, points\s*(\||</td><td[^>]*>)\s*\+4\.32\b", text)
-        assert re.search(r"exact_match, points\s*(\||</td><td[^>]*>)\s*\+4\.32\b", text)
-        assert re.search(r"m\s*(\||</td><td[^>]*>)\s*\+0\.0432\b", text)
+        assert re.search(r"log_likelihood, nats\s*(\||</td><td[^>]*>)\s*\+0\.0432\b", text)
+        assert re.search(r"bits\s*(\||</td><td[^>]*>)\s*\+0\.0432\b", text)
 
 
 def test_no_foreign_text_becomes_markup_or_steers_anything(tmp_path):
@@ -77,6 +86,7 @@ def test_markdown_tables_are_well_formed_straight_and_narrow(tmp_path, shape):
         header, rule, *rows = table.splitlines()
         assert re.fullmatch(r"\|( -+:? \|)+", rule)
         assert {line.count("|") for line in (header, rule, *rows)} == {rule.count("|")}
+        assert len({cell_len(line) for line in (header, rule, *rows)}) == 1
         assert len(header) < 200 or "answered by" in header
 
 
@@ -166,9 +176,22 @@ def test_attention_is_drawn_by_the_root_of_the_probability_and_nothing_where_it_
 def test_a_forest_plot_places_its_estimates_on_one_axis_that_holds_zero():
     estimates = [Estimate("a", 1.0, (0.0, 2.0), "red"), Estimate("b", 2.0, None, "red")]
     drawn = draw_forest("f", {"task": estimates})
-    [(left, middle, right)] = [(165.0, 287.5, 410.0)]  # where 0, 1 and 2 are
-    assert [float(x) for x in re.findall(r'cx="(.*?)"', drawn)] == [middle, right]
-    assert f'points="{left},' in drawn and drawn.count('stroke="red"') == 1
+    zero, one, two = 174.1, 287.5, 400.9  # with 4% beyond both ends
+    assert [float(x) for x in re.findall(r'cx="(.*?)"', drawn)] == [one, two]
+    assert f'points="{zero},' in drawn and drawn.count('stroke="red"') == 1
+
+
+def test_arms_that_are_identical_or_have_diverged_are_reported(tmp_path):
+    results = pretend_results(arms=3, tasks=1, hostile="")
+    same, diverged = results["comparisons"][:2]
+    same |= {"difference": 0.0, "interval": [0.0, 0.0], "p_value": 1.0, "effect_size": None}
+    diverged |= {"difference": math.nan, "interval": [math.nan, math.nan]}
+    results["curves"][1]["mean"][5:] = [math.inf] * 75
+    results["curves"][2]["mean"] = results["curves"][2]["low"] = [None] * 80
+    page, _ = written(tmp_path, results | {"comparisons": [same, diverged], "a_a": []})
+    assert "0 (0 to 0) primary" in page and "nan (nan to nan) primary" in page
+    pictures = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
+    assert pictures[0].count("<circle") == 1 and not re.search("nan|inf|None", "".join(pictures))
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +276,7 @@ def test_no_glyph_is_missing_in_the_page(browser, pages):
         for element in ("body", "pre", "svg text")
     ]
     missing = "".join(page.evaluate(MISSING, family) for family in families)
-    if missing and min(missing) >= "\u4e00":
+    if missing and all("\u4e00" <= each <= "\u9fff" for each in missing):
         pytest.skip(f"no font here draws Chinese, such as {HAN_FONTS[0]}")
     assert missing == ""
     page.evaluate("document.body.append('a\\u{10fffc}b')")

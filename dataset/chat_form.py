@@ -19,6 +19,20 @@ TRAINING_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(en
 CHAT_TEMPLATE = re.sub(r"\{%- (end)?generation %\}\n", "", TRAINING_TEMPLATE)
 """the same without marks: every engine reads it"""
 
+_CONTENT = "{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}\n"
+_COPY = "{%- if message.role == 'user' %}\n{{- '\\n' + (message.content or '') }}\n{%- endif %}\n"
+MOST_COPIES = 8
+
+
+def our_templates(prompt_copies: int) -> tuple[str, str]:
+    """Return our template without and with marks, where texts of users stand that many times."""
+    content = _CONTENT + _COPY * (prompt_copies - 1)
+    return CHAT_TEMPLATE.replace(_CONTENT, content), TRAINING_TEMPLATE.replace(_CONTENT, content)
+
+
+COPIES_OF = {text: copies for copies in range(1, MOST_COPIES + 1) for text in our_templates(copies)}
+"""how often each of our templates writes the text of a user"""
+
 THOUGHT = ("<think>\n", "\n</think>\n\n")
 """around what an answer thinks first"""
 
@@ -55,6 +69,13 @@ class ChatForm:
     """before the list of tools, before each, and after the last"""
     unknown: tuple[str, ...] = ()
     """parts of messages whose form is not one of ours"""
+    prompt_copies: int = field(default=1, repr=False)
+    """how often the text of a user's message stands in it, each copy on a line of its own; of our form only
+    (prompt repetition: arXiv 2512.14982)"""
+
+    def written(self, role: str, content: str) -> str:
+        """Return what stands of the content of a message between its header and footer."""
+        return "\n".join([content] * self.prompt_copies) if role == "user" else content
 
     def check(self, parts: Collection[str]) -> None:
         """Raise `UserError` if this form cannot write one of the parts that a message has."""
@@ -70,8 +91,8 @@ def read_form(template: str, marks: dict[str, str], tokens: set[str]) -> ChatFor
 
     Raises `UserError` where conversations of questions and answers cannot be taken over from it.
     """
-    if template in (CHAT_TEMPLATE, TRAINING_TEMPLATE):
-        return ChatForm()
+    if template in COPIES_OF:
+        return ChatForm(prompt_copies=COPIES_OF[template])
     probe, unknown = _Probe(template, marks), ()
     try:
         form = _read_turns(probe, tokens)

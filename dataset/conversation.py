@@ -50,14 +50,15 @@ class Message:
         """
         has = {"thoughts": self.thought, "tool calls": self.tool_calls, "lists of tools": self.tools}
         form.check([part for part, value in has.items() if value])
+        content = form.written(self.role, self.content)
         if self.thought:
             begin, end = (text.strip() for text in THOUGHT)
-            parts = ["", begin, f"\n{self.thought}\n", end, f"\n\n{self.content}"]
+            parts = ["", begin, f"\n{self.thought}\n", end, f"\n\n{content}"]
         elif opening:
             tags = opening.rstrip()
-            parts = ["", tags, opening.removeprefix(tags) + self.content]
+            parts = ["", tags, opening.removeprefix(tags) + content]
         else:
-            parts = [self.content]
+            parts = [content]
         before, each, after = form.tool_list
         for number, tool in enumerate(self.tools):
             parts += [each if number else ("\n\n" if self.content else "") + before + each, tool]

@@ -9,7 +9,6 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
-from dataset.chat_form import CHAT_TEMPLATE, TRAINING_TEMPLATE
 from model.errors import UserError
 
 NAMED_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -51,8 +50,8 @@ def try_out(content: tokenizers.Tokenizer) -> None:
         os.close(nowhere)
 
 
-def own_template(files: Mapping[str, bytes]) -> str:
-    """Return the chat template of a tokenizer from elsewhere, "" where it has none or ours."""
+def brought_template(files: Mapping[str, bytes]) -> str:
+    """Return the chat template that the files of a tokenizer hold, "" where they hold none."""
     if "chat_template.jinja" in files:
         template = files["chat_template.jinja"].decode(errors="replace")
     else:
@@ -60,9 +59,7 @@ def own_template(files: Mapping[str, bytes]) -> str:
     if isinstance(template, list):  # several, each with a name
         named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
         template = named.get("default")
-    return (
-        template if isinstance(template, str) and template not in (CHAT_TEMPLATE, TRAINING_TEMPLATE) else ""
-    )
+    return template if isinstance(template, str) else ""
 
 
 def named_tokens(files: Mapping[str, bytes]) -> dict[str, str]:

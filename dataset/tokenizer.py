@@ -16,14 +16,14 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from dataset.chat_form import CHAT_TEMPLATE, TRAINING_TEMPLATE, ChatForm, read_form
+from dataset.chat_form import COPIES_OF, ChatForm, our_templates, read_form
 from dataset.conversation import ROLES
 from dataset.foreign_tokenizer import (
     NAMED_FILES,
+    brought_template,
     explaining_panics,
     kind_of,
     named_tokens,
-    own_template,
 )
 from dataset.words import Words, byte_of_character, pre_tokenizer, without_added_tokens
 from model.errors import UserError
@@ -68,7 +68,9 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._files, self._backend, self._own = dict(files or {}), backend, backend
-        self._template, self._named = own_template(self._files), named_tokens(self._files)
+        template, self._named = brought_template(self._files), named_tokens(self._files)
+        self.prompt_copies = COPIES_OF.get(template, 1)
+        self._template = "" if template in COPIES_OF else template  # of one from elsewhere
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
         endoftext = next((t for t in (ENDOFTEXT, self._named.get("eos_token")) if t in added), ENDOFTEXT)
         wanted = (endoftext, *(() if self._template else (IM_START, IM_END)), *TAGS)
@@ -135,14 +137,15 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
         }
         described = [(json.dumps(values, indent=2) + "\n").encode() for values in (config, names)]
-        templates = [CHAT_TEMPLATE.encode(), TRAINING_TEMPLATE.encode()]
+        templates = [template.encode() for template in our_templates(self.prompt_copies)]
         return dict(zip((*NAMED_FILES, *TEMPLATE_FILES), described + templates, strict=True))
 
     @cached_property
     def form(self) -> ChatForm:
         """Return how conversations are written; raises `UserError` where the template cannot be read."""
         added = self._own.get_added_tokens_decoder().values()
-        return read_form(self._template or CHAT_TEMPLATE, self._named, {token.content for token in added})
+        template = self._template or our_templates(self.prompt_copies)[0]
+        return read_form(template, self._named, {token.content for token in added})
 
     @cached_property
     def im_start_id(self) -> int:
@@ -175,11 +178,9 @@ class Tokenizer:
 
     def encode_parts(self, text: str) -> Iterable[Iterable[int]]:
         """Yield what `encode` returns, a part at a time where a text is very long."""
-        return (
-            map(self._encode_part, _parts(text))
-            if len(text) > 2 * PART_CHARACTERS
-            else [self._encode_part(text)]
-        )
+        if len(text) > 2 * PART_CHARACTERS:
+            return map(self._encode_part, _parts(text))
+        return [self._encode_part(text)]
 
     def _encode_part(self, text: str) -> list[int]:
         try:
@@ -217,10 +218,7 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         """Return the ids that `skip_special_tokens` leaves out of decoded text; tags are never among them."""
         added = self._backend.get_added_tokens_decoder()
-        hidden = (
-            token_id for token_id, token in added.items() if token.special and token.content not in TAGS
-        )
-        return frozenset(hidden)
+        return frozenset(i for i, token in added.items() if token.special and token.content not in TAGS)
 
     @property
     def typecode(self) -> str:
@@ -230,13 +228,20 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Return the sha256 of everything that decides which ids a text or a conversation gets."""
+        if self.prompt_copies == 1:
+            return self.text_fingerprint
+        return hashlib.sha256(f"{self.text_fingerprint} {self.prompt_copies}".encode()).hexdigest()
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """Return the same of tokenizers that differ only in how often texts of users stand in prompts."""
         return hashlib.sha256((self._backend.to_str() + self._own_form).encode()).hexdigest()
 
     @cached_property
     def _own_form(self) -> str:
         """Return what tells the form of conversations from ours; "" where there is nothing."""
         try:
-            return "" if self.form == ChatForm() else repr(self.form)
+            return "" if self.form == ChatForm(prompt_copies=self.prompt_copies) else repr(self.form)
         except UserError:
             return self._template
 
@@ -260,9 +265,9 @@ class TextStream:
 
     def feed(self, token_id: int) -> str:
         """Return the characters that this token completes, often none or one."""
-        return (
-            "" if token_id in self._skipped else self._decoder.decode(self._tokenizer.token_bytes(token_id))
-        )
+        if token_id in self._skipped:
+            return ""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
         """Return what an unfinished character leaves (U+FFFD or nothing) and start anew."""
@@ -271,7 +276,9 @@ class TextStream:
         return rest
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, isolate_han: bool = True) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, isolate_han: bool = True, prompt_copies: int = 1
+) -> Tokenizer:
     """Train a byte-level BPE of at most `vocab_size` tokens on a stream of texts; deterministic.
 
     `isolate_han` keeps each Han character apart before merging, so that no token spans Chinese words. The
@@ -291,7 +298,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, isolate_han: bool = T
     role_names = "\n".join(ROLES)
     pieces = chain.from_iterable(_without_long_runs(f"{text}\n{role_names}") for text in texts)
     backend.train_from_iterator(pieces, trainer)
-    return Tokenizer(_with_visible_tags(backend))
+    template = our_templates(prompt_copies)[0].encode()
+    return Tokenizer(_with_visible_tags(backend), {TEMPLATE_FILES[0]: template})
 
 
 def _without_long_runs(text: str) -> Iterator[str]:

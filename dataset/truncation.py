@@ -41,12 +41,14 @@ def truncate(document: Rendered, limit: int, renderer: Renderer) -> Truncated:
     next. Where the last round alone is too long, texts of its prompt are cut (`_cuts`), its headers never.
     An answer that does not fit even so is left out, and the ones before it are tried. So is one that stood in
     a text that goes, as it would teach to invent; where a later answer stays, it stays too, without loss.
+    Texts that stand in a prompt more than once are not cut: what does not fit with its copies is left out.
     """
     chat, lost = _Chat(document, renderer), {"too_long": 0, "cut_out": 0}
     for last in np.flatnonzero(chat.is_trained)[::-1].tolist():
         begin, end = chat.oldest_begin(last, limit), int(chat.ends[last])
         excess = chat.prefix + end - begin - limit
-        if excess > sum(high - low for low, high in chat.texts(begin, end)):
+        can_cut = renderer.form.prompt_copies == 1
+        if excess > can_cut * sum(high - low for low, high in chat.texts(begin, end)):
             lost["too_long"] += 1
             continue
         cuts = _cuts(chat, begin, last, excess) if excess > 0 else []

@@ -221,11 +221,12 @@ def render_turns(
     tokenizer: Tokenizer, system: str, turns: Sequence[Turn], question: str | None = None
 ) -> Rendered:
     """Render a conversation with its answers as they were sampled, and a question whose answer is to come."""
-    roles, contents = (["system"], [tokenizer.encode(system)]) if system else ([], [])
+    form, encode = tokenizer.form, tokenizer.encode
+    roles, contents = (["system"], [encode(system)]) if system else ([], [])
     for turn in turns:
         roles += ["user", "assistant"]
-        contents += [tokenizer.encode(turn.question), list(turn.answer_ids)]
+        contents += [encode(form.written("user", turn.question)), list(turn.answer_ids)]
     if question is not None:
         roles.append("user")
-        contents.append(tokenizer.encode(question))
+        contents.append(encode(form.written("user", question)))
     return Renderer(tokenizer).assemble(roles, contents, generation_prompt=question is not None)

@@ -27,7 +27,10 @@ from trainer.command_line import parse, run
 SMALLEST_SHARE = 0.01  # of the text that is measured: of a language with less the rate would say nothing
 
 REQUEST = "request.json"
-DECIDING = ("vocab_size", "isolate_han", "text_column", "document_separator", "text_marks", "max_bytes")
+DECIDING = (
+    *("vocab_size", "isolate_han", "text_column", "document_separator", "text_marks", "max_bytes"),
+    "prompt_copies",
+)
 
 
 def main() -> None:
@@ -48,7 +51,7 @@ def main() -> None:
     held_out = sample.held_out
     for name in settings.compare:
         if name.isdecimal():
-            others[name] = _train(sample, int(name), settings.isolate_han)
+            others[name] = _train(sample, settings, int(name))
     print_report({settings.out: tokenizer} | others, held_out)
 
 
@@ -56,7 +59,7 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
     replaces = settings.overwrite and is_tokenizer(settings.out)
     check_free(settings.out, replaces)
     started, request = time.monotonic(), _request(settings, sample.sources)
-    tokenizer = _train(sample, settings.vocab_size, settings.isolate_han)
+    tokenizer = _train(sample, settings, settings.vocab_size)
     with whole_folder(settings.out, replaces) as folder:
         tokenizer.save(folder)
         (folder / REQUEST).write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
@@ -66,12 +69,12 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
     return tokenizer
 
 
-def _train(sample: Sample, vocab_size: int, isolate_han: bool) -> Tokenizer:
+def _train(sample: Sample, settings: TokenizerSettings, vocab_size: int) -> Tokenizer:
     def texts() -> Iterator[str]:
         yield from sample.texts()
         print("merging", file=sys.stderr)
 
-    return train_tokenizer(texts(), vocab_size, isolate_han)
+    return train_tokenizer(texts(), vocab_size, settings.isolate_han, settings.prompt_copies)
 
 
 def is_tokenizer(path: str | Path) -> bool:
@@ -90,7 +93,8 @@ def _is_finished(settings: TokenizerSettings, sources: list[str]) -> bool:
     path = Path(settings.out) / REQUEST
     if settings.overwrite or not (is_tokenizer(settings.out) and path.is_file()):
         return False
-    written, request = read_object(path, "--overwrite the tokenizer"), _request(settings, sources)
+    written = {"prompt_copies": 1} | read_object(path, "--overwrite the tokenizer")
+    request = _request(settings, sources)
     if differing := [name for name in request if written.get(name) != request[name]]:
         raise UserError(
             f"--out {settings.out} exists already, trained with other {', '.join(differing)}; choose "

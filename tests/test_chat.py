@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dataset.conversation import Message, render
 from dataset.prompts import prompt_of, raw_prompt
+from dataset.tokenizer import train_tokenizer
 from eval.chat import ChatSession, RawSession, TextSampling, Turn, render_turns
 from eval.chat_settings import parse_setting
 from eval.drawings import describe_blocks, draw_mask, draw_masks
@@ -18,7 +19,7 @@ from model.errors import UserError
 from model.generator import Prompt, Request
 from model.masks import causal_mask
 from tests.conftest import STRATEGIES
-from tests.serving import saying_model, served_model, small_tokenizer
+from tests.serving import TEXTS, saying_model, served_model, small_tokenizer
 
 SHORT = TextSampling(max_new_tokens=8)
 
@@ -111,8 +112,9 @@ def test_answers_enter_the_next_prompt_as_they_were_sampled():
     assert any(tuple(ids[i : i + len(sampled)]) == sampled for i in range(len(ids)))
 
 
-def test_a_rendered_chat_equals_the_renderer_of_the_training():
-    tokenizer = small_tokenizer()
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_rendered_chat_equals_the_renderer_of_the_training(copies):
+    tokenizer = train_tokenizer(TEXTS, 320, prompt_copies=copies)
     turns = [Turn("Q", tuple(tokenizer.encode("Lima"))), Turn("R", ())]
     messages = [Message("system", "S"), Message("user", "Q"), Message("assistant", "Lima")]
     messages += [Message("user", "R"), Message("assistant", ""), Message("user", "T")]

@@ -180,6 +180,29 @@ def test_tags_of_the_renderer_are_tokens_and_those_of_a_text_are_not():
     assert TOKENIZER.decode(rendered.ids) == "<|im_start|>assistant\n" + expected
 
 
+def test_a_question_that_stands_twice_is_rendered_as_the_template_writes_it(tmp_path):
+    from transformers import AutoTokenizer
+
+    twice = train_tokenizer(["Hello\nHi\nBye\nBe"] * 9, 340, prompt_copies=2)
+    twice.save(tmp_path)
+    messages = [Message("system", "Be"), *CHAT, Message("tool", "Hi"), Message("user", " 法国?\n ")]
+    rendered = render(messages, twice, generation_prompt=True)
+    assert TOKENIZER.decode(rendered.ids) == (
+        "<|im_start|>system\nBe<|im_end|>\n<|im_start|>user\nHello\nHello<|im_end|>\n"
+        "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\nBye\nBye<|im_end|>\n"
+        "<|im_start|>assistant\nBye<|im_end|>\n<|im_start|>tool\nHi<|im_end|>\n"
+        "<|im_start|>user\n 法国?\n \n 法国?\n <|im_end|>\n<|im_start|>assistant\n"
+    )
+    theirs, plain = AutoTokenizer.from_pretrained(tmp_path), [as_users_write(each) for each in messages]
+    ways = {"return_dict": True, "return_assistant_tokens_mask": True}
+    for name in TEMPLATE_FILES:
+        template = (tmp_path / name).read_text()
+        ids = theirs.apply_chat_template(plain, chat_template=template, add_generation_prompt=True)
+        assert ids["input_ids"] == rendered.ids.tolist()
+    marked = theirs.apply_chat_template(plain[:5], chat_template=template, **ways)
+    assert render(messages[:5], twice).targets.astype(int).tolist() == marked["assistant_masks"]
+
+
 @settings(max_examples=25)
 @given(chats, st.data())
 def test_a_conversation_begins_with_the_one_before_its_next_message(messages, data):

@@ -11,9 +11,11 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from dataset.sampling import Sample, language_of
 from dataset.tokenizer import (
+    FILES,
     RUN_CHARACTERS,
     SPECIAL_TOKENS,
     TAGS,
+    TEMPLATE_FILES,
     TextStream,
     Tokenizer,
     _without_long_runs,
@@ -157,6 +159,20 @@ def test_saving_and_loading_change_nothing(tmp_path):
     assert loaded.encode("法国 <think>") == TOKENIZER.encode("法国 <think>")
 
 
+@pytest.mark.parametrize("copies", [2, 3])
+def test_copies_of_a_prompt_travel_with_the_template_and_make_another_tokenizer(tmp_path, copies):
+    train_tokenizer(TEXTS, 340, prompt_copies=copies).save(tmp_path / "one")
+    Tokenizer.load(tmp_path / "one").save(tmp_path / "two")
+    loaded = Tokenizer.load(tmp_path / "two")
+    assert loaded.prompt_copies == loaded.form.prompt_copies == copies
+    assert loaded.text_fingerprint == TOKENIZER.fingerprint != loaded.fingerprint
+    assert (TOKENIZER.prompt_copies, TOKENIZER.form.prompt_copies) == (1, 1)
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    (tmp_path / "two" / TEMPLATE_FILES[0]).write_bytes((tmp_path / "one" / TEMPLATE_FILES[1]).read_bytes())
+    assert Tokenizer.load(tmp_path / "two").fingerprint == loaded.fingerprint
+
+
 @settings(max_examples=25)
 @given(st.text(alphabet=st.sampled_from("aé中😀👩‍🚀 "), max_size=12))
 def test_a_stream_gives_each_character_with_its_last_byte(text):
@@ -275,6 +291,20 @@ def test_training_from_the_command_line_writes_a_tokenizer(tmp_path, monkeypatch
     monkeypatch.setattr("sys.argv", [*argv, "--isolate_han", "false"])
     with pytest.raises(UserError, match="exists already, trained with other isolate_han; choose another"):
         main()
+    for copies, message in (("0", "expected 1 to 8, got 0"), ("2", "trained with other prompt_copies")):
+        monkeypatch.setattr("sys.argv", [*argv, "--prompt_copies", copies])
+        with pytest.raises((UserError, SystemExit)) as caught:
+            main()
+        assert message in f"{caught.value} {capsys.readouterr().err}"
+    request = json.loads(written["request.json"])
+    assert request.pop("prompt_copies") == 1
+    (tmp_path / "tok" / "request.json").write_text(json.dumps(request))  # as it was before there were any
+    monkeypatch.setattr("sys.argv", argv)
+    main()
+    assert "trained already" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*argv, "--prompt_copies", "2", "--overwrite"])
+    main()
+    assert Tokenizer.load(tmp_path / "tok").prompt_copies == 2
     monkeypatch.setattr("sys.argv", [*argv, "--overwrite"])
     main()
     assert [path.name for path in sorted(Path(tmp_path).iterdir())] == ["texts.jsonl", "tok"]

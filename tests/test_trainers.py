@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from training_runs import SHAPE, SHORT, data, init, line, metrics, pretrain, run_trainer, sft
 
+from dataset.tokenizer import Tokenizer
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer.run_dir import RunDirectory
@@ -137,6 +138,26 @@ def test_a_store_of_another_tokenizer_than_the_models_is_refused(run_trainer, da
     places = {"--data": data / "other", "--init": init, "--out": tmp_path / "run"}
     with pytest.raises(UserError, match="--data was prepared with another tokenizer"):
         run_trainer("pretrain", *line(places | SHORT, "--max_steps", 3))
+
+
+def test_a_model_of_texts_learns_prompts_of_two_copies_and_one_of_chats_does_not(
+    pretrain, run_trainer, data, tmp_path, capsys
+):
+    pretrain(tmp_path / "texts", "--max_steps", 3)
+    places = SHORT | {"--max_steps": 3, "--max_seq_len": 160}
+    ways = {"twice": ("twice", "texts"), "once": ("sft", "texts")}
+    for name, (store, start) in ways.items():
+        flags = {"--data": data / store, "--init": tmp_path / start, "--out": tmp_path / name}
+        run_trainer("sft", *line(places | flags))
+        told = ", prompts with 2 copies of a question from now on" in capsys.readouterr().out
+        assert told == (name == "twice")
+        assert Tokenizer.load(tmp_path / name).prompt_copies == 1 + told
+    for store, start in (("twice", "once"), ("sft", "twice")):
+        flags = {"--data": data / store, "--init": tmp_path / start, "--out": tmp_path / "none"}
+        with pytest.raises(UserError, match="--data was prepared with another tokenizer"):
+            run_trainer("sft", *line(places | flags))
+    with pytest.raises(UserError, match="prepared with different tokenizers"):
+        run_trainer("sft", *line(places | flags, "--data", data / "sft", data / "twice"))
 
 
 @pytest.mark.parametrize(

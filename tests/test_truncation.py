@@ -54,6 +54,15 @@ def test_the_last_newline_goes_first_then_the_oldest_round():
     assert short(CHAT, last_round - 1) == (None, 2, 0)  # nothing of "efg" would be left beside a mark
 
 
+def test_a_prompt_that_stands_twice_is_never_cut():
+    twice = Renderer(train_tokenizer(["a\nb"], 300, prompt_copies=2))
+    whole, last = (twice.render(messages) for messages in (CHAT, [CHAT[0], *CHAT[3:]]))
+    kept = truncate(whole, len(last) - 1, twice)
+    assert [content for _, content in parsed(kept.rendered)] == ["kp", "efg\nefg", "h"]
+    long = twice.render([user("a" * 20 + " Lima " + "b" * 20), answer("Lima")])
+    assert truncate(long, len(long) - 5, twice) == (None, 1, 0)
+
+
 def test_the_text_of_the_last_prompt_is_cut_at_its_beginning_but_headers_stay():
     messages = [CHAT[0], user(WORDS), answer("!")]
     assert short(messages, length(*messages) - 10) == (["kp", "…" + WORDS[13:], "!"], 0, 0)

@@ -48,16 +48,21 @@ def conversations() -> list[dict]:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """A folder with tokenizer/, the stores pretrain/ and sft/, and other/: texts under another tokenizer."""
+    """A folder with tokenizer/, the stores pretrain/ and sft/, and stores of other tokenizers.
+
+    other/ are texts under one of other texts, twice/ conversations whose questions stand twice.
+    """
     folder = tmp_path_factory.mktemp("data")
     (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in sentences()))
     (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, conversations())))
     train_tokenizer(sentences(), 290).save(folder / "tokenizer")
     train_tokenizer(sentences(), 280).save(folder / "other_tokenizer")
+    train_tokenizer(sentences(), 290, prompt_copies=2).save(folder / "twice_tokenizer")
     for kind, source, tokenizer, name in [
         ("pretrain", "text.jsonl", "tokenizer", "pretrain"),
         ("sft", "chat.jsonl", "tokenizer", "sft"),
         ("pretrain", "text.jsonl", "other_tokenizer", "other"),
+        ("sft", "chat.jsonl", "twice_tokenizer", "twice"),
     ]:
         write_store(
             PreparationSettings(kind, (str(folder / source),), str(folder / tokenizer), str(folder / name))

@@ -11,7 +11,7 @@ from dataset.batches import BatchStream
 from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from dataset.tokenizer import Tokenizer
-from model.checkpoint import load_checkpoint
+from model.checkpoint import TRAINED_ON, load_checkpoint
 from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.ledger import weights_digest
@@ -117,11 +117,15 @@ def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest
     """Open --init under its own prompt mask, or another one that was asked for.
 
     Its vocabulary grows where the data, up to `highest_id`, holds tags that it lacks. Raises `UserError` if
-    the model was trained with another tokenizer.
+    the model was trained with another tokenizer; one with other `prompt_copies` is another to chats only.
     """
     checkpoint = load_checkpoint(path)
     room = checkpoint.model.config.vocab_size
-    if Tokenizer.load(path, room).fingerprint != tokenizer.fingerprint:
+    own = Tokenizer.load(path, room)
+    is_same = own.fingerprint == tokenizer.fingerprint
+    if not is_same and checkpoint.trained_on == TRAINED_ON["pretrain"]:  # no text holds a prompt
+        is_same = own.text_fingerprint == tokenizer.text_fingerprint
+    if not is_same:
         raise UserError(
             f"--data was prepared with another tokenizer than {path} has; prepare it with that of the model"
         )
@@ -130,6 +134,8 @@ def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest
         checkpoint.model.grow(tokenizer.vocab_size)
         added = " ".join(map(tokenizer.token_text, range(room, tokenizer.vocab_size)))
         origin += f", grown from {room} to {tokenizer.vocab_size} tokens as the data holds some of {added}"
+    if own.fingerprint != tokenizer.fingerprint:
+        origin += f", prompts with {tokenizer.prompt_copies} copies of a question from now on"
     if prompt_mask not in (None, checkpoint.prompt_mask):
         origin += f", trained with prompt mask {checkpoint.prompt_mask} until now"
     return Start(checkpoint.model, prompt_mask or checkpoint.prompt_mask, origin, fingerprint)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from dataset.printing import printable
 from eval.tables import Table, as_markdown, figure_columns, literal
 
-WIDTH = 120  # characters of a table in Markdown, which are read in a terminal
+WIDTH = 150  # characters of a table in Markdown, which are read in a terminal
 
 
 @dataclass(frozen=True)

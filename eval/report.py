@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.printing import printable
+from eval.experiment import ENOUGH_SEEDS
 from eval.pages import Banner, Fold, Gallery, Listing, Page, Part, Picture, page_as_html, page_as_markdown
 from eval.report_pictures import (
     BLUE,
@@ -21,8 +22,6 @@ from eval.tables import Table, figure
 from trainer.run_dir import replacing
 
 Values = Mapping[str, Any]
-FEWEST_SEEDS = 8
-"""paired seeds that a claim takes; with n seeds the exact two-sided p is at least 2 / 2^n"""
 WITHOUT_UNIT = {"p_value", "p_holm", "effect_size", "equivalence_p"}
 SIGNED = {"difference", "interval", "item_interval", "effect_size"}
 COLUMNS = {
@@ -117,11 +116,11 @@ def _comparisons(comparisons: Sequence[Values], columns: Sequence[str] = tuple(C
 
 def _answer(results: Values) -> list[Part]:
     seeds = min((c["seeds"] for c in results["comparisons"]), default=len(results["experiment"]["seeds"]))
-    banner = []
+    banner = []  # of n seeds the exact two-sided p is at least 2 / 2^n
     if seeds <= 1:
         banner = [Banner("One seed: says nothing about masks.")]
-    elif seeds < FEWEST_SEEDS:
-        few = f"Only {seeds} paired seeds, and a claim takes {FEWEST_SEEDS}: p cannot fall below "
+    elif seeds < ENOUGH_SEEDS:
+        few = f"Only {seeds} paired seeds, and a claim takes {ENOUGH_SEEDS}: p cannot fall below "
         banner = [Banner(f"{few}{figure(2 / 2**seeds)}, whatever the arms do.")]
     primary = [each for each in results["comparisons"] if each["is_primary"]]
     level = 100 * (1 - results["experiment"]["decision"]["alpha_of_look"])
@@ -178,7 +177,10 @@ def _forests(results: Values) -> list[Part]:
             factor = _factor(_of_metric([*results["comparisons"], *results["a_a"]], metric)[0])
             picture = Picture(draw_forest(title, groups, bound and bound * factor), title)
             parts += _open_if_primary(results, metric, measure, [Gallery([picture])])
-    text = "Orange: primary. Grey: arms against themselves. Shaded: what counts as no difference."
+    text = (
+        "Orange: primary. Grey: arms against themselves, which go on beyond the edges that they reach. "
+        "Shaded: what counts as no difference."
+    )
     return [text, *parts] if parts else []
 
 
@@ -190,7 +192,7 @@ def _estimates(results: Values, metric: str) -> dict[str, list[Estimate]]:
     for each in sorted(ours, key=lambda each: not each["is_primary"]):
         colour = VERMILION if each["is_primary"] else BLUE
         groups.setdefault(each["task"], []).append(_estimate(each, name(each), colour))
-    lines = [_estimate(each, f"{each['task']}: {_pair(each)}", GREY) for each in a_a]
+    lines = [_estimate(each, each["task"], GREY) for each in a_a]
     return groups | ({"A/A: the same arm, other seeds": lines} if lines else {})
 
 

@@ -93,7 +93,8 @@ def _matrix(
 def draw_forest(title: str, groups: Mapping[str, Sequence[Estimate]], band: float | None = None) -> Markup:
     """Draw estimates with their intervals under the headings of their groups; up to `band` is shaded."""
     lines, band = [line for group in groups.values() for line in group], band or 0.0
-    ends = [0.0, -band, band, *(end for line in lines for end in (line.value, *(line.interval or ())))]
+    scaled = [line for line in lines if line.colour != GREY] or lines  # grey intervals may leave the picture
+    ends = [0.0, -band, band, *(end for line in scaled for end in (line.value, *(line.interval or ())))]
     margin = 0.04 * (max(ends) - min(ends) or 1)
     axis = _Axis(min(ends) - margin, max(ends) + margin, LEFT, RIGHT)
     marks, y = [], float(2 * LINE)
@@ -117,10 +118,10 @@ def _estimate(line: Estimate, axis: _Axis, y: float) -> Iterator[Markup]:
     for n, part in enumerate(wrapped(printable(line.name), 24)):
         yield _text(0, y + n * LINE, part)
     dot, middle = axis.at(line.value), y - 4
-    if line.interval:
-        low, high = map(axis.at, line.interval)
-        yield _line([(low, middle), (high, middle)], line.colour)
-    yield Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4" fill="{}"/>').format(dot, middle, line.colour)
+    low, high = (min(max(axis.at(end), LEFT), RIGHT) for end in line.interval or (line.value, line.value))
+    yield _line([(low, middle), (high, middle)], line.colour)
+    if LEFT <= dot <= RIGHT:
+        yield Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4" fill="{}"/>').format(dot, middle, line.colour)
 
 
 def draw_curves(title: str, curves: Sequence[dict], arms: Sequence[str], height: int = 240) -> Markup:

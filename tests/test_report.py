@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from dataset.printing import printable
 from eval.plots import HAN_FONTS
 from eval.report import write_report
-from eval.report_pictures import Estimate, draw_attention, draw_forest, draw_mask
+from eval.report_pictures import GREY, Estimate, draw_attention, draw_forest, draw_mask
 from eval.tables import Table, as_markdown, figure, literal
 
 if TYPE_CHECKING:
@@ -178,7 +178,14 @@ def test_a_forest_plot_places_its_estimates_on_one_axis_that_holds_zero():
     drawn = draw_forest("f", {"task": estimates})
     zero, one, two = 174.1, 287.5, 400.9  # with 4% beyond both ends
     assert [float(x) for x in re.findall(r'cx="(.*?)"', drawn)] == [one, two]
-    assert f'points="{zero},' in drawn and drawn.count('stroke="red"') == 1
+    assert f'points="{zero},' in drawn and drawn.count('stroke="red"') == 2
+
+
+def test_a_forest_plot_lets_grey_intervals_leave_the_picture_before_others_shrink():
+    estimates = [Estimate("a", 1.0, (0.0, 2.0), "red"), Estimate("b", 9.0, (-9.0, 27.0), GREY)]
+    drawn = draw_forest("f", {"task": estimates})
+    assert re.findall(r'cx="(.*?)"', drawn) == ["287.5"]
+    assert re.search(rf'stroke="{GREY}".*? points="165.0,\S+ 410.0,', drawn)
 
 
 def test_arms_that_are_identical_or_have_diverged_are_reported(tmp_path):

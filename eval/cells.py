@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from dataset.builtin.splits import BuildWorldSettings
+from dataset.builtin.tasks import BuildTaskSettings
 from dataset.encoding import PreparationSettings
 from dataset.sources import describe_source
 from dataset.tables import HUB
 from dataset.tokenizer_settings import TokenizerSettings
 from eval.experiment import A_A, OTHER_SEEDS, Experiment
+from eval.regression import RegressionSettings
 from eval.settings import EvaluationSettings
 from model.errors import UserError
 from trainer.command_line import read, words_of
@@ -44,10 +46,14 @@ class Program:
 
 PROGRAMS = {
     "build_world": Program("scripts.build_world", BuildWorldSettings),
+    "build_task": Program("scripts.build_task", BuildTaskSettings),
     "train_tokenizer": Program("scripts.train_tokenizer", TokenizerSettings),
     "prepare_data": Program("scripts.prepare_data", PreparationSettings),
     "pretrain": Program("trainer.pretrain", PretrainSettings, trains=True, is_launched=True),
     "sft": Program("trainer.sft", SftSettings, trains=True, is_launched=True),
+    "regression": Program(
+        "eval.regression", RegressionSettings, trains=True, measures=True, is_launched=True
+    ),
     "evaluate": Program("scripts.evaluate", EvaluationSettings, measures=True),
 }
 UNDECIDING = {"out", "overwrite", "resume", "tracker", "num_workers"}

@@ -27,6 +27,7 @@ from model.loss import NO_TARGET
 from model.masks import causal_layout
 from model.serving import choose_device, describe_device
 from model.transformer import LanguageModel
+from trainer.device import is_cpu_asked
 from trainer.ledger import Ledger, weights_digest
 from trainer.machine import model_flops
 from trainer.optimizer import Optimizers
@@ -98,7 +99,7 @@ class Regression:
 
     def __init__(self, settings: RegressionSettings) -> None:
         """Draw the weights."""
-        self.settings, self.device = settings, choose_device(settings.device)
+        self.settings, self.device = settings, _device(settings)
         torch.manual_seed(settings.seed)
         self.model = RegressionModel(settings)
         self.ledger = Ledger(weights_digest(self.model))
@@ -152,6 +153,12 @@ class Regression:
             "device": describe_device(self.device),
             "settings": asdict(self.settings),
         }
+
+
+def _device(settings: RegressionSettings) -> torch.device:
+    """Return where to compute: the settings say, then the launcher, then the machine."""
+    asked = "cpu" if settings.device == "auto" and is_cpu_asked() else settings.device
+    return choose_device(asked)
 
 
 def find(settings: RegressionSettings) -> dict[str, Any] | None:

@@ -6,25 +6,19 @@ if not __package__:
     print("error: run python -m scripts.build_world from the repository root", file=sys.stderr)
     sys.exit(2)
 
-from pathlib import Path
-
-from dataset.builtin.splits import BuildWorldSettings, build_world, check_replaceable, write_world
+from dataset.builtin.folder import check_replaceable, table, write_files
+from dataset.builtin.splits import FILES, BuildWorldSettings, build_world
 from dataset.builtin.world import SCALES
-from dataset.printing import printable
 from trainer.command_line import parse, run
 
 
 def main() -> None:
     """Build, write, and print what was written."""
     settings = parse(BuildWorldSettings, __doc__)
-    check_replaceable(settings.out)
+    check_replaceable(settings.out, FILES)
     files = build_world(settings.seed, SCALES[settings.scale])
-    sizes = write_world(settings.out, files)
-    print(f"{'file':<36}{'records':>9}{'kilobytes':>11}")
-    for name, records in files.items():
-        print(
-            f"{printable(str(Path(settings.out) / name)):<36}{len(records):>9,}{sizes[name] / 1000:>11,.0f}"
-        )
+    for line in table(settings.out, files, write_files(settings.out, files)):
+        print(line)
 
 
 if __name__ == "__main__":

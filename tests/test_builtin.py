@@ -12,7 +12,8 @@ from random import Random
 import pytest
 
 from dataset.builtin.facts import LANGUAGES, REVERSIBLE, all_facts
-from dataset.builtin.splits import EVALUATION_SPLITS, FILES, build_world, write_world
+from dataset.builtin.folder import write_files
+from dataset.builtin.splits import EVALUATION_SPLITS, FILES, build_world
 from dataset.builtin.stories import Event, answered, draw_story, situation_after, tell, unanswered
 from dataset.builtin.wordings import wordings
 from dataset.builtin.wordings_stories import PEOPLE, PLACES, REFUSAL, THINGS
@@ -57,15 +58,15 @@ def test_equal_seeds_give_equal_bytes_whatever_the_hash_seed(tmp_path):
 def test_writing_replaces_a_world_and_nothing_else(tmp_path):
     out = tmp_path / "world"
     files = build_world(0, SCALES["smoke"])
-    sizes = write_world(out, files)
+    sizes = write_files(out, files)
     before = {name: (out / name).read_bytes() for name in FILES}
-    assert write_world(out, files) == sizes == {name: len(content) for name, content in before.items()}
+    assert write_files(out, files) == sizes == {name: len(content) for name, content in before.items()}
     assert before == {name: (out / name).read_bytes() for name in FILES}
     (out / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match=r"mine\.txt"):
-        write_world(out, files)
+        write_files(out, files)
     with pytest.raises(UserError, match="file"):
-        write_world(out / "mine.txt", files)
+        write_files(out / "mine.txt", files)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["world"]
 
 

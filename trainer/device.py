@@ -42,8 +42,7 @@ class Device:
 
 def find_device(settings: TrainSettings) -> Device:
     """Set up accelerate for this process; raises `UserError` for settings that contradict the launcher's."""
-    is_cpu_asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    uses_cpu = is_cpu_asked or not torch.accelerator.is_available()
+    uses_cpu = is_cpu_asked() or not torch.accelerator.is_available()
     launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = choose_precision(settings.dtype, launcher_precision, native_precision(uses_cpu))
     shards = is_sharding_asked(settings.sharding)
@@ -60,6 +59,11 @@ def find_device(settings: TrainSettings) -> Device:
     _check_processes(accelerator.num_processes, shards, uses_cpu)
     description = _describe(accelerator, precision) + (", sharded by FSDP2" if shards else "")
     return Device(accelerator, precision.dtype, shards, description)
+
+
+def is_cpu_asked() -> bool:
+    """Say whether the launcher was told to compute on the CPU."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
 def _check_processes(number: int, shards: bool, uses_cpu: bool) -> None:

@@ -6,9 +6,7 @@ in no training story, in whatever words and order; a reverse item asks a fact of
 puts the answer before the subject.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Literal
 
@@ -21,8 +19,6 @@ from dataset.builtin.training import (
     sft_conversations,
 )
 from dataset.builtin.world import WorldSize, half_world
-from dataset.whole_folder import check_free, whole_folder
-from model.errors import UserError
 
 EVALUATION_SPLITS = (
     "facts_unseen_wording",
@@ -74,29 +70,3 @@ def build_world(seed: int, size: WorldSize) -> dict[str, list[dict]]:
     for name in FILES[:6]:
         Random(f"{seed} {name}").shuffle(files[name])
     return files
-
-
-def write_world(out: str | Path, files: dict[str, list[dict]]) -> dict[str, int]:
-    """Write the files into the folder `out`, all or none, and return their sizes in bytes.
-
-    A world that stands there already is replaced. Raises `UserError` if anything else does.
-    """
-    check_replaceable(out)
-    with whole_folder(out, overwrite=True) as folder:
-        (folder / "eval").mkdir()
-        for name, records in files.items():
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            (folder / name).write_bytes("".join(lines).encode())
-    return {name: (Path(out) / name).stat().st_size for name in files}
-
-
-def check_replaceable(out: str | Path) -> None:
-    """Raise `UserError` unless `out` is free, empty, or a world and nothing but a world."""
-    out = Path(out)
-    check_free(out, overwrite=True)
-    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
-    if found and found != set(FILES):
-        odd = min(found ^ set(FILES))
-        raise UserError(
-            f"{out} exists and is not a world written by build_world (see {odd}); choose another --out"
-        )

@@ -1,0 +1,154 @@
+"""Tasks beside the world: copying and looking up, where no gap between masks is expected, and reasoning.
+
+A causal token that comes last sees all that a bidirectional one sees. What takes one look back (a copy, a
+lookup whose key stands last) is therefore a control, and a gap in it a sign of something else. With the
+question first, the same texts are no control: only a mask with blocks lets the text be read for the question.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from random import Random
+from string import ascii_lowercase
+from typing import Any, Literal
+
+from dataset.builtin.folder import Files
+from dataset.formats import QuestionPosition
+from model.errors import UserError
+
+REASONING = ("family_relationships", "syllogism", "leg_counting", "letter_counting", "spell_backward")
+"""data sets of reasoning-gym whose texts are short: at most about 300 characters"""
+MOST_REPETITIONS = 1000
+"""texts in a row that were there already, after which there are taken to be no more"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildTaskSettings:
+    """What to build, and where to."""
+
+    out: str
+    """folder to write; files of this task that stand there already are replaced"""
+    task: Literal["copy", "lookup", "reasoning"]
+    """copy: say a row of letters again; lookup: the number of a letter in a list; reasoning: questions of
+    the package reasoning-gym"""
+    question_position: QuestionPosition = "last"
+    """where the question stands; reasoning takes only last, as its texts end with their questions"""
+    seed: int = 0
+    """equal seeds give equal files, byte for byte"""
+    train: int = 20_000
+    """conversations to train on"""
+    validation: int = 500
+    """conversations to measure the loss on"""
+    questions: int = 1000
+    """questions to evaluate; two ask about the same list of a lookup, and are a cluster"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        for name in ("train", "validation", "questions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}: expected at least 1, got {getattr(self, name)}")
+        if self.task == "reasoning" and self.question_position == "first":
+            raise UserError(
+                "--question_position first: expected copy or lookup, as reasoning has no such form"
+            )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that are written."""
+        return "train.jsonl", "validation.jsonl", f"eval/{self.task}.jsonl"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Something to read, and questions about it with their answers."""
+
+    body: str
+    asked: tuple[tuple[str, str], ...]
+    kind: str
+
+
+def build_task(settings: BuildTaskSettings) -> Files:
+    """Return the records of every file; no text stands in two of them, nor twice in one."""
+    texts = _different(_DRAWN[settings.task](Random(f"{settings.task} {settings.seed}")), settings)
+    items = list(islice(_items(texts, settings), settings.questions))
+    talks = [
+        [_talk(text, settings) for text in islice(texts, n)] for n in (settings.train, settings.validation)
+    ]
+    return dict(zip(settings.files, (*talks, items), strict=True))
+
+
+def draw_copies(rng: Random) -> Iterator[Text]:
+    """Draw rows of 6 to 12 letters."""
+    while True:
+        row = " ".join(rng.choices(ascii_lowercase, k=rng.randint(6, 12)))
+        yield Text(row, (("Copy the letters.", row),), "copy")
+
+
+def draw_lists(rng: Random) -> Iterator[Text]:
+    """Draw lists of 4 to 10 letters with a number each, and ask for two of them."""
+    while True:
+        keys = rng.sample(ascii_lowercase, rng.randint(4, 10))
+        values = dict(zip(keys, map(str, rng.sample(range(10, 100), len(keys))), strict=True))
+        asked = tuple((f"{key}?", values[key]) for key in rng.sample(keys, 2))
+        yield Text(", ".join(f"{key} {value}" for key, value in values.items()), asked, "lookup")
+
+
+def draw_reasoning(rng: Random) -> Iterator[Text]:
+    """Draw questions of each data set in turn; raises `UserError` without the package."""
+    sources = [_reasoning_source(name, rng.getrandbits(31)) for name in REASONING]
+    for n in count():
+        for name, source in zip(REASONING, sources, strict=True):
+            entry = source[n]
+            yield Text(entry["question"].strip(), (("", entry["answer"]),), name)
+
+
+def _reasoning_source(name: str, seed: int) -> Any:
+    try:
+        from reasoning_gym import create_dataset
+    except ImportError:
+        advice = "pip install -r requirements-optional.txt"
+        raise UserError(f"--task reasoning needs the package reasoning-gym; {advice}") from None
+    return create_dataset(name, seed=seed, size=2**31)
+
+
+_DRAWN: dict[str, Callable[[Random], Iterator[Text]]] = {
+    "copy": draw_copies,
+    "lookup": draw_lists,
+    "reasoning": draw_reasoning,
+}
+
+
+def _different(texts: Iterator[Text], settings: BuildTaskSettings) -> Iterator[Text]:
+    """Yield the texts that did not come before; raises `UserError` where there are no more."""
+    seen, repeated = set(), 0
+    for text in texts:
+        repeated = repeated + 1 if text.body in seen else 0
+        if repeated > MOST_REPETITIONS:
+            raise UserError(f"{settings.task} has about {len(seen):,} different texts; ask for fewer")
+        if not repeated:
+            seen.add(text.body)
+            yield text
+
+
+def _prompt(text: Text, question: str, settings: BuildTaskSettings) -> dict:
+    parts = (text.body, question) if settings.question_position == "last" else (question, text.body)
+    return {"role": "user", "content": "\n".join(part for part in parts if part)}
+
+
+def _talk(text: Text, settings: BuildTaskSettings) -> dict:
+    question, answer = text.asked[0]
+    reply = {"role": "assistant", "content": answer}
+    return {"conversations": [_prompt(text, question, settings), reply]}
+
+
+def _items(texts: Iterator[Text], settings: BuildTaskSettings) -> Iterator[dict]:
+    for number, text in enumerate(texts):
+        for question, answer in text.asked:
+            yield {
+                "split": settings.task,
+                "language": "en",
+                "kind": text.kind,
+                "conversations": [_prompt(text, question, settings)],
+                "answers": [answer],
+                "cluster": f"{settings.task} {number}",
+            }

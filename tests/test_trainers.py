@@ -123,6 +123,10 @@ def test_documents_that_see_one_another_are_trained_on_and_still_measured_alone(
         for records in (course[True], course[False])
     )
     assert joined["nats_per_token"] == alone["nats_per_token"] and joined["loss"] != alone["loss"]
+    proofs = (
+        json.loads((tmp_path / name / "summary.json").read_text())["proof"] for name in ("True", "False")
+    )
+    assert next(proofs) == next(proofs)  # weights at the start, rows and targets
     with pytest.raises(UserError, match="isolate_documents was False, is True"):
         pretrain(out, "--max_steps", 3, *still)
 

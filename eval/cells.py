@@ -55,6 +55,9 @@ PROGRAMS = {
         "eval.regression", RegressionSettings, trains=True, measures=True, is_launched=True
     ),
     "evaluate": Program("scripts.evaluate", EvaluationSettings, measures=True),
+    "regression": Program(
+        "eval.regression", RegressionSettings, trains=True, measures=True, is_launched=True
+    ),
 }
 UNDECIDING = {"out", "overwrite", "resume", "tracker", "num_workers"}
 """settings that change no result"""
@@ -75,6 +78,8 @@ class Cell:
     needs: tuple[str, ...]
     """addresses of the cells whose folders it reads"""
     address: str
+    threads: int = 1
+    """with which it computes; their number changes the last bits of results"""
 
     @property
     def program(self) -> Program:
@@ -182,7 +187,9 @@ def _closure(ends: list[Cell], cells: dict[str, Cell]) -> set[str]:
 
 
 def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell]) -> Cell:
-    run = given.pop("run", None)
+    run, threads = given.pop("run", None), given.pop("threads", 1)
+    if type(threads) is not int or threads < 1:
+        raise UserError(f"threads: expected 1 or more, got {threads}")
     if run not in PROGRAMS:
         raise UserError(f"run: expected one of {', '.join(PROGRAMS)}, got {run}")
     program = PROGRAMS[run]
@@ -193,7 +200,8 @@ def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell])
         given = _with_leave(given, former)
     settings = _settings(run, json.dumps(given))
     decides = {key: value for key, value in settings.items() if key not in UNDECIDING}
-    return Cell(stage, run, given, settings, tuple(_references(given)), f"{stage}-{_digest(run, decides)}")
+    address = f"{stage}-{_digest(run, decides | ({'threads': threads} if threads > 1 else {}))}"
+    return Cell(stage, run, given, settings, tuple(_references(given)), address, threads)
 
 
 def _resolved(value: Any, former: dict[str, Cell]) -> Any:

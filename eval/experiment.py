@@ -2,7 +2,7 @@
 
     question: Does a prefix mask in fine-tuning help a small model to read?
     stages:                     # in order; each is one command, @name the folder that an earlier one wrote
-      world:  {run: build_world}
+      world:  {run: build_world}    # threads: 2 beside run lets its command compute with two
       sft:    {run: sft, data: ["@chats"], init: "@pretrain"}
       scores: {run: evaluate, model: "@sft", data: ["@world/eval/*.jsonl"]}
     arms:                       # the first is the baseline; an arm names what it does otherwise
@@ -57,10 +57,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment's file says; every field but its name decides results, and stands in its hash."""
+    """What an experiment's file says; all but name and links decides results, and stands in its hash."""
 
     name: str
-    """of its file, which decides nothing"""
+    """of its file, which decides nothing; nor do links"""
     question: str
     stages: dict[str, dict[str, Any]]
     primary: Primary
@@ -77,8 +77,8 @@ class Experiment:
     """values of a stage.setting, of which every arm takes its own best"""
     tuning_seed: int = 2 * OTHER_SEEDS
     """which decides that, and is used for nothing else"""
-    threads: int = 1
-    """of every cell; their number changes the last bits of results"""
+    links: tuple[str, ...] = ()
+    """stages whose folders, of the first seed, get a name in --out: STAGE, or STAGE-ARM where arms differ"""
 
     def __post_init__(self) -> None:
         """Refuse what compares nothing."""
@@ -101,6 +101,8 @@ class Experiment:
             if key.partition(".")[0] not in self.stages or "." not in key:
                 names = ", ".join(self.stages)
                 raise UserError(f"{key}: expected stage.setting with a stage of {names}")
+        if unknown := {*self.links} - self.stages.keys():
+            raise UserError(f"links: expected stages of {', '.join(self.stages)}, got {min(unknown)}")
         for pair in self.pairs:
             if len(pair) != 2 or not {*pair} <= self.named.keys() or pair[0] == pair[1]:
                 raise UserError(f"contrasts: expected pairs of different arms, got {' and '.join(pair)}")
@@ -133,7 +135,7 @@ class Experiment:
     @property
     def hash(self) -> str:
         """Changes whenever anything does that the file fixes; two files that say the same are one."""
-        decides = asdict(self) | {"name": ""}
+        decides = asdict(self) | {"name": "", "links": ()}
         return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 

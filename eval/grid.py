@@ -25,8 +25,8 @@ Cluster = Literal["none", "local", "slurm"]
 class Workers:
     """Where cells run, and how many at once."""
 
-    number: int
     threads: int
+    """of all cells at once"""
     cluster: Cluster = "none"
     gpus_per_cell: int = 0
     partition: str | None = None
@@ -46,7 +46,7 @@ class Job(Protocol):
 class _Process:
     """A cell at work in a process of this machine, which ends when this one does."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int) -> None:
         command = [sys.executable, "-m", "eval.running", str(folder)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
@@ -58,7 +58,7 @@ class _Process:
         self._process.wait()
 
 
-def starter(workers: Workers, places: Places) -> Callable[[Path], Job]:
+def starter(workers: Workers, places: Places) -> Callable[[Path, int], Job]:
     """Return what starts the cell of a folder; raises `UserError` where submitit is wanted and absent."""
     if workers.cluster == "none":
         return _Process
@@ -72,11 +72,15 @@ def starter(workers: Workers, places: Places) -> Callable[[Path], Job]:
     slurm = {"slurm_partition": workers.partition} if workers.partition else {}
     executor.update_parameters(
         timeout_min=int(60 * workers.hours_per_cell),
-        cpus_per_task=workers.threads,
         gpus_per_node=workers.gpus_per_cell,
         **slurm,
     )
-    return lambda folder: executor.submit(run_cell, str(folder))
+
+    def submit(folder: Path, threads: int) -> Job:
+        executor.update_parameters(cpus_per_task=threads)
+        return executor.submit(run_cell, str(folder))
+
+    return submit
 
 
 @dataclass
@@ -126,19 +130,20 @@ class Grid:
             for job in self.running.values():
                 job.cancel()
 
-    def _start_ready(self, start: Callable[[Path], Job]) -> None:
+    def _start_ready(self, start: Callable[[Path, int], Job]) -> None:
         for address, cell in list(self.waiting.items()):
             if broken := [need for need in cell.needs if need in self.failed]:
                 self.failed[address] = f"needs {broken[0]}, which failed"
                 del self.waiting[address]
-            elif len(self.running) < self.workers.number and not {*cell.needs} & (
-                self.waiting.keys() | self.running
-            ):
-                folder = write_job(
-                    self.places, cell, self.workers.threads, uses_gpu=self.workers.gpus_per_cell > 0
-                )
-                self.running[address] = start(folder)
+            elif self._has_room(cell) and not {*cell.needs} & (self.waiting.keys() | self.running):
+                folder = write_job(self.places, cell, uses_gpu=self.workers.gpus_per_cell > 0)
+                self.running[address] = start(folder, cell.threads)
                 del self.waiting[address]
+
+    def _has_room(self, cell: Cell) -> bool:
+        """Say whether a cell finds its threads free; one with more than there are runs alone."""
+        threads = sum(self.cells[address].threads for address in self.running)
+        return not self.running or threads + cell.threads <= self.workers.threads
 
     def _end(self, address: str) -> None:
         del self.running[address]
@@ -159,4 +164,4 @@ class Grid:
             return None
         means = {stage: sum(each) / len(each) for stage, each in self.seconds.items()}
         total = sum(means.get(cell.stage, sum(known) / len(known)) for cell in left)
-        return total / min(self.workers.number, len(left))
+        return total / min(self.workers.threads, len(left))

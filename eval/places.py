@@ -1,10 +1,13 @@
 """Where the cells of an experiment lie, which are finished, and what is left for those at work to do."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.cells import Cell, folder_of
+from eval.cells import Cell, Trial, folder_of
+from eval.experiment import A_A
 from eval.running import write_json
 from model.errors import UserError
 from model.json_file import read_object
@@ -44,7 +47,7 @@ class Places:
         return (self.work / cell.address / "done").exists()
 
 
-def write_job(places: Places, cell: Cell, threads: int, uses_gpu: bool) -> Path:
+def write_job(places: Places, cell: Cell, uses_gpu: bool) -> Path:
     """Leave in the folder of a cell what `run_cell` needs to know; return the folder."""
     folder = places.work / cell.address
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,9 +56,23 @@ def write_job(places: Places, cell: Cell, threads: int, uses_gpu: bool) -> Path:
         "command": cell.words(places.work, uses_gpu),
         "record": str(places.record(cell.address)),
         "output": str(folder_of(cell.address, places.work)),
-        "threads": threads,
+        "threads": cell.threads,
         "measures": cell.program.measures,
         "trains": cell.program.trains,
     }
     write_json(folder / "job.json", job)
     return folder
+
+
+def link(trials: Sequence[Trial], stages: Sequence[str], work: Path, out: Path) -> None:
+    """Give the folders of the first seed's stages names in `out`, those of arms that share one no arm's."""
+    first = [trial for trial in trials if trial.seed == trials[0].seed and trial.arm != A_A]
+    for stage in stages:
+        made = {trial.arm: trial.cells[stage].address for trial in first if stage in trial.cells}
+        is_shared = len({*made.values()}) == 1
+        for arm, address in made.items():
+            name = out / (stage if is_shared else f"{stage}-{arm.replace('/', '-')}")
+            target = folder_of(address, work)
+            if target.exists() and (name.is_symlink() or not name.exists()):
+                name.unlink(missing_ok=True)
+                name.symlink_to(os.path.relpath(target, out))

@@ -1,10 +1,11 @@
 """What may be said of a difference, in words that claim no more than the numbers do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from eval.effects import Effect
 from eval.experiment import ENOUGH_SEEDS, Experiment
+from eval.tables import Table
 
 UNITS = {"log_likelihood": "nats", "exact_match": "points", "f1": "points"}
 """of metrics; points are shares of 100"""
@@ -58,3 +59,52 @@ def _sentence(each: dict[str, Any], experiment: Experiment) -> str:
         else f"{visible * scale:.2g}{unit} would have been seen 8 times in 10"
     )
     return f"{each['arm']} against {each['baseline']} is undecided in {what}: {size} ({proof}; {power})."
+
+
+def tables(results: dict[str, Any]) -> Iterator[Table]:
+    """Yield the arms and their differences by the primary metric, and by exact match if there is one."""
+    metrics = (results["experiment"]["primary"]["metric"], "exact_match")
+    there = {each["metric"] for each in results["scores"]}
+    for metric in dict.fromkeys(metric for metric in metrics if metric in there):
+        yield _table(results, metric)
+
+
+def _table(results: dict[str, Any], metric: str) -> Table:
+    unit = UNITS.get(metric, "")
+    scale, digits = (100, 1) if unit == "points" else (1, 3)
+    means = {
+        (each["task"], each["arm"]): each["mean"] for each in results["scores"] if each["metric"] == metric
+    }
+    effects = {
+        (each["task"], each["arm"], each["baseline"]): each
+        for each in results["comparisons"]
+        if each["metric"] == metric
+    }
+    arms = [arm["name"] for arm in results["arms"]]
+    pairs = list(dict.fromkeys((arm, baseline) for _, arm, baseline in effects))
+    rows = []
+    for task in dict.fromkeys(task for task, _ in means):
+        items = str(effects[task, *pairs[0]]["items"])
+        levels = [f"{means[task, arm] * scale:.{digits}f}" for arm in arms]
+        name = f"  {task.partition('/')[2]}" if "/" in task else task
+        rows.append((name, items, *levels, *(_gap(effects[task, *pair], scale, digits) for pair in pairs)))
+    seeds = len(results["experiment"]["seeds"])
+    title = metric.replace("_", "-") + (f", {unit}" if unit else "")
+    if seeds == 1:
+        caption = ("one seed: says nothing about masks",)
+    else:
+        caption = (
+            f"{seeds} paired seeds; in brackets: interval over them",
+            "*: after Holm's correction, too",
+        )
+    return Table(
+        (title, "n", *arms, *(f"{arm} - {baseline}" for arm, baseline in pairs)), tuple(rows), caption
+    )
+
+
+def _gap(each: dict[str, Any], scale: float, digits: int) -> str:
+    size = f"{each['difference'] * scale:+.{digits}f}"
+    if each["interval"] is None:
+        return size
+    low, high = (f"{bound * scale:+.{digits}f}" for bound in each["interval"])
+    return f"{size} ({low} to {high})" + ("*" if each["verdict"] in ("higher", "lower") else "")

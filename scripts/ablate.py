@@ -8,6 +8,8 @@ if not __package__:
 
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 
 from dataset.printing import printable
 from dataset.systems import num_cores
@@ -16,8 +18,10 @@ from eval.ablation import run_experiment
 from eval.experiment import load_experiment
 from eval.grid import Cluster, Workers
 from eval.grid_progress import showing
-from eval.places import Places
+from eval.places import Places, link
 from eval.running import write_json
+from eval.tables import as_text
+from eval.verdicts import tables
 from model.errors import UserError
 from trainer.command_line import parse, run
 
@@ -34,8 +38,8 @@ class AblateSettings:
     """paired seeds instead of those of the file, which makes it another experiment"""
     work: str | None = None
     """folder for what cells write, models and data; default: work in --out. Experiments may share one"""
-    workers: int = 0
-    """cells at once; default: as many as there are cores, with the threads of the experiment's file each"""
+    threads: int = 0
+    """of all cells at once, most of which take one; default: as many as there are cores"""
     cluster: Cluster = "none"
     """submit cells through submitit: to slurm, or to its executor on this machine (local)"""
     partition: str | None = None
@@ -48,7 +52,7 @@ class AblateSettings:
     def __post_init__(self) -> None:
         """Refuse what runs nothing."""
         if self.workers < 0 or self.gpus_per_cell < 0 or self.hours_per_cell <= 0:
-            raise UserError("--workers, --gpus_per_cell, --hours_per_cell: expected 0 or more, got less")
+            raise UserError("--threads, --gpus_per_cell, --hours_per_cell: expected 0 or more, got less")
         if self.partition and self.cluster != "slurm":
             raise UserError("--partition changes nothing without --cluster slurm; leave it out")
 
@@ -64,8 +68,7 @@ def main() -> None:
     experiment = load_experiment(settings.config, settings.seeds)
     places = Places(out / "cells", Path(settings.work or out / "work"))
     workers = Workers(
-        settings.workers or max(1, num_cores() // experiment.threads),
-        experiment.threads,
+        settings.threads or num_cores(),
         settings.cluster,
         settings.gpus_per_cell,
         settings.partition,
@@ -80,8 +83,11 @@ def main() -> None:
         results, trials = run_experiment(experiment, places, workers, command, show)
     add_looks(results, trials, places.work, out / "results.json")
     write_json(out / "results.json", results)
+    link(trials, experiment.links, places.work, out)
     write_report(out, results)
-    print("\n" + printable(results["answer"]))
+    for table in tables(results):
+        print("\n" + as_text(table, get_terminal_size().columns))
+    print("\n" + fill(printable(results["answer"]), get_terminal_size().columns))
     print(printable(f"{out / 'report.html'}, {out / 'report.md'}: how that is known, and more"))
     if failed := [each for each in results["cells"] if each["status"] == "failed"]:
         print(f"{len(failed)} cells failed; {out / 'report.md'} says which, the same command tries again")

@@ -9,7 +9,7 @@ from eval.cells import plan
 from eval.experiment import A_A, load_experiment
 from model.errors import UserError
 
-SMOKE = "configs/ablation/smoke.yaml"
+EXPERIMENTS = sorted(map(str, Path("configs/ablation").glob("*.yaml")))
 STAGES = {
     "world": {"run": "build_world", "scale": "smoke"},
     "tokenizer": {"run": "train_tokenizer", "data": ["@world/pretrain.jsonl"], "vocab_size": 600},
@@ -158,7 +158,9 @@ def test_what_makes_no_experiment_is_named_before_anything_runs(tmp_path, change
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("file", sorted(Path("configs/ablation").glob("*.yaml"), key=str))
+@pytest.mark.parametrize(
+    "file", [*EXPERIMENTS, "configs/quickstart/quickstart.yaml", "configs/quickstart/smoke.yaml"]
+)
 def test_every_experiment_of_the_project_can_be_planned(file):
     experiment = load_experiment(str(file))
     trials = plan(experiment, range(experiment.seeds), {})

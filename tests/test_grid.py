@@ -49,7 +49,7 @@ def run_in(folder: Path, experiment, workers: Workers | None = None):
     results, _ = run_experiment(
         experiment,
         places,
-        workers or Workers(4, 1),
+        workers or Workers(4),
         "the command",
         lambda grid, cell: ended.append(cell.address) if cell else None,
     )
@@ -174,7 +174,7 @@ from quick_cell import QuickSettings
 PROGRAMS["quick"] = Program("quick_cell", QuickSettings, trains=True, measures=True)
 folder = Path(sys.argv[1])
 places = Places(folder / "cells", folder / "work")
-workers = Workers(2, 1, sys.argv[3])
+workers = Workers(2, sys.argv[3])
 results, _ = run_experiment(load_experiment(sys.argv[2]), places, workers, "command", lambda grid, cell: None)
 write_json(folder / "results.json", results)
 """
@@ -213,6 +213,6 @@ def test_a_grid_stops_its_cells_when_it_is_interrupted(tmp_path):
 
     places = Places(tmp_path / "cells", tmp_path / "work")
     with pytest.raises(KeyboardInterrupt):
-        Grid(plan(experiment, range(2), {}), places, Workers(2, 1)).run(interrupt)
+        Grid(plan(experiment, range(2), {}), places, Workers(2)).run(interrupt)
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
     assert not left, left

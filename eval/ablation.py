@@ -11,6 +11,7 @@ from eval.experiment import Experiment
 from eval.findings import analyse
 from eval.grid import Grid, Workers
 from eval.places import Places
+from eval.verdicts import DECIDED
 from model.errors import UserError
 
 Show = Callable[[Grid, Cell | None], None]
@@ -31,7 +32,7 @@ def run_experiment(
         grid = Grid(trials, places, workers)
         grid.run(show)
         results = analyse(gather(experiment, trials, places, grid.failed, tuned), command)
-        if all(each["verdict"] != "undecided" for each in results["comparisons"] if each["is_primary"]):
+        if all(each["verdict"] in DECIDED for each in results["comparisons"] if each["is_primary"]):
             break
     return results, trials
 

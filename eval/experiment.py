@@ -10,6 +10,7 @@
       prefix: {sft.prompt_mask: prefix}
     primary: {task: stories_context_first}
 
+`stages_of: FILE` begins with the stages of another experiment, whose settings those of this file change.
 What a stage is told to do becomes cells in `eval/cells.py`; what comes out of it, `eval/findings.py`'s. Owns
 neither, and imports no torch.
 """
@@ -145,7 +146,8 @@ def load_experiment(path: str, seeds: int | None = None) -> Experiment:
     Raises `UserError` that names what is wrong with it.
     """
     content = read_yaml(path) | {"name": Path(path).stem}
-    content["stages"] = _flat(content.get("stages"), path, "stages")
+    content["stages"] = _stages(content, path)
+    content.pop("stages_of", None)
     if content.get("arms"):
         content["arms"] = _flat(content["arms"], path, "arms")
     if seeds is not None:
@@ -157,6 +159,16 @@ def load_experiment(path: str, seeds: int | None = None) -> Experiment:
         raise UserError(f"{path}: {error}") from None
     except ValueError as error:
         raise UserError(f"{error}; README has the form of an experiment") from None
+
+
+def _stages(content: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
+    """Return the stages of a file, over those of the experiment that its `stages_of` names."""
+    own = _flat(content.get("stages") or {}, path, "stages")
+    if "stages_of" not in content:
+        return own
+    base = str(content["stages_of"])
+    former = _flat(read_yaml(base, f"{path}: stages_of: ").get("stages"), base, "stages")
+    return former | {stage: former.get(stage, {}) | settings for stage, settings in own.items()}
 
 
 def _flat(groups: Any, path: str, what: str) -> dict[str, dict[str, Any]]:

@@ -42,7 +42,8 @@ def analyse(evidence: Evidence, command: str) -> dict[str, Any]:
     if not scores:
         raise UserError("no seed was measured with every arm; " + "; ".join(evidence.failed.values()))
     _check_primary(experiment, scores)
-    alpha = look_level(experiment.looks, experiment.decision.alpha)
+    looks, alpha = experiment.decision.looks, experiment.decision.alpha
+    alpha = look_level(looks, alpha) if looks else alpha
     comparisons = [each for pair in experiment.pairs for each in _compare(evidence, scores, pair, alpha)]
     _adjust(comparisons, alpha, experiment.decision.equivalence)
     has_a_a = any(trial.arm == A_A for trial in evidence.whole)

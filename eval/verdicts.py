@@ -9,28 +9,27 @@ from eval.tables import Table
 
 UNITS = {"log_likelihood": "nats", "exact_match": "points", "f1": "points"}
 """of metrics; points are shares of 100"""
+DECIDED = ("identical", "higher", "lower", "equal within the bound")
+TOO_FEW = f"fewer than {ENOUGH_SEEDS} paired seeds: no claim"
 
 
 def verdict(effect: Effect, p: float, equivalence_p: float | None, alpha: float) -> str:
     """Return what may be said of a difference."""
-    if effect.seeds == 1:
-        return "one seed: says nothing"
-    if effect.difference == 0 and not effect.seed_spread:
+    if effect.difference == 0 and effect.seed_spread == 0:
         return "identical"
+    if effect.seeds < ENOUGH_SEEDS:
+        return TOO_FEW
     if p <= alpha:
         return "higher" if effect.difference > 0 else "lower"
     if equivalence_p is not None and equivalence_p <= alpha:
-        return "equal within the bound"
+        return DECIDED[-1]
     return "undecided"
 
 
 def answer(experiment: Experiment, comparisons: Sequence[dict[str, Any]]) -> str:
     """Return the answer in a sentence for each pair of arms, with everything that a claim needs."""
     primary = [each for each in comparisons if each["is_primary"]]
-    sentences = [_sentence(each, experiment) for each in primary]
-    if 1 < primary[0]["seeds"] < ENOUGH_SEEDS:
-        sentences.append(f"Fewer than {ENOUGH_SEEDS} paired seeds: no claim.")
-    return " ".join(sentences)
+    return " ".join(_sentence(each, experiment) for each in primary)
 
 
 def _sentence(each: dict[str, Any], experiment: Experiment) -> str:
@@ -44,6 +43,8 @@ def _sentence(each: dict[str, Any], experiment: Experiment) -> str:
     n = f"{each['seeds']} paired seeds, {each['items']:,} items"
     level = f"{100 * (1 - each['alpha']):.3g}%"
     proof = f"{level} interval {low:+.3g} to {high:+.3g}, p {each['p_holm']:.2g}, {n}"
+    if each["verdict"] == TOO_FEW:
+        return f"{each['arm']} less {each['baseline']}, {what}: {size} ({proof}). {TOO_FEW.capitalize()}."
     if each["verdict"] == "identical":
         return f"{each['arm']} and {each['baseline']} are identical in {what} ({n})."
     if each["verdict"] in ("higher", "lower"):
@@ -98,7 +99,9 @@ def _table(results: dict[str, Any], metric: str) -> Table:
             "*: after Holm's correction, too",
         )
     return Table(
-        (title, "n", *arms, *(f"{arm} - {baseline}" for arm, baseline in pairs)), tuple(rows), caption
+        (title, "n", *arms, *(f"{arm}\N{MINUS SIGN}{baseline}" for arm, baseline in pairs)),
+        tuple(rows),
+        caption,
     )
 
 

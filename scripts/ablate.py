@@ -51,7 +51,7 @@ class AblateSettings:
 
     def __post_init__(self) -> None:
         """Refuse what runs nothing."""
-        if self.workers < 0 or self.gpus_per_cell < 0 or self.hours_per_cell <= 0:
+        if self.threads < 0 or self.gpus_per_cell < 0 or self.hours_per_cell <= 0:
             raise UserError("--threads, --gpus_per_cell, --hours_per_cell: expected 0 or more, got less")
         if self.partition and self.cluster != "slurm":
             raise UserError("--partition changes nothing without --cluster slurm; leave it out")

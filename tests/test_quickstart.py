@@ -44,7 +44,7 @@ def test_it_leaves_two_models_from_one_checkpoint_and_their_comparison(finished)
     assert prefix["proof"]["sft"] == dict.fromkeys(("initial_weights", "rows", "targets"), "equal")
     assert set("".join(prefix["mask"]["rows"])) == {"0", "1"} and len(prefix["attention"]) == 4
     assert "<svg" in (out / "report.html").read_text() and (out / "report.md").stat().st_size > 0
-    assert "one seed: says nothing about masks" in printed and "prefix - causal" in printed
+    assert "one seed: says nothing about masks" in printed and "prefix\N{MINUS SIGN}causal" in printed
     assert f"python -m scripts.chat --model {out}/sft-prefix" in printed
 
 

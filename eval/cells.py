@@ -55,9 +55,6 @@ PROGRAMS = {
         "eval.regression", RegressionSettings, trains=True, measures=True, is_launched=True
     ),
     "evaluate": Program("scripts.evaluate", EvaluationSettings, measures=True),
-    "regression": Program(
-        "eval.regression", RegressionSettings, trains=True, measures=True, is_launched=True
-    ),
 }
 UNDECIDING = {"out", "overwrite", "resume", "tracker", "num_workers"}
 """settings that change no result"""

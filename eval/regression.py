@@ -33,15 +33,15 @@ class RegressionSettings:
     """width of the residual stream; a multiple of 32, as heads have 16 dimensions and share keys in pairs"""
     dimensions: int = 4
     """numbers in an input"""
-    examples: int = 12
+    examples: int = 16
     """pairs of input and value before the query"""
-    max_steps: int = 1500
+    max_steps: int = 800
     """length of the training in optimizer steps"""
-    batch_size: int = 128
+    batch_size: int = 64
     """tasks of a step, each with a line of its own"""
     evaluation_tasks: int = 1000
     """tasks to measure afterwards, which no training draws"""
-    optimizer: OptimizerSettings = OptimizerSettings(name="muon", learning_rate=3e-3, weight_decay=0.0)
+    optimizer: OptimizerSettings = OptimizerSettings(name="muon", learning_rate=5e-3, weight_decay=0.0)
     schedule: ScheduleSettings = ScheduleSettings(decay_fraction=0.5)
     log_every_steps: int = 50
     """optimizer steps between two records of metrics.jsonl"""

@@ -94,7 +94,7 @@ def test_the_command_leaves_items_curve_and_proof_and_is_not_repeated(tmp_path):
     assert len(scores) == 50 and max(scores) <= 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["mean_squared_error"] == pytest.approx(-sum(scores) / 50, abs=1e-6)
-    assert summary["tokens"] == 12 * 8 * 13 and summary["targets"] == 12 * 8 and summary["flops"] > 0
+    assert summary["tokens"] == 12 * 8 * 17 and summary["targets"] == 12 * 8 and summary["flops"] > 0
     assert set(summary["proof"]) == {"initial_weights", "rows", "targets"}
     curve = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert curve == [5, 10, 12]

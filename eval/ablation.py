@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from eval.cells import Cell, Trial, plan, trial_of
-from eval.evidence import gather, scores_of
+from eval.evidence import gather, primary_of
 from eval.experiment import Experiment
 from eval.findings import analyse
 from eval.grid import Grid, Workers
@@ -43,7 +43,7 @@ def tune(experiment: Experiment, places: Places, workers: Workers, show: Show) -
         return {}
     values = [dict(zip(experiment.tune, each, strict=True)) for each in product(*experiment.tune.values())]
     tried = {
-        arm: [trial_of(experiment, arm, named | each, experiment.tuning_seed) for each in values]
+        arm: [trial_of(experiment.stages, arm, named | each, experiment.tuning_seed) for each in values]
         for arm, named in experiment.named.items()
     }
     grid = Grid([trial for trials in tried.values() for trial in trials], places, workers)
@@ -63,8 +63,6 @@ def _primary_score(experiment: Experiment, trial: Trial, places: Places) -> floa
     records = {cell.address: places.finished(cell) for cell in trial.measured}
     if not all(records.values()):
         return None
-    scores = scores_of(trial, {address: record["result"] for address, record in records.items()})
-    primary = experiment.primary
-    if primary.task not in scores or primary.metric not in scores[primary.task]["metrics"]:
-        raise UserError(f"primary: expected a task of {', '.join(scores)} and its metric, got {primary}")
-    return fmean(score for score in scores[primary.task]["metrics"][primary.metric] if score is not None)
+    results = {address: record["result"] for address, record in records.items()}
+    _, scores = primary_of(trial, results, experiment.primary)
+    return fmean(score for score in scores if score is not None)

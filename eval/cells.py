@@ -19,7 +19,7 @@ from dataset.encoding import PreparationSettings
 from dataset.sources import describe_source
 from dataset.tables import HUB
 from dataset.tokenizer_settings import TokenizerSettings
-from eval.experiment import A_A, OTHER_SEEDS, Experiment
+from eval.experiment import A_A, OTHER_SEEDS, Experiment, Stages
 from eval.regression import RegressionSettings
 from eval.settings import EvaluationSettings
 from model.errors import UserError
@@ -143,20 +143,20 @@ def plan(
     """
     seeds = list(seeds)
     trials = [
-        trial_of(experiment, arm, named | tuned.get(arm, {}), seed)
+        trial_of(experiment.stages, arm, named | tuned.get(arm, {}), seed)
         for seed in seeds
         for arm, named in experiment.named.items()
     ]
     if len(seeds) > 1:
         base = experiment.named[experiment.baseline] | tuned.get(experiment.baseline, {})
-        trials += [trial_of(experiment, A_A, base, seed, OTHER_SEEDS) for seed in seeds]
+        trials += [trial_of(experiment.stages, A_A, base, seed, OTHER_SEEDS) for seed in seeds]
     return trials
 
 
-def trial_of(experiment: Experiment, arm: str, named: dict[str, Any], seed: int, shift: int = 0) -> Trial:
+def trial_of(stages: Stages, arm: str, named: dict[str, Any], seed: int, shift: int = 0) -> Trial:
     """Return the cells of an arm, whose trainings take `seed` + `shift` where no stage names another."""
     cells: dict[str, Cell] = {}
-    for stage, base in experiment.stages.items():
+    for stage, base in stages.items():
         own = {key.partition(".")[2]: v for key, v in named.items() if key.partition(".")[0] == stage}
         given = {key: value for key, value in (base | own).items() if value is not None}
         try:

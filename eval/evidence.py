@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.cells import Cell, Trial
-from eval.experiment import Experiment
+from eval.experiment import Experiment, Primary
 from eval.places import Places
 from model.errors import UserError
 
@@ -86,6 +86,16 @@ def scores_of(trial: Trial, results: dict[str, dict[str, Any]]) -> dict[str, dic
         stage = f"{cell.stage}: " if len(trial.measured) > 1 else ""
         found |= {stage + task: scores for task, scores in (items["tasks"] | losses).items()}
     return found
+
+
+def primary_of(
+    trial: Trial, results: dict[str, dict[str, Any]], primary: Primary
+) -> tuple[list[int], list[float | None]]:
+    """Return clusters and scores of the items that decide; raises `UserError` where there are none."""
+    scores = scores_of(trial, results)
+    if primary.task not in scores or primary.metric not in scores[primary.task]["metrics"]:
+        raise UserError(f"primary: expected a task of {', '.join(scores)} and its metric, got {primary}")
+    return scores[primary.task]["clusters"], scores[primary.task]["metrics"][primary.metric]
 
 
 def gather(

@@ -20,19 +20,22 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eval.typed_json import read_as
 from model.errors import UserError
 from trainer.command_line import read_yaml
 from trainer.settings import flatten
 
+Form = TypeVar("Form")
 A_A = "A/A"
 """arm that is the baseline with other seeds: what differences mean nothing"""
 OTHER_SEEDS = 10_000
 """added to the seeds of the A/A arm"""
 ENOUGH_SEEDS = 8
 """paired seeds from which on an exact test over six tasks can find anything"""
+Stages = dict[str, dict[str, Any]]
+"""names of stages and what each is told to do, with dotted keys"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Experiment:
     name: str
     """of its file, which decides nothing; nor do links"""
     question: str
-    stages: dict[str, dict[str, Any]]
+    stages: Stages
     primary: Primary
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """what each arm sets otherwise, as stage.setting"""
@@ -140,28 +143,50 @@ class Experiment:
         return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train and measure: an experiment's file without arms."""
+
+    stages: Stages
+    primary: Primary
+    question: str = ""
+
+
+def load_recipe(path: str) -> Recipe:
+    """Read a recipe; raises `UserError` that names what is wrong with it."""
+    return _as(Recipe, _content(path), path)
+
+
 def load_experiment(path: str, seeds: int | None = None) -> Experiment:
     """Read an experiment's file, with another number of seeds if one is given.
 
     Raises `UserError` that names what is wrong with it.
     """
-    content = read_yaml(path) | {"name": Path(path).stem}
-    content["stages"] = _stages(content, path)
-    content.pop("stages_of", None)
+    content = _content(path) | {"name": Path(path).stem}
     if content.get("arms"):
         content["arms"] = _flat(content["arms"], path, "arms")
     if seeds is not None:
         content["seeds"] = seeds
         content["decision"] = {key: v for key, v in content.get("decision", {}).items() if key != "looks"}
+    return _as(Experiment, content, path)
+
+
+def _as(form: type[Form], content: dict[str, Any], path: str) -> Form:
     try:
-        return read_as(Experiment, content, Path(path).name)
+        return read_as(form, content, Path(path).name)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except ValueError as error:
         raise UserError(f"{error}; README has the form of an experiment") from None
 
 
-def _stages(content: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
+def _content(path: str) -> dict[str, Any]:
+    content = read_yaml(path)
+    stages = _stages(content, path)
+    return {key: value for key, value in content.items() if key != "stages_of"} | {"stages": stages}
+
+
+def _stages(content: dict[str, Any], path: str) -> Stages:
     """Return the stages of a file, over those of the experiment that its `stages_of` names."""
     own = _flat(content.get("stages") or {}, path, "stages")
     if "stages_of" not in content:
@@ -171,7 +196,7 @@ def _stages(content: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
     return former | {stage: former.get(stage, {}) | settings for stage, settings in own.items()}
 
 
-def _flat(groups: Any, path: str, what: str) -> dict[str, dict[str, Any]]:
+def _flat(groups: Any, path: str, what: str) -> Stages:
     """Return groups of settings with dotted keys, however deep the file nests them."""
     if not isinstance(groups, dict) or not all(isinstance(each, dict) for each in groups.values()):
         raise UserError(f"{path}: {what}: expected names, and settings below each")

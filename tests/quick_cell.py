@@ -22,6 +22,8 @@ class QuickSettings:
     """added to every score"""
     seed: int = 0
     """of the scores"""
+    items: int = 20
+    """that are scored"""
     prompt_mask: str = "causal"
     """stands for a mask"""
     seconds: float = 0.0
@@ -41,11 +43,11 @@ def main() -> None:
     if settings.fails:
         sys.exit("error: it was told to fail")
     chance, out = random.Random(settings.seed), Path(settings.out)
-    scores = [round(chance.gauss(0, 1) + settings.gain, 6) for _ in range(20)]
+    scores = [round(chance.gauss(0, 1) + settings.gain, 6) for _ in range(settings.items)]
     out.mkdir(parents=True, exist_ok=True)
     with open(out.parent / "begun", "a") as file:
         file.write("begun\n")
-    tasks = {"task": {"clusters": list(range(20)), "metrics": {"log_likelihood": scores}}}
+    tasks = {"task": {"clusters": list(range(settings.items)), "metrics": {"log_likelihood": scores}}}
     (out / "items.json").write_text(
         json.dumps({"tasks": tasks, "losses": {"store": {"nats_per_token": 1.5}}})
     )

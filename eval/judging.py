@@ -1,0 +1,198 @@
+"""Is one recipe better than another? A rule that is fixed beforehand, and what it says look by look.
+
+A look is a number of paired seeds after which a judgement may end. The cells are those of `eval/cells.py`, so
+recipes share what they do alike, and a cell that any judgement has run is never run again.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.cells import Trial, trial_of
+from eval.effects import Effect, attainable_level, compare_paired, look_level, seeds_needed
+from eval.evidence import primary_of
+from eval.experiment import ENOUGH_SEEDS, Primary, Recipe
+from eval.findings import Scores
+from eval.places import Places
+from eval.running import write_json
+from eval.tables import figure
+from eval.verdicts import UNITS, verdict
+from model.errors import UserError
+from model.json_file import read_object
+
+A, B = "A", "B"
+Measured = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(seeds, items) of A and of B, and the clusters of the items"""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a judgement ends."""
+
+    looks: tuple[int, ...] = (8, 16, 32)
+    """numbers of paired seeds after which it may end, 8 or more"""
+    alpha: float = 0.05
+    """share of recipes that are as good that may be called better or worse, over all looks"""
+    bound: float | None = None
+    """difference that does not matter, in the primary metric (exact match and F1: of 1): where it can be told
+    that there is no larger one, the judgement ends, too"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot end."""
+        if list(self.looks) != sorted({*self.looks}) or min(self.looks, default=0) < ENOUGH_SEEDS:
+            raise UserError(
+                f"--rule.looks: expected rising numbers of seeds from {ENOUGH_SEEDS} on, got {self.looks}"
+            )
+        if not 0 < self.alpha < 1:
+            raise UserError(f"--rule.alpha: expected more than 0 and below 1, got {self.alpha}")
+        if self.bound is not None and self.bound <= 0:
+            raise UserError(f"--rule.bound: expected more than 0, got {self.bound}")
+
+    @property
+    def level(self) -> float:
+        """P at or below which each look decides."""
+        return look_level(self.looks, self.alpha)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the look found that ended a judgement."""
+
+    verdict: str
+    """one of `eval/verdicts.py`: higher says that B is better"""
+    effect: Effect
+    spread_of_a: float
+    """standard deviation of A over its own seeds"""
+    equivalence_p: float | None
+    seeds_needed: int | None
+    """paired seeds that find a difference as large as the measured one 8 times in 10; None where none do"""
+
+
+def judge(rule: Rule, measure: Callable[[int], Measured]) -> Judgement:
+    """Return the judgement of the first look that decides, or of the last; `measure` takes a number of seeds.
+
+    Group-sequential (Pocock 1977): every look decides at one level, at which all of them together take no
+    more than alpha of nulls for differences.
+    """
+    for seeds in rule.looks:
+        a, b, clusters = measure(seeds)
+        effect = compare_paired(a, b, clusters, rule.level)
+        equivalence_p = effect.equivalence(rule.bound) if rule.bound else None
+        said = verdict(effect, effect.p_value, equivalence_p, rule.level)
+        if said != "undecided":
+            break
+    needed = seeds_needed(effect.seed_spread, effect.difference, rule.level)
+    return Judgement(said, effect, float(a.mean(axis=1).std(ddof=1)), equivalence_p, needed)
+
+
+def trials_of(recipes: Mapping[str, Recipe], seeds: range) -> list[Trial]:
+    """Return what both recipes do with each seed, seed by seed."""
+    return [trial_of(recipe.stages, name, {}, seed) for seed in seeds for name, recipe in recipes.items()]
+
+
+def check_recipes(recipes: Mapping[str, Recipe], first_seed: int) -> str:
+    """Return a name for the pair, from all that decides their first results.
+
+    Raises `UserError` for recipes that cannot be judged against one another.
+    """
+    a, b = recipes[A], recipes[B]
+    if a.primary != b.primary:
+        raise UserError(f"expected one primary metric of A and B, got {a.primary} and {b.primary}")
+    trials = trials_of(recipes, range(first_seed, first_seed + 2))
+    first, second, *next_seed = ([cell.address for cell in trial.measured] for trial in trials)
+    if first == second:
+        raise UserError("A and B do the same; there is nothing to judge")
+    if first == next_seed[0] or second == next_seed[1]:
+        raise UserError("expected trainings that take the seed, got the same ones for every seed")
+    return sha256(json.dumps([first, second]).encode()).hexdigest()[:12]
+
+
+def fix(file: Path, rule: Rule, primary: Primary) -> dict[str, Any]:
+    """Write down what decides before anything runs, and return it.
+
+    Raises `UserError` where the file of this pair fixed something else, and for seeds too few to decide.
+    """
+    last = rule.looks[-1]
+    if rule.bound is None and not attainable_level(last, rule.level):
+        raise UserError(
+            f"--rule.looks: {last} seeds cannot tell recipes apart: p must be at most {rule.level:.2g} and "
+            f"is at least {2 / 2**last:.2g}; take more"
+        )
+    fixed = json.loads(json.dumps({"rule": asdict(rule), "primary": asdict(primary)}))
+    if not file.exists():
+        write_json(file, {"fixed": fixed, "judgement": None})
+    elif (former := read_object(file, "take it away").get("fixed")) != fixed:
+        raise UserError(
+            f"{file} fixed {json.dumps(former)}; a rule that changes after a look proves nothing: keep it, "
+            "or judge seeds that nobody has seen (--first_seed)"
+        )
+    return fixed
+
+
+def scores_of_pair(trials: list[Trial], places: Places, primary: Primary) -> Measured:
+    """Return the scores of finished trials; raises `UserError` where both were not asked the same."""
+    by_trial, clusters = {}, {}
+    for trial in trials:
+        results = {cell.address: places.finished(cell)["result"] for cell in trial.measured}
+        clusters[trial.arm], by_trial[trial.arm, trial.seed] = primary_of(trial, results, primary)
+    if clusters[A] != clusters[B]:
+        raise UserError(f"{primary.task}: expected the same questions for A and B, got others")
+    scores, seeds = Scores(clusters[A], by_trial), list(dict.fromkeys(trial.seed for trial in trials))
+    kept = scores.kept()
+    return scores.of(A, seeds, kept), scores.of(B, seeds, kept), np.array(clusters[A])[kept]
+
+
+def sentence(found: Judgement, rule: Rule, primary: Primary) -> str:
+    """Return the verdict in one sentence."""
+    of = f"in {primary.metric.replace('_', '-')} on {primary.task}"
+    size = _sized(found.effect.difference, primary, is_signed=True)
+    words = {
+        "higher": f"B is better than A {of}, by {size}",
+        "lower": f"B is worse than A {of}, by {size}",
+        "identical": f"B and A score the same {of} with every seed",
+        "undecided": f"Undecided: B less A is {size} {of}, not told from 0",
+    }
+    if found.verdict in words:
+        return words[found.verdict] + "."
+    return f"No difference larger than {_sized(rule.bound, primary)} between B and A {of}."
+
+
+def details(found: Judgement, rule: Rule, primary: Primary) -> Iterator[tuple[str, str]]:
+    """Yield names and values of what the verdict rests on."""
+    effect = found.effect
+    yield "B less A", _sized(effect.difference, primary, is_signed=True)
+    for what, interval in (
+        ("these questions", effect.interval),
+        ("any such questions", effect.item_interval),
+    ):
+        if interval:
+            ends = " to ".join(_sized(end, primary, is_signed=True) for end in interval)
+            yield f"{1 - effect.alpha:.1%} interval, {what}", ends
+    yield "p", f"{effect.p_value:.2g}, where a look decides at {effect.alpha:.2g}"
+    if found.equivalence_p is not None:
+        yield f"p of {_sized(rule.bound, primary)} or more", f"{found.equivalence_p:.2g}"
+    yield "seeds, items, clusters", f"{effect.seeds}, {effect.items:,}, {effect.clusters:,}"
+    yield "looks, fixed beforehand", f"{', '.join(map(str, rule.looks))} seeds; alpha {rule.alpha:g} over all"
+    yield "noise floor: A over its seeds", f"spreads by {_sized(found.spread_of_a, primary)}"
+    yield "paired differences", f"spread by {_sized(effect.seed_spread, primary)}"
+    visible = effect.smallest_visible
+    yield "seen 8 times in 10", "nothing" if visible is None else _sized(visible, primary)
+    yield "more seeds needed", _still_needed(found)
+
+
+def _still_needed(found: Judgement) -> str:
+    if found.verdict != "undecided":
+        return "none"
+    more = None if found.seeds_needed is None else max(0, found.seeds_needed - found.effect.seeds)
+    needed = "over 100,000" if more is None else f"{more:,}"
+    return f"{needed}, if the true difference is the measured one"
+
+
+def _sized(value: float, primary: Primary, is_signed: bool = False) -> str:
+    unit = UNITS.get(primary.metric, "")
+    return f"{figure(value * (100 if unit == 'points' else 1), is_signed)} {unit}".strip()

@@ -1,0 +1,99 @@
+"""Judge whether recipe B is better than recipe A: paired seeds, until a rule fixed beforehand decides."""
+
+import sys
+
+if not __package__:
+    print("error: run python -m scripts.judge from the repository root", file=sys.stderr)
+    sys.exit(2)
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dataset.printing import printable
+from dataset.systems import num_cores
+from dataset.whole_folder import check_place
+from eval.cells import Cell
+from eval.experiment import load_recipe
+from eval.grid import Grid, Workers
+from eval.grid_progress import Show, showing
+from eval.judging import (
+    A,
+    B,
+    Measured,
+    Rule,
+    check_recipes,
+    details,
+    fix,
+    judge,
+    scores_of_pair,
+    sentence,
+    trials_of,
+)
+from eval.places import Places
+from eval.running import write_json
+from model.errors import UserError
+from trainer.command_line import parse, run
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Which recipes are judged, and where."""
+
+    a: str
+    """recipe that stands: an experiment's file without arms, as configs/ablation has them"""
+    b: str
+    """recipe that may be better; both name the same primary metric"""
+    out: str
+    """folder for judgements/, cells/ and work/; judgements that share it share cells, so A runs once"""
+    rule: Rule = Rule()
+    first_seed: int = 0
+    """first of the paired seeds; seeds that no search has seen confirm what it found"""
+    threads: int = 0
+    """of all cells at once; default: as many as there are cores"""
+
+    def __post_init__(self) -> None:
+        """Refuse what runs nothing."""
+        if self.threads < 0 or self.first_seed < 0:
+            raise UserError("--threads, --first_seed: expected 0 or more, got less")
+
+
+def main() -> None:
+    """Fix the rule, run seeds until it decides, and print the verdict and what it rests on."""
+    settings = parse(JudgeSettings, __doc__)
+    out, rule = Path(settings.out), settings.rule
+    check_place(out)
+    recipes = {A: load_recipe(settings.a), B: load_recipe(settings.b)}
+    primary, first = recipes[A].primary, settings.first_seed
+    pair = f"{Path(settings.a).stem}-{Path(settings.b).stem}-{check_recipes(recipes, first)}"
+    file = out / "judgements" / f"{pair}.json"
+    fixed = fix(file, rule, primary)
+    places = Places(out / "cells", out / "work")
+    workers = Workers(settings.threads or num_cores())
+
+    def measure(seeds: int) -> Measured:
+        trials = trials_of(recipes, range(first, first + seeds))
+        with showing() as show:
+            Grid(trials, places, workers).run(lambda grid, ended: stop_at_failures(grid, ended, show))
+        return scores_of_pair(trials, places, primary)
+
+    found = judge(rule, measure)
+    write_json(file, {"fixed": fixed, "judgement": asdict(found)})
+    print(printable(sentence(found, rule, primary)) + "\n")
+    for name, value in details(found, rule, primary):
+        print(printable(f"  {name:<40}{value}"))
+    print(printable(f"  {'in full':<40}{file}"))
+    if (number := len(list(file.parent.glob("*.json")))) > 1:
+        by_chance = f"{number * rule.alpha:.2g} of {number} recipes that are as good"
+        print(f"\n{number} judgements lie there, and chance calls {by_chance} better or worse:")
+        print("confirm with --first_seed, on seeds that no search has seen, what a search has found")
+
+
+def stop_at_failures(grid: Grid, ended: Cell | None, show: Show) -> None:
+    """Pass on what changed; raises `UserError` for the first cell that failed, as its pair is lost."""
+    show(grid, ended)
+    for address, words in grid.failed.items():
+        raise UserError(f"{address} failed: {words}; {grid.places.work / address / 'log.txt'} says more")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -68,7 +68,10 @@ def starter(workers: Workers, places: Places) -> Callable[[Path, int], Job]:
         raise UserError(
             f"--cluster {workers.cluster} needs submitit; pip install -r requirements-cluster.txt"
         ) from None
-    executor = AutoExecutor(places.work / "jobs", cluster=workers.cluster)
+    try:
+        executor = AutoExecutor(places.work / "jobs", cluster=workers.cluster)
+    except RuntimeError as error:
+        raise UserError(f"--cluster {workers.cluster}: {error}") from None
     slurm = {"slurm_partition": workers.partition} if workers.partition else {}
     executor.update_parameters(
         timeout_min=int(60 * workers.hours_per_cell),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset.whole_folder import check_place
 from eval.cells import Cell, Trial, folder_of
 from eval.experiment import A_A
 from eval.running import write_json
@@ -45,6 +46,13 @@ class Places:
     def has_output(self, cell: Cell) -> bool:
         """Say whether the folder of a finished cell is here, and not its record alone."""
         return (self.work / cell.address / "done").exists()
+
+
+def check_out(out: Path) -> None:
+    """Raise `UserError` unless a folder can be made, or holds cells already."""
+    check_place(out)
+    if out.exists() and any(out.iterdir()) and not (out / "cells").is_dir():
+        raise UserError(f"--out {out} holds something else ({min(out.iterdir()).name}); choose a new folder")
 
 
 def write_job(places: Places, cell: Cell, uses_gpu: bool) -> Path:

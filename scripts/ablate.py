@@ -13,12 +13,11 @@ from textwrap import fill
 
 from dataset.printing import printable
 from dataset.systems import num_cores
-from dataset.whole_folder import check_place
 from eval.ablation import run_experiment
 from eval.experiment import load_experiment
 from eval.grid import Cluster, Workers
 from eval.grid_progress import showing
-from eval.places import Places, link
+from eval.places import Places, check_out, link
 from eval.running import write_json
 from eval.tables import as_text
 from eval.verdicts import tables
@@ -61,7 +60,7 @@ def main() -> None:
     """Run what is missing, write the report, and print the answer."""
     settings = parse(AblateSettings, __doc__)
     out = Path(settings.out)
-    check_place(out)
+    check_out(out)
     from eval.looks import add_looks
     from eval.report import write_report
 

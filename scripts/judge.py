@@ -11,7 +11,6 @@ from pathlib import Path
 
 from dataset.printing import printable
 from dataset.systems import num_cores
-from dataset.whole_folder import check_place
 from eval.cells import Cell
 from eval.experiment import load_recipe
 from eval.grid import Grid, Workers
@@ -29,7 +28,7 @@ from eval.judging import (
     sentence,
     trials_of,
 )
-from eval.places import Places
+from eval.places import Places, check_out
 from eval.running import write_json
 from model.errors import UserError
 from trainer.command_line import parse, run
@@ -61,7 +60,7 @@ def main() -> None:
     """Fix the rule, run seeds until it decides, and print the verdict and what it rests on."""
     settings = parse(JudgeSettings, __doc__)
     out, rule = Path(settings.out), settings.rule
-    check_place(out)
+    check_out(out)
     recipes = {A: load_recipe(settings.a), B: load_recipe(settings.b)}
     primary, first = recipes[A].primary, settings.first_seed
     pair = f"{Path(settings.a).stem}-{Path(settings.b).stem}-{check_recipes(recipes, first)}"

@@ -1,6 +1,6 @@
 """An experiment from its file to its report: tuning, the grid of cells look by look, findings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from statistics import fmean
 from typing import Any
@@ -18,23 +18,40 @@ Show = Callable[[Grid, Cell | None], None]
 
 
 def run_experiment(
-    experiment: Experiment, places: Places, workers: Workers, command: str, show: Show
+    experiment: Experiment,
+    places: Places,
+    workers: Workers,
+    command: str,
+    show: Show,
+    former: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[Trial]]:
     """Run what is missing; return what results.json holds, and the trials that it is about.
 
-    Ends after the first look that decides, or the last. Raises `UserError` where a stage refuses its
-    settings, before anything runs, and where no seed came through with every arm.
+    Ends after the first look that decides, or the last; `former` are the hashes of experiments whose results
+    were looked at before. Raises `UserError` where a stage refuses its settings, before anything runs, and
+    where an arm was measured with no seed.
     """
     plan(experiment, range(experiment.looks[-1]), {})
     tuned = tune(experiment, places, workers, show)
     for look in experiment.looks:
         trials = plan(experiment, range(look), tuned)
         grid = Grid(trials, places, workers)
-        grid.run(show)
-        results = analyse(gather(experiment, trials, places, grid.failed, tuned), command)
+        grid.run(checking(experiment, trials[0], places, show))
+        results = analyse(gather(experiment, trials, places, grid.failed, tuned), command, former)
         if all(each["verdict"] in DECIDED for each in results["comparisons"] if each["is_primary"]):
             break
     return results, trials
+
+
+def checking(experiment: Experiment, first: Trial, places: Places, show: Show) -> Show:
+    """Return `show`, which raises `UserError` once the first trial is measured, if that decides nothing."""
+
+    def shown(grid: Grid, ended: Cell | None) -> None:
+        show(grid, ended)
+        if ended in first.measured:
+            _primary_score(experiment, first, places)
+
+    return shown
 
 
 def tune(experiment: Experiment, places: Places, workers: Workers, show: Show) -> dict[str, dict[str, Any]]:

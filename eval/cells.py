@@ -5,7 +5,7 @@ found by its address. Says what is to run, and proves beforehand that it can; ru
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from glob import glob, has_magic
@@ -89,11 +89,12 @@ class Cell:
         return self.program.measures or self.program.trains
 
     def words(self, work: Path, uses_gpu: bool) -> list[str]:
-        """Return the command line that writes this cell's folder in `work`."""
-        given = {key: _placed(value, work) for key, value in self.given.items()}
-        recipe = given.pop("config", None)
-        words = ["--config", recipe] if recipe else []
-        words += words_of(self.program.settings, given | {"out": str(folder_of(self.address, work))})
+        """Return the command line that writes this cell's folder in `work`; it reads no recipe."""
+        defaults = _defaults(self.run)
+        given = {
+            key: _placed(v, work) for key, v in self.settings.items() if v != defaults.get(key, defaults)
+        }
+        words = words_of(self.program.settings, given | {"out": str(folder_of(self.address, work))})
         start = [*LAUNCHER, GPU if uses_gpu else CPU, "-m"] if self.program.is_launched else ["python", "-m"]
         return [*start, self.program.module, *words]
 
@@ -150,7 +151,22 @@ def plan(
     if len(seeds) > 1:
         base = experiment.named[experiment.baseline] | tuned.get(experiment.baseline, {})
         trials += [trial_of(experiment.stages, A_A, base, seed, OTHER_SEEDS) for seed in seeds]
+    _check_different(experiment, trials)
     return trials
+
+
+def _check_different(experiment: Experiment, trials: Sequence[Trial]) -> None:
+    """Raise `UserError` where seeds, or arms that are compared, are measured by the same cells."""
+    measured = {(trial.arm, trial.seed): tuple(cell.address for cell in trial.measured) for trial in trials}
+    for arm in experiment.named:
+        seeds = [cells for (name, _), cells in measured.items() if name == arm]
+        if len({*seeds}) < len(seeds):
+            raise UserError(
+                f"arm {arm}: expected trainings that take the seed, got the same for several seeds"
+            )
+    for arm, baseline in experiment.pairs:
+        if measured[arm, trials[0].seed] == measured[baseline, trials[0].seed]:
+            raise UserError(f"arms {arm} and {baseline} do the same; there is nothing to compare")
 
 
 def trial_of(stages: Stages, arm: str, named: dict[str, Any], seed: int, shift: int = 0) -> Trial:

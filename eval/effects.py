@@ -62,12 +62,13 @@ class Effect:
 
 
 def compare_paired(
-    baseline: np.ndarray, arm: np.ndarray, clusters: np.ndarray, alpha: float = 0.05
+    baseline: np.ndarray, arm: np.ndarray, clusters: np.ndarray, alpha: float = 0.05, tests: int = 1
 ) -> Effect:
     """Return what paired seeds say of an arm against its baseline.
 
     `baseline` and `arm` are (seeds, items), higher is better; `clusters` (items,) says which text an item is
-    about. Every item weighs the same. Raises `ValueError` for other shapes and for what is not finite.
+    about. Every item weighs the same. The smallest visible difference is that of the first of `tests` that
+    Holm corrects together. Raises `ValueError` for other shapes and for what is not finite.
     """
     if baseline.shape != arm.shape or arm.shape[1:] != clusters.shape or not arm.size:
         raise ValueError(
@@ -80,7 +81,7 @@ def compare_paired(
     by_seed = differences.mean(axis=1)  # (S,)
     difference, seeds = float(by_seed.mean()), len(by_seed)
     spread = float(by_seed.std(ddof=1)) if seeds > 1 else None
-    visible = _visible_size(seeds, alpha)
+    visible = _visible_size(seeds, alpha / tests)
     variance = None if spread is None else spread**2 / seeds
     return Effect(
         seeds=seeds,

@@ -11,14 +11,18 @@ from model.errors import UserError
 
 PROOFS = ("initial_weights", "rows", "targets")
 """hashes that a training leaves of what it began with and was given"""
-NAMED_FOR = {
-    "prompt_mask": {"targets"},
+ROWS = ("max_seq_len", "packing", "batch_size", "gradient_accumulation", "max_steps", "epochs", "max_tokens")
+REGRESSION_ROWS = ("dimensions", "examples")
+MAY_CHANGE = {
+    "seed": {*PROOFS},
+    "data": {*PROOFS},  # weights, too: its tokenizer may have another vocabulary
+    **dict.fromkeys((*ROWS, *REGRESSION_ROWS), {"rows", "targets"}),
+    **dict.fromkeys(("init", "num_hidden_layers", "hidden_size"), {"initial_weights"}),
     "supervise": {"targets"},
-    "init": {"initial_weights"},
-    **dict.fromkeys(("dtype", "compile", "isolate_documents", "gradient_checkpointing"), set()),
 }
-"""what of it a setting may change; others may change all"""
-NAMED_FOR_NOTHING = ("optimizer.", "schedule.", "model.sliding", "model.window", "log_", "save_", "validat")
+"""which of the proofs a setting of a training explains where arms differ in it; others explain nothing"""
+SHAPE = "model."
+"""beginning of the settings that change the shape of new weights"""
 
 
 @dataclass(frozen=True)
@@ -34,24 +38,24 @@ class Evidence:
     tuned: dict[str, dict[str, Any]]
     """settings that each arm takes from its tuning"""
 
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds with which every arm was measured: those that are paired."""
-        broken = {trial.seed for trial in self.trials if not self._is_whole(trial)}
-        return [seed for seed in dict.fromkeys(trial.seed for trial in self.trials) if seed not in broken]
+    def whole(self, arm: str) -> dict[int, Trial]:
+        """Return the trials of an arm of which every cell has left its record, by seed."""
+        return {
+            trial.seed: trial
+            for trial in self.trials
+            if trial.arm == arm
+            and all(cell.address in self.records for cell in trial.cells.values() if cell.tells)
+        }
 
-    def _is_whole(self, trial: Trial) -> bool:
-        return all(cell.address in self.records for cell in trial.cells.values() if cell.tells)
+    def lost(self, arm: str) -> list[int]:
+        """Return the seeds that an arm was to be measured with, and was not."""
+        whole = self.whole(arm)
+        return [trial.seed for trial in self.trials if trial.arm == arm and trial.seed not in whole]
 
-    @property
-    def whole(self) -> list[Trial]:
-        """The trials of paired seeds."""
-        seeds = self.seeds
-        return [trial for trial in self.trials if trial.seed in seeds]
-
-    def of(self, arm: str) -> list[Trial]:
-        """Return the trials of an arm with paired seeds."""
-        return [trial for trial in self.whole if trial.arm == arm]
+    def paired(self, arm: str, baseline: str) -> list[tuple[Trial, Trial]]:
+        """Return the trials of both with every seed that both were measured with."""
+        ours, theirs = self.whole(arm), self.whole(baseline)
+        return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
@@ -117,7 +121,7 @@ def prove(evidence: Evidence, arm: str, baseline: str) -> dict[str, dict[str, st
     Raises `UserError` where they differ, and nothing that an arm names may be the reason.
     """
     found: dict[str, dict[str, str]] = {}
-    for one, other in zip(evidence.of(arm), evidence.of(baseline), strict=True):
+    for one, other in evidence.paired(arm, baseline):
         ours, theirs = evidence.trainings(one), evidence.trainings(other)
         for stage in ours.keys() & theirs:
             state = found.setdefault(stage, dict.fromkeys(PROOFS, "equal"))
@@ -130,11 +134,12 @@ def prove(evidence: Evidence, arm: str, baseline: str) -> dict[str, dict[str, st
 
 def _check_explained(one: Trial, other: Trial, stage: str, what: str) -> None:
     for key in _differing(one.cells[stage], other.cells[stage]):
-        if not key.startswith(NAMED_FOR_NOTHING) and what in NAMED_FOR.get(key, PROOFS):
+        if what in MAY_CHANGE.get(key, {"initial_weights"} if key.startswith(SHAPE) else ()):
             return
+    advice = "; name supervise, so that all arms have the targets of one" if what == "targets" else ""
     raise UserError(
         f"arms {one.arm} and {other.arm} differ in the {what.replace('_', ' ')} of stage {stage} (seed "
-        f"{one.seed}), which neither names: their difference would not be that of what they name"
+        f"{one.seed}), which neither names: their difference would not be that of what they name{advice}"
     )
 
 
@@ -144,7 +149,7 @@ def _differing(a: Cell, b: Cell) -> list[str]:
 
 def differences(evidence: Evidence, arm: str, baseline: str) -> list[str]:
     """Return in words what the settings of an arm's cells differ in from the baseline's, stage by stage."""
-    one, other = evidence.of(arm)[0].cells, evidence.of(baseline)[0].cells
+    one, other = next(iter((a.cells, b.cells) for a, b in evidence.paired(arm, baseline)))
     found = []
     for stage in evidence.experiment.stages:
         if (stage in one) != (stage in other):
@@ -153,4 +158,34 @@ def differences(evidence: Evidence, arm: str, baseline: str) -> list[str]:
             a, b = one[stage], other[stage]
             keys = [key for key in _differing(a, b) if "@" not in f"{a.settings.get(key)}"]
             found += [f"{stage}.{key}: {a.settings.get(key)}, not {b.settings.get(key)}" for key in keys]
+            found += [f"{stage}.threads: {a.threads}, not {b.threads}"] if a.threads != b.threads else []
     return found
+
+
+def mixtures(evidence: Evidence) -> list[str]:
+    """Return in words where cells of one stage were not made alike, which no setting of theirs says."""
+    found = []
+    for stage in evidence.experiment.stages:
+        records = [r for r in evidence.records.values() if r["stage"] == stage]
+        ways = {
+            "commits": {str(record["commit"]) for record in records},
+            "machines": {record["machine"] for record in records},
+            "versions": {str(record["versions"]) for record in records},
+            "devices": {record["result"].get("training", {}).get("device", "") for record in records},
+        }
+        found += [
+            f"cells of stage {stage} are of {len(each)} {what}"
+            for what, each in ways.items()
+            if len(each) > 1
+        ]
+    return found
+
+
+def shared(evidence: Evidence) -> list[str]:
+    """Return the trainings that all seeds of an arm share, so that seeds say nothing of their luck."""
+    trials = list(evidence.whole(evidence.experiment.baseline).values())
+    return [
+        stage
+        for stage, cell in trials[0].cells.items()
+        if cell.program.trains and len(trials) > 1 and cell.address == trials[1].cells[stage].address
+    ]

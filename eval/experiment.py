@@ -95,6 +95,15 @@ class Experiment:
             raise UserError(
                 f"decision.looks: expected rising numbers up to seeds ({self.seeds}), got {looks}"
             )
+        bound = self.decision.equivalence
+        if bound is not None and bound <= 0:
+            raise UserError(f"decision.equivalence: expected more than 0, got {bound}")
+        used = {*range(self.seeds), *range(OTHER_SEEDS, OTHER_SEEDS + self.seeds)}
+        if self.tuning_seed in used:
+            raise UserError(f"tuning_seed: expected one that no arm is measured with, got {self.tuning_seed}")
+        for arm, settings in self.named.items():
+            if both := self.tune.keys() & settings:
+                raise UserError(f"tune: arm {arm} names {min(both)} itself; leave one of them out")
         if not 0 < self.decision.alpha < 1:
             raise UserError(f"decision.alpha: expected more than 0 and below 1, got {self.decision.alpha}")
         if len(self.named) < 2:

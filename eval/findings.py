@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from eval.cells import Cell
-from eval.effects import Effect, compare_paired, holm, look_level
-from eval.evidence import Evidence, differences, prove, scores_of
-from eval.experiment import A_A, Experiment
-from eval.verdicts import UNITS, answer, verdict
+from eval.effects import compare_paired, holm, look_level
+from eval.evidence import Evidence, differences, mixtures, prove, scores_of, shared
+from eval.experiment import A_A
+from eval.verdicts import INCOMPLETE, UNITS, answer, verdict
 from model.errors import UserError
 
 
@@ -27,42 +27,46 @@ class Scores:
     by_trial: dict[tuple[str, int], list[float | None]]
     """(arm, seed) to a score per item; None for an item that could not be scored"""
 
-    def of(self, arm: str, seeds: Iterable[int], kept: np.ndarray) -> np.ndarray:
-        """Return (seeds, items) of an arm."""
-        return np.array([self.by_trial[arm, seed] for seed in seeds], float)[:, kept]
-
-    def kept(self) -> np.ndarray:
-        """Return (items,), True where every trial has a score."""
-        return ~np.isnan(np.array(list(self.by_trial.values()), float)).any(axis=0)
+    def of(self, arms: Sequence[str], seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return (arms, seeds, items) of the items that all have a score, and their clusters (items,)."""
+        scores = np.array([[self.by_trial[arm, seed] for seed in seeds] for arm in arms], float)
+        kept = ~np.isnan(scores).any(axis=(0, 1))
+        return scores[:, :, kept], np.array(self.clusters)[kept]
 
 
-def analyse(evidence: Evidence, command: str) -> dict[str, Any]:
-    """Return the content of results.json; raises `UserError` where arms differ in what they do not name."""
-    experiment, scores = evidence.experiment, _scores(evidence)
-    if not scores:
-        raise UserError("no seed was measured with every arm; " + "; ".join(evidence.failed.values()))
-    _check_primary(experiment, scores)
+def analyse(evidence: Evidence, command: str, former: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the content of results.json; `former` are the hashes of experiments looked at before.
+
+    Raises `UserError` where arms differ in what they do not name, or were not asked the same questions.
+    """
+    experiment = evidence.experiment
+    if empty := [arm for arm in experiment.named if not evidence.whole(arm)]:
+        raise UserError(f"no seed was measured with {empty[0]}; " + "; ".join(evidence.failed.values()))
     looks, alpha = experiment.decision.looks, experiment.decision.alpha
     alpha = look_level(looks, alpha) if looks else alpha
+    scores = _scores(evidence)
     comparisons = [each for pair in experiment.pairs for each in _compare(evidence, scores, pair, alpha)]
-    _adjust(comparisons, alpha, experiment.decision.equivalence)
-    has_a_a = any(trial.arm == A_A for trial in evidence.whole)
-    a_a = list(_compare(evidence, scores, (A_A, experiment.baseline), alpha)) if has_a_a else []
+    _adjust(evidence, comparisons, alpha)
+    a_a = list(_compare(evidence, scores, (A_A, experiment.baseline), alpha)) if evidence.whole(A_A) else []
+    _adjust(evidence, a_a, alpha)
     for each in a_a:
         each["is_primary"] = False
+    remarks = [*mixtures(evidence), *_losses(evidence), *_looks_before(former, experiment.hash)]
+    remarks += [f"all seeds share one training {stage}" for stage in shared(evidence)]
     return {
         "experiment": {
             "name": experiment.name,
             "question": experiment.question,
             "hash": experiment.hash,
             "command": command,
-            "seeds": evidence.seeds,
+            "seeds": list(evidence.whole(experiment.baseline)),
             "decision": asdict(experiment.decision)
             | {"looks": list(experiment.looks), "alpha_of_look": alpha},
             "primary": asdict(experiment.primary),
             "tuned": evidence.tuned,
+            "remarks": remarks,
         },
-        "answer": answer(experiment, comparisons),
+        "answer": answer(experiment, comparisons, remarks),
         "arms": [_arm(evidence, name, named) for name, named in experiment.named.items()],
         "comparisons": comparisons,
         "a_a": a_a,
@@ -75,82 +79,99 @@ def analyse(evidence: Evidence, command: str) -> dict[str, Any]:
     }
 
 
+def _losses(evidence: Evidence) -> list[str]:
+    arms = (*evidence.experiment.named, A_A)
+    return [f"{arm} lacks seeds {', '.join(map(str, lost))}" for arm in arms if (lost := evidence.lost(arm))]
+
+
+def _looks_before(former: Sequence[str], own: str) -> list[str]:
+    others = [each for each in former if each != own]
+    return [f"{len(others)} other experiments were run here before ({', '.join(others)})"] if others else []
+
+
 def _scores(evidence: Evidence) -> dict[tuple[str, str], Scores]:
-    """Return the scores by (task, metric), of tasks that every trial was measured on."""
+    """Return the scores by (task, metric); raises `UserError` where trials were asked other questions."""
     found: dict[tuple[str, str], Scores] = {}
-    for trial in evidence.whole:
-        for task, measured in scores_of(trial, evidence.results).items():
-            for metric, values in measured["metrics"].items():
-                scores = found.setdefault((task, metric), Scores(measured["clusters"], {}))
-                scores.by_trial[trial.arm, trial.seed] = values
-    return {
-        key: scores
-        for key, scores in found.items()
-        if len(scores.by_trial) == len(evidence.whole) and scores.kept().any()
-    }
-
-
-def _check_primary(experiment: Experiment, scores: dict[tuple[str, str], Scores]) -> None:
-    primary = experiment.primary
-    if (primary.task, primary.metric) not in scores:
-        there = "; ".join(f"{task} {metric}" for task, metric in scores)
-        raise UserError(f"primary: expected a task and metric that all arms have ({there}), got {primary}")
+    asked: dict[str, tuple[Any, ...]] = {}
+    for arm in (*evidence.experiment.named, A_A):
+        for seed, trial in evidence.whole(arm).items():
+            for task, measured in scores_of(trial, evidence.results).items():
+                questions = (measured["clusters"], measured.get("questions"))
+                if asked.setdefault(task, questions) != questions:
+                    raise UserError(f"{task}: arms were asked different questions ({arm}, seed {seed})")
+                for metric, values in measured["metrics"].items():
+                    scores = found.setdefault((task, metric), Scores(measured["clusters"], {}))
+                    scores.by_trial[arm, seed] = values
+    return found
 
 
 def _compare(
     evidence: Evidence, scores: dict[tuple[str, str], Scores], pair: Sequence[str], alpha: float
 ) -> Iterable[dict[str, Any]]:
-    """Yield a pair of arms on each task by each metric, the primary one first."""
+    """Yield a pair of arms on each task by each metric that both have, the primary one first.
+
+    Raises `UserError` where the pair differs in what neither names.
+    """
     (arm, baseline), primary = pair, evidence.experiment.primary
-    bound = evidence.experiment.decision.equivalence
-    order = sorted(scores, key=lambda key: key != (primary.task, primary.metric))
-    for task, metric in order:
-        each = scores[task, metric]
-        kept, seeds = each.kept(), evidence.seeds
-        effect = compare_paired(
-            each.of(baseline, seeds, kept), each.of(arm, seeds, kept), np.array(each.clusters)[kept], alpha
-        )
-        is_primary = (task, metric) == (primary.task, primary.metric)
+    if arm != A_A:
+        prove(evidence, arm, baseline)
+    bound, tests = evidence.experiment.decision.equivalence, len(evidence.experiment.pairs)
+    seeds = [one.seed for one, _ in evidence.paired(arm, baseline)]
+    for task, metric in sorted(scores, key=lambda key: key != (primary.task, primary.metric)):
+        each, is_primary = scores[task, metric], (task, metric) == (primary.task, primary.metric)
+        if not seeds or any((name, seed) not in each.by_trial for name in pair for seed in seeds):
+            continue
+        values, clusters = each.of((baseline, arm), seeds)
+        if not len(clusters):
+            continue
+        effect = compare_paired(values[0], values[1], clusters, alpha, tests if is_primary else 1)
         yield {
             "task": task,
             "metric": metric,
             "unit": UNITS.get(metric, ""),
             "is_primary": is_primary,
+            "is_kind": task.rpartition("/")[0] in {name for name, _ in scores},
+            "is_identical": bool((values[0] == values[1]).all()),
             "baseline": baseline,
             "arm": arm,
             **asdict(effect),
+            "items_left_out": len(each.clusters) - len(clusters),
             "p_holm": None,
             "equivalence_p": effect.equivalence(bound) if is_primary and bound else None,
-            "verdict": verdict(effect, effect.p_value, None, alpha),
+            "verdict": "",
         }
 
 
-def _adjust(comparisons: list[dict[str, Any]], alpha: float, bound: float | None) -> None:
-    """Correct p for what was tried: the primary metric over pairs, all else over the tasks of its metric."""
+def _adjust(evidence: Evidence, comparisons: list[dict[str, Any]], alpha: float) -> None:
+    """Correct p for what was tried, and say what follows.
+
+    The primary metric is corrected over the pairs, all else over the tasks of its metric; the kinds of a
+    split describe it, and are no claims.
+    """
     families: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for each in comparisons:
         if each["is_primary"]:
             families.setdefault(("primary",), []).append(each)
-        elif "/" not in each["task"]:  # the kinds of a split describe it, and are no claims
+        elif not each["is_kind"]:
             families.setdefault((each["metric"], each["arm"], each["baseline"]), []).append(each)
     for family in families.values():
-        for each, p in zip(family, holm([one["p_value"] for one in family]), strict=True):
-            each["p_holm"] = p
-            each["verdict"] = verdict(Effect(**_effect(each)), p, each["equivalence_p"], alpha)
-
-
-def _effect(comparison: dict[str, Any]) -> dict[str, Any]:
-    return {name: comparison[name] for name in Effect.__dataclass_fields__}
+        for name, corrected in (("p_value", "p_holm"), ("equivalence_p", "equivalence_p")):
+            if all(each[name] is not None for each in family):
+                for each, p in zip(family, holm([one[name] for one in family]), strict=True):
+                    each[corrected] = p
+        for each in family:
+            is_whole = not (evidence.lost(each["arm"]) or evidence.lost(each["baseline"]))
+            each["verdict"] = verdict(each, alpha) if is_whole else INCOMPLETE
 
 
 def _arm(evidence: Evidence, name: str, named: dict[str, Any]) -> dict[str, Any]:
-    base = evidence.experiment.baseline
+    against = dict(reversed(evidence.experiment.pairs)).get(name, evidence.experiment.baseline)
     return {
         "name": name,
         "named": named,
         "cost": _cost(evidence, name),
-        "proof": prove(evidence, name, base),
-        "differs_because": differences(evidence, name, base),
+        "proof": prove(evidence, name, against),
+        "differs_because": differences(evidence, name, against),
         "mask": None,
         "attention": [],
     }
@@ -158,7 +179,10 @@ def _arm(evidence: Evidence, name: str, named: dict[str, Any]) -> dict[str, Any]
 
 def _cost(evidence: Evidence, arm: str) -> dict[str, float]:
     """Return what an arm costs for one seed, all of its trainings together."""
-    trials = [[each["training"] for each in evidence.trainings(trial).values()] for trial in evidence.of(arm)]
+    trials = [
+        [each["training"] for each in evidence.trainings(trial).values()]
+        for trial in evidence.whole(arm).values()
+    ]
     sums = {
         key: fmean(sum(each[key] for each in trial) for trial in trials)
         for key in ("flops", "tokens", "seconds")
@@ -169,27 +193,23 @@ def _cost(evidence: Evidence, arm: str) -> dict[str, float]:
 def _means(evidence: Evidence, scores: dict[tuple[str, str], Scores]) -> Iterable[dict[str, Any]]:
     """Yield the mean of each arm on each task, with its interval over seeds."""
     for (task, metric), each in scores.items():
-        kept = each.kept()
-        for arm in dict.fromkeys(trial.arm for trial in evidence.whole):
-            values = each.of(arm, evidence.seeds, kept)
-            own = compare_paired(np.zeros_like(values), values, np.array(each.clusters)[kept])
-            yield {
-                "task": task,
-                "metric": metric,
-                "unit": UNITS.get(metric, ""),
-                "arm": arm,
-                "mean": own.arm_mean,
-                "interval": own.interval,
-                "seeds": own.seeds,
-                "items": own.items,
-            }
+        for arm in dict.fromkeys(arm for arm, _ in each.by_trial):
+            seeds = [seed for name, seed in each.by_trial if name == arm]
+            values, clusters = each.of((arm,), seeds)
+            if not len(clusters):
+                continue
+            own = compare_paired(np.zeros_like(values[0]), values[0], clusters)
+            names = {"task": task, "metric": metric, "unit": UNITS.get(metric, ""), "arm": arm}
+            counts = {"seeds": own.seeds, "items": own.items}
+            yield names | {"mean": own.arm_mean, "interval": own.interval} | counts
 
 
 def _curves(evidence: Evidence) -> Iterable[dict[str, Any]]:
     """Yield the course of each training of each arm: mean and range over seeds."""
     for arm in evidence.experiment.named:
         courses: dict[str, dict[int, list[float]]] = {}
-        for trial in evidence.of(arm):
+        trials = evidence.whole(arm).values()
+        for trial in trials:
             for stage, result in evidence.trainings(trial).items():
                 for step, loss in _course(result["curve"]):
                     courses.setdefault(stage, {}).setdefault(step, []).append(loss)
@@ -198,7 +218,7 @@ def _curves(evidence: Evidence) -> Iterable[dict[str, Any]]:
                 name: [summary(losses) for losses in course.values()]
                 for name, summary in (("mean", fmean), ("low", min), ("high", max))
             }
-            yield {"stage": stage, "arm": arm, "steps": list(course), **lines, "seeds": len(evidence.seeds)}
+            yield {"stage": stage, "arm": arm, "steps": list(course), **lines, "seeds": len(trials)}
 
 
 def _course(curve: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
@@ -214,8 +234,7 @@ def _course(curve: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
 
 def _disagreements(evidence: Evidence) -> list[dict[str, Any]]:
     """Return questions that arms answer differently with the first seed."""
-    first = evidence.seeds[0]
-    trials = {t.arm: t for t in evidence.whole if t.seed == first and t.arm in evidence.experiment.named}
+    trials = {arm: next(iter(evidence.whole(arm).values())) for arm in evidence.experiment.named}
     said = {
         arm: [each for cell in trial.measured for each in evidence.results[cell.address].get("said", [])]
         for arm, trial in trials.items()

@@ -186,7 +186,8 @@ def train_and_save(settings: RegressionSettings) -> dict[str, Any]:
     errors = regression.measure()
     summary = regression.summary(time.monotonic() - began, errors)
     scores = {"negative_squared_error": [round(-error, 6) for error in errors]}
-    tasks = {"regression": {"clusters": list(range(len(errors))), "metrics": scores}}
+    asked = f"{settings.evaluation_tasks} of {settings.dimensions} dimensions, {settings.examples} examples"
+    tasks = {"regression": {"questions": asked, "clusters": list(range(len(errors))), "metrics": scores}}
     with whole_folder(settings.out) as folder:
         (folder / ITEMS).write_text(json.dumps({"tasks": tasks, "losses": {}}) + "\n", encoding="utf-8")
         (folder / METRICS).write_text("".join(json.dumps(point) + "\n" for point in regression.curve))

@@ -1,13 +1,16 @@
 """Every question with its figures, for statistics over many evaluations: `items.json`.
 
-    {"tasks": {"stories": {"clusters": [0, 0, 1], "metrics": {"log_likelihood": [-0.2, -1.5, null], …}}, …},
+    {"tasks": {"stories": {"questions": "5fd1…", "clusters": [0, 0, 1], "metrics":
+                           {"log_likelihood": [-0.2, -1.5, null], …}}, …},
      "losses": {"validation": {"nats_per_token": 1.2, "bits_per_byte": 0.9}}}
 
 Higher is better for every metric; null stands where a question has no figure.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,12 +36,19 @@ def tasks_of(predictions: Sequence[Prediction]) -> Tasks:
     single = {f"{split}/{kind}" for split, names in kinds.items() for kind in names if len(names) == 1}
     return {
         task: {
+            "questions": digest_of([predictions[n].question for n in places]),
             "clusters": [clusters[n] for n in places],
             "metrics": _metrics([predictions[n] for n in places]),
         }
         for task, places in sorted(groups.items())
         if task not in single
     }
+
+
+def digest_of(questions: Sequence[Question]) -> str:
+    """Return what tells questions from others: right answers, choices and clusters, however they are put."""
+    named = [[question.answers, question.choices, question.cluster] for question in questions]
+    return sha256(json.dumps(named).encode()).hexdigest()[:16]
 
 
 def number_clusters(questions: Sequence[Question]) -> list[int]:

@@ -83,7 +83,8 @@ def judge(rule: Rule, measure: Callable[[int], Measured]) -> Judgement:
         a, b, clusters = measure(seeds)
         effect = compare_paired(a, b, clusters, rule.level)
         equivalence_p = effect.equivalence(rule.bound) if rule.bound else None
-        said = verdict(effect, effect.p_value, equivalence_p, rule.level)
+        found = {"p_holm": None, "equivalence_p": equivalence_p, "is_identical": bool((a == b).all())}
+        said = verdict(asdict(effect) | found, rule.level)
         if said != "undecided":
             break
     needed = seeds_needed(effect.seed_spread, effect.difference, rule.level)
@@ -142,9 +143,9 @@ def scores_of_pair(trials: list[Trial], places: Places, primary: Primary) -> Mea
         clusters[trial.arm], by_trial[trial.arm, trial.seed] = primary_of(trial, results, primary)
     if clusters[A] != clusters[B]:
         raise UserError(f"{primary.task}: expected the same questions for A and B, got others")
-    scores, seeds = Scores(clusters[A], by_trial), list(dict.fromkeys(trial.seed for trial in trials))
-    kept = scores.kept()
-    return scores.of(A, seeds, kept), scores.of(B, seeds, kept), np.array(clusters[A])[kept]
+    seeds = list(dict.fromkeys(trial.seed for trial in trials))
+    (a, b), clusters_left = Scores(clusters[A], by_trial).of((A, B), seeds)
+    return a, b, clusters_left
 
 
 def sentence(found: Judgement, rule: Rule, primary: Primary) -> str:

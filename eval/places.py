@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dataset.whole_folder import check_place
-from eval.cells import Cell, Trial, folder_of
-from eval.experiment import A_A
+from eval.cells import SOURCES, UNDECIDING, Cell, Trial, folder_of
+from eval.experiment import A_A, Experiment
 from eval.running import write_json
 from model.errors import UserError
 from model.json_file import read_object
+
+EXPERIMENTS = "experiments.json"
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,14 @@ class Places:
         file = self.record(cell.address)
         if not file.exists():
             return None
-        record = read_object(file, "take it away, and the cell runs again")
-        there = record.get("settings", {})
-        for key, value in cell.settings.items():
-            if there.get(key, value) != value:
-                raise UserError(
-                    f"{file} was made with {key} {there[key]}, which is {value} now; take it away, and the "
-                    "cell runs again"
-                )
+        advice = "take it away, and the cell runs again"
+        record = read_object(file, advice)
+        if missing := {"settings", "seconds", "result", "stage"} - record.keys():
+            raise UserError(f"{file} is damaged ({min(missing)} is missing); {advice}")
+        for key in (cell.settings.keys() & record["settings"].keys()) - UNDECIDING - SOURCES:
+            there, wanted = record["settings"][key], cell.settings[key]
+            if there != wanted:
+                raise UserError(f"{file} was made with {key} {there}, which is {wanted} now; {advice}")
         return record
 
     def has_output(self, cell: Cell) -> bool:
@@ -48,11 +50,20 @@ class Places:
         return (self.work / cell.address / "done").exists()
 
 
-def check_out(out: Path) -> None:
-    """Raise `UserError` unless a folder can be made, or holds cells already."""
+def check_out(out: Path, mark: str) -> None:
+    """Raise `UserError` unless a folder can be made, or holds what this command leaves first."""
     check_place(out)
-    if out.exists() and any(out.iterdir()) and not (out / "cells").is_dir():
+    if out.exists() and any(out.iterdir()) and not (out / mark).exists():
         raise UserError(f"--out {out} holds something else ({min(out.iterdir()).name}); choose a new folder")
+
+
+def note_experiment(out: Path, experiment: Experiment) -> list[str]:
+    """Write down, before its first cell, which experiment is run in a folder; return the hashes before it."""
+    file = out / EXPERIMENTS
+    noted = read_object(file, "take it away") if file.exists() else {}
+    if experiment.hash not in noted:
+        write_json(file, noted | {experiment.hash: asdict(experiment)})
+    return list(noted)
 
 
 def write_job(places: Places, cell: Cell, uses_gpu: bool) -> Path:

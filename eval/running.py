@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,15 @@ def run_cell(folder: str, ends_with_parent: bool = False) -> None:
         if record.exists() and (place / "done").exists():
             return
         (place / "failed.txt").unlink(missing_ok=True)
+        made_by = provenance()
         if status := _run(job, log, lock.fileno(), parent):
-            words = _last_words(log) or f"exit code {status}"
-            (place / "failed.txt").write_text(words + "\n", encoding="utf-8")
-            raise UserError(words)
+            raise _failed(place, _last_words(log) or f"exit code {status}")
+        result = _result(job, Path(job["output"]))
+        if broken := _not_finite(result.get("items", {"tasks": {}})):
+            raise _failed(place, f"{broken} is not finite, as that of a training that diverged")
         if not record.exists():  # the one of another machine stays
-            write_json(record, _record(job, time.monotonic() - began))
+            seconds = round(time.monotonic() - began, 1)
+            write_json(record, _record(job) | {"seconds": seconds, **made_by, "result": result})
         (place / "done").touch()
 
 
@@ -110,16 +114,23 @@ def _last_words(log: Path) -> str:
     return (named or lines or [""])[-1]
 
 
-def _record(job: dict[str, Any], seconds: float) -> dict[str, Any]:
-    cell = job["cell"]
-    return {
-        **{key: cell[key] for key in ("address", "stage", "run", "settings")},
-        "command": " ".join(job["command"]),
-        "seconds": round(seconds, 1),
-        "threads": job["threads"],
-        **provenance(),
-        "result": _result(job, Path(job["output"])),
-    }
+def _failed(place: Path, words: str) -> UserError:
+    (place / "failed.txt").write_text(words + "\n", encoding="utf-8")
+    return UserError(words)
+
+
+def _not_finite(items: dict[str, Any]) -> str | None:
+    """Return the name of a score that is no number, of the first one if there are several."""
+    for task, measured in items["tasks"].items():
+        for metric, scores in measured["metrics"].items():
+            if not all(score is None or isfinite(score) for score in scores):
+                return f"{metric} on {task}"
+    return None
+
+
+def _record(job: dict[str, Any]) -> dict[str, Any]:
+    named = {key: job["cell"][key] for key in ("address", "stage", "run", "settings")}
+    return named | {"command": " ".join(job["command"]), "threads": job["threads"]}
 
 
 def _result(job: dict[str, Any], output: Path) -> dict[str, Any]:

@@ -3,33 +3,33 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from eval.effects import Effect
 from eval.experiment import ENOUGH_SEEDS, Experiment
 from eval.tables import Table
 
 UNITS = {"log_likelihood": "nats", "exact_match": "points", "f1": "points"}
 """of metrics; points are shares of 100"""
 DECIDED = ("identical", "higher", "lower", "equal within the bound")
+INCOMPLETE = "some cells failed: no claim until they are there"
 TOO_FEW = f"fewer than {ENOUGH_SEEDS} paired seeds: no claim"
 
 
-def verdict(effect: Effect, p: float, equivalence_p: float | None, alpha: float) -> str:
-    """Return what may be said of a difference."""
-    if effect.difference == 0 and effect.seed_spread == 0:
+def verdict(each: dict[str, Any], alpha: float) -> str:
+    """Return what may be said of a comparison, p being corrected where more than one was tried."""
+    if each["is_identical"]:
         return "identical"
-    if effect.seeds < ENOUGH_SEEDS:
+    if each["seeds"] < ENOUGH_SEEDS:
         return TOO_FEW
-    if p <= alpha:
-        return "higher" if effect.difference > 0 else "lower"
-    if equivalence_p is not None and equivalence_p <= alpha:
+    if (each["p_value"] if each["p_holm"] is None else each["p_holm"]) <= alpha:
+        return "higher" if each["difference"] > 0 else "lower"
+    if each["equivalence_p"] is not None and each["equivalence_p"] <= alpha:
         return DECIDED[-1]
     return "undecided"
 
 
-def answer(experiment: Experiment, comparisons: Sequence[dict[str, Any]]) -> str:
+def answer(experiment: Experiment, comparisons: Sequence[dict[str, Any]], remarks: Sequence[str]) -> str:
     """Return the answer in a sentence for each pair of arms, with everything that a claim needs."""
-    primary = [each for each in comparisons if each["is_primary"]]
-    return " ".join(_sentence(each, experiment) for each in primary)
+    sentences = [_sentence(each, experiment) for each in comparisons if each["is_primary"]]
+    return " ".join([*sentences, *(f"Note: {remark}." for remark in remarks)])
 
 
 def _sentence(each: dict[str, Any], experiment: Experiment) -> str:
@@ -40,11 +40,13 @@ def _sentence(each: dict[str, Any], experiment: Experiment) -> str:
     if each["seeds"] == 1:
         return f"{each['arm']} less {each['baseline']}, {what}: {size}. One seed: says nothing about masks."
     low, high = (bound * scale for bound in each["interval"])
-    n = f"{each['seeds']} paired seeds, {each['items']:,} items"
+    n = f"{each['seeds']} paired seeds, these {each['items']:,} items"
+    n += f", {each['items_left_out']:,} without a score left out" if each["items_left_out"] else ""
     level = f"{100 * (1 - each['alpha']):.3g}%"
-    proof = f"{level} interval {low:+.3g} to {high:+.3g}, p {each['p_holm']:.2g}, {n}"
-    if each["verdict"] == TOO_FEW:
-        return f"{each['arm']} less {each['baseline']}, {what}: {size} ({proof}). {TOO_FEW.capitalize()}."
+    proof = f"{level} interval {low:+.3g} to {high:+.3g}, p {each['p_holm']:.2g} by Holm, {n}"
+    if each["verdict"] in (TOO_FEW, INCOMPLETE):
+        why = each["verdict"].capitalize()
+        return f"{each['arm']} less {each['baseline']}, {what}: {size} ({proof}). {why}."
     if each["verdict"] == "identical":
         return f"{each['arm']} and {each['baseline']} are identical in {what} ({n})."
     if each["verdict"] in ("higher", "lower"):

@@ -17,7 +17,7 @@ from eval.ablation import run_experiment
 from eval.experiment import load_experiment
 from eval.grid import Cluster, Workers
 from eval.grid_progress import showing
-from eval.places import Places, check_out, link
+from eval.places import EXPERIMENTS, Places, check_out, link, note_experiment
 from eval.running import write_json
 from eval.tables import as_text
 from eval.verdicts import tables
@@ -60,7 +60,7 @@ def main() -> None:
     """Run what is missing, write the report, and print the answer."""
     settings = parse(AblateSettings, __doc__)
     out = Path(settings.out)
-    check_out(out)
+    check_out(out, EXPERIMENTS)
     from eval.looks import add_looks
     from eval.report import write_report
 
@@ -75,11 +75,13 @@ def main() -> None:
     )
     command = f"python -m scripts.ablate --config {settings.config} --out {settings.out}"
     command += f" --seeds {settings.seeds}" if settings.seeds else ""
+    command += f" --gpus_per_cell {settings.gpus_per_cell}" if settings.gpus_per_cell else ""
     print(
         printable(f"{experiment.question}\nexperiment {experiment.name}, hash {experiment.hash}", keep="\n")
     )
+    former = note_experiment(out, experiment)
     with showing() as show:
-        results, trials = run_experiment(experiment, places, workers, command, show)
+        results, trials = run_experiment(experiment, places, workers, command, show, former)
     add_looks(results, trials, places.work, out / "results.json")
     write_json(out / "results.json", results)
     link(trials, experiment.links, places.work, out)

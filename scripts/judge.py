@@ -33,6 +33,8 @@ from eval.running import write_json
 from model.errors import UserError
 from trainer.command_line import parse, run
 
+JUDGEMENTS = "judgements"
+
 
 @dataclass(frozen=True)
 class JudgeSettings:
@@ -60,11 +62,10 @@ def main() -> None:
     """Fix the rule, run seeds until it decides, and print the verdict and what it rests on."""
     settings = parse(JudgeSettings, __doc__)
     out, rule = Path(settings.out), settings.rule
-    check_out(out)
+    check_out(out, JUDGEMENTS)
     recipes = {A: load_recipe(settings.a), B: load_recipe(settings.b)}
     primary, first = recipes[A].primary, settings.first_seed
-    pair = f"{Path(settings.a).stem}-{Path(settings.b).stem}-{check_recipes(recipes, first)}"
-    file = out / "judgements" / f"{pair}.json"
+    file = out / JUDGEMENTS / f"{check_recipes(recipes, first)}.json"
     fixed = fix(file, rule, primary)
     places = Places(out / "cells", out / "work")
     workers = Workers(settings.threads or num_cores())

@@ -30,7 +30,9 @@ class QuickSettings:
     """to sleep"""
     fails: bool = False
     """whether it ends with an error"""
-    rows: str = "same"
+    diverges: bool = False
+    """whether its first score is no number"""
+    data: str = "hub:same"
     """stands for what was trained on"""
 
 
@@ -44,6 +46,8 @@ def main() -> None:
         sys.exit("error: it was told to fail")
     chance, out = random.Random(settings.seed), Path(settings.out)
     scores = [round(chance.gauss(0, 1) + settings.gain, 6) for _ in range(settings.items)]
+    if settings.diverges:
+        scores[0] = float("nan")
     out.mkdir(parents=True, exist_ok=True)
     with open(out.parent / "begun", "a") as file:
         file.write("begun\n")
@@ -51,7 +55,7 @@ def main() -> None:
     (out / "items.json").write_text(
         json.dumps({"tasks": tasks, "losses": {"store": {"nats_per_token": 1.5}}})
     )
-    proof = {"initial_weights": str(settings.seed), "rows": settings.rows, "targets": "same"}
+    proof = {"initial_weights": str(settings.seed), "rows": settings.data, "targets": "same"}
     counts = {"flops": 1e9, "tokens": 1000, "seconds": 1.0, "parameters": 10}
     (out / "summary.json").write_text(json.dumps({"proof": proof, **counts}))
     (out / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')

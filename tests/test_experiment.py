@@ -141,6 +141,14 @@ def test_the_hash_is_that_of_what_the_file_says(tmp_path):
         ({"decision": {"looks": [16, 8]}, "seeds": 16}, "decision.looks: expected rising numbers"),
         ({"contrasts": [["prefix", "segment"]]}, "contrasts: expected pairs of different arms"),
         ({"primary": None}, "primary is missing"),
+        ({"decision": {"equivalence": -0.5}}, "decision.equivalence: expected more than 0"),
+        ({"tune": {"second.batch_size": [8]}, "tuning_seed": 1}, "tuning_seed: expected one that no arm"),
+        ({"tune": {"second.prompt_mask": ["prefix"]}}, "tune: arm prefix names second.prompt_mask itself"),
+        ({"arms": {"a": {}, "b": {"second.num_workers": None}}}, "arms b and a do the same"),
+        (
+            {"stages": STAGES | {name: STAGES[name] | {"seed": 1} for name in ("first", "second")}},
+            "arm causal: expected trainings that take the seed",
+        ),
         ({"prmary": {"task": "x"}}, "unknown key prmary"),
         (
             {"stages": {"world": {"run": "build_world"}}, "arms": {"a": {}, "b": {"world.seed": 1}}},
@@ -154,7 +162,7 @@ def test_the_hash_is_that_of_what_the_file_says(tmp_path):
 )
 def test_what_makes_no_experiment_is_named_before_anything_runs(tmp_path, changes, words):
     with pytest.raises(UserError, match=None) as caught:
-        plan(load(tmp_path, **changes), range(1), {})
+        plan(load(tmp_path, **changes), range(2), {})
     assert words in str(caught.value)
 
 

@@ -15,9 +15,12 @@ from quick_cell import QuickSettings
 
 from eval.ablation import run_experiment
 from eval.cells import PROGRAMS, Program, plan
+from eval.evidence import gather
 from eval.experiment import load_experiment
+from eval.findings import analyse
 from eval.grid import Grid, Workers
-from eval.places import Places
+from eval.places import Places, note_experiment
+from eval.verdicts import INCOMPLETE
 from model.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +96,57 @@ def test_a_cell_that_fails_is_reported_and_stops_only_what_needs_it(tmp_path):
     assert len(ended) == 3 and {each["status"] for each in results["cells"]} == {"finished"}
 
 
-def test_seeds_that_lack_an_arm_are_left_out_of_the_pairs(tmp_path):
+def test_an_arm_that_lacks_a_seed_is_no_ground_for_a_claim_and_others_keep_theirs(tmp_path):
+    arms = {"plain": {}, "better": {"second.gain": 0.5}, "other": {"second.gain": 1}}
+    experiment = experiment_in(tmp_path, arms=arms, seeds=8)
+    run_in(tmp_path, experiment)
+    lost = next(trial for trial in plan(experiment, range(8), {}) if (trial.arm, trial.seed) == ("other", 3))
+    file = tmp_path / "cells" / f"{lost.cells['second'].address}.json"
+    record = json.loads(file.read_text())
+    file.unlink()
+    trials = plan(experiment, range(8), {})
+    places = Places(tmp_path / "cells", tmp_path / "work")
+    results = analyse(gather(experiment, trials, places, {}, {}), "command")
+    primary = {each["arm"]: each for each in results["comparisons"] if each["is_primary"]}
+    assert (primary["better"]["verdict"], primary["better"]["seeds"]) == ("higher", 8)
+    assert (primary["other"]["verdict"], primary["other"]["seeds"]) == (INCOMPLETE, 7)
+    assert "other lacks seeds 3" in results["answer"] and record["result"]["items"]
+
+
+def test_what_is_not_finite_fails_its_cell(tmp_path):
+    arms = {"plain": {}, "diverged": {"second.diverges": True}}
+    with pytest.raises(UserError, match="no seed was measured with diverged; log_likelihood on task is not"):
+        run_in(tmp_path, experiment_in(tmp_path, arms=arms))
+
+
+def test_the_experiments_that_were_looked_at_before_are_told(tmp_path):
+    experiment = experiment_in(tmp_path)
+    assert note_experiment(tmp_path, experiment) == []
+    assert note_experiment(tmp_path, experiment) == [experiment.hash]
+    other = experiment_in(tmp_path, seeds=2)
+    former = note_experiment(tmp_path, other)
+    _, trials = run_experiment(other, Places(tmp_path / "c", tmp_path / "w"), Workers(4), "", lambda *_: None)
+    evidence = gather(other, trials, Places(tmp_path / "c", tmp_path / "w"), {}, {})
+    assert "1 other experiments were run here before" in analyse(evidence, "", former)["answer"]
+
+
+def test_questions_must_be_the_same_for_all(tmp_path):
+    run_in(tmp_path, experiment_in(tmp_path))
+    file = next((tmp_path / "cells").glob("second-*.json"))
+    record = json.loads(file.read_text())
+    record["result"]["items"]["tasks"]["task"]["questions"] = "others"
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="second: task: arms were asked different questions"):
+        run_in(tmp_path, experiment_in(tmp_path))
+
+
+def test_a_primary_task_that_nothing_measures_is_told_after_the_first_trial(tmp_path):
+    with pytest.raises(UserError, match="primary: expected a task of"):
+        run_in(tmp_path, experiment_in(tmp_path, primary={"task": "third"}, seeds=4), Workers(1))
+    assert begun(tmp_path) < 6
+
+
+def test_a_cell_that_is_made_again_has_the_same_record(tmp_path):
     experiment = experiment_in(tmp_path)
     places = Places(tmp_path / "cells", tmp_path / "work")
     run_in(tmp_path, experiment)
@@ -129,8 +182,25 @@ def test_arms_that_differ_in_what_they_do_not_name_are_refused(tmp_path):
         run_in(tmp_path, experiment_in(tmp_path, arms=arms))
 
 
+def test_every_pair_is_proven_and_not_the_baseline_alone(tmp_path):
+    arms = {
+        "plain": {},
+        "one": {"second.data": "hub:others"},
+        "two": {"second.data": "hub:others", "second.gain": 1},
+    }
+    changes = {"arms": arms, "contrasts": [["two", "one"]]}
+    run_in(tmp_path, experiment_in(tmp_path, **changes))
+    for file in (tmp_path / "cells").glob("second-*.json"):
+        values = json.loads(file.read_text())
+        if values["settings"]["gain"] == 1:
+            values["result"]["training"]["proof"]["rows"] = "quite others"
+            file.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="arms two and one differ in the rows"):
+        run_in(tmp_path, experiment_in(tmp_path, **changes))
+
+
 def test_an_arm_that_names_its_data_may_have_other_rows(tmp_path):
-    arms = {"plain": {}, "other": {"second.rows": "others"}}
+    arms = {"plain": {}, "other": {"second.data": "hub:others"}}
     results, _ = run_in(tmp_path, experiment_in(tmp_path, arms=arms))
     assert results["arms"][1]["proof"]["second"]["rows"] == "differs"
 
@@ -146,7 +216,9 @@ def test_a_record_of_other_settings_is_refused_by_name(tmp_path):
 
 
 def test_every_arm_takes_its_own_best_of_what_is_tuned_and_the_tuning_seed_serves_nothing_else(tmp_path):
-    experiment = experiment_in(tmp_path, tune={"first.gain": [0, 3], "second.gain": [1.0, 2.0]}, seeds=2)
+    tune = {"first.gain": [0, 3], "second.gain": [1.0, 2.0]}
+    arms = {"plain": {}, "other": {"second.prompt_mask": "prefix"}}
+    experiment = experiment_in(tmp_path, tune=tune, arms=arms, seeds=2)
     results, _ = run_in(tmp_path, experiment)
     assert results["experiment"]["tuned"]["plain"] == {"first.gain": 0, "second.gain": 2.0}
     assert experiment.tuning_seed not in {cell["seed"] for cell in results["cells"]}

@@ -74,6 +74,8 @@ def test_items_have_the_figures_of_each_split_and_of_its_kinds_where_it_has_seve
             predicted("b", "who", "old town", -1.0, "s"),
         ]
     )
+    asked_in = {task: each.pop("questions") for task, each in tasks.items()}
+    assert len({*asked_in.values()}) == 4, "other questions"
     assert tasks == {
         "a": {
             "clusters": [0, 1, 0],

@@ -19,8 +19,9 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of this source code, None where it is no repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """Return the commit of this source code, with -dirty where it was changed; None in no repository."""
+    form = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
+    command = ["git", "-C", str(Path(__file__).parent), "describe", *form]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -236,7 +236,9 @@ def _attention(arms: Sequence[Values]) -> list[Part]:
         titles = [f"{arm['name']}, layer {each['layer']}" for each in arm["attention"]]
         drawn = [draw_attention(arm["name"], each["labels"], each["weights"]) for each in arm["attention"]]
         galleries.append(Gallery([*map(Picture, drawn, titles)]))
-    text = "One sample. The more ink, the more the token of the row looks at that of the column (mean of all heads)."
+    text = (
+        "One sample, mean of heads: the more ink, the more the token of the row looks at that of the column."
+    )
     return [text, *galleries] if any(gallery.pictures for gallery in galleries) else []
 
 

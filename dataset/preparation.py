@@ -38,7 +38,7 @@ from dataset.sources import (
 from dataset.text_files import Marks
 from dataset.token_store import ADVICE, StoreWriter, TokenStore, flush_to_disk, read_manifest, write_whole
 from dataset.tokenizer import Tokenizer
-from dataset.unpacking import BROKEN_OFF
+from dataset.unpacking import check_whole
 from dataset.whole_folder import resumable_folder
 from model.errors import UserError
 
@@ -206,11 +206,7 @@ def _jobs(
     for source, weight in sources:
         chat_format = settings.format
         for block in read_blocks(source, settings.text_rules):
-            if block.fault.startswith(BROKEN_OFF) and settings.max_reject_fraction < 1:
-                raise UserError(
-                    f"{source} line {block.line}: {block.fault}, and how much is lost cannot be known; "
-                    "get the file anew, or take what can be read with --max_reject_fraction 1"
-                )
+            check_whole(f"{source} line {block.line}", block.fault, settings.max_reject_fraction)
             if settings.kind == "sft" and chat_format is None:
                 chat_format = _detect(block, read_columns(settings.columns))
             if number >= num_done:

@@ -15,6 +15,7 @@ from dataset.json_lines import is_bomb
 from dataset.messages import LeftOutError, RecordError, read_text
 from dataset.sources import Block, form_of, read_blocks
 from dataset.text_files import DEFAULT_RULES, TextRules, not_utf8
+from dataset.unpacking import check_whole
 from model.errors import UserError
 
 Parsed = TypeVar("Parsed")
@@ -197,9 +198,13 @@ class Rejects:
         return self.num_records, dict(self.reasons), self.first, self.num_left_out
 
     def check(self) -> None:
-        """Raise `UserError` when too many of the records were rejected, or all."""
+        """Raise `UserError` when too many of the records were rejected, or all, or a file broke off."""
         if not self.num_records:
             raise UserError("the data files hold no records")
+        for reason in self.reasons:
+            is_first = self.first.endswith(f": {reason}")
+            place = self.first.removesuffix(f": {reason}") if is_first else "the data"
+            check_whole(place, reason, self.max_fraction)
         rejected = self.reasons.total()
         if rejected == self.num_records or are_too_many(
             rejected - self.num_left_out, self.num_records, self.max_fraction

@@ -49,6 +49,7 @@ class Sample:
         self._total_bytes, self._max_bytes = sum(sizes), max_bytes
         self._share = min(1.0, max_bytes / max(self._total_bytes, 1))
         self.held_out: Texts = {}
+        self.records, self.rejects = 0, {}
 
     def texts(self) -> Iterator[str]:
         """Yield the texts; raises `UserError` for too many unusable records."""
@@ -66,6 +67,7 @@ class Sample:
             if num_bytes >= self._max_bytes:
                 break
         rejects.check()
+        self.records, self.rejects = rejects.num_records, dict(rejects.reasons)
         check_unchanged(self._states)
         self.held_out = dict(held_out)
 

@@ -11,6 +11,17 @@ COMPRESSIONS = (".gz", ".zst")
 CHUNK_BYTES = 2**20
 PACKED_BYTES = 2**10  # what is unpacked at a time: so much may be lost before a damaged place
 BROKEN_OFF = "compressed data"  # begins what is said of a file that cannot be read to its end
+
+
+def check_whole(place: str, fault: str, max_reject_fraction: float) -> None:
+    """Raise `UserError` for the fault of a file that breaks off, unless everything may be lost."""
+    if fault.startswith(BROKEN_OFF) and max_reject_fraction < 1:
+        raise UserError(
+            f"{place}: {fault}, and how much is lost cannot be known; get the file anew, or take what can "
+            "be read with --max_reject_fraction 1"
+        )
+
+
 LARGEST_WINDOW = 2**31  # of `zstd --long=31`
 
 

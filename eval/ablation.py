@@ -82,4 +82,7 @@ def _primary_score(experiment: Experiment, trial: Trial, places: Places) -> floa
         return None
     results = {address: record["result"] for address, record in records.items()}
     _, scores = primary_of(trial, results, experiment.primary)
-    return fmean(score for score in scores if score is not None)
+    known = [score for score in scores if score is not None]
+    if not known:
+        raise UserError(f"primary: expected scores on {experiment.primary.task}, got none for any item")
+    return fmean(known)

@@ -7,10 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dataset.printing import printable
 from eval.answers import Cell
 from eval.comparison import Comparison, Pairing, Run
-from eval.tables import Table, as_markdown, score_table
+from eval.tables import Table, as_markdown, literal, score_table
 
 REPORT = "comparison"
 ONE_SEED = "a single training (seed) of each says nothing about their masks"
@@ -84,9 +83,9 @@ def save_report(folder: Path, found: Comparison) -> None:
 
 def as_page(found: Comparison) -> str:
     """Return the comparison as a page of Markdown."""
-    names = [f"* {printable(run.label)}: `{printable(str(run.path))}`" for run in found.runs]
+    names = [f"* {literal(run.label)}: {literal(str(run.path))}" for run in found.runs]
     tables = [as_markdown(table) for table in (scores(found), *paired_tables(found))]
-    notes = ["\n".join(f"* {printable(note)}" for note in found.notes)] if found.notes else []
+    notes = ["\n".join(f"* {literal(note)}" for note in found.notes)] if found.notes else []
     return "\n\n".join(["# Comparison", "\n".join(names), *tables, *notes]) + "\n"
 
 

@@ -152,6 +152,8 @@ def announcements(asked: QuestionSet, max_new_tokens: int | None) -> Iterator[st
         yield f"answers to generate: {free:,}, of up to {max_new_tokens} tokens each"
     if asked.from_chats:
         yield f"chats whose last answer is taken as the right one: {asked.from_chats:,}"
+    if asked.not_asked:
+        yield f"questions not asked, as --max_questions says: {asked.not_asked:,}"
     if asked.unread_keys:
         yield f"keys that are not read: {shown(asked.unread_keys)}"
     for is_broken, what in ((False, "without an answer"), (True, "broken")):

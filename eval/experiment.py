@@ -16,6 +16,7 @@ neither, and imports no torch.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import product
@@ -209,4 +210,7 @@ def _flat(groups: Any, path: str, what: str) -> Stages:
     """Return groups of settings with dotted keys, however deep the file nests them."""
     if not isinstance(groups, dict) or not all(isinstance(each, dict) for each in groups.values()):
         raise UserError(f"{path}: {what}: expected names, and settings below each")
+    for name in groups if what == "stages" else ():
+        if not re.fullmatch(r"[\w-]+", str(name)):
+            raise UserError(f"{path}: stages: expected names of letters, digits, - and _, got {name!r}")
     return {str(name): flatten(settings) for name, settings in groups.items()}

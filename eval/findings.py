@@ -46,6 +46,11 @@ def analyse(evidence: Evidence, command: str, former: Sequence[str] = ()) -> dic
     alpha = look_level(looks, alpha) if looks else alpha
     scores = _scores(evidence)
     comparisons = [each for pair in experiment.pairs for each in _compare(evidence, scores, pair, alpha)]
+    decided = {(each["arm"], each["baseline"]) for each in comparisons if each["is_primary"]}
+    if missing := [pair for pair in experiment.pairs if tuple(pair) not in decided]:
+        raise UserError(
+            f"primary: {' and '.join(missing[0])} have no scores in common on {experiment.primary}"
+        )
     _adjust(evidence, comparisons, alpha)
     a_a = list(_compare(evidence, scores, (A_A, experiment.baseline), alpha)) if evidence.whole(A_A) else []
     _adjust(evidence, a_a, alpha)

@@ -55,6 +55,7 @@ def _words(grid: Grid, ended: Cell) -> str:
 
 def _table(grid: Grid):
     from rich.table import Table
+    from rich.text import Text
 
     left = "" if grid.seconds_left is None else f", {about(grid.seconds_left)} left"
     done = len(grid.wanted) - len(grid.waiting) - len(grid.running)
@@ -70,5 +71,5 @@ def _table(grid: Grid):
         times = grid.seconds.get(stage)
         mean = about(sum(times) / len(times)) if times else ""
         counts = (waiting, running, total - waiting - running - failed, failed)
-        table.add_row(stage, *map(str, counts), mean)
+        table.add_row(Text(printable(stage)), *map(str, counts), mean)
     return table

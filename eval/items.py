@@ -27,21 +27,21 @@ def tasks_of(predictions: Sequence[Prediction]) -> Tasks:
 
     Questions of one text or fact have one cluster, whatever the task.
     """
-    groups, kinds = defaultdict(list), defaultdict(set)
+    groups, kinds = defaultdict(list), defaultdict(set)  # of places by (split, kind), () for all kinds
     for n, question in enumerate(prediction.question for prediction in predictions):
-        groups[question.split].append(n)
-        groups[f"{question.split}/{question.kind}"].append(n)
+        groups[question.split, ""].append(n)
+        groups[question.split, f"/{question.kind}"].append(n)
         kinds[question.split].add(question.kind)
     clusters = number_clusters([prediction.question for prediction in predictions])
-    single = {f"{split}/{kind}" for split, names in kinds.items() for kind in names if len(names) == 1}
+    several = {split for split, names in kinds.items() if len(names) > 1}
     return {
-        task: {
+        split + kind: {
             "questions": digest_of([predictions[n].question for n in places]),
             "clusters": [clusters[n] for n in places],
             "metrics": _metrics([predictions[n] for n in places]),
         }
-        for task, places in sorted(groups.items())
-        if task not in single
+        for (split, kind), places in sorted(groups.items())
+        if not kind or (split in several and (split + kind, "") not in groups)
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from eval.cells import Trial, trial_of
 from eval.effects import Effect, attainable_level, compare_paired, look_level, seeds_needed
-from eval.evidence import primary_of
+from eval.evidence import primary_of, scores_of
 from eval.experiment import ENOUGH_SEEDS, Primary, Recipe
 from eval.findings import Scores
 from eval.places import Places
@@ -137,11 +137,12 @@ def fix(file: Path, rule: Rule, primary: Primary) -> dict[str, Any]:
 
 def scores_of_pair(trials: list[Trial], places: Places, primary: Primary) -> Measured:
     """Return the scores of finished trials; raises `UserError` where both were not asked the same."""
-    by_trial, clusters = {}, {}
+    by_trial, clusters, questions = {}, {}, {}
     for trial in trials:
         results = {cell.address: places.finished(cell)["result"] for cell in trial.measured}
         clusters[trial.arm], by_trial[trial.arm, trial.seed] = primary_of(trial, results, primary)
-    if clusters[A] != clusters[B]:
+        questions[trial.arm] = scores_of(trial, results)[primary.task].get("questions")
+    if clusters[A] != clusters[B] or questions[A] != questions[B]:
         raise UserError(f"{primary.task}: expected the same questions for A and B, got others")
     seeds = list(dict.fromkeys(trial.seed for trial in trials))
     (a, b), clusters_left = Scores(clusters[A], by_trial).of((A, B), seeds)

@@ -17,6 +17,7 @@ from dataset.formats import PAIRS, QuestionPosition, format_of, parse_messages, 
 from dataset.messages import LeftOutError, RecordError, is_absent, read_objects, read_text, shown
 from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
+from dataset.unpacking import check_whole
 from eval.matching import final_answer
 from model.errors import UserError
 
@@ -78,6 +79,8 @@ class QuestionSet:
     """questions whose accepted answer is the last one of their chat"""
     unread_keys: tuple[str, ...] = ()
     """keys that hold something in the files and are not read"""
+    not_asked: int = 0
+    """questions beyond `max_questions` of their file"""
 
 
 def load_questions(
@@ -103,6 +106,7 @@ def load_questions(
         tuple(record for file in files for record in file.left_out),
         sum(file.from_chats for file in files),
         tuple(dict.fromkeys(key for file in files for key in file.unread_keys)),
+        sum(file.not_asked for file in files),
     )
 
 
@@ -123,6 +127,7 @@ def _load_file(
         try:
             questions.append(_parse(record, path, question_position))
         except RecordError as error:
+            check_whole(f"{path} line {record.line}", str(error), max_reject_fraction)
             is_broken = not isinstance(error, LeftOutError)
             faults.append(LeftOut(str(path), record.line, str(error), is_broken))
         else:
@@ -132,7 +137,8 @@ def _load_file(
     unread = tuple(key for key in keys if key not in KNOWN)
     kept = range(len(questions)) if max_questions is None else spread(questions, max_questions)
     from_chats = sum(are_chats[n] for n in kept)
-    return QuestionSet(tuple(questions[n] for n in kept), tuple(faults), from_chats, unread)
+    asked = tuple(questions[n] for n in kept)
+    return QuestionSet(asked, tuple(faults), from_chats, unread, len(questions) - len(asked))
 
 
 def spread(questions: Sequence[Question], most: int) -> list[int]:

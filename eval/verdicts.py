@@ -86,12 +86,14 @@ def _table(results: dict[str, Any], metric: str) -> Table:
     arms = [arm["name"] for arm in results["arms"]]
     pairs = list(dict.fromkeys((arm, baseline) for _, arm, baseline in effects))
     rows = []
-    for task in dict.fromkeys(task for task, _ in means):
-        items = str(effects[task, *pairs[0]]["items"])
-        levels = [f"{means[task, arm] * scale:.{digits}f}" for arm in arms]
+    for task in dict.fromkeys(task for task, *_ in effects):
+        items = str(max(effects[task, *pair]["items"] for pair in pairs if (task, *pair) in effects))
+        levels = [f"{means[task, arm] * scale:.{digits}f}" if (task, arm) in means else "" for arm in arms]
         name = f"  {task.partition('/')[2]}" if "/" in task else task
-        rows.append((name, items, *levels, *(_gap(effects[task, *pair], scale, digits) for pair in pairs)))
-    seeds = len(results["experiment"]["seeds"])
+        rows.append(
+            (name, items, *levels, *(_gap(effects.get((task, *pair)), scale, digits) for pair in pairs))
+        )
+    seeds = min(each["seeds"] for each in effects.values())
     title = metric.replace("_", "-") + (f", {unit}" if unit else "")
     if seeds == 1:
         caption = ("one seed: says nothing about masks",)
@@ -107,7 +109,9 @@ def _table(results: dict[str, Any], metric: str) -> Table:
     )
 
 
-def _gap(each: dict[str, Any], scale: float, digits: int) -> str:
+def _gap(each: dict[str, Any] | None, scale: float, digits: int) -> str:
+    if each is None:
+        return ""
     size = f"{each['difference'] * scale:+.{digits}f}"
     if each["interval"] is None:
         return size

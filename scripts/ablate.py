@@ -91,7 +91,8 @@ def main() -> None:
     print("\n" + fill(printable(results["answer"]), get_terminal_size().columns))
     print(printable(f"{out / 'report.html'}, {out / 'report.md'}: how that is known, and more"))
     if failed := [each for each in results["cells"] if each["status"] == "failed"]:
-        print(f"{len(failed)} cells failed; {out / 'report.md'} says which, the same command tries again")
+        where = printable(str(out / "report.md"))
+        print(f"{len(failed)} cells failed; {where} says which, the same command tries again")
         raise SystemExit(1)
 
 

@@ -64,6 +64,9 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
         tokenizer.save(folder)
         (folder / REQUEST).write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
     print(f"{printable(settings.out)}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
+    if sample.rejects:
+        reasons = "; ".join(f"{count:,} {printable(reason)}" for reason, count in sample.rejects.items())
+        print(f"of {sample.records:,} records not used: {reasons}")
     if sample.marks.found:
         print(f"marks in texts, not trained on: {counts(sample.marks.found)}")
     return tokenizer

@@ -194,3 +194,11 @@ def test_columns_name_the_keys_of_questions_and_choices_by_ours(tmp_path):
     assert found.unread_keys == ()
     with pytest.raises(UserError, match=r"columns: expected OURS=THEIRS.*choices.*got colour=red"):
         EvaluationSettings(model="", data=(path,), columns=("colour=red",))
+
+
+def test_a_split_that_is_named_like_the_kind_of_another_keeps_its_questions():
+    def predicted(split: str, kind: str) -> Prediction:
+        return Prediction(asked(chat_question("Q", "old town", split=split, kind=kind)), "", "stop", True)
+
+    tasks = tasks_of([predicted("a", "b"), predicted("a", "c"), predicted("a/b", "x"), predicted("a/b", "x")])
+    assert {task: len(each["clusters"]) for task, each in tasks.items()} == {"a": 2, "a/b": 2, "a/c": 1}

@@ -18,6 +18,7 @@ from dataset.records import read_records
 from dataset.sampling import Sample
 from dataset.sources import check_sources, find_sources
 from dataset.tokenizer import train_tokenizer
+from eval.questions import load_questions
 from model.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -205,3 +206,12 @@ def test_a_file_that_breaks_off_is_no_smaller_file(tmp_path):
     ):
         write_store(PreparationSettings("pretrain", *paths))
     assert write_store(PreparationSettings("pretrain", *paths, max_reject_fraction=1.0))[0]["documents"] > 900
+    sample = Sample([source], "text", 10**6, 0.01)
+    with pytest.raises(UserError, match="compressed data ends early, and how much is lost"):
+        list(sample.texts())
+    questions = write(
+        tmp_path / "q.jsonl.gz", gzip.compress(b'{"question": "a", "answer": "b"}\n' * 999)[:-9]
+    )
+    with pytest.raises(UserError, match="compressed data ends early, and how much is lost"):
+        load_questions([questions])
+    assert len(load_questions([questions], max_reject_fraction=1.0).questions) > 900

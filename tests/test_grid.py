@@ -257,7 +257,7 @@ def numbers(folder: Path) -> dict:
     return {key: value for key, value in results.items() if key != "cells"}
 
 
-@pytest.mark.parametrize("cluster", ["none", "local"])
+@pytest.mark.parametrize("cluster", [pytest.param("none", marks=pytest.mark.long), "local"])
 def test_a_grid_that_is_killed_goes_on_and_ends_with_the_same_numbers(tmp_path, cluster):
     stages = {"first": {"run": "quick", "seconds": 0.2}, "second": {"run": "quick"}}
     experiment_in(tmp_path, stages=stages, seeds=2)

@@ -8,6 +8,7 @@ what the settings mean, and imports neither torch nor anything that does: `--hel
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import os
@@ -145,6 +146,7 @@ def _members(hint: Any) -> tuple:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
+@functools.cache
 def _field_docstrings(cls: type) -> dict[str, str]:
     """Return the string literal below each field, of a dataclass and of those that it extends."""
     helps = {}

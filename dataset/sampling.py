@@ -50,6 +50,8 @@ class Sample:
         self._share = min(1.0, max_bytes / max(self._total_bytes, 1))
         self.held_out: Texts = {}
         self.records, self.rejects = 0, {}
+        self.unread: list[str] = []
+        """sources that were not begun, as those before them held more text than their size let expect"""
 
     def texts(self) -> Iterator[str]:
         """Yield the texts; raises `UserError` for too many unusable records."""
@@ -65,6 +67,7 @@ class Sample:
                 num_bytes += size
                 yield from texts
             if num_bytes >= self._max_bytes:
+                self.unread = self.sources[self.sources.index(self._reading) + 1 :]
                 break
         rejects.check()
         self.records, self.rejects = rejects.num_records, dict(rejects.reasons)
@@ -74,7 +77,7 @@ class Sample:
     def _documents(self, rejects: Rejects) -> Iterator[list[str]]:
         with reporting(self._total_bytes, "reading") as report:
             for block in (block for source in self.sources for block in read_blocks(source, self._rules)):
-                before = rejects.num_records
+                before, self._reading = rejects.num_records, block.source
                 yield from accept(records_of(block), self._texts_of, rejects)
                 report(rejects.num_records - before, len(block.content))
 

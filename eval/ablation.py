@@ -32,12 +32,14 @@ def run_experiment(
     where an arm was measured with no seed.
     """
     plan(experiment, range(experiment.looks[-1]), {})
-    tuned = tune(experiment, places, workers, show)
+    tuned, failed = tune(experiment, places, workers, show)
+    remarks = [f"in tuning {address} failed ({words})" for address, words in failed.items()]
     for look in experiment.looks:
         trials = plan(experiment, range(look), tuned)
         grid = Grid(trials, places, workers)
         grid.run(checking(experiment, trials[0], places, show))
-        results = analyse(gather(experiment, trials, places, grid.failed, tuned), command, former)
+        evidence = gather(experiment, trials, places, grid.failed, tuned)
+        results = analyse(evidence, command, former, remarks)
         if all(each["verdict"] in DECIDED for each in results["comparisons"] if each["is_primary"]):
             break
     return results, trials
@@ -54,10 +56,15 @@ def checking(experiment: Experiment, first: Trial, places: Places, show: Show) -
     return shown
 
 
-def tune(experiment: Experiment, places: Places, workers: Workers, show: Show) -> dict[str, dict[str, Any]]:
-    """Return the settings that each arm does best with on the tuning seed, by the primary metric."""
+def tune(
+    experiment: Experiment, places: Places, workers: Workers, show: Show
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return the settings that each arm does best with on the tuning seed, by the primary metric.
+
+    Beside them what cells said that failed, by address; an arm of which all failed is a `UserError`.
+    """
     if not experiment.tune:
-        return {}
+        return {}, {}
     values = [dict(zip(experiment.tune, each, strict=True)) for each in product(*experiment.tune.values())]
     tried = {
         arm: [trial_of(experiment.stages, arm, named | each, experiment.tuning_seed) for each in values]
@@ -72,7 +79,7 @@ def tune(experiment: Experiment, places: Places, workers: Workers, show: Show) -
         if not known:
             raise UserError(f"tuning of arm {arm}: every value failed; " + "; ".join(grid.failed.values()))
         best[arm] = values[max(known, key=lambda each: each[0])[1]]
-    return best
+    return best, grid.failed
 
 
 def _primary_score(experiment: Experiment, trial: Trial, places: Places) -> float | None:

@@ -34,8 +34,12 @@ class Scores:
         return scores[:, :, kept], np.array(self.clusters)[kept]
 
 
-def analyse(evidence: Evidence, command: str, former: Sequence[str] = ()) -> dict[str, Any]:
+def analyse(
+    evidence: Evidence, command: str, former: Sequence[str] = (), notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the content of results.json; `former` are the hashes of experiments looked at before.
+
+    `notes` are told beside the answer.
 
     Raises `UserError` where arms differ in what they do not name, or were not asked the same questions.
     """
@@ -56,7 +60,7 @@ def analyse(evidence: Evidence, command: str, former: Sequence[str] = ()) -> dic
     _adjust(evidence, a_a, alpha)
     for each in a_a:
         each["is_primary"] = False
-    remarks = [*mixtures(evidence), *_losses(evidence), *_looks_before(former, experiment.hash)]
+    remarks = [*notes, *mixtures(evidence), *_losses(evidence), *_looks_before(former, experiment.hash)]
     remarks += [f"all seeds share one training {stage}" for stage in shared(evidence)]
     return {
         "experiment": {

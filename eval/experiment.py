@@ -187,7 +187,7 @@ def _as(form: type[Form], content: dict[str, Any], path: str) -> Form:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except ValueError as error:
-        raise UserError(f"{error}; README has the form of an experiment") from None
+        raise UserError(f"{error}; docs/experiments.md has the form") from None
 
 
 def _content(path: str) -> dict[str, Any]:

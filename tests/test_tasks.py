@@ -36,6 +36,25 @@ def test_lists_hold_the_number_that_is_asked_once_and_the_question_stands_where_
         assert re.findall(rf"\b{question[0]} (\d\d)", body) == [answer]
 
 
+@pytest.mark.parametrize("options", ["last", "first"])
+def test_options_hold_the_number_that_is_asked_under_the_letter_that_is_the_answer(options):
+    files = build_task(replace(SMALL, options=options))
+    for prompt, letter in conversations(files):
+        lines = prompt.split("\n")
+        body, question, listed = lines if options == "last" else (*lines[1:], lines[0])
+        assert re.fullmatch(r"A \d\d, B \d\d, C \d\d, D \d\d", listed) and letter in "ABCD"
+        assert len(set(re.findall(r"\d\d", listed))) == 4
+        assert re.findall(rf"{letter} (\d\d)", listed) == re.findall(rf"\b{question[0]} (\d\d)", body)
+    letters = [letter for _, letter in conversations(files)]
+    assert all(70 < letters.count(letter) < 130 for letter in "ABCD")  # of 400
+
+
+def test_where_options_stand_changes_neither_lists_nor_answers():
+    first, last = (build_task(replace(SMALL, options=place)) for place in ("first", "last"))
+    for (one, answer), (other, same) in zip(conversations(first), conversations(last), strict=True):
+        assert sorted(one.split("\n")) == sorted(other.split("\n")) and answer == same
+
+
 @pytest.mark.parametrize("position", ["last", "first"])
 def test_copies_repeat_what_stands_beside_the_instruction(position):
     for prompt, answer in conversations(build_task(replace(SMALL, task="copy", question_position=position))):
@@ -92,6 +111,7 @@ def test_reasoning_asks_all_kinds_alike_in_short_texts():
     ("changes", "message"),
     [
         ({"task": "reasoning", "question_position": "first"}, "--question_position first: expected copy or"),
+        ({"task": "copy", "options": "first"}, "--options first: expected lookup, as copy has no such form"),
         ({"train": 0}, "--train: expected at least 1, got 0"),
     ],
 )

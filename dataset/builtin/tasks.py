@@ -6,7 +6,7 @@ question first, the same texts are no control: only a mask with blocks lets the 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from random import Random
 from string import ascii_lowercase
@@ -18,6 +18,8 @@ from model.errors import UserError
 
 REASONING = ("family_relationships", "syllogism", "leg_counting", "letter_counting", "spell_backward")
 """data sets of reasoning-gym whose texts are short: at most about 300 characters"""
+LETTERS = "ABCD"
+"""of options"""
 MOST_REPETITIONS = 1000
 """texts in a row that were there already, after which there are taken to be no more"""
 
@@ -33,6 +35,8 @@ class BuildTaskSettings:
     the package reasoning-gym"""
     question_position: QuestionPosition = "last"
     """where the question stands; reasoning takes only last, as its texts end with their questions"""
+    options: Literal["none", "first", "last"] = "none"
+    """a lookup asks for the letter of one of four numbers, which stand before or after list and question"""
     seed: int = 0
     """equal seeds give equal files, byte for byte"""
     train: int = 20_000
@@ -51,6 +55,8 @@ class BuildTaskSettings:
             raise UserError(
                 "--question_position first: expected copy or lookup, as reasoning has no such form"
             )
+        if self.task != "lookup" and self.options != "none":
+            raise UserError(f"--options {self.options}: expected lookup, as {self.task} has no such form")
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -59,17 +65,27 @@ class BuildTaskSettings:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question with its answer, and the options that it may come with."""
+
+    question: str
+    answer: str
+    options: str = ""
+
+
+@dataclass(frozen=True)
 class Text:
-    """Something to read, and questions about it with their answers."""
+    """Something to read, and what is asked about it."""
 
     body: str
-    asked: tuple[tuple[str, str], ...]
+    asked: tuple[Asked, ...]
     kind: str
 
 
 def build_task(settings: BuildTaskSettings) -> Files:
     """Return the records of every file; no text stands in two of them, nor twice in one."""
     texts = _different(_DRAWN[settings.task](Random(f"{settings.task} {settings.seed}")), settings)
+    texts = texts if settings.options == "none" else map(with_options, texts)
     items = list(islice(_items(texts, settings), settings.questions))
     talks = [
         [_talk(text, settings) for text in islice(texts, n)] for n in (settings.train, settings.validation)
@@ -81,7 +97,7 @@ def draw_copies(rng: Random) -> Iterator[Text]:
     """Draw rows of 6 to 12 letters."""
     while True:
         row = " ".join(rng.choices(ascii_lowercase, k=rng.randint(6, 12)))
-        yield Text(row, (("Copy the letters.", row),), "copy")
+        yield Text(row, (Asked("Copy the letters.", row),), "copy")
 
 
 def draw_lists(rng: Random) -> Iterator[Text]:
@@ -89,8 +105,20 @@ def draw_lists(rng: Random) -> Iterator[Text]:
     while True:
         keys = rng.sample(ascii_lowercase, rng.randint(4, 10))
         values = dict(zip(keys, map(str, rng.sample(range(10, 100), len(keys))), strict=True))
-        asked = tuple((f"{key}?", values[key]) for key in rng.sample(keys, 2))
+        asked = tuple(Asked(f"{key}?", values[key]) for key in rng.sample(keys, 2))
         yield Text(", ".join(f"{key} {value}" for key, value in values.items()), asked, "lookup")
+
+
+def with_options(text: Text) -> Text:
+    """Ask for letters of options, "A 37, B 12, C 85, D 40", instead of the numbers of a list."""
+    rng, numbers = Random(text.body), text.body.replace(",", "").split()[1::2]
+    asked = []
+    for each in text.asked:
+        options = [each.answer, *rng.sample([n for n in numbers if n != each.answer], 3)]
+        rng.shuffle(options)
+        listed = ", ".join(map(" ".join, zip(LETTERS, options, strict=True)))
+        asked.append(Asked(each.question, LETTERS[options.index(each.answer)], listed))
+    return replace(text, asked=tuple(asked))
 
 
 def draw_reasoning(rng: Random) -> Iterator[Text]:
@@ -99,7 +127,7 @@ def draw_reasoning(rng: Random) -> Iterator[Text]:
     for n in count():
         for name, source in zip(REASONING, sources, strict=True):
             entry = source[n]
-            yield Text(entry["question"].strip(), (("", entry["answer"]),), name)
+            yield Text(entry["question"].strip(), (Asked("", entry["answer"]),), name)
 
 
 def _reasoning_source(name: str, seed: int) -> Any:
@@ -130,25 +158,28 @@ def _different(texts: Iterator[Text], settings: BuildTaskSettings) -> Iterator[T
             yield text
 
 
-def _prompt(text: Text, question: str, settings: BuildTaskSettings) -> dict:
-    parts = (text.body, question) if settings.question_position == "last" else (question, text.body)
+def _prompt(text: Text, asked: Asked, settings: BuildTaskSettings) -> dict:
+    parts = (
+        (text.body, asked.question) if settings.question_position == "last" else (asked.question, text.body)
+    )
+    parts = (asked.options, *parts) if settings.options == "first" else (*parts, asked.options)
     return {"role": "user", "content": "\n".join(part for part in parts if part)}
 
 
 def _talk(text: Text, settings: BuildTaskSettings) -> dict:
-    question, answer = text.asked[0]
-    reply = {"role": "assistant", "content": answer}
-    return {"conversations": [_prompt(text, question, settings), reply]}
+    asked = text.asked[0]
+    reply = {"role": "assistant", "content": asked.answer}
+    return {"conversations": [_prompt(text, asked, settings), reply]}
 
 
 def _items(texts: Iterator[Text], settings: BuildTaskSettings) -> Iterator[dict]:
     for number, text in enumerate(texts):
-        for question, answer in text.asked:
+        for asked in text.asked:
             yield {
                 "split": settings.task,
                 "language": "en",
                 "kind": text.kind,
-                "conversations": [_prompt(text, question, settings)],
-                "answers": [answer],
+                "conversations": [_prompt(text, asked, settings)],
+                "answers": [asked.answer],
                 "cluster": f"{settings.task} {number}",
             }

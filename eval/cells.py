@@ -206,12 +206,12 @@ def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell])
     if run not in PROGRAMS:
         raise UserError(f"run: expected one of {', '.join(PROGRAMS)}, got {run}")
     program = PROGRAMS[run]
-    if program.trains:
-        given.setdefault("seed", seed)
     given = {key: _resolved(value, former) for key, value in given.items()}
     if program is PROGRAMS["evaluate"]:
         given = _with_leave(given, former)
-    settings = _settings(run, json.dumps(given))
+    settings = _settings(run, given)
+    if program.trains and "seed" not in given:
+        given["seed"] = settings["seed"] = seed
     decides = {key: value for key, value in settings.items() if key not in UNDECIDING}
     address = f"{stage}-{_digest(run, decides | ({'threads': threads} if threads > 1 else {}))}"
     return Cell(stage, run, given, settings, tuple(_references(given)), address, threads)
@@ -247,14 +247,28 @@ def trained_mask(cell: Cell, by_address: dict[str, Cell]) -> str | None:
     return trained_mask(by_address[init[1:]], by_address) if init.startswith("@") else "causal"
 
 
+def _settings(run: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return all settings of a command that is given some; raises `UserError` as it would.
+
+    Those of cells that differ only in the addresses of what they need are parsed once.
+    """
+    addresses = list(_references(given))
+    text = json.dumps(given)
+    for number, address in enumerate(addresses):
+        text = text.replace(f"@{address}", f"@{number}@")
+    text = _parsed(run, text)
+    for number, address in enumerate(addresses):
+        text = text.replace(f"@{number}@", f"@{address}")
+    return json.loads(text)
+
+
 @cache
-def _settings(run: str, given: str) -> dict[str, Any]:
-    """Return all settings of a command that is given some, as JSON; raises `UserError` as it would."""
+def _parsed(run: str, given: str) -> str:
     keys, form = json.loads(given), PROGRAMS[run].settings
     recipe = keys.pop("config", None)
     words = ["--config", recipe] if recipe else []
     settings = read(form, words + words_of(form, {"out": "out"} | keys))
-    return flatten(json.loads(json.dumps(asdict(settings))))
+    return json.dumps(flatten(asdict(settings)))
 
 
 def _references(given: dict[str, Any]) -> Iterator[str]:

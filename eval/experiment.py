@@ -10,7 +10,8 @@
       prefix: {sft.prompt_mask: prefix}
     primary: {task: stories_context_first}
 
-`stages_of: FILE` begins with the stages of another experiment, whose settings those of this file change.
+`stages_of: FILE` begins with the stages of another experiment, however it came by them, whose settings those
+of this file change.
 What a stage is told to do becomes cells in `eval/cells.py`; what comes out of it, `eval/findings.py`'s. Owns
 neither, and imports no torch.
 """
@@ -196,13 +197,18 @@ def _content(path: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "stages_of"} | {"stages": stages}
 
 
-def _stages(content: dict[str, Any], path: str) -> Stages:
-    """Return the stages of a file, over those of the experiment that its `stages_of` names."""
+def _stages(content: dict[str, Any], path: str, above: tuple[str, ...] = ()) -> Stages:
+    """Return the stages of a file, over those of the experiment that its `stages_of` names.
+
+    `above` are the files that led here; raises `UserError` where they go round in a circle.
+    """
     own = _flat(content.get("stages") or {}, path, "stages")
     if "stages_of" not in content:
         return own
-    base = str(content["stages_of"])
-    former = _flat(read_yaml(base, f"{path}: stages_of: ").get("stages"), base, "stages")
+    base, above = str(content["stages_of"]), (*above, path)
+    if base in above:
+        raise UserError(f"{path}: stages_of: expected a file that does not begin with this one, got {base}")
+    former = _stages(read_yaml(base, f"{path}: stages_of: "), base, above)
     return former | {stage: former.get(stage, {}) | settings for stage, settings in own.items()}
 
 

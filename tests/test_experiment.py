@@ -166,6 +166,19 @@ def test_what_makes_no_experiment_is_named_before_anything_runs(tmp_path, change
     assert words in str(caught.value)
 
 
+def test_stages_are_handed_down_through_files_and_never_in_a_circle(tmp_path):
+    load(tmp_path)
+    for name, base, steps in (("one", "which", 3), ("two", "one", 4)):
+        changed = {"stages_of": str(tmp_path / f"{base}.yaml"), "stages": {"second": {"max_steps": steps}}}
+        content = {"question": "Which?", "arms": ARMS, "primary": {"task": "reverse"}} | changed
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    stages = load_experiment(str(tmp_path / "two.yaml")).stages
+    assert stages == STAGES | {"second": STAGES["second"] | {"max_steps": 4}}
+    (tmp_path / "which.yaml").write_text(yaml.safe_dump({"stages_of": str(tmp_path / "two.yaml")}))
+    with pytest.raises(UserError, match="expected a file that does not begin with this one"):
+        load_experiment(str(tmp_path / "two.yaml"))
+
+
 @pytest.mark.parametrize(
     "file", [*EXPERIMENTS, "configs/quickstart/quickstart.yaml", "configs/quickstart/smoke.yaml"]
 )

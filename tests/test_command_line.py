@@ -206,7 +206,7 @@ def test_help_does_not_import_torch(module):
         (
             FileNotFoundError(2, "No such file or directory", "a.txt"),
             2,
-            "error: [Errno 2] No such file or directory: 'a.txt'\n",
+            "error: [Errno 2] No such file or directory: 'a.txt' (--traceback shows where)\n",
         ),
         (KeyboardInterrupt(), 130, ""),
     ],
@@ -218,6 +218,35 @@ def test_run_turns_errors_into_one_line_and_an_exit_code(error, code, line, caps
     with pytest.raises(SystemExit) as caught:
         run(main)
     assert caught.value.code == code and capsys.readouterr().err == line
+
+
+def reader_of_a_damaged_file():
+    try:
+        {}["layout"]
+    except KeyError:
+        raise UserError("a.json is damaged") from None
+
+
+def test_a_line_says_how_to_see_what_is_behind_it_and_traceback_shows_it(capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        run(reader_of_a_damaged_file)
+    assert capsys.readouterr().err == "error: a.json is damaged (--traceback shows where)\n"
+    monkeypatch.setattr(sys, "argv", ["trip", "--traceback"])
+    with pytest.raises(SystemExit) as caught:
+        run(reader_of_a_damaged_file)
+    shown = capsys.readouterr().err
+    assert caught.value.code == 2 and shown.splitlines()[-1].startswith("error: a.json is damaged")
+    for part in ("KeyError: 'layout'", "UserError: a.json is damaged", "in reader_of_a_damaged_file"):
+        assert part in shown
+
+
+def test_traceback_is_a_flag_of_every_command(capsys, monkeypatch):
+    assert read("--data a --traceback") == Trip(data=("a",))
+    monkeypatch.setattr(sys, "argv", ["trip", "--data", "a", "--steps", "x", "--traceback"])
+    with pytest.raises(SystemExit):
+        parse(Trip, "Makes a trip.")
+    shown = capsys.readouterr().err
+    assert "ArgumentError" in shown and shown.endswith("error: --steps: expected int, got 'x'\n")
 
 
 def test_run_lets_our_own_bugs_show_their_traceback():
@@ -238,4 +267,7 @@ def test_a_help_that_finds_no_room_is_one_line(module):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", module, "--help"]
         ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (ended.returncode, ended.stderr) == (2, "error: [Errno 28] No space left on device\n")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "error: [Errno 28] No space left on device (--traceback shows where)\n",
+    )

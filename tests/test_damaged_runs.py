@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from training_runs import data, metrics, pretrain, run_trainer
 
 from model.errors import UserError
+from trainer.optimizer import Optimizers
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--max_steps", 4, "--save_every_steps", 2]
@@ -240,6 +241,15 @@ def test_a_damaged_run_is_one_line(go_on, message, damage):
     with pytest.raises(UserError, match=message) as caught:
         go_on(damage)
     assert "\n" not in str(caught.value) and re.search("write the name of|take it away", str(caught.value))
+
+
+def test_a_mistake_of_ours_while_resuming_is_not_told_as_damage(go_on, monkeypatch):
+    def mistaken(optimizers):
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(Optimizers, "prepare_state", mistaken)
+    with pytest.raises(KeyError, match="a mistake of ours"):
+        go_on(lambda out: None)
 
 
 @pytest.mark.parametrize(

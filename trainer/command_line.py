@@ -16,6 +16,7 @@ import re
 import reprlib
 import sys
 import textwrap
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,8 @@ Settings = TypeVar("Settings")
 _Rivals = Callable[[str, str], Iterable[str]]
 DEEPEST = 8
 """levels of a recipe, of which the settings have two"""
+TRACEBACK = "--traceback"
+"""flag of every command that shows what is behind a one-line error"""
 PARENT = os.getppid()
 """process that started this one: where it ends, another number takes its place"""
 
@@ -94,15 +97,27 @@ def run(main: Callable[[], None], stdout_is_log: bool = False) -> None:
             raise
         sys.stdout.flush()
     except (UserError, OSError) as error:
-        fail(str(error))
+        has_more_behind = error.__context__ or isinstance(error, OSError)
+        fail(f"{error} ({TRACEBACK} shows where)" if has_more_behind else str(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line on stderr and exit with code 2."""
+    """Print one line on stderr and exit with code 2; `--traceback` shows above it where it came from."""
+    if TRACEBACK in sys.argv and (error := sys.exception()):
+        _show_chain(error)
     print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _show_chain(error: BaseException) -> None:
+    """Print an error and all that led to it, also what `from None` keeps out of the one line."""
+    link: BaseException | None = error
+    while link:
+        link.__suppress_context__ = False
+        link = link.__cause__ or link.__context__
+    traceback.print_exception(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +183,7 @@ def _parser(flags: Iterable[_Flag], description: str) -> ArgumentParser:
     groups, flags = {}, list(flags)
     if "config" not in [flag.key for flag in flags]:
         parser.add_argument("--config", type=str, help="YAML file with any of these keys; flags win over it")
+    parser.add_argument(TRACEBACK, action="store_true", help="show what is behind a one-line error")
     for flag in flags:
         if flag.group and flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(*flag.group)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,22 @@ def run_in(folder: Path, experiment, workers: Workers | None = None):
     return results, ended
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Places:
+    """Where cells lie that several tests look at."""
+    folder = tmp_path_factory.mktemp("store")
+    return Places(folder / "cells", folder / "work")
+
+
+def given_in(folder: Path, experiment, store: Places):
+    """Give a folder the records of an experiment, making none twice for all tests; return its results."""
+    results, _ = run_experiment(experiment, store, Workers(4), "the command", lambda grid, cell: None)
+    (folder / "cells").mkdir()
+    for cell in results["cells"]:
+        shutil.copy(store.record(cell["address"]), folder / "cells")
+    return results
+
+
 def begun(folder: Path) -> int:
     """How often any cell has done its work."""
     return sum(len(file.read_text().splitlines()) for file in folder.rglob("begun"))
@@ -96,10 +113,10 @@ def test_a_cell_that_fails_is_reported_and_stops_only_what_needs_it(tmp_path):
     assert len(ended) == 3 and {each["status"] for each in results["cells"]} == {"finished"}
 
 
-def test_an_arm_that_lacks_a_seed_is_no_ground_for_a_claim_and_others_keep_theirs(tmp_path):
+def test_an_arm_that_lacks_a_seed_is_no_ground_for_a_claim_and_others_keep_theirs(tmp_path, store):
     arms = {"plain": {}, "better": {"second.gain": 0.5}, "other": {"second.gain": 1}}
     experiment = experiment_in(tmp_path, arms=arms, seeds=8)
-    run_in(tmp_path, experiment)
+    given_in(tmp_path, experiment, store)
     lost = next(trial for trial in plan(experiment, range(8), {}) if (trial.arm, trial.seed) == ("other", 3))
     file = tmp_path / "cells" / f"{lost.cells['second'].address}.json"
     record = json.loads(file.read_text())
@@ -119,19 +136,19 @@ def test_what_is_not_finite_fails_its_cell(tmp_path):
         run_in(tmp_path, experiment_in(tmp_path, arms=arms))
 
 
-def test_the_experiments_that_were_looked_at_before_are_told(tmp_path):
+def test_the_experiments_that_were_looked_at_before_are_told(tmp_path, store):
     experiment = experiment_in(tmp_path)
     assert note_experiment(tmp_path, experiment) == []
     assert note_experiment(tmp_path, experiment) == [experiment.hash]
     other = experiment_in(tmp_path, seeds=2)
     former = note_experiment(tmp_path, other)
-    _, trials = run_experiment(other, Places(tmp_path / "c", tmp_path / "w"), Workers(4), "", lambda *_: None)
-    evidence = gather(other, trials, Places(tmp_path / "c", tmp_path / "w"), {}, {})
+    given_in(tmp_path, other, store)
+    evidence = gather(other, plan(other, range(2), {}), store, {}, {})
     assert "1 other experiments were run here before" in analyse(evidence, "", former)["answer"]
 
 
-def test_questions_must_be_the_same_for_all(tmp_path):
-    run_in(tmp_path, experiment_in(tmp_path))
+def test_questions_must_be_the_same_for_all(tmp_path, store):
+    given_in(tmp_path, experiment_in(tmp_path), store)
     file = next((tmp_path / "cells").glob("second-*.json"))
     record = json.loads(file.read_text())
     record["result"]["items"]["tasks"]["task"]["questions"] = "others"
@@ -160,9 +177,9 @@ def test_a_cell_that_is_made_again_has_the_same_record(tmp_path):
     assert results["experiment"]["seeds"] == [0, 1, 2]
 
 
-def test_arms_that_differ_in_what_they_do_not_name_are_refused(tmp_path):
+def test_arms_that_differ_in_what_they_do_not_name_are_refused(tmp_path, store):
     arms = {"plain": {}, "other": {"second.prompt_mask": "prefix"}}
-    results, _ = run_in(tmp_path, experiment_in(tmp_path, arms=arms))
+    results = given_in(tmp_path, experiment_in(tmp_path, arms=arms), store)
     assert results["arms"][1]["proof"]["second"] == {
         "initial_weights": "equal",
         "rows": "equal",
@@ -182,14 +199,14 @@ def test_arms_that_differ_in_what_they_do_not_name_are_refused(tmp_path):
         run_in(tmp_path, experiment_in(tmp_path, arms=arms))
 
 
-def test_every_pair_is_proven_and_not_the_baseline_alone(tmp_path):
+def test_every_pair_is_proven_and_not_the_baseline_alone(tmp_path, store):
     arms = {
         "plain": {},
         "one": {"second.data": "hub:others"},
         "two": {"second.data": "hub:others", "second.gain": 1},
     }
     changes = {"arms": arms, "contrasts": [["two", "one"]]}
-    run_in(tmp_path, experiment_in(tmp_path, **changes))
+    given_in(tmp_path, experiment_in(tmp_path, **changes), store)
     for file in (tmp_path / "cells").glob("second-*.json"):
         values = json.loads(file.read_text())
         if values["settings"]["gain"] == 1:
@@ -199,14 +216,14 @@ def test_every_pair_is_proven_and_not_the_baseline_alone(tmp_path):
         run_in(tmp_path, experiment_in(tmp_path, **changes))
 
 
-def test_an_arm_that_names_its_data_may_have_other_rows(tmp_path):
+def test_an_arm_that_names_its_data_may_have_other_rows(tmp_path, store):
     arms = {"plain": {}, "other": {"second.data": "hub:others"}}
-    results, _ = run_in(tmp_path, experiment_in(tmp_path, arms=arms))
+    results = given_in(tmp_path, experiment_in(tmp_path, arms=arms), store)
     assert results["arms"][1]["proof"]["second"]["rows"] == "differs"
 
 
-def test_a_record_of_other_settings_is_refused_by_name(tmp_path):
-    run_in(tmp_path, experiment_in(tmp_path))
+def test_a_record_of_other_settings_is_refused_by_name(tmp_path, store):
+    given_in(tmp_path, experiment_in(tmp_path), store)
     file = next((tmp_path / "cells").glob("second-*.json"))
     record = json.loads(file.read_text())
     record["settings"]["seconds"] = 7.0
@@ -224,9 +241,9 @@ def test_every_arm_takes_its_own_best_of_what_is_tuned_and_the_tuning_seed_serve
     assert experiment.tuning_seed not in {cell["seed"] for cell in results["cells"]}
 
 
-def test_an_experiment_ends_at_the_first_look_that_decides(tmp_path):
+def test_an_experiment_ends_at_the_first_look_that_decides(tmp_path, store):
     looks = {"seeds": 16, "decision": {"looks": [8, 16]}}
-    results, _ = run_in(tmp_path, experiment_in(tmp_path, **looks))
+    results = given_in(tmp_path, experiment_in(tmp_path, **looks), store)
     assert results["experiment"]["seeds"] == list(range(8))
     null = {"plain": {}, "same": {"second.prompt_mask": "prefix"}}
     results, _ = run_in(tmp_path, experiment_in(tmp_path, arms=null, **looks))

@@ -96,21 +96,34 @@ def trials_of(recipes: Mapping[str, Recipe], seeds: range) -> list[Trial]:
     return [trial_of(recipe.stages, name, {}, seed) for seed in seeds for name, recipe in recipes.items()]
 
 
-def check_recipes(recipes: Mapping[str, Recipe], first_seed: int) -> str:
-    """Return a name for the pair, from all that decides their first results.
+def check_recipes(recipes: Mapping[str, Recipe]) -> str:
+    """Return a name for the pair, from all that decides their results.
 
     Raises `UserError` for recipes that cannot be judged against one another.
     """
     a, b = recipes[A], recipes[B]
     if a.primary != b.primary:
         raise UserError(f"expected one primary metric of A and B, got {a.primary} and {b.primary}")
-    trials = trials_of(recipes, range(first_seed, first_seed + 2))
+    trials = trials_of(recipes, range(2))
     first, second, *next_seed = ([cell.address for cell in trial.measured] for trial in trials)
     if first == second:
         raise UserError("A and B do the same; there is nothing to judge")
     if first == next_seed[0] or second == next_seed[1]:
         raise UserError("expected trainings that take the seed, got the same ones for every seed")
     return sha256(json.dumps([first, second]).encode()).hexdigest()[:12]
+
+
+def place_of(folder: Path, pair: str, rule: Rule, first_seed: int) -> Path:
+    """Return the file of a judgement; raises `UserError` where another one of the pair saw its seeds."""
+    for file in folder.glob(f"{pair}-*.json"):
+        other = int(file.stem.rpartition("-")[2])
+        there = read_object(file, "take it away")["fixed"]["rule"]["looks"][-1]
+        if other != first_seed and first_seed < other + there and other < first_seed + rule.looks[-1]:
+            raise UserError(
+                f"--first_seed {first_seed}: {file} judges the same recipes with seeds {other} to "
+                f"{other + there - 1}; expected seeds that it does not see, as {other + there}"
+            )
+    return folder / f"{pair}-{first_seed}.json"
 
 
 def fix(file: Path, rule: Rule, primary: Primary) -> dict[str, Any]:

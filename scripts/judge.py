@@ -24,6 +24,7 @@ from eval.judging import (
     details,
     fix,
     judge,
+    place_of,
     scores_of_pair,
     sentence,
     trials_of,
@@ -65,7 +66,7 @@ def main() -> None:
     check_out(out, JUDGEMENTS)
     recipes = {A: load_recipe(settings.a), B: load_recipe(settings.b)}
     primary, first = recipes[A].primary, settings.first_seed
-    file = out / JUDGEMENTS / f"{check_recipes(recipes, first)}.json"
+    file = place_of(out / JUDGEMENTS, check_recipes(recipes), rule, first)
     fixed = fix(file, rule, primary)
     places = Places(out / "cells", out / "work")
     workers = Workers(settings.threads or num_cores())

@@ -12,8 +12,8 @@ from quick_cell import QuickSettings
 from scipy import stats
 
 from eval.cells import PROGRAMS, Program
-from eval.experiment import Primary, Recipe, load_recipe
-from eval.judging import Rule, check_recipes, details, fix, judge, sentence
+from eval.experiment import Primary, load_recipe
+from eval.judging import Rule, details, fix, judge, place_of, sentence
 from model.errors import UserError
 from scripts.judge import main
 
@@ -142,12 +142,14 @@ def test_recipes_that_cannot_be_judged_are_refused_before_anything_runs(command,
     assert not (tmp_path / "out").exists()
 
 
-def test_other_seeds_are_another_judgement(command):
-    recipes = {
-        name: Recipe({"only": {"run": "quick", "gain": gain}}, PRIMARY)
-        for name, gain in (("A", 0.0), ("B", 1.0))
-    }
-    assert check_recipes(recipes, 0) == check_recipes(recipes, 0) != check_recipes(recipes, 50)
+def test_other_seeds_are_another_judgement_and_may_not_overlap(tmp_path):
+    rule = Rule(looks=(8, 16))
+    file = place_of(tmp_path, "pair", rule, 0)
+    fix(file, rule, PRIMARY)
+    assert place_of(tmp_path, "pair", rule, 0) == file != place_of(tmp_path, "pair", rule, 16)
+    assert place_of(tmp_path, "others", rule, 4).name == "others-4.json"
+    with pytest.raises(UserError, match="same recipes with seeds 0 to 15; expected seeds .* as 16"):
+        place_of(tmp_path, "pair", rule, 15)
 
 
 def test_a_recipe_may_say_only_what_it_changes_of_another(tmp_path):

@@ -4,7 +4,6 @@ Both give the same logits; which is faster depends on the machine and is measure
 """
 
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from time import perf_counter
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from model.attention import Visibility
 from model.kv_cache import GROWTH_TOKENS, KVCache, new_cache, place, slot_layout
-from model.layers import rotary_angles
 from model.masks import Layout, cached_mask
 from model.transformer import LanguageModel
 
@@ -118,18 +116,16 @@ def next_logits(
     place(layout, slots, positions, block_ids)
     lengths += 1
     present = slot_layout(positions, block_ids)
-    windows, both_sides = model.config.layer_windows, model.config.window_both_sides
-    masks = {window: cached_mask(layout, present, window, both_sides)[:, None] for window in set(windows)}
-    x = model.model.embed_tokens(tokens)  # (B, 1, C)
-    each = torch.arange(len(x), device=x.device)
-    angles = rotary_angles(layout.position_ids, model.config.head_dim, model.config.rope_theta, x.dtype)
+    each, both_sides = torch.arange(len(tokens), device=tokens.device), model.config.window_both_sides
 
-    def remember(keys: Tensor, values: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        keys[each, :, slots[:, 0]] = k[:, :, 0]
-        values[each, :, slots[:, 0]] = v[:, :, 0]
-        shape = (len(x), k.shape[1], -1, k.shape[3])  # sizes that are the model's, and thus known
-        return keys.view(shape), values.view(shape)
+    def remember(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        for store, fresh in zip(stores[layer], (k, v), strict=True):
+            store[each, :, slots[:, 0]] = fresh[:, :, 0]
+        shape = (len(tokens), k.shape[1], -1, k.shape[3])  # sizes that are the model's, and thus known
+        return stores[layer][0].view(shape), stores[layer][1].view(shape)
 
-    for layer, window, (keys, values) in zip(model.model.layers, windows, stores, strict=True):
-        x = layer.compute(x, angles, Visibility(masks[window]), partial(remember, keys, values))
-    return model.lm_head(model.model.norm(x)[:, 0])
+    visibilities = model.model.each_layer(
+        lambda window: Visibility(cached_mask(layout, present, window, both_sides)[:, None])
+    )
+    hidden = model.model.compute(tokens, layout.position_ids, visibilities, remember)
+    return model.lm_head(hidden[:, 0])

@@ -1,6 +1,6 @@
 """The decoder: embedding, layers, norm, output layer. Masks come from `masks`, attention from `attention`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -94,32 +94,43 @@ class Decoder(nn.Module):
         With a cache, `layout` continues the cached rows (right-padded) and attention reaches back to them.
         """
         if cache is None:
-            visibilities = self._visibilities(ids, layout)
+            visibilities, remember = self._visibilities(ids, layout), None
         else:
-            visibilities = self._cached_visibilities(layout, cache.extend(layout), cache)
+            visibilities, remember = self._cached_visibilities(layout, cache), cache.update
         layout = layout or causal_layout(*ids.shape[:2], device=ids.device)
+        return self.compute(ids, layout.position_ids, visibilities, remember)
+
+    def compute(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        visibilities: Sequence[Visibility],
+        remember: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """Return hidden states (B, T, hidden_size): the one way through the layers, also of compiled steps.
+
+        `visibilities` has one for each layer; `remember` takes the number of a layer, too.
+        """
         x = self.embed_tokens(ids)  # (B, T, C)
-        angles = rotary_angles(layout.position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
+        angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
         for n, (layer, seen) in enumerate(zip(self.layers, visibilities, strict=True)):
-            remember = None if cache is None else partial(cache.update, n)
+            inputs = (x, angles, seen, None if remember is None else partial(remember, n))
             if self.recomputes_layers and torch.is_grad_enabled():
-                inputs = (x, angles, seen, remember)
                 x = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, angles, seen, remember)
+                x = layer(*inputs)
         return self.norm(x)
 
-    def _visibilities(self, ids: Tensor, layout: Layout | None) -> list[Visibility]:
-        """Return what each layer is told of the mask of whole rows; layers with the same window share it."""
-        windows = [None if w is None or w >= ids.shape[1] else w for w in self.config.layer_windows]
-        forms = {window: self._visibility(ids, layout, window) for window in set(windows)}
+    def each_layer(self, form: Callable[[int | None], Visibility]) -> list[Visibility]:
+        """Return what each layer is told of the mask, made from its window; those with the same share it."""
+        windows = self.config.layer_windows
+        forms = {window: form(window) for window in set(windows)}
         return [forms[window] for window in windows]
 
-    def _cached_visibilities(self, layout: Layout, keys: Layout, cache: KVCache) -> list[Visibility]:
-        """Return the same for tokens that a cache was extended with, over the `keys` that it gives."""
-        windows = self.config.layer_windows
-        forms = {window: self._cached_visibility(layout, keys, cache, window) for window in set(windows)}
-        return [forms[window] for window in windows]
+    def _visibilities(self, ids: Tensor, layout: Layout | None) -> list[Visibility]:
+        """Return what each layer is told of the mask of whole rows; a window as long as they are is none."""
+        length = ids.shape[1]
+        return self.each_layer(lambda w: self._visibility(ids, layout, w if w and w < length else None))
 
     def _visibility(self, ids: Tensor, layout: Layout | None, window: int | None) -> Visibility:
         """Choose the cheapest exact form of the mask for whole rows."""
@@ -131,17 +142,20 @@ class Decoder(nn.Module):
         one_by_one = window is None and ids.device.type == "cpu" and ids.shape[1] >= SHORTEST_SHARED_ROW
         return Visibility(mask, documents=document_attention(mask, layout) if one_by_one else None)
 
-    def _cached_visibility(
-        self, layout: Layout, keys: Layout, cache: KVCache, window: int | None
-    ) -> Visibility:
-        """Choose the cheapest exact form of the mask over the keys of a cache that the layout extended."""
-        if layout.position_ids.shape[1] == 1 and window is None and bool((cache.lengths == cache.used).all()):
-            return Visibility()
+    def _cached_visibilities(self, layout: Layout, cache: KVCache) -> list[Visibility]:
+        """Return the same for tokens by which a cache is extended, over all keys that it then gives."""
+        keys = cache.extend(layout)
+        is_step = layout.position_ids.shape[1] == 1 and bool((cache.lengths == cache.used).all())
         last = cache.lengths[:, None] - 1
-        queries = layout._replace(
-            position_ids=torch.where(layout.document_ids >= 0, layout.position_ids, last)
-        )
-        return Visibility(cached_mask(queries, keys, window, self.config.window_both_sides)[:, None])
+        positions = torch.where(layout.document_ids >= 0, layout.position_ids, last)
+        queries, both_sides = layout._replace(position_ids=positions), self.config.window_both_sides
+
+        def form(window: int | None) -> Visibility:
+            if is_step and window is None:  # every key is real and comes before the token
+                return Visibility()
+            return Visibility(cached_mask(queries, keys, window, both_sides)[:, None])
+
+        return self.each_layer(form)
 
     def _triangle(self, length: int) -> Tensor:
         """Return the registered buffer, first doubled until it covers `length` tokens."""

@@ -25,17 +25,6 @@ class Layout(NamedTuple):
     """bidirectional block of the token, unique per document; -1 = causal"""
 
 
-class Run(NamedTuple):
-    """Tokens of a row that stand next to each other: a whole document, or padding."""
-
-    row: int
-    begin: int
-    end: int
-    is_padding: bool
-    is_causal: bool
-    """whether no token of it has a block"""
-
-
 class Tokens(NamedTuple):
     """What the rule reads of a token: index in the row, document and block, broadcastable integer tensors."""
 
@@ -130,34 +119,6 @@ def is_plain_causal(layout: Layout) -> bool:
     is_one_document = (documents == documents[:, :1]) | (documents < 0)
     right_padded = (documents[:, 1:] < 0) | (documents[:, :-1] >= 0)
     return bool((is_one_document & (layout.block_ids < 0)).all() and right_padded.all())
-
-
-def document_runs(layout: Layout) -> list[Run] | None:
-    """Return the runs of all rows in order, or None if the tokens of a document are not all in one run.
-
-    What lies outside of the squares of the runs is not visible:
-
-        1 . . . .     documents 0 0 0 1 1
-        1 1 . . .
-        1 1 1 . .
-        . . . 1 .
-        . . . 1 1
-    """
-    documents, _, blocks = layout
-    opens = torch.ones_like(documents, dtype=torch.bool)
-    opens[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    rows, begins = opens.nonzero(as_tuple=True)
-    ids = documents[rows, begins]
-    names = torch.stack((rows, ids))[:, ids >= 0]
-    if names.unique(dim=1).shape != names.shape:
-        return None
-    length = documents.shape[1]
-    starts = rows * length + begins
-    ends = torch.cat((starts[1:], starts.new_tensor([documents.numel()])))
-    with_block = torch.nn.functional.pad((blocks >= 0).flatten().cumsum(0), (1, 0))
-    is_causal = with_block[ends] == with_block[starts]
-    fields = (rows, begins, ends - rows * length, ids < 0, is_causal)
-    return [Run(*run) for run in zip(*(field.tolist() for field in fields), strict=True)]
 
 
 def check_layout(layout: Layout) -> None:

@@ -10,17 +10,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import (
-    BACKENDS,
+    Attend,
     Attention,
-    Backend,
     Remember,
     Visibility,
-    document_attention,
     eager_attention,
     eager_probabilities,
 )
+from model.backends import attend, by_documents, named
 from model.config import ModelConfig
-from model.errors import UserError
 from model.kv_cache import KVCache
 from model.layers import FeedForward, RMSNorm, rotary_angles
 from model.loss import summed_cross_entropy
@@ -34,8 +32,6 @@ from model.masks import (
 )
 
 MAX_REGISTERED_SIDE = 4096
-SHORTEST_SHARED_ROW = 256
-"""from how many tokens on the documents of a row attend one by one on CPUs; below, one call costs less"""
 
 
 class DecoderLayer(nn.Module):
@@ -43,7 +39,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, attend)
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -139,8 +135,7 @@ class Decoder(nn.Module):
         layout = layout or causal_layout(*ids.shape[:2], device=ids.device)
         triangle, both_sides = self._triangle(ids.shape[1]), self.config.window_both_sides
         mask = dense_mask(triangle, layout, window, both_sides)[:, None]
-        one_by_one = window is None and ids.device.type == "cpu" and ids.shape[1] >= SHORTEST_SHARED_ROW
-        return Visibility(mask, documents=document_attention(mask, layout) if one_by_one else None)
+        return Visibility(mask, documents=by_documents(mask, layout) if window is None else None)
 
     def _cached_visibilities(self, layout: Layout, cache: KVCache) -> list[Visibility]:
         """Return the same for tokens by which a cache is extended, over all keys that it then gives."""
@@ -215,12 +210,10 @@ class LanguageModel(nn.Module):
         if self.config.tie_word_embeddings:
             head.weight = embedding.weight
 
-    def set_attention(self, backend: str | Backend) -> None:
-        """Let all layers attend through a backend: `eager`, `sdpa`, or a function of that form."""
-        if isinstance(backend, str) and backend not in BACKENDS:
-            raise UserError(f"unknown attention backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    def set_attention(self, attend: str | Attend) -> None:
+        """Let all layers attend as is best (`auto`), in the way of a name in `BACKENDS`, or by a function."""
         for layer in self.model.layers:
-            layer.self_attn.backend = BACKENDS[backend] if isinstance(backend, str) else backend
+            layer.self_attn.attend = named(attend) if isinstance(attend, str) else attend
 
     def recompute_layers(self) -> None:
         """Keep only the layers' inputs for the backward pass, which computes the rest again.
@@ -234,18 +227,18 @@ class LanguageModel(nn.Module):
         """Return the attention probabilities (B, H, T, T) of every layer."""
         maps: list[Tensor] = []
 
-        def recording(q: Tensor, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
-            maps.append(eager_probabilities(q, k, seen))
-            return eager_attention(q, k, v, seen)
+        def recording(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+            maps.append(eager_probabilities(q, k, seen, scale))
+            return eager_attention(q, k, v, seen, scale)
 
         with self._attending_through(recording):
             self(ids, layout)
         return maps
 
     @contextmanager
-    def _attending_through(self, backend: Backend) -> Iterator[None]:
-        former = self.model.layers[0].self_attn.backend
-        self.set_attention(backend)
+    def _attending_through(self, attend: Attend) -> Iterator[None]:
+        former = self.model.layers[0].self_attn.attend
+        self.set_attention(attend)
         try:
             yield
         finally:

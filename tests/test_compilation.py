@@ -71,7 +71,7 @@ def test_batches_of_any_shape_run_what_the_first_one_compiled(
     data, packing, prompt_mask, in_blocks, monkeypatch
 ):
     torch._dynamo.reset()
-    monkeypatch.setattr("model.attention.SHORTEST_IN_BLOCKS", 1 if in_blocks else 256)
+    monkeypatch.setattr("model.backends.SHORTEST_IN_BLOCKS", 1 if in_blocks else 256)
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     choice = BatchSettings(max_seq_len=96, packing=packing, prompt_mask=prompt_mask)

@@ -3,15 +3,14 @@
 import pytest
 import torch
 
+from model.backends import Run, document_runs
 from model.errors import UserError
 from model.masks import (
     Layout,
-    Run,
     blocks_before_answer,
     cached_mask,
     causal_layout,
     check_layout,
-    document_runs,
     draw_text,
     is_plain_causal,
     is_readable,

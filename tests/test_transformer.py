@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from model.attention import Visibility, blockwise_attention, eager_attention, sdpa_attention
+from model.attention import Visibility, eager_attention
+from model.backends import BACKENDS, attend, blockwise_attention, by_documents, choose
 from model.config import from_preset
+from model.errors import UserError
 from model.loss import summed_cross_entropy
 from model.masks import Layout, causal_layout, is_readable, prompt_blocks, visible_mask
 from model.transformer import LanguageModel
@@ -19,7 +21,7 @@ def prefix_layout(length: int, prefix: int) -> Layout:
     return one_document(torch.where(torch.arange(length) < prefix, 0, -1))
 
 
-def logits_of(model, ids, layout, backend="sdpa"):
+def logits_of(model, ids, layout, backend="auto"):
     model.set_attention(backend)
     return model(ids, layout)
 
@@ -63,6 +65,56 @@ def test_a_far_token_reaches_through_a_full_layer_and_not_through_a_sliding_one(
         assert "".join("1" if change else "." for change in changes) == rows
 
 
+def seen_as(kind: str, length: int) -> tuple[Visibility, torch.Tensor, torch.Tensor]:
+    """A mask of a kind over rows of some length, the same as a tensor, and which queries are real."""
+    layout = random_layout(3, length)
+    everything = torch.ones(3, 1, length, length, dtype=torch.bool)
+    real, mask = everything[:, 0, 0], visible_mask(layout)[:, None]
+    if kind == "none":
+        return Visibility(), everything, real
+    if kind == "causal":
+        return Visibility(is_causal=True), everything.tril(), real
+    documents = by_documents(mask, layout) if kind == "documents" else None
+    return Visibility(mask, documents=documents), mask, layout.document_ids >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name in BACKENDS for kind in BACKENDS[name].masks]
+)
+def test_every_backend_equals_the_dense_predicate_in_outputs_and_gradients(name, kind, monkeypatch):
+    monkeypatch.setattr("model.backends.SHORTEST_SHARED_ROW", 1)
+    monkeypatch.setattr("model.backends.SHORTEST_RUN", 1)
+    backend, tried = BACKENDS[name], 0
+    for length in (1, 24, 300):
+        heads = (4, 2, 2)
+        inputs = [torch.randn(3, h, length, 6, dtype=torch.float64, requires_grad=True) for h in heads]
+        noise, (seen, mask, real) = torch.randn(3, 4, length, 6, dtype=torch.float64), seen_as(kind, length)
+        for gradients in backend.gradients:
+            with torch.set_grad_enabled(gradients):
+                if not backend.serves(inputs[0], seen):
+                    continue
+                results = []
+                for way, told in ((backend.attend, seen), (eager_attention, Visibility(mask))):
+                    y = way(*inputs, told, 0.3).transpose(1, 2)[real]
+                    results.append([y])
+                    if gradients:
+                        results[-1] += torch.autograd.grad(y, inputs, noise.transpose(1, 2)[real])
+            for one, other in zip(*results, strict=True):
+                assert (one - other).abs().max() < 1e-9 if one.numel() else True
+            tried += 1
+    assert tried
+
+
+def test_every_choice_is_a_row_of_the_table_and_the_last_one_takes_all():
+    q = torch.randn(3, 4, 24, 6)
+    for kind in ("none", "causal", "dense"):
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                assert list(BACKENDS.values())[-1].serves(q, seen_as(kind, 24)[0])
+    with pytest.raises(UserError, match="unknown attention backend 'quick'; choose one of auto, one_query, "):
+        tiny_model().set_attention("quick")
+
+
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("windows", [(None, None), (3, 3), (None, 3)])
 def test_backends_agree_on_outputs_and_gradients(windows, key_heads):
@@ -70,7 +122,7 @@ def test_backends_agree_on_outputs_and_gradients(windows, key_heads):
     layout, ids = random_layout(4, 20), torch.randint(97, (4, 20))
     real = layout.document_ids >= 0
     results = []
-    for backend in ("eager", "sdpa"):
+    for backend in ("eager", "auto"):
         logits = logits_of(model, ids, layout, backend)[real]
         model.zero_grad()
         logits.square().sum().backward()
@@ -82,12 +134,12 @@ def test_backends_agree_on_outputs_and_gradients(windows, key_heads):
 
 
 def test_documents_attended_one_by_one_equal_all_at_once_in_outputs_and_gradients(monkeypatch):
-    monkeypatch.setattr("model.transformer.SHORTEST_SHARED_ROW", 1)
-    monkeypatch.setattr("model.attention.SHORTEST_RUN", 1)
+    monkeypatch.setattr("model.backends.SHORTEST_SHARED_ROW", 1)
+    monkeypatch.setattr("model.backends.SHORTEST_RUN", 1)
     model, layout, ids = tiny_model(), random_layout(4, 24), torch.randint(97, (4, 24))
     real, results = layout.document_ids >= 0, []
     assert model.model._visibility(ids, layout, None).documents is not None
-    for backend in ("eager", "sdpa"):
+    for backend in ("eager", "auto"):
         model.zero_grad()
         logits = logits_of(model, ids, layout, backend)[real]
         logits.square().sum().backward()
@@ -107,11 +159,11 @@ def test_short_rows_and_many_short_documents_attend_all_at_once():
         assert (seen.documents is not None) is is_one_by_one
 
 
-@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention])
+@pytest.mark.parametrize("attend", [eager_attention, attend])
 def test_attention_equals_the_textbook_formula(attend):
     q, k, v = (torch.randn(2, heads, 7, 6, dtype=torch.float64) for heads in (4, 2, 2))
     mask = visible_mask(random_layout(2, 7))[:, None]
-    got = attend(q, k, v, Visibility(mask))
+    got = attend(q, k, v, Visibility(mask), 6**-0.5)
     for b in range(2):
         for h in range(4):
             scores = q[b, h] @ k[b, h // 2].T / 6**0.5
@@ -126,11 +178,11 @@ def test_causal_blocks_of_queries_equal_the_triangle_in_outputs_and_gradients(ke
     heads = (4, key_heads, key_heads)
     inputs = [torch.randn(2, h, length, 6, dtype=torch.float64, requires_grad=True) for h in heads]
     noise, results = torch.randn(2, 4, length, 6, dtype=torch.float64), []
-    for attend, seen in (
-        (lambda q, k, v, _: blockwise_attention(q, k, v), None),
+    for way, seen in (
+        (blockwise_attention, Visibility(is_causal=True)),
         (eager_attention, Visibility(torch.ones(length, length, dtype=torch.bool).tril()[None, None])),
     ):
-        y = attend(*inputs, seen)
+        y = way(*inputs, seen, 0.3)
         results.append([y, *torch.autograd.grad(y, inputs, noise)])
     for in_blocks, expected in zip(*results, strict=True):
         assert in_blocks.dtype == torch.float64
@@ -148,24 +200,20 @@ def test_causal_blocks_of_queries_equal_the_triangle_in_outputs_and_gradients(ke
         (256, True, False, False),
     ],
 )
-def test_only_causal_rows_of_some_length_are_trained_in_blocks(
-    length, is_training, is_causal, in_blocks, monkeypatch
-):
-    calls = []
-    monkeypatch.setattr("model.attention.blockwise_attention", lambda q, k, v: calls.append(1) or q)
+def test_only_causal_rows_of_some_length_are_trained_in_blocks(length, is_training, is_causal, in_blocks):
     mask = None if is_causal else torch.ones(1, 1, length, length, dtype=torch.bool)
     with torch.set_grad_enabled(is_training):
-        sdpa_attention(*torch.randn(3, 2, 2, length, 2), Visibility(mask, is_causal))
-    assert bool(calls) is in_blocks
+        chosen = choose(torch.randn(2, 2, length, 2), Visibility(mask, is_causal))
+    assert chosen is BACKENDS["blocks" if in_blocks else "fused"]
 
 
 def test_one_query_and_many_queries_attend_alike():
     q, k, v = (torch.randn(3, heads, 5, 6, dtype=torch.float64) for heads in (4, 2, 2))
     mask = visible_mask(random_layout(3, 5))[:, None]
-    whole = eager_attention(q, k, v, Visibility(mask))
+    whole = eager_attention(q, k, v, Visibility(mask), 0.3)
     with torch.no_grad():
         for t in range(5):
-            one = sdpa_attention(q[:, :, t : t + 1], k, v, Visibility(mask[:, :, t : t + 1]))
+            one = attend(q[:, :, t : t + 1], k, v, Visibility(mask[:, :, t : t + 1]), 0.3)
             assert (one - whole[:, :, t : t + 1]).abs().max() < 1e-12
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model.attention import keep_documents_uncompiled
+from model.backends import keep_documents_uncompiled
 from model.config import ModelConfig
 from model.errors import UserError
 from model.transformer import LanguageModel

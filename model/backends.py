@@ -1,0 +1,259 @@
+"""Fast ways to attend, each exact, and the table that says what each can do and which is taken.
+
+Their constants were measured on two CPU cores, on models of 30M parameters in float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.attention import Attend, MaskKind, Visibility, eager_attention
+from model.errors import UserError
+from model.masks import Layout
+
+QUERY_BLOCKS = 4
+"""parts in which `blockwise_attention` takes queries; more compute less in vain but compile for longer"""
+SHORTEST_IN_BLOCKS = 256
+"""tokens of a row from which on it is faster to train with"""
+MOST_PAIRS = 2**26
+"""queries times keys, of all rows and heads, up to which it is used; of every layer, 5/8 are kept"""
+SHORTEST_SHARED_ROW = 256
+"""tokens of a row from which on its documents attend one by one; below, one call for all costs less"""
+SHORTEST_RUN = 32
+"""mean tokens of such a document, for the same reason"""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to attend and what it can do."""
+
+    attend: Attend
+    masks: tuple[MaskKind, ...] = ("none", "causal", "dense")
+    gradients: tuple[bool, ...] = (True, False)
+    """whether it is for tokens that are trained on, for others, or both"""
+    devices: tuple[str, ...] | None = None
+    """types of devices that it is for; None = all"""
+    fits: Callable[[Tensor], bool] = lambda q: True
+    """says of queries (B, H, T, D) whether it can take them and is worth it"""
+
+    def serves(self, q: Tensor, seen: Visibility) -> bool:
+        """Say whether it can attend here, and is worth it."""
+        return (
+            torch.is_grad_enabled() in self.gradients
+            and (self.devices is None or q.device.type in self.devices)
+            and any(kind in self.masks for kind in seen.kinds())
+            and self.fits(q)
+        )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+    """Attend through the first backend of the table that serves here."""
+    return choose(q, seen).attend(q, k, v, seen, scale)
+
+
+def choose(q: Tensor, seen: Visibility) -> Backend:
+    """Return the first backend of the table that serves here; the last one always does."""
+    for backend in BACKENDS.values():
+        if backend.serves(q, seen):
+            return backend
+    raise AssertionError("no backend serves")
+
+
+def named(name: str) -> Attend:
+    """Return a way to attend by its name: where it serves through it, else as is best, as `auto` always does.
+
+    Raises `UserError` for a name that is not in the table.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise UserError(f"unknown attention backend {name!r}; choose one of auto, {', '.join(BACKENDS)}")
+
+    def prefer(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+        backend = BACKENDS[name] if BACKENDS[name].serves(q, seen) else choose(q, seen)
+        return backend.attend(q, k, v, seen, scale)
+
+    return attend if name == "auto" else prefer
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+    """Attend through torch's kernels, which keep no scores (Dao et al. 2022, arXiv 2205.14135)."""
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen.mask, is_causal=seen.is_causal, scale=scale, enable_gqa=True
+    )
+
+
+def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+    """Attend from one query per row: the query heads of a key head form one small matrix product.
+
+    The compiler makes one loop of a product and its sum, where a call would cost more than it computes.
+    """
+    B, H, _, D = q.shape
+    wide = torch.promote_types(torch.float32, q.dtype)
+    grouped = q.view(B, k.shape[1], H // k.shape[1], D)  # (B, Hkv, G, D)
+    if torch.compiler.is_compiling():
+        scores = (grouped[:, :, :, None].to(wide) * k[:, :, None].to(wide)).sum(-1) * scale
+    else:
+        scores = (grouped @ k.transpose(-1, -2)) * scale  # (B, Hkv, G, Tk)
+    if seen.mask is not None:
+        scores = scores.masked_fill(~seen.mask, float("-inf"))
+    probabilities = scores.softmax(dim=-1, dtype=wide)
+    if torch.compiler.is_compiling():
+        y = (probabilities[..., None] * v[:, :, None].to(wide)).sum(-2).to(v.dtype)
+    else:
+        y = probabilities.to(v.dtype) @ v  # (B, Hkv, G, D)
+    return y.view(B, H, 1, D)
+
+
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+    """Attend under the triangle, some queries at a time, each block to the keys up to its own end.
+
+        1 . | . .     two queries and two keys,
+        1 1 | . .     then two queries and four keys;
+        ----+         what is right above is never computed
+        1 1   1 .
+        1 1   1 1
+
+    The query heads of a key head share a product, as CPUs are best at large ones. Probabilities are kept for
+    the gradients, which fused kernels compute again: memory grows with the square of the length. In bfloat16,
+    scores are rounded to it.
+    """
+    grouped = (q * scale).unflatten(1, (k.shape[1], -1))  # (B, Hkv, G, T, D)
+    bounds = [q.shape[2] * n // QUERY_BLOCKS for n in range(QUERY_BLOCKS + 1)]
+    blocks = [
+        _attend_block(grouped[..., begin:end, :], k[:, :, :end], v[:, :, :end])
+        for begin, end in pairwise(bounds)
+    ]
+    return torch.cat(blocks, dim=3).flatten(1, 2)  # (B, H, T, D)
+
+
+def _attend_block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return outputs (B, Hkv, G, n, D) of queries of that shape, the last n of the keys (B, Hkv, Tk, D)."""
+    heads, wide = q.shape[2:4], torch.promote_types(torch.float32, q.dtype)
+    future = torch.full((q.shape[3], k.shape[2]), float("-inf"), dtype=wide, device=q.device)
+    scores = (q.flatten(2, 3) @ k.mT).unflatten(2, heads)  # (B, Hkv, G, n, Tk)
+    probabilities = (scores + future.triu(k.shape[2] - q.shape[3] + 1)).softmax(dim=-1)
+    return (probabilities.to(v.dtype).flatten(2, 3) @ v).unflatten(2, heads)
+
+
+def _fits_blocks(q: Tensor) -> bool:
+    B, H, T, _ = q.shape
+    return SHORTEST_IN_BLOCKS <= T and B * H * T * T <= MOST_PAIRS
+
+
+class Run(NamedTuple):
+    """Tokens of a row that stand next to each other: a whole document, or padding."""
+
+    row: int
+    begin: int
+    end: int
+    is_padding: bool
+    is_causal: bool
+    """whether no token of it has a block"""
+
+
+def document_runs(layout: Layout) -> list[Run] | None:
+    """Return the runs of all rows in order, or None if the tokens of a document are not all in one run.
+
+    What lies outside of the squares of the runs is not visible:
+
+        1 . . . .     documents 0 0 0 1 1
+        1 1 . . .
+        1 1 1 . .
+        . . . 1 .
+        . . . 1 1
+    """
+    documents, _, blocks = layout
+    length = documents.shape[1]
+
+    # A run opens where the document is another one than that of the token before it.
+    opens = torch.ones_like(documents, dtype=torch.bool)
+    opens[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    rows, begins = opens.nonzero(as_tuple=True)
+    ids = documents[rows, begins]
+
+    # A document that opens twice in a row is torn.
+    names = torch.stack((rows, ids))[:, ids >= 0]
+    if names.unique(dim=1).shape != names.shape:
+        return None
+
+    # Places are counted through all rows, so that a run ends where the next one opens.
+    starts = rows * length + begins
+    ends = torch.cat((starts[1:], starts.new_tensor([documents.numel()])))
+
+    # A run is causal when as many tokens with a block come before its end as before its start.
+    with_block = F.pad((blocks >= 0).flatten().cumsum(0), (1, 0))
+    is_causal = with_block[ends] == with_block[starts]
+    fields = (rows, begins, ends - rows * length, ids < 0, is_causal)
+    return [Run(*run) for run in zip(*(field.tolist() for field in fields), strict=True)]
+
+
+class DocumentAttention:
+    """Attends inside each document of packed rows by itself; on CPUs the kernel computes what it masks."""
+
+    def __init__(self, mask: Tensor, runs: list[Run]) -> None:
+        """Take the mask (B, 1, T, T) and what stands in the rows."""
+        self._lengths = [run.end - run.begin for run in runs]
+        self._seen = [self._visibility(mask, run) for run in runs]
+
+    @staticmethod
+    def _visibility(mask: Tensor, run: Run) -> Visibility | None:
+        """Return the square of a run; None for padding."""
+        if run.is_padding or run.is_causal:
+            return None if run.is_padding else Visibility(is_causal=True)
+        inside = slice(run.begin, run.end)
+        return Visibility(mask[run.row, None, :, inside, inside])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Return outputs (B, H, T, D), zero for padding."""
+        B, H, T, D = q.shape
+        runs = zip(*(x.transpose(1, 2).flatten(0, 1).split(self._lengths) for x in (q, k, v)), strict=True)
+        outputs = [
+            torch.zeros_like(run[0]) if seen is None else _attend_run(*run, seen, scale)
+            for run, seen in zip(runs, self._seen, strict=True)
+        ]
+        return torch.cat(outputs).view(B, T, H, D).transpose(1, 2)
+
+
+def _attend_run(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+    """Attend within a run, all (n, heads, D)."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, n, D)
+    return attend(q, k, v, seen, scale)[0].transpose(0, 1)
+
+
+def by_documents(mask: Tensor, layout: Layout) -> DocumentAttention | None:
+    """Return the way to attend document by document under a mask (B, 1, T, T), where there is one that pays.
+
+    There is none for torn documents.
+    """
+    if mask.device.type not in BACKENDS["documents"].devices or mask.shape[-1] < SHORTEST_SHARED_ROW:
+        return None
+    runs = document_runs(layout)
+    pays = runs is not None and len(runs) * SHORTEST_RUN <= layout.document_ids.numel()
+    return DocumentAttention(mask, runs) if pays else None
+
+
+def document_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+    """Attend document by document."""
+    return seen.documents.attend(q, k, v, scale)
+
+
+def keep_documents_uncompiled() -> None:
+    """Let compiled layers call `DocumentAttention.attend` as it is written, as no two batches are alike.
+
+    Not done by a decorator: that would import the compiler, which takes two seconds, into every program.
+    """
+    DocumentAttention.attend = torch.compiler.disable(DocumentAttention.attend)
+
+
+BACKENDS = {
+    "one_query": Backend(one_query_attention, gradients=(False,), fits=lambda q: q.shape[2] == 1),
+    "documents": Backend(document_attention, ("documents",), devices=("cpu",)),
+    "blocks": Backend(blockwise_attention, ("causal",), (True,), ("cpu",), _fits_blocks),
+    "fused": Backend(fused_attention),
+    "eager": Backend(eager_attention),
+}
+"""Every way to attend, in the order in which they are asked."""

@@ -9,9 +9,10 @@ from model.masks import blocks_before_answer
 
 
 def raw_prompt(text: str, tokenizer: Tokenizer, prompt_mask: str) -> Prompt:
-    """Return the prompt that a pretrained model continues: one document, one block unless it is causal."""
+    """Return the prompt that a pretrained model continues: one document, all of it one message."""
     ids = (tokenizer.endoftext_id, *tokenizer.encode(text))
-    return Prompt(ids, (-1 if prompt_mask == "causal" else 0,) * len(ids))
+    no_marks = torch.zeros(len(ids), dtype=torch.bool)
+    return Prompt(ids, tuple(blocks_before_answer(prompt_mask, no_marks, no_marks).tolist()))
 
 
 def prompt_of(rendered: Rendered, prompt_mask: str) -> Prompt:

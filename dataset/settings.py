@@ -1,10 +1,10 @@
 """What a training asks of its batches, and which demands contradict each other; imports no torch."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
-from model.config import PromptMask
 from model.errors import UserError
+from model.strategies import PromptMask, TextMask, strategy_named
 
 Kind = Literal["pretrain", "sft"]
 Packing = Literal["pack", "best_fit", "none"]
@@ -23,7 +23,7 @@ class BatchSettings:
     """pack: several documents in a row, texts cut where a row ends; best_fit: texts cut only where they are
     longer than a row; none: one document in a row, padded to the longest of its batch"""
     prompt_mask: PromptMask = "causal"
-    """strategy that sets the bidirectional blocks; pretraining takes causal or prefix"""
+    """strategy that sets the bidirectional blocks; not all are for texts"""
     supervise: Supervise | None = None
     """targets: chats take answers, last (answer) or all; texts all or suffix (what follows the prefix)"""
     seed: int = 0
@@ -44,7 +44,11 @@ class BatchSettings:
         """Return the settings with `supervise` filled in; raises `UserError` for what the data rules out."""
         if kind == "sft" and self.packing == "best_fit":
             raise UserError("packing best_fit is for texts: pack fits conversations in best already")
-        allowed = _supervise_choices(kind, self.prompt_mask)
+        strategy = strategy_named(self.prompt_mask)
+        allowed = strategy.losses if kind == "sft" else strategy.text_losses
+        if not allowed:
+            masks = " or ".join(get_args(TextMask))
+            raise UserError(f"prompt_mask {self.prompt_mask} needs conversations; pretraining takes {masks}")
         if self.supervise is not None and self.supervise not in allowed:
             raise UserError(
                 f"supervise {self.supervise} does not go with prompt_mask {self.prompt_mask} on {kind} data; "
@@ -60,18 +64,3 @@ def check_isolation(isolate_documents: bool, packing: Packing) -> None:
             "isolate_documents false changes nothing of packing none, whose rows hold one document; "
             "leave it out, or choose another packing"
         )
-
-
-def _supervise_choices(kind: Kind, prompt_mask: PromptMask) -> list[Supervise]:
-    """Return what may carry loss, the default first: nothing that a token before it can read."""
-    choices: dict[tuple[str, str], list[Supervise]] = {
-        ("sft", "causal"): ["answers", "last", "all"],
-        ("sft", "prefix"): ["answers", "last"],
-        ("sft", "segment"): ["answers", "last"],
-        ("sft", "history"): ["last"],
-        ("pretrain", "causal"): ["all", "suffix"],
-        ("pretrain", "prefix"): ["suffix"],
-    }
-    if (kind, prompt_mask) not in choices:
-        raise UserError(f"prompt_mask {prompt_mask} needs conversations; pretraining takes causal or prefix")
-    return choices[kind, prompt_mask]

@@ -3,6 +3,7 @@
 from eval.chat import ChatSession, ReplyStatistics, TextSession
 from eval.drawings import describe_blocks, draw_mask
 from eval.plots import model_panels
+from model.strategies import STRATEGIES
 
 WIDEST_PICTURE_TOKENS = 60
 
@@ -35,7 +36,8 @@ def describe_forgotten(session: ChatSession) -> str:
 def describe_context(session: ChatSession) -> str:
     """Return how full the context is, and what a new turn reuses under the mask."""
     capacity, used = session.served.model.config.max_position_embeddings, len(session.layout()[0])
-    reuse = "is prefilled again" if session.served.prompt_mask == "history" else "is reused"
+    survives = STRATEGIES[session.served.prompt_mask].survives_turns
+    reuse = "is reused" if survives else "is prefilled again"
     return f"{len(session.turns)} turns, {used} of {capacity} tokens of context, which {reuse} each turn"
 
 

@@ -22,9 +22,9 @@ from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
 from eval.settings import QUESTION_KEYS, EvaluationSettings
 from eval.typed_json import read_as, read_lines
-from model.config import PROMPT_MASKS
 from model.errors import UserError
 from model.json_file import read_object
+from model.strategies import STRATEGIES
 from trainer.validation import Likelihood
 
 RESULTS, PREDICTIONS, REJECTS = "results.json", "predictions.jsonl", "rejects.jsonl"
@@ -274,7 +274,7 @@ def load(folder: str | Path) -> Evaluation:
     values = read_object(file, advice)
     try:
         found = read_as(Evaluation, values, "results")
-        if found.prompt_mask not in PROMPT_MASKS or any(loss.nats < 0 for loss in found.losses.values()):
+        if found.prompt_mask not in STRATEGIES or any(loss.nats < 0 for loss in found.losses.values()):
             raise ValueError("prompt_mask or nats have impossible values")
         return found
     except ValueError as error:

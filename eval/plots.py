@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dataset.printing import printable
-from model.config import PROMPT_MASKS, ModelConfig
+from model.config import ModelConfig
 from model.errors import UserError
 from model.masks import causal_layout, prompt_blocks, visible_mask
+from model.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +66,7 @@ def strategy_panels() -> tuple[list[MaskPanel], list[str]]:
     ]
     labels, answers, starts = zip(*tokens, strict=True)
     answers, starts = torch.tensor(answers), torch.tensor(starts)
-    blocks = {name: prompt_blocks(name, answers, starts) for name in PROMPT_MASKS}
+    blocks = {name: prompt_blocks(name, answers, starts) for name in STRATEGIES}
     return [mask_panel(name, block_ids) for name, block_ids in blocks.items()], list(labels)
 
 

@@ -8,11 +8,12 @@ import torch
 
 from dataset.tokenizer import Tokenizer
 from model.checkpoint import load_checkpoint
-from model.config import PROMPT_MASKS, DeviceName, Weights
+from model.config import DeviceName, Weights
 from model.decoding import Steps
 from model.errors import UserError
 from model.generator import Generator
 from model.serving import choose_device, describe_device, store_weights
+from model.strategies import strategy_named
 from model.transformer import LanguageModel
 from trainer.compilation import compiler_fault
 
@@ -26,7 +27,6 @@ class ServedModel:
 
     model: LanguageModel
     tokenizer: Tokenizer
-    prompt_mask: str
     stop_ids: tuple[int, ...]
     path: Path
     steps: Steps | None = None
@@ -34,6 +34,11 @@ class ServedModel:
     """how it computes, in words"""
     trained_on: str | None = None
     """texts or chats, whichever came last; None where nothing says so"""
+
+    @property
+    def prompt_mask(self) -> str:
+        """The strategy that the model is served under."""
+        return self.model.config.prompt_mask
 
     @property
     def device(self) -> torch.device:
@@ -81,16 +86,17 @@ def open_model(
     place = choose_device(device)
     checkpoint = load_checkpoint(path)
     tokenizer = Tokenizer.load(path, checkpoint.model.config.vocab_size)
-    mask = choose_mask(checkpoint.prompt_mask, prompt_mask, allow_mask_mismatch)
+    model, config = checkpoint.model.eval().to(place), checkpoint.model.config
+    mask = choose_mask(config.prompt_mask, prompt_mask, allow_mask_mismatch)
+    model.set_masks(replace(config, prompt_mask=mask))
     stop_ids = checkpoint.stop_ids or tokenizer.stop_ids
-    model, trained_on = checkpoint.model.eval().to(place), checkpoint.trained_on
-    return ServedModel(model, tokenizer, mask, stop_ids, Path(path), trained_on=trained_on)
+    return ServedModel(model, tokenizer, stop_ids, Path(path), trained_on=checkpoint.trained_on)
 
 
 def choose_mask(trained: str, wanted: str | None, allow_mismatch: bool) -> str:
     """Return the mask to serve a model with; another than `trained` must be allowed (`UserError`)."""
-    if wanted is not None and wanted not in PROMPT_MASKS:
-        raise UserError(f"unknown prompt mask {wanted!r}; choose one of {', '.join(PROMPT_MASKS)}")
+    if wanted is not None:
+        strategy_named(wanted)
     if allow_mismatch and wanted in (None, trained):
         raise UserError(
             f"--allow_mask_mismatch changes nothing here: the model is served with its own mask, {trained}; "

@@ -5,8 +5,9 @@ from typing import Literal
 
 from dataset.formats import QuestionPosition, read_columns
 from dataset.settings import Supervise
-from model.config import DeviceName, PromptMask, Weights
+from model.config import DeviceName, Weights
 from model.errors import UserError
+from model.strategies import PromptMask
 
 ChoiceBy = Literal["sum", "character", "token"]
 Answers = Literal["generate", "none"]

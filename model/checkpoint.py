@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import PROMPT_MASKS, ModelConfig, from_dict
+from model.config import ModelConfig, from_dict
 from model.errors import UserError, brief
 from model.json_file import read_object
 from model.tensor_file import write_tensors
@@ -30,10 +30,9 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model as it was saved, with the attention pattern that it was trained under."""
+    """A model as it was saved; its configuration says what attention pattern it was trained under."""
 
     model: LanguageModel
-    prompt_mask: str
     stop_ids: tuple[int, ...]
     path: Path
     trained_on: str | None = None
@@ -43,16 +42,13 @@ class Checkpoint:
 def save_checkpoint(
     path: str | Path,
     model: LanguageModel,
-    prompt_mask: str,
     stop_ids: Sequence[int] = (),
     trained_on: str | None = None,
 ) -> None:
     """Write a model directory without a tokenizer, whole or not at all.
 
-    Raises `UserError` for an unknown prompt mask, `OSError` where the disk does not take them.
+    Raises `OSError` where the disk does not take it.
     """
-    if prompt_mask not in PROMPT_MASKS:
-        raise UserError(f"unknown prompt mask {prompt_mask!r}; choose one of {', '.join(PROMPT_MASKS)}")
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict()
@@ -61,7 +57,7 @@ def save_checkpoint(
     weights = path / "model.safetensors"
     write_tensors(weights.with_suffix(".tmp"), tensors, {"format": "pt"})
     os.replace(weights.with_suffix(".tmp"), weights)
-    values = describe(model.config, prompt_mask) | ({"trained_on": trained_on} if trained_on else {})
+    values = describe(model.config) | ({"trained_on": trained_on} if trained_on else {})
     _write_json(path / "config.json", values)
     _write_json(path / "generation_config.json", {"eos_token_id": list(stop_ids)})
 
@@ -79,12 +75,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     layers = values.get("num_hidden_layers")
     if type(layers) is int and layers != weights.num_layers:
         raise UserError(f"{kind} says {layers} num_hidden_layers but the weights have {weights.num_layers}")
-    config, prompt_mask = read_config(values, kind)
-    model = build(config, weights.shapes, weights.read, path)
+    model = build(read_config(values, kind), weights.shapes, weights.read, path)
     trained_on = values.get("trained_on")
     if trained_on not in (*TRAINED_ON.values(), None):
         raise UserError(f"{kind}: trained_on must be one of {', '.join(TRAINED_ON.values())}")
-    return Checkpoint(model, prompt_mask, _stop_ids(path, values), path, trained_on)
+    return Checkpoint(model, _stop_ids(path, values), path, trained_on)
 
 
 def build_from_pth(file: str | Path, config: ModelConfig) -> LanguageModel:
@@ -145,24 +140,24 @@ def export_checkpoint(source: str | Path, target: str | Path) -> None:
     Raises `UserError` for a model with another prompt mask: causal engines would not reproduce it.
     """
     checkpoint = load_checkpoint(source)
-    if checkpoint.prompt_mask != "causal":
+    if (prompt_mask := checkpoint.model.config.prompt_mask) != "causal":
         raise UserError(
-            f"{source} was trained with prompt_mask {checkpoint.prompt_mask!r}; causal engines would give "
+            f"{source} was trained with prompt_mask {prompt_mask!r}; causal engines would give "
             "other answers than ours, so only causal models are exported"
         )
     if Path(target).exists() and any(Path(target).iterdir()):
         raise UserError(f"{target} is not empty; name a new folder for the export")
-    save_checkpoint(target, checkpoint.model, "causal", checkpoint.stop_ids, checkpoint.trained_on)
+    save_checkpoint(target, checkpoint.model, checkpoint.stop_ids, checkpoint.trained_on)
 
 
-def describe(config: ModelConfig, prompt_mask: str) -> dict[str, Any]:
+def describe(config: ModelConfig) -> dict[str, Any]:
     """Return the values of `config.json`; with those of `transformers` for causal models."""
     ours = {
         "format_version": FORMAT_VERSION,
-        "prompt_mask": prompt_mask,
+        "prompt_mask": config.prompt_mask,
         "dtype": "float32",
     } | config.to_dict()
-    if prompt_mask != "causal":
+    if config.prompt_mask != "causal":
         return ours
     kinds = ["sliding_attention" if window else "full_attention" for window in config.layer_windows]
     windowed = "sliding_attention" in kinds
@@ -177,21 +172,16 @@ def describe(config: ModelConfig, prompt_mask: str) -> dict[str, Any]:
     }
 
 
-def read_config(values: dict[str, Any], source: str) -> tuple[ModelConfig, str]:
-    """Return configuration and prompt mask from `config.json` values, ours or those of `transformers`.
+def read_config(values: dict[str, Any], source: str) -> ModelConfig:
+    """Return the configuration from `config.json` values, ours or those of `transformers`.
 
     Raises `UserError` for whatever this architecture does not have.
     """
     check_architecture(values, source)
-    prompt_mask = values.get("prompt_mask", "causal")
-    if prompt_mask not in PROMPT_MASKS:
-        raise UserError(
-            f"{source}: prompt_mask must be one of {', '.join(PROMPT_MASKS)}, got {brief(prompt_mask)}"
-        )
     values = values | _rope(values, source) | _window(values, source)
     if values.get("attention_bias") or values.get("hidden_act", "silu") != "silu":
         raise UserError(f"{source}: attention biases and activations other than silu are not supported")
-    return from_dict(values, source), prompt_mask
+    return from_dict(values, source)
 
 
 def check_architecture(values: dict[str, Any], source: str) -> None:

@@ -4,9 +4,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
 from model.errors import UserError, brief
+from model.strategies import strategy_named
 
-PromptMask = Literal["causal", "prefix", "segment", "history"]
-PROMPT_MASKS: tuple[str, ...] = get_args(PromptMask)
 Weights = Literal["float32", "bfloat16", "int8"]
 """Forms in which the weights of a model that answers can be stored."""
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -51,10 +50,13 @@ class ModelConfig:
     """whether each layer sees everything or the window; null where all layers are alike"""
     window_both_sides: bool = False
     """whether the window bounds the later keys of a bidirectional block, too"""
+    prompt_mask: str = "causal"
+    """strategy whose blocks the weights are trained under, and served with"""
     initializer_range: float = 0.02
     """standard deviation of fresh weights; of what layers add to the stream by twice their number smaller"""
 
     def __post_init__(self) -> None:
+        strategy_named(self.prompt_mask)
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value) in (int, float) and not 0 < value < 2**40:
@@ -166,7 +168,7 @@ def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfi
     Raises `UserError` that names missing keys and wrong types; `source` says where they stood.
     """
     known = {field.name: field for field in fields(ModelConfig)}
-    later = {"sliding_window", "layer_types", "window_both_sides", "initializer_range"}
+    later = {"sliding_window", "layer_types", "window_both_sides", "prompt_mask", "initializer_range"}
     missing = sorted(known.keys() - later - values.keys())
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; is it a model configuration?")
@@ -177,7 +179,10 @@ def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfi
         if not _has_type(value, known[name].type):
             expected = getattr(known[name].type, "__name__", str(known[name].type))
             raise UserError(f"{source}: {name} must be {expected}, got {brief(value)}")
-    return ModelConfig(**chosen)
+    try:
+        return ModelConfig(**chosen)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
 def _has_type(value: Any, expected: Any) -> bool:

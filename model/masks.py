@@ -1,7 +1,7 @@
-"""Which token may see which: the one rule, the strategies that set its blocks, and pictures of the result.
+"""Which token may see which: the one rule, every form of its masks, and which cuts of a row it allows.
 
-A row of tokens is described by its `Layout`. Training, prefill, decode and plots all derive their masks from
-`visible`; nothing else in the project decides visibility.
+A row of tokens is described by its `Layout`, whose blocks a strategy sets (`model/strategies.py`). Training,
+prefill, decode and plots all derive their masks from `visible`; nothing else decides visibility.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.config import PROMPT_MASKS
-from model.errors import UserError
+from model.strategies import CAUSAL, strategy_named
 
 
 class Layout(NamedTuple):
@@ -141,31 +140,23 @@ def prompt_blocks(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
     """Return the block id (n,) of every token of one conversation under a strategy.
 
     `answers` (n,) bool marks answer tokens with their end marker, `starts` (n,) bool the first token of every
-    message that is not an answer. In letters, S system, U user, A answer:
-
-        tokens     S S U U A A U U A A
-        causal     . . . . . . . . . .
-        prefix     0 0 0 0 . . . . . .     everything before the first answer (Raffel et al. 2020)
-        segment    0 0 1 1 . . 2 2 . .     each message that is not an answer (Katz et al. 2024)
-        history    0 0 0 0 0 0 0 0 . .     everything before the last answer
-
-    Tokens after the last answer, and conversations without one, are causal. Raises `UserError` for an unknown
-    name.
+    message that is not an answer. Raises `UserError` for an unknown name.
     """
-    if prompt_mask not in PROMPT_MASKS:
-        raise UserError(f"unknown prompt mask {prompt_mask!r}; choose one of {', '.join(PROMPT_MASKS)}")
-    blocks = torch.full(answers.shape, -1, dtype=torch.long)
-    if prompt_mask == "causal" or not answers.any():
-        return blocks
-    opening = answers.clone()
-    opening[1:] &= ~answers[:-1]
-    first, last = int(opening.int().argmax()), len(opening) - 1 - int(opening.flip(0).int().argmax())
-    if prompt_mask == "segment":
-        segments = starts[:last].cumsum(0) - 1
-        blocks[:last] = segments.masked_fill(answers[:last], -1)
-    else:
-        blocks[: first if prompt_mask == "prefix" else last] = 0
-    return blocks
+    strategy = strategy_named(prompt_mask)
+
+    # Messages open where they are marked to, and where answers begin and end.
+    opens = starts.clone()
+    opens[:1] = True
+    opens[1:] |= answers[1:] != answers[:-1]
+    first = opens.nonzero().flatten()
+    talk = "".join("A" if is_answer else "U" for is_answer in answers[first].tolist())
+
+    # Blocks are numbered in the order in which they come.
+    blocks, numbers = [strategy.block(talk, n) for n in range(len(talk))], {CAUSAL: CAUSAL}
+    for block in blocks:
+        numbers.setdefault(block, len(numbers) - 1)
+    ids = torch.tensor([numbers[block] for block in blocks], dtype=torch.long)
+    return ids[opens.cumsum(0) - 1]
 
 
 def blocks_before_answer(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:

@@ -192,11 +192,12 @@ class LanguageModel(nn.Module):
         parts = (self.model,) if self.config.tie_word_embeddings else (self,)
         return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
-    def set_windows(self, config: ModelConfig) -> None:
-        """Take over the sliding windows of a configuration; no weight has their shape."""
-        names = ("sliding_window", "layer_types", "window_both_sides")
-        windows = {name: getattr(config, name) for name in names}
-        self.config = self.model.config = replace(self.config, **windows)
+    def set_masks(self, config: ModelConfig) -> None:
+        """Take over prompt mask and sliding windows of a configuration; no weight has their shape."""
+        names = ("prompt_mask", "sliding_window", "layer_types", "window_both_sides")
+        self.config = self.model.config = replace(
+            self.config, **{name: getattr(config, name) for name in names}
+        )
 
     @torch.no_grad()
     def grow(self, vocab_size: int) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
     tokenizer = Tokenizer.load(settings.tokenizer)
     model = build_from_pth(settings.weights, settings.model.config(tokenizer.own_vocab_size))
     with whole_folder(settings.out) as folder:
-        save_checkpoint(folder, model, "causal", tokenizer.stop_ids)
+        save_checkpoint(folder, model, tokenizer.stop_ids)
         tokenizer.save(folder, model.config.vocab_size)
     print(
         f"{printable(settings.out)} is written: {model.num_parameters():,} parameters; "

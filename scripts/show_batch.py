@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from dataset.printing import printable
 from dataset.settings import Packing, Supervise
-from model.config import PromptMask
 from model.errors import UserError
+from model.strategies import PromptMask
 from trainer.command_line import parse, run
 
 if TYPE_CHECKING:

@@ -7,11 +7,14 @@ import pytest
 import torch
 from forced_units import CHOICE, force_units
 
+from model import strategies
 from model.config import from_preset
 from model.masks import Layout
 from model.transformer import LanguageModel
 
-STRATEGIES = ("causal", "prefix", "segment", "history")
+STRATEGIES = tuple(strategies.STRATEGIES)
+WITH_BLOCKS = tuple(name for name in STRATEGIES if name != "causal")
+FOR_TEXTS = tuple(name for name in STRATEGIES if strategies.STRATEGIES[name].text_losses)
 LONGEST = ("test_quickstart", "test_loop", "test_bench", "test_chat", "test_bad_input", "test_terminal")
 """files that are begun first, so that no worker computes long after the others"""
 

@@ -58,7 +58,7 @@ def save_minimind(folder: Path, tags: bool = True, **overrides) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=4))
     torch.manual_seed(0)
     shape = {"vocab_size": VOCAB_SIZE, "initializer_range": 0.2, **overrides}
-    save_checkpoint(folder, LanguageModel(from_preset("tiny", **shape)), "causal", (2,))
+    save_checkpoint(folder, LanguageModel(from_preset("tiny", **shape)), (2,))
     values = json.loads((folder / "config.json").read_text())
     for ours in ("format_version", "prompt_mask"):
         del values[ours]

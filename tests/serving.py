@@ -28,10 +28,14 @@ def served_model(prompt_mask: str, context: int = 256, stops: bool = False) -> S
     tokenizer = small_tokenizer()
     torch.manual_seed(0)
     config = from_preset(
-        "tiny", vocab_size=tokenizer.vocab_size, max_position_embeddings=context, initializer_range=0.2
+        "tiny",
+        vocab_size=tokenizer.vocab_size,
+        max_position_embeddings=context,
+        prompt_mask=prompt_mask,
+        initializer_range=0.2,
     )
     stop_ids = tokenizer.stop_ids if stops else ()
-    return ServedModel(LanguageModel(config).eval(), tokenizer, prompt_mask, stop_ids, Path("random"))
+    return ServedModel(LanguageModel(config).eval(), tokenizer, stop_ids, Path("random"))
 
 
 def saying_model(text: str, prompt_mask: str, context: int = 512, loops: bool = False) -> ServedModel:
@@ -49,6 +53,7 @@ def saying_model(text: str, prompt_mask: str, context: int = 512, loops: bool = 
         vocab_size=tokenizer.vocab_size,
         max_position_embeddings=context,
         tie_word_embeddings=False,
+        prompt_mask=prompt_mask,
         initializer_range=1.0,
     )
     model = LanguageModel(config).eval()
@@ -60,13 +65,13 @@ def saying_model(text: str, prompt_mask: str, context: int = 512, loops: bool = 
         model.lm_head.weight[chain[1:]] = model.model.embed_tokens.weight[chain[:-1]]
         if loops:  # the first token follows the header as well as the last one
             model.lm_head.weight[ids[0]] += model.model.embed_tokens.weight[chain[0]]
-    return ServedModel(model, tokenizer, prompt_mask, tokenizer.stop_ids, Path("saying"))
+    return ServedModel(model, tokenizer, tokenizer.stop_ids, Path("saying"))
 
 
 def save_served(served: ServedModel, folder: Path) -> Path:
     """Write a served model as a model directory."""
     served.tokenizer.save(folder)
-    save_checkpoint(folder, served.model, served.prompt_mask, served.stop_ids)
+    save_checkpoint(folder, served.model, served.stop_ids)
     return folder
 
 
@@ -75,10 +80,13 @@ def save_model(folder: Path, prompt_mask: str, context: int = 256, vocab_size: i
     tokenizer = small_tokenizer()
     torch.manual_seed(0)
     config = from_preset(
-        "tiny", vocab_size=vocab_size or tokenizer.vocab_size, max_position_embeddings=context
+        "tiny",
+        vocab_size=vocab_size or tokenizer.vocab_size,
+        max_position_embeddings=context,
+        prompt_mask=prompt_mask,
     )
     tokenizer.save(folder)
-    save_checkpoint(folder, LanguageModel(config), prompt_mask, tokenizer.stop_ids)
+    save_checkpoint(folder, LanguageModel(config), tokenizer.stop_ids)
     return folder
 
 

@@ -15,9 +15,9 @@ from tests.conftest import windowed
 
 def saved(path, prompt_mask="causal", **overrides) -> LanguageModel:
     torch.manual_seed(0)
-    overrides = {"vocab_size": 97, "initializer_range": 0.2, **overrides}
+    overrides = {"vocab_size": 97, "initializer_range": 0.2, "prompt_mask": prompt_mask, **overrides}
     model = LanguageModel(from_preset("tiny", **overrides)).eval()
-    save_checkpoint(path, model, prompt_mask, stop_ids=(2, 0))
+    save_checkpoint(path, model, stop_ids=(2, 0))
     return model
 
 
@@ -31,8 +31,8 @@ def edit_config(path, **changes):
 def test_a_saved_model_comes_back_to_the_bit(tmp_path, prompt_mask, tied):
     model = saved(tmp_path, prompt_mask, tie_word_embeddings=tied)
     checkpoint = load_checkpoint(tmp_path)
-    assert (checkpoint.prompt_mask, checkpoint.stop_ids) == (prompt_mask, (2, 0))
-    assert checkpoint.model.config == model.config
+    assert checkpoint.model.config == model.config and checkpoint.stop_ids == (2, 0)
+    assert checkpoint.model.config.prompt_mask == prompt_mask
     ids = torch.randint(97, (2, 30))
     assert torch.equal(checkpoint.model(ids), model(ids))
     assert checkpoint.model.num_parameters() == model.num_parameters()
@@ -60,7 +60,7 @@ def test_transformers_opens_a_causal_model_and_we_open_what_it_saves(tmp_path, o
         assert (theirs(ids).logits - model(ids)).abs().max() < 1e-4
     theirs.save_pretrained(tmp_path / "theirs")
     back = load_checkpoint(tmp_path / "theirs")
-    assert torch.equal(back.model(ids), model(ids)) and back.prompt_mask == "causal"
+    assert torch.equal(back.model(ids), model(ids)) and back.model.config.prompt_mask == "causal"
     assert back.model.config == load_checkpoint(tmp_path).model.config == model.config
 
 
@@ -149,7 +149,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, fault, line):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"prompt_mask": "sideways"}, "prompt_mask must be one of"),
+        ({"prompt_mask": "sideways"}, "config.json: unknown prompt_mask 'sideways'; choose one of causal, "),
         ({"format_version": 99}, "format_version 99"),
         ({"hidden_size": "wide"}, "hidden_size must be int"),
         ({"hidden_size": None}, "hidden_size must be int"),
@@ -301,7 +301,7 @@ def test_presets_have_the_sizes_that_their_names_promise():
             {"layer_types": ["\x1b[31m" * 10**5], "use_sliding_window": True, "sliding_window": 3},
             "layer_types",
         ),
-        ({"model_type": "q" * 10**6, "prompt_mask": "q" * 10**6}, "prompt_mask must be one of"),
+        ({"model_type": "q" * 10**6, "prompt_mask": "q" * 10**6}, "unknown prompt_mask"),
         ({"num_hidden_layers": [[[]]] * 10**5}, "num_hidden_layers must be int"),
     ],
 )

@@ -88,8 +88,10 @@ def test_an_evaluation_is_found_again_and_another_one_is_refused_by_what_differs
         with pytest.raises(UserError, match=f"holds another evaluation: {words};.*--overwrite"):
             evaluation.find(served, replace(asked, **change))
         assert evaluation.find(served, replace(asked, overwrite=True, **change)) is None
+    served.model.set_masks(replace(served.model.config, prompt_mask="causal"))
     with pytest.raises(UserError, match="--prompt_mask was prefix, now causal"):
-        evaluation.find(replace(served, prompt_mask="causal"), asked)
+        evaluation.find(served, asked)
+    served.model.set_masks(replace(served.model.config, prompt_mask="prefix"))
     write_lines(Path(asked.data[0]), questions[0])
     with pytest.raises(UserError, match=r"--data .*q\.jsonl has changed"):
         evaluation.find(served, asked)

@@ -9,7 +9,7 @@ from model.decoding import next_logits
 from model.generator import Generator, Prompt, Request, Session
 from model.masks import blocks_before_answer, reach
 from model.sampling import Sampling
-from tests.conftest import STRATEGIES, one_document, tiny_model, turns, windowed
+from tests.conftest import STRATEGIES, WITH_BLOCKS, one_document, tiny_model, turns, windowed
 
 models = st.builds(
     lambda heads, window, slides, both_sides: tiny_model(
@@ -199,7 +199,7 @@ def test_a_cut_is_judged_by_a_block_that_no_window_shows():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.data(), models, st.sampled_from(STRATEGIES[1:]))
+@given(st.data(), models, st.sampled_from(WITH_BLOCKS))
 def test_any_cut_inside_a_block_raises_and_names_the_block(data, model, strategy):
     prompt = data.draw(prompts(strategy))
     illegal = sorted(set(range(1, len(prompt.ids))) - set(legal_cuts(prompt)))

@@ -23,7 +23,7 @@ def test_greedy_ids_equal_those_of_transformers_on_the_exported_model(tmp_path, 
     config = from_preset(
         "tiny", vocab_size=97, num_key_value_heads=heads, initializer_range=0.2, **windowed(*windows)
     )
-    save_checkpoint(tmp_path / "ours", LanguageModel(config), "causal", stop_ids=(7,))
+    save_checkpoint(tmp_path / "ours", LanguageModel(config), stop_ids=(7,))
     export_checkpoint(tmp_path / "ours", tmp_path / "theirs")
     theirs = Qwen3ForCausalLM.from_pretrained(tmp_path / "theirs").eval()
     prompts = [tuple(torch.randint(97, (n,)).tolist()) for n in (1, 3, 9, 30)]

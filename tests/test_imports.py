@@ -69,7 +69,7 @@ sys.exit(not sys.modules.keys().isdisjoint({"torch._dynamo", "sympy"}))
 
 
 def test_a_model_answers_without_importing_the_compiler(tmp_path):
-    save_checkpoint(tmp_path / "model", tiny_model(), "prefix")
+    save_checkpoint(tmp_path / "model", tiny_model(prompt_mask="prefix"))
     assert subprocess.run([sys.executable, "-c", ANSWER, str(tmp_path / "model")], cwd=ROOT).returncode == 0
 
 

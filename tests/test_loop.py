@@ -35,7 +35,7 @@ def test_a_training_lowers_the_loss_and_leaves_a_model_and_its_story(pretrain, d
     pretrain(out, "--max_steps", 12, "--validation", data / "pretrain", "--validate_every_steps", 6)
     first, *_, last = losses(out)
     assert last < first - 0.5
-    assert load_checkpoint(out).prompt_mask == "causal"
+    assert load_checkpoint(out).model.config.prompt_mask == "causal"
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((out / "summary.json").read_text())
     assert summary["finished"] and summary["steps"] == 12 and summary["tokens"] > summary["targets"] > 0
@@ -190,7 +190,7 @@ def test_updates_that_stay_not_finite_end_the_run_with_the_batch_saved(sft, init
 @pytest.mark.parametrize("mask", ["segment", "history"])
 def test_a_fine_tuning_is_saved_with_its_prompt_mask(sft, tmp_path, mask):
     sft(tmp_path / "run", "--max_steps", 3, "--prompt_mask", mask)
-    assert load_checkpoint(tmp_path / "run").prompt_mask == mask
+    assert load_checkpoint(tmp_path / "run").model.config.prompt_mask == mask
 
 
 def test_the_prompt_mask_is_kept_unless_another_one_is_asked_for(sft, tmp_path, capsys):
@@ -198,19 +198,19 @@ def test_the_prompt_mask_is_kept_unless_another_one_is_asked_for(sft, tmp_path, 
     assert "trained with prompt mask causal until now" in capsys.readouterr().out
     again = ["--init", tmp_path / "first", "--max_steps", 3]
     sft(tmp_path / "kept", *again)
-    assert load_checkpoint(tmp_path / "kept").prompt_mask == "prefix"
+    assert load_checkpoint(tmp_path / "kept").model.config.prompt_mask == "prefix"
     assert "until now" not in capsys.readouterr().out
     sft(tmp_path / "changed", *again, "--prompt_mask", "causal")
-    assert load_checkpoint(tmp_path / "changed").prompt_mask == "causal"
+    assert load_checkpoint(tmp_path / "changed").model.config.prompt_mask == "causal"
     assert "trained with prompt mask prefix until now" in capsys.readouterr().out
 
 
 def test_pretraining_takes_prefixes_and_saved_weights(pretrain, run_trainer, data, tmp_path):
     pretrain(tmp_path / "first", "--max_steps", 3, "--prompt_mask", "prefix")
-    assert load_checkpoint(tmp_path / "first").prompt_mask == "prefix"
+    assert load_checkpoint(tmp_path / "first").model.config.prompt_mask == "prefix"
     more = {"--data": data / "pretrain", "--init": tmp_path / "first", "--out": tmp_path / "more"}
     run_trainer("pretrain", *line(more | SHORT, "--max_steps", 3))
-    assert load_checkpoint(tmp_path / "more").prompt_mask == "prefix"
+    assert load_checkpoint(tmp_path / "more").model.config.prompt_mask == "prefix"
 
 
 def test_the_time_left_bears_any_number_of_steps():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model import strategies
 from model.backends import Run, document_runs
 from model.errors import UserError
 from model.masks import (
@@ -107,10 +108,33 @@ def _random_row(length: int) -> tuple[list[int], list[int], list[int]]:
     return documents + [-1] * missing, positions + [0] * missing, blocks + [-1] * missing
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", DRAWINGS)
 def test_every_strategy_draws_the_picture_that_we_drew_by_hand(strategy):
     mask = visible_mask(one_document(prompt_blocks(strategy, *turns(CONVERSATION))))[0]
     assert draw_text(mask) == "\n".join(line.strip() for line in DRAWINGS[strategy].split("\n")[1:])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_makes_the_blocks_that_its_docstring_draws(strategy):
+    blocks = prompt_blocks(strategy, *turns("Ss Uu Aa Uu Aa")).tolist()
+    drawing = strategies.STRATEGIES[strategy].drawing
+    assert " ".join("." if block < 0 else str(block) for block in blocks) == drawing
+    check_layout(one_document(torch.tensor(blocks)))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_loss_of_a_strategy_is_on_a_token_that_its_predicting_row_sees(strategy):
+    answers, starts = turns("Ss Uu Aa Uu Aa")
+    last = answers & (torch.arange(10) >= 8)
+    targets = {"answers": answers, "last": last, "all": torch.ones(10, dtype=torch.bool)}
+    readable = is_readable(prompt_blocks(strategy, answers, starts)[None])[0]
+    legal = {name for name, chosen in targets.items() if not (chosen & readable).any()}
+    assert {*strategies.STRATEGIES[strategy].losses} <= legal
+    texts = torch.cat((torch.zeros(4, dtype=torch.bool), torch.ones(6, dtype=torch.bool)))
+    readable = is_readable(prompt_blocks(strategy, texts, torch.zeros_like(texts))[None])[0]
+    targets = {"suffix": texts, "all": torch.ones_like(texts)}
+    legal = {name for name, chosen in targets.items() if not (chosen & readable).any()}
+    assert {*strategies.STRATEGIES[strategy].text_losses} <= legal
 
 
 def test_a_window_bounds_blocks_on_the_left_and_counts_the_token_itself():
@@ -177,8 +201,8 @@ def test_what_follows_the_last_answer_is_causal(strategy):
 def test_a_prompt_gets_the_blocks_that_training_gave_it(strategy):
     answers, starts = turns(CONVERSATION)
     trained = prompt_blocks(strategy, answers, starts)
-    # history trains the last answer only; the others see the same before every answer
-    for n in (8,) if strategy == "history" else (4, 8):
+    # where the last answer alone carries loss, only what comes before it must be the same
+    for n in (8,) if strategies.STRATEGIES[strategy].losses == ("last",) else (4, 8):
         assert torch.equal(blocks_before_answer(strategy, answers[:n], starts[:n]), trained[:n])
 
 
@@ -188,7 +212,7 @@ def test_conversations_without_an_answer_are_causal(strategy):
 
 
 def test_an_unknown_strategy_is_refused_with_the_names_of_the_known():
-    with pytest.raises(UserError, match="causal, prefix, segment, history"):
+    with pytest.raises(UserError, match="choose one of causal, prefix, segment, history"):
         prompt_blocks("bidirectional", *turns("Uu A"))
 
 
@@ -251,14 +275,14 @@ def test_the_longest_cut_is_the_last_that_the_cut_rule_allows(window):
         assert longest_cut(cached, wanted, 14) == max(legal)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "reusable"), [("causal", 9), ("prefix", 9), ("segment", 9), ("history", 0)]
-)
-def test_only_history_loses_the_cache_when_a_turn_is_added(strategy, reusable):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_cache_survives_a_new_turn_where_the_strategy_says_so(strategy):
     answers, starts = turns(CONVERSATION + " Uu")
     first_turns = blocks_before_answer(strategy, answers[:8], starts[:8])
     cached = torch.cat((first_turns, torch.tensor([-1])))  # the answer was decoded, causally
-    assert longest_cut(cached, blocks_before_answer(strategy, answers, starts), 9) == reusable
+    reusable = longest_cut(cached, blocks_before_answer(strategy, answers, starts), 9)
+    assert (reusable == 9) is strategies.STRATEGIES[strategy].survives_turns
+    assert reusable == 0 or strategy != "history"
 
 
 def test_runs_are_the_documents_and_the_padding_of_all_rows_in_order():

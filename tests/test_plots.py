@@ -6,7 +6,7 @@ from matplotlib.image import imread
 from eval import plots
 from eval.plots import mask_panel, model_panels, save_attention, save_masks, strategy_panels
 from model.config import from_preset
-from tests.conftest import windowed
+from tests.conftest import STRATEGIES, windowed
 from tests.serving import served_model
 
 
@@ -18,7 +18,7 @@ def pixels_of(path, colour: str) -> int:
 
 def test_the_example_shows_all_four_strategies_apart():
     panels, labels = strategy_panels()
-    assert [panel.title for panel in panels] == ["causal", "prefix", "segment", "history"]
+    assert [panel.title for panel in panels] == list(STRATEGIES)
     assert len({panel.mask.numpy().tobytes() for panel in panels}) == 4
     assert labels[8:11] == ["[assistant]", "Lima", "[end]"]
     for panel in panels:

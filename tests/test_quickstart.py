@@ -34,7 +34,7 @@ def test_it_leaves_two_models_from_one_checkpoint_and_their_comparison(finished)
     folder, printed = finished
     out = folder / "out"
     for name, mask in (("pretrain", "causal"), ("sft-causal", "causal"), ("sft-prefix", "prefix")):
-        assert load_checkpoint(out / name).prompt_mask == mask
+        assert load_checkpoint(out / name).model.config.prompt_mask == mask
         assert (out / name / "loss.png").stat().st_size > 0
     results = json.loads((out / "results.json").read_text())
     tasks = {each["task"] for each in results["comparisons"]}

@@ -12,7 +12,7 @@ from dataset.token_store import TokenStore
 from eval.drawings import draw_mask
 from model.masks import visible_mask
 from scripts.show_batch import main
-from tests.conftest import STRATEGIES
+from tests.conftest import FOR_TEXTS, STRATEGIES
 from tests.serving import small_tokenizer
 
 TURNS = (
@@ -51,7 +51,7 @@ def show(monkeypatch, capsys, **flags):
 @pytest.mark.parametrize(
     ("kind", "packing", "mask", "isolates"),
     [("sft", packing, mask, True) for packing in ("pack", "none") for mask in STRATEGIES]
-    + [("pretrain", way, mask, True) for way in ("pack", "best_fit", "none") for mask in STRATEGIES[:2]]
+    + [("pretrain", way, mask, True) for way in ("pack", "best_fit", "none") for mask in FOR_TEXTS]
     + [("sft", "pack", "prefix", False)],
 )
 def test_every_row_is_a_table_of_its_tokens_and_a_picture_of_its_mask(

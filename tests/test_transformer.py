@@ -399,15 +399,16 @@ def test_attention_maps_of_a_mixed_model_show_the_window_of_each_layer(windows, 
         assert torch.equal(probabilities[:, :1] > 0, visible_mask(layout, window, both_sides)[:, None])
 
 
-def test_a_model_takes_over_windows_and_keeps_its_weights():
-    model, other = tiny_model(), tiny_model(**windowed(3, None, both_sides=True))
+def test_a_model_takes_over_windows_and_prompt_mask_and_keeps_its_weights():
+    model = tiny_model()
+    other = tiny_model(prompt_mask="segment", **windowed(3, None, both_sides=True))
     other.load_state_dict(model.state_dict())
     ids = torch.randint(97, (1, 10))
     before = model(ids)
-    model.set_windows(other.config)
+    model.set_masks(other.config)
     assert model.config == model.model.config == other.config
     assert torch.equal(model(ids), other(ids)) and not torch.equal(model(ids), before)
-    model.set_windows(tiny_model().config)
+    model.set_masks(tiny_model().config)
     assert torch.equal(model(ids), before)
 
 

@@ -40,7 +40,7 @@ def test_weights_have_the_same_fingerprint_exactly_where_they_are_equal(data, in
     tokenizer.save(tmp_path / "other")
     with torch.no_grad():
         checkpoint.model.model.norm.weight[0] += 1e-6
-    save_checkpoint(tmp_path / "other", checkpoint.model, "causal", tokenizer.stop_ids)
+    save_checkpoint(tmp_path / "other", checkpoint.model, tokenizer.stop_ids)
     first, again, other = (
         start_from(str(path), None, tokenizer, 0).fingerprint for path in (init, init, tmp_path / "other")
     )

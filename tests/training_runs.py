@@ -114,7 +114,7 @@ def init(data, tmp_path_factory) -> Path:
     tokenizer = Tokenizer.load(data / "tokenizer")
     torch.manual_seed(3)
     config = from_preset("tiny", vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48)
-    save_checkpoint(folder, LanguageModel(config), "causal", tokenizer.stop_ids)
+    save_checkpoint(folder, LanguageModel(config), tokenizer.stop_ids)
     tokenizer.save(folder)
     return folder
 

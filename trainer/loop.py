@@ -295,7 +295,7 @@ class Training:
         model = whole_model(start.model)
         if is_main:
             trained_on = TRAINED_ON[self.task.stream.kind]
-            save_checkpoint(partial, model, start.prompt_mask, tokenizer.stop_ids, trained_on)
+            save_checkpoint(partial, model, tokenizer.stop_ids, trained_on)
             tokenizer.save(partial, model.config.vocab_size)
             save_shared_state(partial / "training", self.progress, self.facts)
         self.accelerator.wait_for_everyone()

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from dataset.settings import Packing, check_isolation
-from model.config import LayerType, ModelConfig, PromptMask, from_preset
+from model.config import LayerType, ModelConfig, from_preset
 from model.errors import UserError
+from model.strategies import PromptMask, TextMask
 
 FRESH = "fresh"
 """What --init says instead of a model directory."""
@@ -254,8 +255,8 @@ class PretrainSettings(TrainSettings):
     init: str = FRESH
     """model directory to start from (./fresh, if that is its name), with other windows if --model names them;
     fresh: new weights, shaped by --model"""
-    prompt_mask: Literal["causal", "prefix"] | None = None
-    """prefix: a random beginning of each text is a bidirectional block; default: causal, or that of --init"""
+    prompt_mask: TextMask | None = None
+    """which tokens of a random beginning of each text see later ones; default: causal, or that of --init"""
     supervise: Literal["all", "suffix"] | None = None
     """tokens that carry loss: all, or those after a random beginning; default: all that may"""
 

@@ -24,11 +24,15 @@ class Start:
     """What a training starts from."""
 
     model: LanguageModel
-    prompt_mask: str
     origin: str
     """where the weights come from, in words"""
     fingerprint: str
     """changes when the weights do, which a path does not show"""
+
+    @property
+    def prompt_mask(self) -> str:
+        """The strategy whose blocks the model is trained under."""
+        return self.model.config.prompt_mask
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,12 @@ def make_start(settings: PretrainSettings | SftSettings, stores: list[TokenStore
     if settings.init != FRESH:
         highest_id = max(store.highest_id for store in stores)
         start = start_from(settings.init, settings.prompt_mask, tokenizer, highest_id)
-        start.model.set_windows(settings.model.windowed(start.model.config))
+        start.model.set_masks(settings.model.windowed(start.model.config))
         return start
     torch.manual_seed(settings.seed)
-    model = LanguageModel(settings.model.config(tokenizer.vocab_size))
-    return Start(model, settings.prompt_mask or "causal", f"fresh, preset {settings.model.preset}", FRESH)
+    config = settings.model.config(tokenizer.vocab_size)
+    model = LanguageModel(replace(config, prompt_mask=settings.prompt_mask or config.prompt_mask))
+    return Start(model, f"fresh, preset {settings.model.preset}", FRESH)
 
 
 def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest_id: int) -> Start:
@@ -136,9 +141,11 @@ def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest
         origin += f", grown from {room} to {tokenizer.vocab_size} tokens as the data holds some of {added}"
     if own.fingerprint != tokenizer.fingerprint:
         origin += f", prompts with {tokenizer.prompt_copies} copies of a question from now on"
-    if prompt_mask not in (None, checkpoint.prompt_mask):
-        origin += f", trained with prompt mask {checkpoint.prompt_mask} until now"
-    return Start(checkpoint.model, prompt_mask or checkpoint.prompt_mask, origin, fingerprint)
+    config = checkpoint.model.config
+    if prompt_mask not in (None, config.prompt_mask):
+        origin += f", trained with prompt mask {config.prompt_mask} until now"
+        checkpoint.model.set_masks(replace(config, prompt_mask=prompt_mask))
+    return Start(checkpoint.model, origin, fingerprint)
 
 
 def _digest(values: object) -> str:

@@ -44,7 +44,7 @@ def make_engines(
     """
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    save_checkpoint(folder / "ours", LanguageModel(config), "causal", stop_ids=())
+    save_checkpoint(folder / "ours", LanguageModel(config))
     export_checkpoint(folder / "ours", folder / "theirs")
     dtype = torch.float32 if weights == "float32" else torch.bfloat16
     theirs = Qwen3ForCausalLM.from_pretrained(folder / "theirs", dtype=dtype).eval()

@@ -20,7 +20,7 @@ MOST_INT8_ROWS = 8
 
 
 class ServedLinear(nn.Module):
-    """Multiplies with weights W (out, in) as they are stored: y = x W^T.
+    """Multiplies with weights W (out, in) as they are stored: y = x W^T + b.
 
     Several rows go through W widened to float32 where that is told: without a unit for bfloat16, a machine
     multiplies it far slower than it takes to widen it.
@@ -29,7 +29,7 @@ class ServedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, widens: bool) -> None:
         super().__init__()
         self._widens = widens
-        self.weight = linear.weight
+        self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
@@ -40,7 +40,8 @@ class ServedLinear(nn.Module):
         elif self._widens and not is_one_row:
             y = (self.weight.to(wide) @ x.flatten(0, -2).to(wide).T).T  # (rows, out), fast for few rows
         else:
-            return F.linear(x, self.weight)
+            return F.linear(x, self.weight, self.bias)
+        y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).reshape(*x.shape[:-1], len(self.weight))
 
 
@@ -57,6 +58,7 @@ class Int8Linear(nn.Module):
         rounded = (weight / scale[:, None]).round().clamp(-LARGEST_INT8, LARGEST_INT8)
         self.stored = nn.Parameter(rounded.to(torch.int8), requires_grad=False)
         self.register_buffer("scale", scale, persistent=False)
+        self.bias = linear.bias
 
     @property
     def weight(self) -> Tensor:
@@ -67,32 +69,33 @@ class Int8Linear(nn.Module):
         """Map (..., in) to (..., out)."""
         rows = x.flatten(0, -2)
         if not x.is_cpu:  # the kernel below is made for CPUs
-            return F.linear(x, self.stored.to(x.dtype)) * self.scale
-        if torch.compiler.is_compiling() or len(rows) <= MOST_INT8_ROWS:  # compiled for any number of rows
+            y = F.linear(rows, self.stored.to(x.dtype)) * self.scale
+        elif torch.compiler.is_compiling() or len(rows) <= MOST_INT8_ROWS:  # compiled for any number of rows
             y = torch._weight_int8pack_mm(rows, self.stored, self.scale)  # (rows, out)
         else:
             y = ((self.stored.float() @ rows.float().T).T * self.scale).to(x.dtype)
+        y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], len(self.scale))
 
 
 def store_weights(model: LanguageModel, weights: Weights) -> str:
     """Store the weights of a model in place in another form; return what was done, in words.
 
-    The embedding is only looked up, so with int8 it stays bfloat16, like everything that is computed. Raises
-    `UserError` for a shape that cannot be multiplied in int8.
+    The embedding is only looked up, so with int8 it stays bfloat16, like everything that is computed. What
+    has a kind of `nn.Linear` of its own computes as it is written. Raises `UserError` for a shape that cannot
+    be multiplied in int8.
     """
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    odd = [each.in_features for each in linears if each.in_features % INT8_COLUMNS]
+    parts = [(module, *named) for module in model.modules() for named in module.named_children()]
+    linears = [(module, name, child) for module, name, child in parts if type(child) is nn.Linear]
+    odd = [child.in_features for _, _, child in linears if child.in_features % INT8_COLUMNS]
     if weights == "int8" and odd:
         raise UserError(
             f"int8 needs layers of a multiple of {INT8_COLUMNS} inputs, got {odd[0]}; use bfloat16"
         )
     on_cpu = model.model.embed_tokens.weight.device.type == "cpu"
     widens = weights == "bfloat16" and native_bfloat16(on_cpu) is None
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child) if weights == "int8" else ServedLinear(child, widens))
+    for module, name, child in linears:
+        setattr(module, name, Int8Linear(child) if weights == "int8" else ServedLinear(child, widens))
     if weights != "float32":
         model.to(torch.bfloat16)
     return f"{weights} weights" + (", several rows multiplied in float32" if widens else "")

@@ -168,6 +168,28 @@ def test_int8_weights_are_off_by_half_a_step_at_most():
         assert ((served(x).double() - exact).abs() <= exact.abs() * 2**-7 + 0.02 * exact.abs().amax()).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 64), (2, 5, 64), (9, 2, 64)])  # each takes a way of its own
+@pytest.mark.parametrize("kind", [(ServedLinear, True), (ServedLinear, False), (Int8Linear,)])
+def test_a_bias_is_added_in_every_form_of_weights(kind, shape):
+    linear, x = torch.nn.Linear(64, 48).bfloat16(), torch.randn(shape).bfloat16()
+    torch.nn.init.normal_(linear.bias, mean=50.0)
+    serve, *widens = kind
+    assert (serve(linear, *widens)(x).float() - linear(x).float()).abs().max() < 1
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_a_linear_layer_of_a_kind_of_its_own_is_served_as_it_is_written(weights):
+    class Router(torch.nn.Linear):
+        """Scores of 3 experts, from 5 inputs, which int8 would refuse."""
+
+    model = LanguageModel(from_preset("tiny", vocab_size=97))
+    model.model.layers[0].router = router = Router(5, 3)
+    before = {type(part) for part in model.modules()}
+    store_weights(model, weights)
+    assert model.model.layers[0].router is router
+    assert torch.nn.Linear in before and not any(type(part) is torch.nn.Linear for part in model.modules())
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
 def test_narrow_weights_keep_the_count_and_nearly_the_logits(weights, tied):

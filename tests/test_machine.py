@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dataset.batches import Batch
 from model.config import from_preset
+from model.layers import FeedForward
 from model.masks import causal_layout
 from model.transformer import LanguageModel
 from trainer import machine
@@ -31,6 +32,28 @@ def test_the_arithmetic_is_what_torch_counts_in_forward_and_backward():
         model(batch.ids, batch.layout, batch.labels).backward()
     invisible = 2 * (64 * 64 - 64 * 65 // 2)
     width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    assert counter.get_total_flops() == model_flops(config, batch) + 12 * width * invisible
+
+
+def test_layers_of_other_parts_are_counted_as_what_they_are(monkeypatch):
+    class Two(torch.nn.Module):
+        """A feed-forward layer beside a narrower one."""
+
+        def __init__(self, size: int, inner: int) -> None:
+            super().__init__()
+            self.down_proj, self.parts = torch.nn.Linear(size, size), torch.nn.ModuleList()
+            self.parts.extend(FeedForward(size, each) for each in (inner, inner // 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(x) + sum(part(x) for part in self.parts)
+
+    monkeypatch.setattr("model.transformer.FeedForward", Two)
+    config, batch = from_preset("tiny", vocab_size=98), full_batch(2, 64)
+    model = LanguageModel(config)
+    model.set_attention("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(batch.ids, batch.layout, batch.labels).backward()
+    invisible, width = 2 * (64 * 64 - 64 * 65 // 2), 2 * 4 * 16
     assert counter.get_total_flops() == model_flops(config, batch) + 12 * width * invisible
 
 

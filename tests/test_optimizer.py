@@ -8,7 +8,7 @@ from torch import nn
 
 from model.config import from_preset
 from model.transformer import LanguageModel
-from trainer.optimizer import BatchedMuon, Optimizers, orthogonalise
+from trainer.optimizer import BatchedMuon, Optimizers, orthogonalise, split_parameters
 from trainer.schedule import count_steps, multiplier, warmup_steps
 from trainer.settings import OptimizerSettings, PretrainSettings, ScheduleSettings
 
@@ -58,6 +58,21 @@ def test_only_matrices_of_layers_decay(name):
     for key, value in model.state_dict().items():
         decays = "proj" in key
         torch.testing.assert_close(value, before[key] * (1 - 0.5 * 0.1 * 0.5 if decays else 1))
+
+
+def test_muon_takes_what_maps_states_to_states_and_no_tables_routers_or_biases():
+    class Router(nn.Linear):
+        """Scores of experts."""
+
+    model = LanguageModel(from_preset("tiny", vocab_size=50, tie_word_embeddings=False))
+    layer = model.model.layers[0]
+    layer.positions, layer.router = nn.Embedding(512, 64), Router(64, 4, bias=False)
+    layer.scales, layer.biased = nn.Parameter(torch.ones(4, 64)), nn.Linear(64, 64)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    matrices, others = split_parameters(model)
+    taken = {names[parameter].split(".")[-2] for parameter in matrices}
+    assert taken == {*(f"{each}_proj" for each in ("q", "k", "v", "o", "gate", "up", "down")), "biased"}
+    assert len(matrices) + len(others) == len(names) and all(each.ndim == 2 for each in matrices)
 
 
 def test_warmup_stable_decay_rises_stays_and_falls():

@@ -6,10 +6,12 @@ import sys
 import time
 
 import torch
+from torch import nn
 
 from dataset.batches import Batch
 from dataset.systems import resource
 from model.config import ModelConfig
+from model.transformer import LanguageModel
 
 MEGABYTE = 1_000_000
 SIDES = {"cpu": (1024, 2048)}
@@ -61,12 +63,15 @@ def model_flops(config: ModelConfig, batch: Batch) -> int:
     return 6 * products + 12 * config.num_attention_heads * config.head_dim * pairs
 
 
+@functools.cache
 def weights_of_products(config: ModelConfig) -> int:
-    """Return the number of weights that every token is multiplied with: those of the layers' matrices."""
-    heads = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    layer = config.hidden_size * (2 * heads + 2 * keys + 3 * config.intermediate_size)
-    return config.num_hidden_layers * layer
+    """Return the number of weights that every token is multiplied with: those of the layers' matrices.
+
+    They are counted in a model without memory, so that it does not matter what a layer is made of.
+    """
+    with torch.device("meta"):
+        layers = LanguageModel(config).model.layers
+    return sum(part.weight.numel() for part in layers.modules() if isinstance(part, nn.Linear))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from model.transformer import DecoderLayer
 from trainer.settings import OptimizerSettings
 from trainer.sharding import cut_like, whole
 
@@ -133,11 +134,13 @@ def _blank(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[st
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the matrices of the layers, and all other parameters: embedding, output layer and norms."""
-    matrices, others = [], []
-    for name, parameter in model.named_parameters():
-        is_layer_matrix = parameter.ndim == 2 and not any(
-            part in name for part in ("embed_tokens", "lm_head")
-        )
-        (matrices if is_layer_matrix else others).append(parameter)
-    return matrices, others
+    """Return the matrices that map states to states within layers, and all other parameters.
+
+    Others are embedding, output layer, norms, biases, tables of positions, and what has a kind of `nn.Linear`
+    of its own, like a router: their rows are looked up or scored one by one, and share no directions.
+    """
+    layers = (module for module in model.modules() if isinstance(module, DecoderLayer))
+    plain = (part for layer in layers for part in layer.modules() if type(part) is nn.Linear)
+    matrices = {linear.weight for linear in plain}
+    parameters = list(model.parameters())
+    return [each for each in parameters if each in matrices], [p for p in parameters if p not in matrices]

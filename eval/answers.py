@@ -10,6 +10,7 @@ from dataset.conversation import render
 from dataset.prompts import prompt_of
 from eval.answer_text import AnswerText
 from eval.chat import TextSampling
+from eval.continuations import score, score_pairs
 from eval.matching import f1, final_answer, is_exact_match
 from eval.questions import Question
 from eval.served_model import ServedModel
@@ -158,7 +159,7 @@ def score_answers(
     fitting = [
         n for n, ids in enumerate(encoded) if len(prompts[n].ids) + len(ids) - 1 <= generator.max_tokens
     ]
-    for place, tokens in generator.score_pairs([(prompts[n], encoded[n]) for n in fitting], batch_size):
+    for place, tokens in score_pairs(generator, [(prompts[n], encoded[n]) for n in fitting], batch_size):
         scores[fitting[place]] = float(tokens.sum())
         report(1)
     return scores
@@ -183,7 +184,7 @@ def choose(
     encoded = [_encode_answer(served, text) for text in question.choices]
     if len(prompt.ids) + max(map(len, encoded)) - 1 > generator.max_tokens:
         return Prediction(question, "", "too_long", False)
-    sums = [float(tokens.sum()) for tokens in generator.score(prompt, encoded)]
+    sums = [float(tokens.sum()) for tokens in score(generator, prompt, encoded)]
     sizes = {"sum": [1] * len(sums), "character": map(len, question.choices), "token": map(len, encoded)}
     scores = {
         name: tuple(total / size for total, size in zip(sums, of, strict=True)) for name, of in sizes.items()

@@ -93,7 +93,7 @@ class TextSession:
         text = AnswerText(self.served.tokenizer, self.sampling.stop_strings, beginning)
         started = perf_counter()
         first = None
-        reply = self._session.reply(Request(prompt.then(beginning), self.sampling, text.is_stop))
+        reply = self._session.reply(Request(prompt.append(beginning), self.sampling, text.is_stop))
         for _ in reply:
             first = first or perf_counter()
             yield text.take()

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dataset.conversation import Message, Rendered, render
 from dataset.tokenizer import Tokenizer
+from eval.attention_maps import attention_maps
 from eval.comparison import Run
 from eval.plots import MaskPanel, model_panels
 from eval.questions import Question
@@ -34,5 +35,5 @@ def look_at(
     ids = torch.from_numpy(rendered.ids.astype("int64"))[None]
     layout = causal_layout(*ids.shape)._replace(block_ids=block_ids[None])
     on_device = Layout(*(each.to(served.device) for each in layout))
-    maps = served.model.attention_maps(ids.to(served.device), on_device)
+    maps = attention_maps(served.model, ids.to(served.device), on_device)
     return model_panels(run.label, block_ids, served.model.config), maps

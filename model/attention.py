@@ -41,7 +41,7 @@ class Visibility(NamedTuple):
 Attend = Callable[[Tensor, Tensor, Tensor, Visibility, float], Tensor]
 """Maps queries (B, H, Tq, D), keys and values (B, Hkv, Tk, D), a `Visibility` and the scale of scores to
 outputs (B, H, Tq, D)."""
-Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+CacheUpdate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Stores keys and values (B, Hkv, T, D) of new tokens; returns those to attend to (B, Hkv, Tk, D)."""
 
 
@@ -79,9 +79,13 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, remember: Remember | None = None
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        seen: Visibility,
+        update_cache: CacheUpdate | None = None,
     ) -> Tensor:
-        """Map (B, T, hidden_size) to the same shape; `remember` adds keys and values of earlier tokens."""
+        """Map (B, T, hidden_size) to the same shape; `update_cache` adds keys and values of earlier ones."""
         B, T, _ = x.shape
         q, k, v = (
             project(x).view(B, T, -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -89,7 +93,7 @@ class Attention(nn.Module):
         q = rotate(self.q_norm(q).transpose(1, 2), angles)  # (B, H, T, D)
         k = rotate(self.k_norm(k).transpose(1, 2), angles)  # (B, Hkv, T, D)
         v = v.transpose(1, 2)
-        if remember is not None:
-            k, v = remember(k, v)  # (B, Hkv, Tk, D)
+        if update_cache is not None:
+            k, v = update_cache(k, v)  # (B, Hkv, Tk, D)
         y = self.attend(q, k, v, seen, self.scale)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))

@@ -24,7 +24,7 @@ MOST_PAIRS = 2**26
 """queries times keys, of all rows and heads, up to which it is used; of every layer, 5/8 are kept"""
 SHORTEST_SHARED_ROW = 256
 """tokens of a row from which on its documents attend one by one; below, one call for all costs less"""
-SHORTEST_RUN = 32
+SHORTEST_SPAN = 32
 """mean tokens of such a document, for the same reason"""
 
 
@@ -144,7 +144,7 @@ def _fits_blocks(q: Tensor) -> bool:
     return SHORTEST_IN_BLOCKS <= T and B * H * T * T <= MOST_PAIRS
 
 
-class Run(NamedTuple):
+class Span(NamedTuple):
     """Tokens of a row that stand next to each other: a whole document, or padding."""
 
     row: int
@@ -155,10 +155,10 @@ class Run(NamedTuple):
     """whether no token of it has a block"""
 
 
-def document_runs(layout: Layout) -> list[Run] | None:
-    """Return the runs of all rows in order, or None if the tokens of a document are not all in one run.
+def document_spans(layout: Layout) -> list[Span] | None:
+    """Return the spans of all rows in order, or None if the tokens of a document are not all in one span.
 
-    What lies outside of the squares of the runs is not visible:
+    What lies outside of the squares of the spans is not visible:
 
         1 . . . .     documents 0 0 0 1 1
         1 1 . . .
@@ -169,7 +169,7 @@ def document_runs(layout: Layout) -> list[Run] | None:
     documents, _, blocks = layout
     length = documents.shape[1]
 
-    # A run opens where the document is another one than that of the token before it.
+    # A span opens where the document is another one than that of the token before it.
     opens = torch.ones_like(documents, dtype=torch.bool)
     opens[:, 1:] = documents[:, 1:] != documents[:, :-1]
     rows, begins = opens.nonzero(as_tuple=True)
@@ -180,46 +180,46 @@ def document_runs(layout: Layout) -> list[Run] | None:
     if names.unique(dim=1).shape != names.shape:
         return None
 
-    # Places are counted through all rows, so that a run ends where the next one opens.
+    # Places are counted through all rows, so that a span ends where the next one opens.
     starts = rows * length + begins
     ends = torch.cat((starts[1:], starts.new_tensor([documents.numel()])))
 
-    # A run is causal when as many tokens with a block come before its end as before its start.
+    # A span is causal when as many tokens with a block come before its end as before its start.
     with_block = F.pad((blocks >= 0).flatten().cumsum(0), (1, 0))
     is_causal = with_block[ends] == with_block[starts]
     fields = (rows, begins, ends - rows * length, ids < 0, is_causal)
-    return [Run(*run) for run in zip(*(field.tolist() for field in fields), strict=True)]
+    return [Span(*span) for span in zip(*(field.tolist() for field in fields), strict=True)]
 
 
 class DocumentAttention:
     """Attends inside each document of packed rows by itself; on CPUs the kernel computes what it masks."""
 
-    def __init__(self, mask: Tensor, runs: list[Run]) -> None:
+    def __init__(self, mask: Tensor, spans: list[Span]) -> None:
         """Take the mask (B, 1, T, T) and what stands in the rows."""
-        self._lengths = [run.end - run.begin for run in runs]
-        self._seen = [self._visibility(mask, run) for run in runs]
+        self._lengths = [span.end - span.begin for span in spans]
+        self._seen = [self._visibility(mask, span) for span in spans]
 
     @staticmethod
-    def _visibility(mask: Tensor, run: Run) -> Visibility | None:
-        """Return the square of a run; None for padding."""
-        if run.is_padding or run.is_causal:
-            return None if run.is_padding else Visibility(is_causal=True)
-        inside = slice(run.begin, run.end)
-        return Visibility(mask[run.row, None, :, inside, inside])
+    def _visibility(mask: Tensor, span: Span) -> Visibility | None:
+        """Return the square of a span; None for padding."""
+        if span.is_padding or span.is_causal:
+            return None if span.is_padding else Visibility(is_causal=True)
+        inside = slice(span.begin, span.end)
+        return Visibility(mask[span.row, None, :, inside, inside])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Return outputs (B, H, T, D), zero for padding."""
         B, H, T, D = q.shape
-        runs = zip(*(x.transpose(1, 2).flatten(0, 1).split(self._lengths) for x in (q, k, v)), strict=True)
+        spans = zip(*(x.transpose(1, 2).flatten(0, 1).split(self._lengths) for x in (q, k, v)), strict=True)
         outputs = [
-            torch.zeros_like(run[0]) if seen is None else _attend_run(*run, seen, scale)
-            for run, seen in zip(runs, self._seen, strict=True)
+            torch.zeros_like(span[0]) if seen is None else _attend_span(*span, seen, scale)
+            for span, seen in zip(spans, self._seen, strict=True)
         ]
         return torch.cat(outputs).view(B, T, H, D).transpose(1, 2)
 
 
-def _attend_run(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
-    """Attend within a run, all (n, heads, D)."""
+def _attend_span(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+    """Attend within a span, all (n, heads, D)."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, n, D)
     return attend(q, k, v, seen, scale)[0].transpose(0, 1)
 
@@ -231,9 +231,9 @@ def by_documents(mask: Tensor, layout: Layout) -> DocumentAttention | None:
     """
     if mask.device.type not in BACKENDS["documents"].devices or mask.shape[-1] < SHORTEST_SHARED_ROW:
         return None
-    runs = document_runs(layout)
-    pays = runs is not None and len(runs) * SHORTEST_RUN <= layout.document_ids.numel()
-    return DocumentAttention(mask, runs) if pays else None
+    spans = document_spans(layout)
+    pays = spans is not None and len(spans) * SHORTEST_SPAN <= layout.document_ids.numel()
+    return DocumentAttention(mask, spans) if pays else None
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:

@@ -102,52 +102,22 @@ class ModelConfig:
         return asdict(self)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=512,
-    ),
-    "quickstart": dict(
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=512,
-    ),
-    "small": dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8),
-    "minimind3": dict(
-        hidden_size=768,
-        intermediate_size=2432,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=96,
-        max_position_embeddings=32768,
-    ),
-    "gpt2": dict(
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=12,
-        max_position_embeddings=1024,
-    ),
-    "medium": dict(
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        max_position_embeddings=4096,
-    ),
-}
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "max_position_embeddings"),
+)
+PRESETS: dict[str, dict[str, int]] = {
+    name: dict(zip(_SIZES, sizes, strict=True))
+    for name, *sizes in (
+        #              hidden inner layers heads key_heads head_dim context
+        ("tiny",           64,  192,     2,    4,        2,      16,    512),
+        ("quickstart",    128,  256,     4,    4,        2,      32,    512),
+        ("small",         512, 1408,     8,    8,        4,      64,   2048),
+        ("minimind3",     768, 2432,     8,    8,        4,      96,  32768),
+        ("gpt2",          768, 2048,    12,   12,       12,      64,   1024),
+        ("medium",       1024, 3072,    24,   16,        8,      64,   4096),
+    )
+}  # fmt: skip
 """Named shapes, all but the vocabulary, by size: tiny (for tests), quickstart (0.8M), small (30M),
 minimind3 (64M), gpt2 (124M), medium (0.3B)."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.attention import Visibility
-from model.kv_cache import GROWTH_TOKENS, KVCache, new_cache, place, slot_layout
+from model.kv_cache import GROWTH_TOKENS, KVCache, slot_layout, slots_of, write_layout
 from model.masks import Layout, cached_mask
 from model.transformer import LanguageModel
 
@@ -57,9 +57,8 @@ class Steps:
     @torch.no_grad()
     def _seconds(self, step: Step, rows: int) -> float:
         """Return the least time of a few steps, on zeros; the first one may compile."""
-        weight = self._model.model.embed_tokens.weight
-        cache = new_cache(self._model.config, rows, weight.dtype, weight.device)
-        tokens = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
+        cache = self._model.new_cache(rows)
+        tokens = torch.zeros(rows, 1, dtype=torch.long, device=cache.lengths.device)
         moments = [perf_counter()]
         for _ in range(min(TRIALS, cache.max_tokens)):
             step(tokens, cache).sum().item()
@@ -88,7 +87,7 @@ class CompiledStep:
 
     def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Return the logits (B, V) after one causal token (B, 1) per row."""
-        cache.make_room(cache.used + 1)
+        cache.reserve(cache.used + 1)
         stores = list(zip(cache.keys, cache.values, strict=True))
         rows = (cache.lengths, cache.positions, cache.block_ids)
         # Later calls differ in the number of rows and slots only, and it is compiled for any of them.
@@ -112,13 +111,13 @@ def next_logits(
     """
     lengths, positions, block_ids = rows
     layout = causal_step(lengths.clone())
-    slots = layout.position_ids % ring if ring else layout.position_ids  # (B, 1)
-    place(layout, slots, positions, block_ids)
+    slots = slots_of(layout.position_ids, ring)  # (B, 1)
+    write_layout(layout, slots, positions, block_ids)
     lengths += 1
     present = slot_layout(positions, block_ids)
     each, both_sides = torch.arange(len(tokens), device=tokens.device), model.config.window_both_sides
 
-    def remember(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update_cache(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         for store, fresh in zip(stores[layer], (k, v), strict=True):
             store[each, :, slots[:, 0]] = fresh[:, :, 0]
         shape = (len(tokens), k.shape[1], -1, k.shape[3])  # sizes that are the model's, and thus known
@@ -127,5 +126,5 @@ def next_logits(
     visibilities = model.model.each_layer(
         lambda window: Visibility(cached_mask(layout, present, window, both_sides)[:, None])
     )
-    hidden = model.model.compute(tokens, layout.position_ids, visibilities, remember)
+    hidden = model.model.compute(tokens, layout.position_ids, visibilities, update_cache)
     return model.lm_head(hidden[:, 0])

@@ -1,21 +1,24 @@
-"""Ids in, ids out: prefill under the model's own mask, decode a token per row and step, score continuations.
+"""Ids in, ids out: prefill under the model's own mask, then decode a token per row and step.
 
 Knows no tokenizer and no text; `eval/chat.py` puts text on top. How a token is chosen is
 `model/sampling.py`'s.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 
 import torch
 from torch import Tensor
 
 from model.decoding import Steps
 from model.errors import UserError
-from model.kv_cache import KVCache, new_cache
-from model.masks import Layout, longest_cut, reach
+from model.kv_cache import KVCache
+from model.masks import Layout, legal_cuts, reusable_prefix
 from model.sampling import Answer, Completion, Sampling
+from model.strategies import CAUSAL
 from model.transformer import LanguageModel
 
 
@@ -31,9 +34,9 @@ class Prompt:
         """Return the tokens from `start` on, up to `stop`."""
         return Prompt(self.ids[start:stop], self.block_ids[start:stop])
 
-    def then(self, ids: Sequence[int]) -> "Prompt":
-        """Return the prompt with the forced beginning of its answer: causal tokens at its end."""
-        return Prompt((*self.ids, *ids), (*self.block_ids, *(-1 for _ in ids)))
+    def append(self, ids: Sequence[int]) -> "Prompt":
+        """Return the prompt with causal tokens at its end."""
+        return Prompt((*self.ids, *ids), (*self.block_ids, *(CAUSAL for _ in ids)))
 
 
 @dataclass(frozen=True)
@@ -87,18 +90,20 @@ class Generator:
             free = [row for row, n in enumerate(rows) if answers[n].finish_reason]
             fresh = [queue.popleft() for _ in range(min(len(queue), batch_size - len(rows) + len(free)))]
             if fresh:
-                begun = self.new_cache(len(fresh))
+                # Fresh requests are prefilled in a cache of their own; its rows then take the free ones.
+                begun = self.model.new_cache(len(fresh))
                 logits = self.prefill(begun, [requests[n].prompt for n in fresh])
-                cache, rows = _place(cache, rows, begun, fresh, free)
+                cache, rows = _refill(cache, rows, begun, fresh, free)
             elif free:
+                # Nothing waits: free rows are dropped, so that no step computes them.
                 going = [row for row in range(len(rows)) if row not in free]
-                cache.keep(going)
+                cache.select(going)
                 rows = [rows[row] for row in going]
                 continue
             else:
                 logits = self.decode(cache, [answers[n].ids[-1] for n in rows])
             for n, row_logits in zip(fresh or rows, logits.cpu(), strict=True):  # one copy for all rows
-                answers[n].take(row_logits)
+                answers[n].add_token(row_logits)
                 if answers[n].finish_reason:
                     yield n, answers[n].completion()
 
@@ -120,55 +125,6 @@ class Generator:
         room = self.max_tokens - len(prompt.ids) + 1  # the last token is never fed
         return Answer(request.sampling, prompt.ids, room, self.stop_ids, request.is_stop)
 
-    def score(self, prompt: Prompt, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Return the log-probability of every token (n,) of each continuation; the prompt is computed once.
-
-        Raises `UserError` where a continuation is empty or does not fit into the context.
-        """
-        self._check_scored([prompt], continuations)
-        cache = self.new_cache(1)
-        first = self.prefill(cache, [prompt])
-        cache.keep([0] * len(continuations))
-        return self._scores(cache, first.expand(len(continuations), -1), continuations)
-
-    def score_pairs(
-        self, pairs: Sequence[tuple[Prompt, Sequence[int]]], batch_size: int = 16
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of each prompt and continuation with the log-probability of its tokens (n,).
-
-        Those of like lengths are computed together, `batch_size` at a time. Raises as `score` does, before
-        any work but where a continuation does not fit.
-        """
-        self._check_scored(*([pair[side] for pair in pairs] for side in (0, 1)))
-        by_length = sorted(range(len(pairs)), key=lambda n: len(pairs[n][0].ids) + len(pairs[n][1]))
-        for begin in range(0, len(pairs), batch_size):
-            numbers = by_length[begin : begin + batch_size]
-            cache = self.new_cache(len(numbers))
-            first = self.prefill(cache, [pairs[n][0] for n in numbers])
-            yield from zip(numbers, self._scores(cache, first, [pairs[n][1] for n in numbers]), strict=True)
-
-    def _check_scored(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]) -> None:
-        if not all(continuations):
-            raise UserError("a continuation is empty; it needs at least one token to be scored")
-        for prompt in prompts:
-            self.begin(Request(prompt))
-
-    def _scores(self, cache: KVCache, first: Tensor, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Score a continuation per row after what the cache holds; `first` (B, V) are the logits there."""
-        fed = [Prompt(tuple(ids[:-1]), (-1,) * (len(ids) - 1)) for ids in continuations]
-        rest = self.feed(cache, fed) if any(part.ids for part in fed) else first[:, None][:, :0]
-        scores = []
-        for row, ids in enumerate(continuations):
-            logits = torch.cat((first[row, None], rest[row, : len(ids) - 1]))  # (n, V)
-            wide = logits.to(torch.promote_types(torch.float32, logits.dtype)).log_softmax(-1)
-            scores.append(wide.gather(1, torch.tensor(ids, device=wide.device)[:, None])[:, 0])
-        return scores
-
-    def new_cache(self, batch: int) -> KVCache:
-        """Return an empty cache for `batch` rows in the model's dtype."""
-        weight = self.model.model.embed_tokens.weight
-        return new_cache(self.model.config, batch, weight.dtype, weight.device)
-
     @torch.no_grad()
     def prefill(self, cache: KVCache, prompts: Sequence[Prompt]) -> Tensor:
         """Feed non-empty prompts of any lengths, one per row; return the logits (B, V) after each.
@@ -176,18 +132,13 @@ class Generator:
         Long ones go in chunks that end at legal cuts. Raises `ValueError` when a prompt continues a block
         that the cache already holds a part of.
         """
-        last = [None] * len(prompts)
-        cuts = [self._cuts(prompt) for prompt in prompts]
-        begin = [0] * len(prompts)
-        while any(cuts):
-            ends = [row.popleft() if row else start for row, start in zip(cuts, begin, strict=True)]
-            parts = [p.part(a, b) for p, a, b in zip(prompts, begin, ends, strict=True)]
+        last = [None] * len(prompts)  # hidden states (C,) after what was fed of each
+        chunks = [self._chunks(prompt) for prompt in prompts]
+        for parts in zip_longest(*chunks, fillvalue=Prompt((), ())):
             hidden = self._hidden(cache, parts)
-            last = [
-                hidden[row, len(part.ids) - 1] if part.ids else former
-                for row, (part, former) in enumerate(zip(parts, last, strict=True))
-            ]
-            begin = ends
+            for row, part in enumerate(parts):
+                if part.ids:
+                    last[row] = hidden[row, len(part.ids) - 1]
         return self.model.lm_head(torch.stack(last))
 
     @torch.no_grad()
@@ -195,18 +146,16 @@ class Generator:
         """Feed one causal token per row; return the logits (B, V) after it."""
         return self.steps(torch.tensor([[token] for token in ids], device=cache.lengths.device), cache)
 
-    def _cuts(self, prompt: Prompt) -> deque[int]:
-        """Return where the chunks of a prompt end: legal cuts, as far apart as the chunk size allows."""
+    def _chunks(self, prompt: Prompt) -> list[Prompt]:
+        """Return the parts in which a prompt is fed: cut legally, and as long as the chunk size allows."""
         if len(prompt.ids) <= self.prefill_chunk_tokens:
-            return deque([len(prompt.ids)])
-        farthest = reach(torch.tensor(prompt.block_ids)).cummax(0).values
-        legal = ((farthest == torch.arange(len(farthest))).nonzero().flatten() + 1).tolist()
-        cuts, begin = deque(), 0
-        for cut, following in zip(legal, [*legal[1:], None], strict=True):
-            if following is None or following - begin > self.prefill_chunk_tokens:
-                cuts.append(cut)
-                begin = cut
-        return cuts
+            return [prompt]
+        legal = (legal_cuts(torch.tensor(prompt.block_ids)).nonzero().flatten() + 1).tolist()
+        bounds = [0]
+        for cut, following in pairwise([*legal, math.inf]):
+            if following - bounds[-1] > self.prefill_chunk_tokens:
+                bounds.append(cut)
+        return [prompt.part(begin, end) for begin, end in pairwise(bounds)]
 
     @torch.no_grad()
     def feed(self, cache: KVCache, parts: Sequence[Prompt]) -> Tensor:
@@ -219,7 +168,10 @@ class Generator:
         longest = max(len(part.ids) for part in parts)
         ids, blocks = (
             torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
-            for rows, fill in (([part.ids for part in parts], 0), ([part.block_ids for part in parts], -1))
+            for rows, fill in (
+                ([part.ids for part in parts], 0),
+                ([part.block_ids for part in parts], CAUSAL),
+            )
         )
         counts = torch.tensor([len(part.ids) for part in parts], device=device)
         index = torch.arange(longest, device=device)
@@ -227,7 +179,7 @@ class Generator:
         return self.model.model(ids, Layout(documents, cache.lengths[:, None] + index, blocks), cache)
 
 
-def _place(
+def _refill(
     cache: KVCache | None, rows: list[int], begun: KVCache, fresh: list[int], free: list[int]
 ) -> tuple[KVCache, list[int]]:
     """Let fresh requests, begun in a cache of their own, take the free rows; the first bring the cache."""
@@ -248,8 +200,8 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._cache = self.generator.new_cache(1)
-        self._known = Prompt((), ())
+        self._cache = self.generator.model.new_cache(1)
+        self._cached = Prompt((), ())
         self.reused_tokens = self.prefilled_tokens = 0
         self.last: Completion | None = None
 
@@ -263,7 +215,7 @@ class Session:
         try:
             logits = None if answer.finish_reason else self._prefill(request.prompt)
             while not answer.finish_reason:
-                answer.take(logits[0])
+                answer.add_token(logits[0])
                 if answer.finish_reason != "stop":
                     yield answer.ids[-1]
                 if not answer.finish_reason:
@@ -273,22 +225,22 @@ class Session:
 
     def _prefill(self, prompt: Prompt) -> Tensor:
         cut = self._reusable(prompt)
-        self._cache.cut(cut)
-        self._known = self._known.part(0, cut)
+        self._cache.truncate(cut)
+        self._cached = self._cached.part(0, cut)
         logits = self.generator.prefill(self._cache, [prompt.part(cut)])
-        self._known = prompt
+        self._cached = prompt
         self.reused_tokens, self.prefilled_tokens = cut, len(prompt.ids) - cut
         return logits
 
     def _reusable(self, prompt: Prompt) -> int:
         """Return how many tokens need not be computed again; one at least is left, for its logits."""
-        pairs = enumerate(zip(self._known.ids, prompt.ids, strict=False))
-        same = next((n for n, (old, new) in pairs if old != new), min(len(self._known.ids), len(prompt.ids)))
-        known, wanted = (torch.tensor(p.block_ids, dtype=torch.long) for p in (self._known, prompt))
-        cut = longest_cut(known, wanted, min(same, len(prompt.ids) - 1))
-        return cut if self._cache.holds(cut) else 0
+        pairs = enumerate(zip(self._cached.ids, prompt.ids, strict=False))
+        same = next((n for n, (old, new) in pairs if old != new), min(len(self._cached.ids), len(prompt.ids)))
+        cached, wanted = (torch.tensor(p.block_ids, dtype=torch.long) for p in (self._cached, prompt))
+        cut = reusable_prefix(cached, wanted, min(same, len(prompt.ids) - 1))
+        return cut if self._cache.can_truncate(cut) else 0
 
     def _decode(self, token: int) -> Tensor:
         logits = self.generator.decode(self._cache, [token])
-        self._known = Prompt((*self._known.ids, token), (*self._known.block_ids, -1))
+        self._cached = self._cached.append([token])
         return logits

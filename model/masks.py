@@ -175,34 +175,33 @@ def is_readable(block_ids: Tensor) -> Tensor:
     return readable
 
 
-def reach(block_ids: Tensor) -> Tensor:
+def last_visible(block_ids: Tensor) -> Tensor:
     """Return the last index (n,) that each token of one document sees: the end of its block, or itself.
 
-    Under one window, two layouts of one document are equal exactly when their reaches are. A window of 2 or
-    more on both sides moves no legal cut: a token of a block still sees the next one.
+    Under one window, two layouts of one document are equal exactly when this is. A window of 2 or more on
+    both sides moves no legal cut: a token of a block still sees the next one.
     """
-    n = len(block_ids)
-    index = torch.arange(n)
-    run_ends = torch.ones(n, dtype=torch.bool)
-    run_ends[:-1] = (block_ids[1:] != block_ids[:-1]) | (block_ids[1:] < 0)
-    ends = torch.where(run_ends, index, n).flip(0).cummin(0).values.flip(0)
-    return ends
+    index = torch.arange(len(block_ids))
+    is_end = torch.ones_like(index, dtype=torch.bool)
+    is_end[:-1] = (block_ids[1:] != block_ids[:-1]) | (block_ids[1:] < 0)
+    return torch.where(is_end, index, len(index)).flip(0).cummin(0).values.flip(0)  # the next end
 
 
-def longest_cut(cached: Tensor, wanted: Tensor, limit: int) -> int:
-    """Return the largest legal cut `c <= limit`: states of tokens before it may serve the wanted layout.
+def legal_cuts(block_ids: Tensor) -> Tensor:
+    """Return after which tokens (n,) of one document it may be cut: none up to there sees a later one."""
+    return last_visible(block_ids).cummax(0).values == torch.arange(len(block_ids))
+
+
+def reusable_prefix(cached: Tensor, wanted: Tensor, limit: int) -> int:
+    """Return how many tokens may keep their computed states under the wanted layout: the longest legal cut.
 
     `cached` and `wanted` are block ids (n,) and (m,) of one document whose first `limit` token ids agree.
-    A cut is legal when both layouts agree on `visible[:c, :c]` and no row before `c` sees a key at or
+    A cut `c` is legal when both layouts agree on `visible[:c, :c]` and no row before `c` sees a key at or
     after `c` in either.
     """
-    limit = min(limit, len(cached), len(wanted))
-    if limit <= 0:
-        return 0
-    cached_reach, wanted_reach = reach(cached), reach(wanted)
-    agree = (cached_reach[:limit] == wanted_reach[:limit]).long().cumprod(0).bool()
-    closed = wanted_reach[:limit].cummax(0).values == torch.arange(limit)
-    legal = (agree & closed).nonzero().flatten()
+    limit = max(0, min(limit, len(cached), len(wanted)))
+    agree = last_visible(cached)[:limit] == last_visible(wanted)[:limit]
+    legal = (agree.long().cumprod(0).bool() & legal_cuts(wanted)[:limit]).nonzero().flatten()
     return int(legal[-1]) + 1 if len(legal) else 0
 
 

@@ -110,7 +110,7 @@ class Answer:
         self._prompt_ids = prompt_ids
         self._random = torch.Generator().manual_seed(sampling.seed)
 
-    def take(self, logits: Tensor) -> None:
+    def add_token(self, logits: Tensor) -> None:
         """Choose the next token from its logits (V,) and see whether it ends the answer."""
         logits = logits.to("cpu", torch.promote_types(torch.float32, logits.dtype))
         token = self._choose(logits)

@@ -1,7 +1,6 @@
 """The decoder: embedding, layers, norm, output layer. Masks come from `masks`, attention from `attention`."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -9,27 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import (
-    Attend,
-    Attention,
-    Remember,
-    Visibility,
-    eager_attention,
-    eager_probabilities,
-)
+from model.attention import Attend, Attention, CacheUpdate, Visibility
 from model.backends import attend, by_documents, named
 from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.layers import FeedForward, RMSNorm, rotary_angles
 from model.loss import summed_cross_entropy
-from model.masks import (
-    Layout,
-    cached_mask,
-    causal_layout,
-    causal_mask,
-    dense_mask,
-    is_plain_causal,
-)
+from model.masks import Layout, cached_mask, causal_layout, causal_mask, dense_mask, is_plain_causal
+from model.rolling_cache import new_cache
 
 MAX_REGISTERED_SIDE = 4096
 
@@ -47,17 +33,17 @@ class DecoderLayer(nn.Module):
         """`compute`, compiled for training; without gradients shapes are too many to compile for"""
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, remember: Remember | None
+        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, update_cache: CacheUpdate | None
     ) -> Tensor:
         """Map (B, T, hidden_size) to the same shape."""
         compute = self.compiled if self.compiled and torch.is_grad_enabled() else self.compute
-        return compute(x, angles, seen, remember)
+        return compute(x, angles, seen, update_cache)
 
     def compute(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, remember: Remember | None
+        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, update_cache: CacheUpdate | None
     ) -> Tensor:
         """Map (B, T, hidden_size) to the same shape, as it is written here."""
-        x = x + self.self_attn(self.input_layernorm(x), angles, seen, remember)
+        x = x + self.self_attn(self.input_layernorm(x), angles, seen, update_cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -90,27 +76,27 @@ class Decoder(nn.Module):
         With a cache, `layout` continues the cached rows (right-padded) and attention reaches back to them.
         """
         if cache is None:
-            visibilities, remember = self._visibilities(ids, layout), None
+            visibilities, update_cache = self._visibilities(ids, layout), None
         else:
-            visibilities, remember = self._cached_visibilities(layout, cache), cache.update
+            visibilities, update_cache = self._cached_visibilities(layout, cache), cache.update
         layout = layout or causal_layout(*ids.shape[:2], device=ids.device)
-        return self.compute(ids, layout.position_ids, visibilities, remember)
+        return self.compute(ids, layout.position_ids, visibilities, update_cache)
 
     def compute(
         self,
         ids: Tensor,
         position_ids: Tensor,
         visibilities: Sequence[Visibility],
-        remember: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        update_cache: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """Return hidden states (B, T, hidden_size): the one way through the layers, also of compiled steps.
 
-        `visibilities` has one for each layer; `remember` takes the number of a layer, too.
+        `visibilities` has one for each layer; `update_cache` takes the number of a layer, too.
         """
         x = self.embed_tokens(ids)  # (B, T, C)
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
         for n, (layer, seen) in enumerate(zip(self.layers, visibilities, strict=True)):
-            inputs = (x, angles, seen, None if remember is None else partial(remember, n))
+            inputs = (x, angles, seen, None if update_cache is None else partial(update_cache, n))
             if self.recomputes_layers and torch.is_grad_enabled():
                 x = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -141,14 +127,13 @@ class Decoder(nn.Module):
         """Return the same for tokens by which a cache is extended, over all keys that it then gives."""
         keys = cache.extend(layout)
         is_step = layout.position_ids.shape[1] == 1 and bool((cache.lengths == cache.used).all())
-        last = cache.lengths[:, None] - 1
-        positions = torch.where(layout.document_ids >= 0, layout.position_ids, last)
-        queries, both_sides = layout._replace(position_ids=positions), self.config.window_both_sides
 
         def form(window: int | None) -> Visibility:
             if is_step and window is None:  # every key is real and comes before the token
                 return Visibility()
-            return Visibility(cached_mask(queries, keys, window, both_sides)[:, None])
+            last, real = cache.lengths[:, None] - 1, layout.document_ids >= 0
+            queries = layout._replace(position_ids=torch.where(real, layout.position_ids, last))
+            return Visibility(cached_mask(queries, keys, window, self.config.window_both_sides)[:, None])
 
         return self.each_layer(form)
 
@@ -173,7 +158,7 @@ class LanguageModel(nn.Module):
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self._initialise)
-        self._soften_residuals()
+        self._scale_residuals()
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -200,7 +185,7 @@ class LanguageModel(nn.Module):
         )
 
     @torch.no_grad()
-    def grow(self, vocab_size: int) -> None:
+    def resize_token_embeddings(self, vocab_size: int) -> None:
         """Give the vocabulary more rows; each is the mean of those that are there."""
         self.config = self.model.config = replace(self.config, vocab_size=vocab_size)
         embedding, head = self.model.embed_tokens, self.lm_head
@@ -216,41 +201,24 @@ class LanguageModel(nn.Module):
         for layer in self.model.layers:
             layer.self_attn.attend = named(attend) if isinstance(attend, str) else attend
 
-    def recompute_layers(self) -> None:
+    def new_cache(self, batch: int) -> KVCache:
+        """Return an empty cache for `batch` rows, in the dtype and on the device of the model."""
+        weight = self.model.embed_tokens.weight
+        return new_cache(self.config, batch, weight.dtype, weight.device)
+
+    def enable_gradient_checkpointing(self) -> None:
         """Keep only the layers' inputs for the backward pass, which computes the rest again.
 
         Gradients stay the same to the bit: nothing in a layer is random (Chen et al. 2016, arXiv 1604.06174).
         """
         self.model.recomputes_layers = True
 
-    @torch.no_grad()
-    def attention_maps(self, ids: Tensor, layout: Layout | None = None) -> list[Tensor]:
-        """Return the attention probabilities (B, H, T, T) of every layer."""
-        maps: list[Tensor] = []
-
-        def recording(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
-            maps.append(eager_probabilities(q, k, seen, scale))
-            return eager_attention(q, k, v, seen, scale)
-
-        with self._attending_through(recording):
-            self(ids, layout)
-        return maps
-
-    @contextmanager
-    def _attending_through(self, attend: Attend) -> Iterator[None]:
-        former = self.model.layers[0].self_attn.attend
-        self.set_attention(attend)
-        try:
-            yield
-        finally:
-            self.set_attention(former)
-
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
             nn.init.normal_(module.weight, std=self.config.initializer_range)
 
     @torch.no_grad()
-    def _soften_residuals(self) -> None:
+    def _scale_residuals(self) -> None:
         """Divide what the layers first add to the residual stream by the number of additions.
 
         GPT-2 divides by its root (Radford et al. 2019); starting closer to zero, lookups form earlier.

@@ -59,14 +59,14 @@ def test_steps_over_all_slots_give_the_logits_of_the_model_as_it_is_written(data
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", not_compiled)
         generators = [Generator(model, [], steps=steps) for steps in (Steps(model), always(model))]
-    caches = [generator.new_cache(len(rows)) for generator in generators]
+    caches = [generator.model.new_cache(len(rows)) for generator in generators]
     for generator, cache in zip(generators, caches, strict=True):
         generator.prefill(cache, rows)
     for _ in range(data.draw(st.integers(1, 12))):
         if len(rows) > 1 and data.draw(st.booleans()):  # a row is done
             rows.pop()
             for cache in caches:
-                cache.keep(list(range(len(rows))))
+                cache.select(list(range(len(rows))))
         ids = data.draw(st.lists(st.integers(0, 96), min_size=len(rows), max_size=len(rows)))
         one, other = (
             generator.decode(cache, ids) for generator, cache in zip(generators, caches, strict=True)
@@ -86,7 +86,7 @@ def test_what_was_compiled_once_serves_batches_of_any_size_and_length(weights, m
         requests = [Request(Prompt((n % 90,) * n, (-1,) * n), Sampling(max_new_tokens=9)) for n in lengths]
         assert [len(answer.ids) for answer in traced.generate(requests)] == [9] * len(lengths)
         assert counter.frame_count == 1
-    cache, other = (generator.new_cache(2) for generator in (plain, traced))
+    cache, other = (generator.model.new_cache(2) for generator in (plain, traced))
     for each in (cache, other):
         plain.prefill(each, [Prompt((1, 2), (-1, -1)), Prompt((3,), (-1,))])
     one, two = plain.decode(cache, [4, 5]), traced.decode(other, [4, 5])
@@ -101,7 +101,7 @@ def test_two_models_of_one_shape_are_not_taken_for_each_other(monkeypatch):
         plain, traced = (Generator(model, [], steps=steps) for steps in (Steps(model), always(model, True)))
         logits = []
         for generator in (plain, traced):
-            cache = generator.new_cache(1)
+            cache = generator.model.new_cache(1)
             generator.prefill(cache, [Prompt((1, 2, 3), (-1, -1, -1))])
             logits.append([generator.decode(cache, [4]), generator.decode(cache, [5])])
         for one, other in zip(*logits, strict=True):
@@ -114,7 +114,7 @@ def test_a_cache_too_long_for_the_compiled_step_takes_the_plain_one(monkeypatch)
     generator, taken = Generator(model, [], steps=always(model, True)), []
     compute = CompiledStep.__call__
     monkeypatch.setattr(CompiledStep, "__call__", lambda *step: (taken.append(1), compute(*step))[1])
-    cache = generator.new_cache(1)
+    cache = generator.model.new_cache(1)
     for tokens, compiled_steps in ((1, 1), (3800, 2), (200, 2)):
         generator.feed(cache, [Prompt((5,) * tokens, (-1,) * tokens)])
         generator.decode(cache, [6])
@@ -246,7 +246,7 @@ def test_the_compiler_changes_no_more_than_rounding(weights):
     plain, compiled = (Generator(model, [], steps=steps) for steps in (Steps(model), always(model)))
     for lengths in ((3, 200, 17), (9, 4), (7,), (150,)):
         rows = [Prompt((n % 90,) * n, (-1,) * n) for n in lengths]
-        caches = [generator.new_cache(len(rows)) for generator in (plain, compiled)]
+        caches = [generator.model.new_cache(len(rows)) for generator in (plain, compiled)]
         for cache in caches:
             plain.prefill(cache, rows)
         for token in (1, 2, 3):

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.continuations import score, score_pairs
 from model.decoding import next_logits
 from model.generator import Generator, Prompt, Request, Session
-from model.masks import blocks_before_answer, reach
+from model.masks import blocks_before_answer, last_visible
 from model.sampling import Sampling
 from tests.conftest import STRATEGIES, WITH_BLOCKS, one_document, tiny_model, turns, windowed
 
@@ -42,7 +43,7 @@ def prompts(draw_value, strategy: str) -> Prompt:
 
 
 def legal_cuts(prompt: Prompt) -> list[int]:
-    ends = reach(torch.tensor(prompt.block_ids)).cummax(0).values
+    ends = last_visible(torch.tensor(prompt.block_ids)).cummax(0).values
     return [c for c in range(1, len(ends)) if ends[c - 1] == c - 1]
 
 
@@ -60,7 +61,7 @@ def test_batches_in_random_legal_parts_give_the_logits_of_the_full_forward(data,
     calls = max(map(len, edges)) - 1
     edges = [[0] * (calls + 1 - len(edge)) + edge for edge in edges]
     generator = Generator(model, [])
-    cache, got = generator.new_cache(len(rows)), [[] for _ in rows]
+    cache, got = generator.model.new_cache(len(rows)), [[] for _ in rows]
     for call in range(calls):
         parts = [row.part(*edge[call : call + 2]) for row, edge in zip(rows, edges, strict=True)]
         if not any(part.ids for part in parts):
@@ -84,7 +85,7 @@ class Rows:
         return self.data.draw(st.lists(st.integers(0, 96), min_size=1, max_size=most))
 
     def filled(self, rows: list[list[int]]):
-        cache = self.generator.new_cache(len(rows))
+        cache = self.generator.model.new_cache(len(rows))
         self.generator.feed(cache, [Prompt(tuple(ids), (-1,) * len(ids)) for ids in rows])
         return cache
 
@@ -95,13 +96,13 @@ class Rows:
     def take_back(self, cache) -> int:
         """Forget a few tokens where the cache can; return how many are left."""
         length = max(1, cache.used - self.data.draw(st.integers(0, 5)))
-        if cache.holds(length):
-            cache.cut(length)
+        if cache.can_truncate(length):
+            cache.truncate(length)
         return cache.used
 
     def keep(self) -> None:
         kept = self.data.draw(st.lists(st.integers(0, len(self.ids) - 1), min_size=1, max_size=3))
-        self.cache.keep(kept)
+        self.cache.select(kept)
         self.ids = [self.ids[row] for row in kept]
 
     def replace(self) -> None:
@@ -123,7 +124,7 @@ class Rows:
 
     def step_as_compiled(self) -> None:
         parts, cache = [self.draw_ids(1) for _ in self.ids], self.cache
-        cache.make_room(cache.used + 1)
+        cache.reserve(cache.used + 1)
         books = (cache.lengths, cache.positions, cache.block_ids)
         stores = list(zip(cache.keys, cache.values, strict=True))
         self.check(parts, next_logits(self.model, torch.tensor(parts), stores, books, cache.ring))
@@ -140,7 +141,7 @@ class Rows:
 def test_a_cache_that_anything_is_done_to_gives_the_logits_of_the_full_forward(data, model, undo_tokens):
     actions = (Rows.cut, Rows.cut, Rows.keep, Rows.replace, Rows.feed, Rows.step, Rows.step_as_compiled)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr("model.kv_cache.UNDO_TOKENS", undo_tokens)  # rings that are soon full
+        patch.setattr("model.rolling_cache.UNDO_TOKENS", undo_tokens)  # rings that are soon full
         rows = Rows(data, model)
         for act in data.draw(st.lists(st.sampled_from(actions), max_size=14)):
             act(rows)
@@ -149,31 +150,31 @@ def test_a_cache_that_anything_is_done_to_gives_the_logits_of_the_full_forward(d
 
 
 def test_what_a_ring_has_overwritten_stays_lost_whatever_is_done_to_it(monkeypatch):
-    monkeypatch.setattr("model.kv_cache.UNDO_TOKENS", 2)
+    monkeypatch.setattr("model.rolling_cache.UNDO_TOKENS", 2)
     generator = Generator(tiny_model(**windowed(4)), [])  # a ring of 6 tokens
 
     def fed(tokens: int):
-        cache = generator.new_cache(1)
+        cache = generator.model.new_cache(1)
         generator.feed(cache, [Prompt((5,) * tokens, (-1,) * tokens)])
         return cache
 
     cache, other = fed(12), fed(10)
-    assert [length for length in range(13) if cache.holds(length)] == [9, 10, 11, 12]
-    cache.cut(10)
-    assert [length for length in range(13) if cache.holds(length)] == [9, 10]
-    cache.keep([0, 0])
-    assert [length for length in range(13) if cache.holds(length)] == [9, 10]
-    assert other.holds(8)
-    cache.keep([0])
+    assert [length for length in range(13) if cache.can_truncate(length)] == [9, 10, 11, 12]
+    cache.truncate(10)
+    assert [length for length in range(13) if cache.can_truncate(length)] == [9, 10]
+    cache.select([0, 0])
+    assert [length for length in range(13) if cache.can_truncate(length)] == [9, 10]
+    assert other.can_truncate(8)
+    cache.select([0])
     other.replace([0], cache)
-    assert [length for length in range(13) if other.holds(length)] == [9, 10]
-    cache.cut(0)
-    assert cache.holds(0)
+    assert [length for length in range(13) if other.can_truncate(length)] == [9, 10]
+    cache.truncate(0)
+    assert cache.can_truncate(0)
 
 
 def test_rows_that_are_taken_over_move_no_others():
     generator = Generator(tiny_model(), [])
-    cache, other = generator.new_cache(3), generator.new_cache(1)
+    cache, other = generator.model.new_cache(3), generator.model.new_cache(1)
     for each in (cache, other):
         generator.feed(each, [Prompt((1, 2), (-1, -1))] * len(each.lengths))
     places = [keys.data_ptr() for keys in cache.keys]
@@ -185,7 +186,7 @@ def test_rows_near_the_end_of_the_context_may_end_their_chunks_apart():
     model = tiny_model(max_position_embeddings=40, **windowed(3, 3))
     generator = Generator(model, [], prefill_chunk_tokens=16)
     rows = [Prompt((1,) * 36, (-1,) * 20 + (7,) * 16), Prompt((2,) * 40, (-1,) * 40)]
-    logits = generator.prefill(generator.new_cache(2), rows)
+    logits = generator.prefill(generator.model.new_cache(2), rows)
     for row, last in zip(rows, logits, strict=True):
         assert (last - full_logits(model, row)[-1]).abs().max() < 1e-9
 
@@ -207,7 +208,7 @@ def test_any_cut_inside_a_block_raises_and_names_the_block(data, model, strategy
         return
     cut = data.draw(st.sampled_from(illegal))
     generator = Generator(model, [])
-    cache = generator.new_cache(1)
+    cache = generator.model.new_cache(1)
     generator.prefill(cache, [prompt.part(0, cut)])
     with pytest.raises(ValueError, match=f"block {prompt.block_ids[cut]} of row 0"):
         generator.prefill(cache, [prompt.part(cut)])
@@ -255,7 +256,7 @@ def test_the_queue_answers_every_request_as_if_it_were_alone(data, model, strate
 def test_chunked_prefill_gives_the_logits_of_the_whole(data, model, strategy, chunk_tokens):
     rows = data.draw(st.lists(prompts(strategy), min_size=1, max_size=3))
     generator = Generator(model, [], prefill_chunk_tokens=chunk_tokens)
-    logits = generator.prefill(generator.new_cache(len(rows)), rows)
+    logits = generator.prefill(generator.model.new_cache(len(rows)), rows)
     for got, row in zip(logits, rows, strict=True):
         assert (got - full_logits(model, row)[-1]).abs().max() < 1e-9
 
@@ -266,7 +267,7 @@ def test_scores_are_the_log_probabilities_of_the_full_forward(data, model, strat
     prompt = data.draw(prompts(strategy))
     continuation = st.lists(st.integers(0, 96), min_size=1, max_size=5)
     continuations = data.draw(st.lists(continuation, min_size=1, max_size=4))
-    scores = Generator(model, []).score(prompt, continuations)
+    scores = score(Generator(model, []), prompt, continuations)
     for ids, got in zip(continuations, scores, strict=True):
         assert (got - full_scores(model, prompt, ids)).abs().max() < 1e-9
 
@@ -276,7 +277,7 @@ def test_scores_are_the_log_probabilities_of_the_full_forward(data, model, strat
 def test_scores_in_batches_are_the_log_probabilities_of_the_full_forward(data, model, strategy, batch_size):
     continuation = st.lists(st.integers(0, 96), min_size=1, max_size=5)
     pairs = data.draw(st.lists(st.tuples(prompts(strategy), continuation), max_size=6))
-    scores = dict(Generator(model, []).score_pairs(pairs, batch_size))
+    scores = dict(score_pairs(Generator(model, []), pairs, batch_size))
     assert sorted(scores) == list(range(len(pairs)))
     for n, (prompt, ids) in enumerate(pairs):
         assert (scores[n] - full_scores(model, prompt, ids)).abs().max() < 1e-9

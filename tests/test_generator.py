@@ -6,7 +6,7 @@ import torch
 from model import strategies
 from model.errors import UserError
 from model.generator import Generator, Prompt, Request, Session
-from model.masks import Layout, blocks_before_answer, prompt_blocks, reach
+from model.masks import Layout, blocks_before_answer, last_visible, prompt_blocks
 from model.sampling import Sampling, probabilities
 from tests.conftest import STRATEGIES, WITH_BLOCKS, one_document, tiny_model, turns, windowed
 
@@ -25,7 +25,7 @@ def ask(generator: Generator, prompts, sampling: Sampling, batch_size: int = 16)
 
 
 def legal_cuts(block_ids) -> list[int]:
-    ends = reach(torch.tensor(block_ids)).cummax(0).values
+    ends = last_visible(torch.tensor(block_ids)).cummax(0).values
     return [c for c in range(1, len(block_ids)) if ends[c - 1] == c - 1]
 
 
@@ -45,7 +45,7 @@ def test_cached_logits_equal_the_full_forward_at_every_legal_cut(strategy, windo
     generator, whole = Generator(model, []), prompt(strategy)
     full = model(torch.tensor([whole.ids]), one_document(torch.tensor(whole.block_ids)))[0]
     for cut in legal_cuts(whole.block_ids):
-        cache = generator.new_cache(1)
+        cache = generator.model.new_cache(1)
         first = generator.prefill(cache, [whole.part(0, cut)])
         second = generator.prefill(cache, [whole.part(cut, len(whole.ids))])
         assert (first[0] - full[cut - 1]).abs().max() < 1e-9
@@ -60,7 +60,7 @@ def test_token_by_token_after_the_blocks_equals_the_full_forward(strategy, windo
     ids, blocks = torch.randint(97, (11,)), prompt_blocks(strategy, answers, starts)
     full = model(ids[None], one_document(blocks))[0]
     generator = Generator(model, [])
-    cache = generator.new_cache(1)
+    cache = generator.model.new_cache(1)
     generator.prefill(cache, [Prompt(tuple(ids[:5].tolist()), tuple(blocks[:5].tolist()))])
     for t in range(5, 11):
         assert (generator.decode(cache, [int(ids[t])])[0] - full[t]).abs().max() < 1e-9
@@ -71,7 +71,7 @@ def test_a_cut_inside_a_block_is_refused_and_the_block_named(strategy):
     generator, whole = Generator(tiny_model(), []), prompt(strategy)
     legal = legal_cuts(whole.block_ids)
     for cut in set(range(1, len(whole.ids))) - set(legal):
-        cache = generator.new_cache(1)
+        cache = generator.model.new_cache(1)
         generator.prefill(cache, [whole.part(0, cut)])
         with pytest.raises(ValueError, match=f"block {whole.block_ids[cut]} of row 0"):
             generator.prefill(cache, [whole.part(cut, len(whole.ids))])
@@ -122,7 +122,7 @@ def test_a_cache_that_grows_past_several_reserves_stays_exact(windows):
     generator = Generator(model, [])
     lengths = (120, 3, 127)
     prompts = [Prompt(tuple(torch.randint(97, (n,)).tolist()), (-1,) * n) for n in lengths]
-    cache, tails = generator.new_cache(3), torch.randint(97, (3, 140))
+    cache, tails = generator.model.new_cache(3), torch.randint(97, (3, 140))
     generator.prefill(cache, prompts)
     for step in range(140):
         logits = generator.decode(cache, tails[:, step].tolist())
@@ -137,18 +137,18 @@ def test_what_does_not_continue_a_row_is_refused():
     for documents, positions in (([0, 0, 1], [0, 1, 0]), ([0, 0, 0], [0, 2, 3]), ([0, 0, 0], [1, 2, 3])):
         layout = Layout(torch.tensor([documents]), torch.tensor([positions]), torch.full((1, 3), -1))
         with pytest.raises(ValueError, match="rows of one document that go on"):
-            generator.model.model(ids, layout, generator.new_cache(1))
+            generator.model.model(ids, layout, generator.model.new_cache(1))
 
 
 @pytest.mark.parametrize("windows", [(None, None), (5, 5), (5, None)])
 def test_a_cut_inside_a_cached_block_is_refused(windows):
     generator = Generator(tiny_model(**windowed(*windows)), [])
-    cache = generator.new_cache(1)
+    cache = generator.model.new_cache(1)
     generator.prefill(cache, [Prompt((1, 2, 3, 4, 5, 6), (-1, 3, 3, 3, 3, -1))])
     with pytest.raises(ValueError, match="block 3 of row 0 is cut after 4 tokens"):
-        cache.cut(4)
-    cache.cut(5)
-    cache.cut(1)
+        cache.truncate(4)
+    cache.truncate(5)
+    cache.truncate(1)
 
 
 def test_undoing_part_of_a_block_prefills_the_block_again():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model import strategies
-from model.backends import Run, document_runs
+from model.backends import Span, document_spans
 from model.errors import UserError
 from model.masks import (
     Layout,
@@ -15,9 +15,9 @@ from model.masks import (
     draw_text,
     is_plain_causal,
     is_readable,
-    longest_cut,
+    last_visible,
     prompt_blocks,
-    reach,
+    reusable_prefix,
     visible_mask,
 )
 from tests.conftest import STRATEGIES, one_document, turns
@@ -259,11 +259,11 @@ def test_reach_is_the_last_key_that_the_predicate_shows():
     for _ in range(20):
         blocks = torch.tensor(_random_row(20)[2])
         last_seen = 19 - visible_mask(one_document(blocks))[0].flip(1).long().argmax(1)
-        assert torch.equal(reach(blocks), last_seen)
+        assert torch.equal(last_visible(blocks), last_seen)
 
 
 @pytest.mark.parametrize("window", [(), (2, False), (2, True), (5, True)])
-def test_the_longest_cut_is_the_last_that_the_cut_rule_allows(window):
+def test_the_reusable_prefix_is_the_last_that_the_cut_rule_allows(window):
     for _ in range(60):
         cached, wanted = (torch.tensor(_random_row(14)[2]) for _ in range(2))
         old, new = (visible_mask(one_document(blocks), *window)[0] for blocks in (cached, wanted))
@@ -272,7 +272,7 @@ def test_the_longest_cut_is_the_last_that_the_cut_rule_allows(window):
             for c in range(15)
             if torch.equal(old[:c, :c], new[:c, :c]) and not old[:c, c:].any() and not new[:c, c:].any()
         ]
-        assert longest_cut(cached, wanted, 14) == max(legal)
+        assert reusable_prefix(cached, wanted, 14) == max(legal)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -280,31 +280,32 @@ def test_the_cache_survives_a_new_turn_where_the_strategy_says_so(strategy):
     answers, starts = turns(CONVERSATION + " Uu")
     first_turns = blocks_before_answer(strategy, answers[:8], starts[:8])
     cached = torch.cat((first_turns, torch.tensor([-1])))  # the answer was decoded, causally
-    reusable = longest_cut(cached, blocks_before_answer(strategy, answers, starts), 9)
+    reusable = reusable_prefix(cached, blocks_before_answer(strategy, answers, starts), 9)
     assert (reusable == 9) is strategies.STRATEGIES[strategy].survives_turns
     assert reusable == 0 or strategy != "history"
 
 
-def test_runs_are_the_documents_and_the_padding_of_all_rows_in_order():
+def test_spans_are_the_documents_and_the_padding_of_all_rows_in_order():
     documents = torch.tensor([[0, 0, 1, 1, 1, -1], [0, 0, 0, 0, 0, 0]])
     blocks = torch.tensor([[-1, -1, 3, 3, -1, -1], [-1, -1, -1, -1, -1, -1]])
-    assert document_runs(Layout(documents, torch.zeros_like(documents), blocks)) == [
-        Run(0, 0, 2, is_padding=False, is_causal=True),
-        Run(0, 2, 5, is_padding=False, is_causal=False),
-        Run(0, 5, 6, is_padding=True, is_causal=True),
-        Run(1, 0, 6, is_padding=False, is_causal=True),
+    assert document_spans(Layout(documents, torch.zeros_like(documents), blocks)) == [
+        Span(0, 0, 2, is_padding=False, is_causal=True),
+        Span(0, 2, 5, is_padding=False, is_causal=False),
+        Span(0, 5, 6, is_padding=True, is_causal=True),
+        Span(1, 0, 6, is_padding=False, is_causal=True),
     ]
 
 
-def test_no_key_outside_of_its_run_is_visible_to_a_real_token():
+def test_no_key_outside_of_its_span_is_visible_to_a_real_token():
     layout = random_layout(8, 30)
     mask = visible_mask(layout)
-    for run in document_runs(layout):
-        mask[run.row, run.begin : run.end, run.begin : run.end] = False
+    for span in document_spans(layout):
+        inside = slice(span.begin, span.end)
+        mask[span.row, inside, inside] = False
     assert not mask.any()
 
 
-def test_a_document_in_two_pieces_has_no_runs():
+def test_a_document_in_two_pieces_has_no_spans():
     documents = torch.tensor([[0, 0, 1, 0]])
     layout = Layout(documents, torch.zeros_like(documents), torch.full_like(documents, -1))
-    assert document_runs(layout) is None
+    assert document_spans(layout) is None

@@ -15,5 +15,5 @@ def test_tokens_of_prompt_and_answer_count_once_each_however_often_they_stand_th
     answer = Answer(Sampling(3, repetition_penalty=2.0), prompt_ids=[0, 0, 0], room=9, stop_ids=frozenset())
     logits = torch.tensor([-1.0, -1.9, -1.95])
     for _ in range(3):  # 0 becomes -2.0, then 1 becomes -3.8, then 2 becomes -3.9
-        answer.take(logits)
+        answer.add_token(logits)
     assert answer.ids == [1, 2, 0]

@@ -4,6 +4,7 @@ import torch
 from matplotlib.image import imread
 
 from eval import plots
+from eval.attention_maps import attention_maps
 from eval.plots import mask_panel, model_panels, save_attention, save_masks, strategy_panels
 from model.config import from_preset
 from tests.conftest import STRATEGIES, windowed
@@ -70,7 +71,7 @@ def test_rows_of_hundreds_of_tokens_are_drawn_without_labels():
 def test_attention_of_a_model_is_drawn_for_every_layer(tmp_path):
     served = served_model("prefix")
     ids = torch.arange(6)[None]
-    maps = served.model.attention_maps(ids)
+    maps = attention_maps(served.model, ids)
     assert len(maps) == served.model.config.num_hidden_layers
     save_attention(tmp_path / "attention.png", {"causal": maps, "same": maps}, list("abcdef"))
     assert imread(tmp_path / "attention.png").std() > 0

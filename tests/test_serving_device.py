@@ -13,7 +13,9 @@ from dataset.preparation import PreparationSettings, write_store
 from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from eval.answers import answer_questions
+from eval.attention_maps import attention_maps
 from eval.chat import ChatSession, TextSampling
+from eval.continuations import score
 from eval.likelihood import store_likelihood
 from eval.plots import save_attention
 from eval.questions import parse_question
@@ -85,14 +87,14 @@ def test_a_batch_on_another_device_gives_the_same_answers_and_probabilities(wind
 
 @pytest.mark.parametrize("windows", ["rolling", "mixed"])
 def test_scores_on_another_device_are_the_same(windows):
-    def score(model: LanguageModel) -> list[float]:
+    def scores_of(model: LanguageModel) -> list[float]:
         prompt = Prompt(tuple(range(10)), (0,) * 10)
-        scores = Generator(model, ()).score(prompt, [[3], [4, 5, 6], [7, 8]])
+        scores = score(Generator(model, ()), prompt, [[3], [4, 5, 6], [7, 8]])
         return [number for each in scores for number in each.tolist()]
 
-    expected = score(tiny_model(**WINDOWS[windows]))
+    expected = scores_of(tiny_model(**WINDOWS[windows]))
     with pretend_device():
-        assert score(tiny_model(**WINDOWS[windows]).to(PLACE)) == pytest.approx(expected, abs=1e-9)
+        assert scores_of(tiny_model(**WINDOWS[windows]).to(PLACE)) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
@@ -133,9 +135,9 @@ def test_questions_losses_and_pictures_on_another_device_are_the_same(strategy, 
 
 def test_where_models_look_is_drawn_from_another_device(tmp_path):
     ids = torch.arange(6)[None]
-    expected = served_model("prefix").model.attention_maps(ids)
+    expected = attention_maps(served_model("prefix").model, ids)
     with pretend_device():
-        maps = served_model("prefix").model.to(PLACE).attention_maps(ids.to(PLACE))
+        maps = attention_maps(served_model("prefix").model.to(PLACE), ids.to(PLACE))
         for here, there in zip(expected, maps, strict=True):
             torch.testing.assert_close(there.cpu(), here)
         save_attention(tmp_path / "attention.png", {"prefix": maps}, list("abcdef"))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from eval.attention_maps import attention_maps
 from model.attention import Visibility, eager_attention
 from model.backends import BACKENDS, attend, blockwise_attention, by_documents, choose
 from model.config import from_preset
@@ -67,7 +68,7 @@ def test_a_far_token_reaches_through_a_full_layer_and_not_through_a_sliding_one(
 
 def seen_as(kind: str, length: int) -> tuple[Visibility, torch.Tensor, torch.Tensor]:
     """A mask of a kind over rows of some length, the same as a tensor, and which queries are real."""
-    layout = random_layout(3, length)
+    layout = random_layout(3, length) if length > 1 else causal_layout(3, 1)
     everything = torch.ones(3, 1, length, length, dtype=torch.bool)
     real, mask = everything[:, 0, 0], visible_mask(layout)[:, None]
     if kind == "none":
@@ -83,7 +84,7 @@ def seen_as(kind: str, length: int) -> tuple[Visibility, torch.Tensor, torch.Ten
 )
 def test_every_backend_equals_the_dense_predicate_in_outputs_and_gradients(name, kind, monkeypatch):
     monkeypatch.setattr("model.backends.SHORTEST_SHARED_ROW", 1)
-    monkeypatch.setattr("model.backends.SHORTEST_RUN", 1)
+    monkeypatch.setattr("model.backends.SHORTEST_SPAN", 1)
     backend, tried = BACKENDS[name], 0
     for length in (1, 24, 300):
         heads = (4, 2, 2)
@@ -135,7 +136,7 @@ def test_backends_agree_on_outputs_and_gradients(windows, key_heads):
 
 def test_documents_attended_one_by_one_equal_all_at_once_in_outputs_and_gradients(monkeypatch):
     monkeypatch.setattr("model.backends.SHORTEST_SHARED_ROW", 1)
-    monkeypatch.setattr("model.backends.SHORTEST_RUN", 1)
+    monkeypatch.setattr("model.backends.SHORTEST_SPAN", 1)
     model, layout, ids = tiny_model(), random_layout(4, 24), torch.randint(97, (4, 24))
     real, results = layout.document_ids >= 0, []
     assert model.model._visibility(ids, layout, None).documents is not None
@@ -361,7 +362,7 @@ def test_the_mask_buffer_is_registered_once_and_not_saved():
 def test_attention_maps_are_the_probabilities_under_the_mask():
     model, ids, layout = tiny_model(), torch.randint(97, (2, 9)), random_layout(2, 9)
     before = model(ids, layout)
-    maps = model.attention_maps(ids, layout)
+    maps = attention_maps(model, ids, layout)
     assert len(maps) == 2 and maps[0].shape == (2, 4, 9, 9)
     for probabilities in maps:
         assert torch.equal(probabilities > 0, visible_mask(layout)[:, None].expand(2, 4, 9, 9))
@@ -376,7 +377,7 @@ def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients_to_t
     for recomputes in (False, True):
         model, calls = tiny_model().float(), []
         if recomputes:
-            model.recompute_layers()
+            model.enable_gradient_checkpointing()
         for layer in model.model.layers:
             layer.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(torch.is_grad_enabled()))
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -394,7 +395,7 @@ def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients_to_t
 @pytest.mark.parametrize("windows", [(3, None), (None, 3)])
 def test_attention_maps_of_a_mixed_model_show_the_window_of_each_layer(windows, both_sides):
     layout, model = random_layout(2, 9), tiny_model(**windowed(*windows, both_sides=both_sides))
-    maps = model.attention_maps(torch.randint(97, (2, 9)), layout)
+    maps = attention_maps(model, torch.randint(97, (2, 9)), layout)
     for probabilities, window in zip(maps, windows, strict=True):
         assert torch.equal(probabilities[:, :1] > 0, visible_mask(layout, window, both_sides)[:, None])
 

@@ -77,7 +77,7 @@ class Training:
             task.start.model, settings, accelerator.device, most_tokens, was_compiled(self.run_dir)
         )
         if settings.gradient_checkpointing:
-            task.start.model.recompute_layers()
+            task.start.model.enable_gradient_checkpointing()
         compute_in(device.dtype, task.start.model, accelerator.device)
         ledger = Ledger(weights_digest(task.start.model))
         self.model = distribute(task.start.model, accelerator, device.shards)

@@ -136,7 +136,7 @@ def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest
         )
     origin, fingerprint = f"weights of {path}", weights_digest(checkpoint.model)[:12]
     if highest_id >= room:
-        checkpoint.model.grow(tokenizer.vocab_size)
+        checkpoint.model.resize_token_embeddings(tokenizer.vocab_size)
         added = " ".join(map(tokenizer.token_text, range(room, tokenizer.vocab_size)))
         origin += f", grown from {room} to {tokenizer.vocab_size} tokens as the data holds some of {added}"
     if own.fingerprint != tokenizer.fingerprint:

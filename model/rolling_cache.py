@@ -1,0 +1,85 @@
+"""The cache of models whose every layer has a sliding window: it keeps the last tokens only."""
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.kv_cache import KVCache, slot_layout
+from model.masks import Layout
+
+UNDO_TOKENS = 64
+"""tokens kept beyond the window, so that as many may be taken back"""
+
+
+def new_cache(config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str) -> KVCache:
+    """Return an empty cache for `batch` rows, a rolling one where no layer sees farther than a window."""
+    farthest = max(window or config.max_position_embeddings for window in config.layer_windows)
+    rolls = farthest < config.max_position_embeddings
+    return (RollingKVCache if rolls else KVCache)(config, batch, dtype, device)
+
+
+class RollingKVCache(KVCache):
+    """Keeps what a sliding window can still see, and a little more so that a few tokens may be taken back.
+
+    The slot of a token is its position modulo the number of slots. A call of several tokens attends to the
+    old keys and its own before anything is overwritten:
+
+        window 3, 4 slots, tokens 0 … 4 seen       slots  4 1 2 3
+        a call of tokens 5 6 attends to                   4 1 2 3 + 5 6      (1 and 2 lie outside the window)
+        and leaves                                        4 5 6 3
+    """
+
+    def __init__(
+        self, config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__(config, batch, dtype, device)
+        self.window = config.sliding_window
+        self.ring = min(self.window + UNDO_TOKENS, self.max_tokens)
+        self._grow(self.ring)
+        self._longest = self.lengths.clone()
+        """longest that each row was before a truncation: all but its last `ring` tokens are overwritten"""
+
+    def extend(self, layout: Layout) -> Layout:
+        """Make room for tokens at the end of each row, as a cache that keeps every token does."""
+        self._one_token = layout.position_ids.shape[1] == 1
+        places = (self.positions[:, : self.ring], self.block_ids[:, : self.ring])
+        old = None if self._one_token else slot_layout(*(x.clone() for x in places))
+        super().extend(layout)
+        if self._one_token:
+            return slot_layout(*places)
+        return Layout(*(torch.cat(fields, dim=1) for fields in zip(old, layout, strict=True)))
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (B, Hkv, T, D) of new tokens; return those to attend to (B, Hkv, Tk, D)."""
+        if self._one_token:  # the slot it takes lies outside its window
+            self._store(layer, k, v)
+            return self.keys[layer][:, :, : self.ring], self.values[layer][:, :, : self.ring]
+        keys, values = (
+            torch.cat((store[layer][:, :, : self.ring], new.to(store[layer].dtype)), dim=2)
+            for store, new in ((self.keys, k), (self.values, v))
+        )
+        self._store(layer, k, v)
+        return keys, values
+
+    def can_truncate(self, length: int) -> bool:
+        """Say whether all keys that the token after the first `length` of a row sees are still there.
+
+        So must be the token before it, even if it is not seen: its block tells whether a cut is legal.
+        """
+        lost = torch.maximum(self._longest, self.lengths) - self.ring  # tokens that were overwritten
+        needed = max(self.window - 1, 1)
+        return length <= self.used and bool((lost <= max(0, length - needed)).all())
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from `length` on in every row, where the cache `can_truncate` to it."""
+        longest = torch.maximum(self._longest, self.lengths)
+        super().truncate(length)
+        self._longest = longest if length else self.lengths.clone()
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only the given rows, in the given order; a row may be given more than once."""
+        super().select(rows)
+        self._longest = self._longest[self._index(rows)]
+
+    def _tensors(self) -> list[Tensor]:
+        return [*super()._tensors(), self._longest]

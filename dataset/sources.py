@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from dataset.json_lines import as_json_lines
 from dataset.printing import printable
-from dataset.tables import HUB, on_hub, rows
+from dataset.tables import HUB, hub_rows, parquet_rows
 from dataset.text_files import DEFAULT_RULES, TextRules
 from dataset.unpacking import COMPRESSIONS, BrokenOffError, opened, read_chunks
 from model.errors import UserError
@@ -106,11 +106,15 @@ def _data_among(files: list[str], root: Path, name: str) -> list[str]:
         )
     for folder in dict.fromkeys(filter(None, products.values())):
         print(f"{printable(str(folder))} is {_product(folder)}: not read as data", file=sys.stderr)
-    if others := sorted(
-        {Path(file).suffix or "no ending" for file in outside} - {Path(file).suffix for file in data}
-    ):
+    if others := sorted({_ending(file) for file in outside if not form_of(file)}):
         print(f"{printable(name)}: not read are files of {printable(', '.join(others))}", file=sys.stderr)
     return data
+
+
+def _ending(file: str) -> str:
+    """Return the last ending of a name, with the one before it where it tells of compression."""
+    packed = Path(file).suffix if file.endswith(COMPRESSIONS) else ""
+    return Path(file.removesuffix(packed)).suffix + packed or "no ending"
 
 
 def _products_around(files: Iterable[str], root: Path) -> dict[str, Path | None]:
@@ -220,11 +224,11 @@ def read_blocks(source: str, rules: TextRules = DEFAULT_RULES) -> Iterator[Block
     Line ends of .txt files are unified, so that a line ends with a newline alone.
     """
     if source.startswith(HUB):
-        yield from _cut(source, LINE_END, rows(**on_hub(source)))
+        yield from _cut(source, LINE_END, hub_rows(source))
         return
     form = form_of(source)
     if form == ".parquet":
-        yield from _cut(source, LINE_END, rows(path="parquet", data_files=[source], split="train"))
+        yield from _cut(source, LINE_END, parquet_rows(source))
     elif form == ".json":
         yield from _cut(source, LINE_END, as_json_lines(source, read_chunks(source)))
     elif form == ".txt":

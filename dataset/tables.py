@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from dataset.unpacking import opened
 from model.errors import UnfinishedError, UserError
 
 HUB = "hub:"
+ROWS_AT_ONCE = 1000  # of a parquet file; else whole row groups are held
 
 
 def on_hub(source: str) -> dict[str, Any]:
@@ -18,26 +21,40 @@ def on_hub(source: str) -> dict[str, Any]:
     return {"path": name, "name": config, "split": split}
 
 
-def rows(**request: Any) -> Iterator[bytes]:
-    """Yield the rows of what `datasets` opens as lines of JSON.
+def parquet_rows(path: str) -> Iterator[bytes]:
+    """Yield the rows of a parquet file as lines of JSON; raises `UserError` for one that cannot be read."""
+    from pyarrow.parquet import ParquetFile  # `datasets` would take the name for a pattern, and open pictures
 
-    Raises `UserError` for a file that it cannot read, `UnfinishedError` for a hub that may answer next time.
-    """
+    with opened(path) as file, _explaining(path, UserError):
+        for batch in ParquetFile(file).iter_batches(ROWS_AT_ONCE):
+            yield from map(_line, batch.to_pylist())
+
+
+def hub_rows(source: str) -> Iterator[bytes]:
+    """Yield the rows of a data set of the hub; raises `UnfinishedError` as that may answer next time."""
     import datasets
 
-    what = request.get("data_files", [HUB + request["path"]])[0]
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it raises says the same
-    if request["path"] == "parquet":
-        request["batch_size"] = 1000  # else whole row groups are held
+    request = on_hub(source)
+    with _explaining(HUB + request["path"], UnfinishedError):
+        table = datasets.load_dataset(**request, streaming=True)
+        table = table.decode(False) if table.features else table  # pictures stay what a row says of them
+        yield from map(_line, table)
+
+
+@contextmanager
+def _explaining(what: str, kind: type[UserError]) -> Iterator[None]:
     try:
-        for row in datasets.load_dataset(**request, streaming=True):
-            row = {column: _without_nulls(value) for column, value in row.items()}
-            yield json.dumps(row, ensure_ascii=False, default=_plain).encode() + b"\n"
+        yield
     except Exception as error:  # each format, file system and server raises its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        kind = UnfinishedError if what.startswith(HUB) else UserError
         raise kind(f"{what} cannot be read: {reason}") from None
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    row = {column: _without_nulls(value) for column, value in row.items()}
+    return json.dumps(row, ensure_ascii=False, default=_plain).encode() + b"\n"
 
 
 def _without_nulls(value: Any) -> Any:

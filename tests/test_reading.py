@@ -182,6 +182,24 @@ def test_damage_in_a_compressed_file_costs_what_follows(tmp_path):
     ]
 
 
+def test_the_name_of_a_parquet_file_is_no_pattern(tmp_path):
+    parquet(tmp_path / "a1.parquet", [{"text": "of another file"}])
+    for name in ("a[1].parquet", "a*.parquet", "a::b.parquet", "zip:a.parquet"):
+        assert values(parquet(tmp_path / name)) == ROWS
+
+
+def test_pictures_that_a_table_names_are_neither_opened_nor_fetched(tmp_path):
+    features = {"text": {"dtype": "string", "_type": "Value"}, "image": {"_type": "Image"}}
+    row = {"text": "a", "image": {"bytes": None, "path": str(tmp_path / "secret")}}
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    schema = pyarrow.schema([("text", pyarrow.string()), ("image", kind)])
+    schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    table = pyarrow.Table.from_pylist([row], schema=schema)
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    for source in (tmp_path / "train.parquet", f"hub:{tmp_path}"):
+        assert values(source) == [{"text": "a", "image": {"path": row["image"]["path"]}}]
+
+
 def test_bytes_in_parquet_are_the_text_that_they_hold_or_none(tmp_path):
     source = parquet(tmp_path / "a.parquet", [{"text": "法国".encode(), "n": 1}, {"text": b"\xff", "n": 2}])
     first, second = values(source)

@@ -1,6 +1,6 @@
 """From a block of a source to documents in tokens: the part of a preparation that other processes do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -21,7 +21,7 @@ from dataset.formats import (
     rename,
     unread_keys,
 )
-from dataset.messages import LeftOutError, read_text
+from dataset.messages import LeftOutError, held_keys, read_text
 from dataset.records import Rejects, accept, records_of
 from dataset.settings import Kind
 from dataset.sources import Block
@@ -164,8 +164,13 @@ class Encoder:
         """Return the function from a record to the messages of documents; a text is one answer to nothing."""
         settings, columns = self.settings, read_columns(self.settings.columns)
 
+        def note(keys: Iterable[str]) -> None:
+            if len(unread) < MOST_KEYS:
+                unread.update(keys)
+
         def parse_text(record: dict[str, Any]) -> list[list[Message]]:
             text = read_text(record.get(settings.text_column), settings.text_column)
+            note(key for key in held_keys(record) if key != settings.text_column)
             documents = marks.divide(text) if settings.text_marks == "split" else [text]
             return [[Message("assistant", document)] for document in documents]
 
@@ -175,8 +180,7 @@ class Encoder:
                 check_format(record, chat_format)
             ways = (settings.question_position, chat_format, settings.preference)
             messages = _until_target(parse_messages(record, *ways))
-            if len(unread) < MOST_KEYS:
-                unread.update(unread_keys(record, chat_format))
+            note(unread_keys(record, chat_format))
             return [messages]
 
         return parse_text if settings.kind == "pretrain" else parse_chat

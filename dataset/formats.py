@@ -16,6 +16,7 @@ from dataset.messages import (
     TURN_KEYS,
     LeftOutError,
     RecordError,
+    held_keys,
     is_absent,
     is_trained,
     read_message,
@@ -52,6 +53,8 @@ LISTS: tuple[ChatFormat, ...] = ("conversations", "messages")
 LABELS = ("label", "kto_tag")
 TRUTHS = {"true": True, "false": False}
 COMMON = {"system", "system_prompt", "tools", "history", "is_impossible", *FLAGS, *MEDIA}
+BESIDE_PAIRS = {"history", "is_impossible"}
+"""of these, what is not read beside a list of messages"""
 PREFERENCE = {"chosen", "rejected", "rejected_response", *LABELS}
 NAMEABLE = {*LISTS, "context", "system", "tools", "history", "chosen", "rejected", "label"}
 NAMEABLE |= {key for pairs in PAIRS.values() for pair in pairs for key in pair}
@@ -185,14 +188,14 @@ def check_format(record: dict[str, Any], chat_format: ChatFormat | None) -> None
 
 def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
     """Return the keys of a record and of its messages that hold something and are not read."""
-    known = COMMON | set(LISTS)
+    known = (COMMON | set(LISTS)) - BESIDE_PAIRS
+    known -= {"messages"} if record.get("conversations") else set()
     if chat_format in PAIRS:
         known = COMMON | {*_pair(record, chat_format), *DETAILS.get(chat_format, ()), *THOUGHTS}
     elif chat_format == "preference":
-        known |= (
-            PREFERENCE | {"context"} | {key for pairs in PAIRS.values() for pair in pairs for key in pair}
-        )
-    held = {key for key, value in record.items() if value is not None}
+        known |= COMMON | PREFERENCE | {"context"}
+        known |= {key for pairs in PAIRS.values() for pair in pairs for key in pair}
+    held = {*held_keys(record)}
     for name in held & known & {*LISTS, "prompt", "completion", "chosen"}:
         for turn in record[name] if isinstance(record[name], list) else ():
             others = turn.keys() - TURN_KEYS if isinstance(turn, dict) else ()
@@ -225,6 +228,11 @@ def read_answers(value: Any) -> list[Any]:
 
 def _no_format(record: dict[str, Any]) -> str:
     """Say which keys a record has and which it should have."""
+    if isinstance(record.get("completions"), list):
+        return (
+            "several completions, as UltraFeedback rates them; take its binarized form with --preference "
+            "chosen, or write the best one as output"
+        )
     if len(found := _pairs(record)) > 1:
         ways = ", ".join(" + ".join(pair) for _, pair in found)
         return f"could be read as {ways}; say which with --columns or --format"

@@ -79,6 +79,11 @@ def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
+def held_keys(record: dict[str, Any]) -> list[str]:
+    """Return the keys of a record that hold something."""
+    return [key for key, value in record.items() if not is_absent(value) and value not in ("", [], {})]
+
+
 def shown(names: Iterable[Any], most: int = 8) -> str:
     """Return foreign names for a reason: printable, each and all of them shortened."""
     names = [printable(str(name)[:LONGEST_NAME]) for name in names]

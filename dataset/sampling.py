@@ -51,7 +51,7 @@ class Sample:
         self.held_out: Texts = {}
         self.records, self.rejects = 0, {}
         self.unread: list[str] = []
-        """sources that were not begun, as those before them held more text than their size let expect"""
+        """sources not read to their end, as those before held more text than their size let expect"""
 
     def texts(self) -> Iterator[str]:
         """Yield the texts; raises `UserError` for too many unusable records."""
@@ -67,7 +67,7 @@ class Sample:
                 num_bytes += size
                 yield from texts
             if num_bytes >= self._max_bytes:
-                self.unread = self.sources[self.sources.index(self._reading) + 1 :]
+                self.unread = self.sources[self.sources.index(self._reading) :]
                 break
         rejects.check()
         self.records, self.rejects = rejects.num_records, dict(rejects.reasons)

@@ -14,7 +14,15 @@ from typing import Any
 from dataset.conversation import ROLES, Message
 from dataset.formats import COMMON as READ_BESIDE
 from dataset.formats import PAIRS, QuestionPosition, format_of, parse_messages, rename
-from dataset.messages import LeftOutError, RecordError, is_absent, read_objects, read_text, shown
+from dataset.messages import (
+    LeftOutError,
+    RecordError,
+    held_keys,
+    is_absent,
+    read_objects,
+    read_text,
+    shown,
+)
 from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
 from dataset.unpacking import check_whole
@@ -33,6 +41,7 @@ CHOICES, CHOSEN = ("choices", "options"), ("answer", "answerKey")
 """keys of choices, and of which is right"""
 EXPECTED = "expected question and answers (context where there is one), or messages; beside choices, answer"
 NAMES = ("id", "split", "language", "kind", "task", "cluster")
+OF_TEXTS = {*TURNS, *ASKED, *CONTEXTS, "history"}
 KNOWN = {*TURNS, *ASKED, *CONTEXTS, *ACCEPTED, *CHOICES, *CHOSEN, *NAMES, *ascii_uppercase}
 KNOWN |= READ_BESIDE | {key for pairs in PAIRS.values() for pair in pairs for key in pair}
 
@@ -132,13 +141,19 @@ def _load_file(
             faults.append(LeftOut(str(path), record.line, str(error), is_broken))
         else:
             are_chats.append(not questions[-1].choices and _accepted(record.value) is None)
-            keys |= dict.fromkeys(key for key, value in record.value.items() if not is_absent(value))
+            keys |= dict.fromkeys(_unread(record.value))
     _check_faults(path, faults, len(questions), max_reject_fraction)
-    unread = tuple(key for key in keys if key not in KNOWN)
     kept = range(len(questions)) if max_questions is None else spread(questions, max_questions)
     from_chats = sum(are_chats[n] for n in kept)
     asked = tuple(questions[n] for n in kept)
-    return QuestionSet(asked, tuple(faults), from_chats, unread, len(questions) - len(asked))
+    return QuestionSet(asked, tuple(faults), from_chats, tuple(keys), len(questions) - len(asked))
+
+
+def _unread(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys that hold something and are not read: beside messages, those of texts neither."""
+    turns = next((key for key in TURNS if record.get(key) and isinstance(record[key], list)), None)
+    known = KNOWN - (OF_TEXTS - {turns} if turns else set())
+    yield from (key for key in held_keys(record) if key not in known)
 
 
 def spread(questions: Sequence[Question], most: int) -> list[int]:

@@ -65,10 +65,10 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
         (folder / REQUEST).write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
     print(f"{printable(settings.out)}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
     if sample.unread:
-        first, count = printable(sample.unread[0]), len(sample.unread)
-        print(
-            f"not read, as --max_bytes {settings.max_bytes:,} was reached: {first} and after, {count} files"
-        )
+        reached, *after = sample.unread
+        more = f" and {len(after):,} files after it" if after else ""
+        limit = f"--max_bytes {settings.max_bytes:,}"
+        print(f"not read, as {limit} was reached: the end of {printable(reached)}{more}")
     if sample.rejects:
         reasons = "; ".join(f"{count:,} {printable(reason)}" for reason, count in sample.rejects.items())
         print(f"of {sample.records:,} records not used: {reasons}")

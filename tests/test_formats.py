@@ -185,6 +185,7 @@ ANSWER = {"role": "assistant", "content": "b"}
         ({"instruction": "a", "output": ""}, "output is empty"),
         ({"instruction": "a", "output": "b", "history": [["c"]]}, "history is not a list of pairs"),
         ({"prompt": "a", "completion": None}, "no completion"),
+        ({"instruction": "a", "completions": [{"response": "b"}]}, "several completions, as UltraFeedback.*"),
         ({"question": "Q", "context": "C", "answers": []}, "no answer"),
         ({"question": "Q", "context": "C", "answers": {"text": [], "answer_start": []}}, "no answer"),
         ({"question": "Q", "context": "C", "answers": 3}, "answers are neither a text nor a list"),
@@ -415,3 +416,6 @@ def test_keys_that_are_not_read_are_told():
     assert unread_keys({"messages": turns, "id": 3, "source": None}, "messages") == {"messages.name", "id"}
     assert unread_keys(RECORDS["alpaca"] | {"text": "t", "system": "s"}, "alpaca") == {"text"}
     assert unread_keys({"question": "a", "answer": "b", "answers": ["b"]}, "reading") == {"answer"}
+    both = {"conversations": turns[1:], "messages": turns, "history": [["a", "b"]], "text": ""}
+    assert unread_keys(both, "conversations") == {"messages", "history"}
+    assert unread_keys({"messages": turns[1:], "conversations": [], "history": []}, "messages") == set()

@@ -214,6 +214,11 @@ def test_keys_that_are_not_read_are_named(tmp_path):
         tmp_path / "q.jsonl", read, {"question": "Q", "answers": ["A"], "story": "S", "x": None}
     )
     assert load_questions([path]).unread_keys == ("story",)
+    turns = {"messages": [{"role": "user", "content": "Q"}], "answers": ["A"], "prompt": "", "options": []}
+    path = write_lines(
+        tmp_path / "q.jsonl", turns | {"context": "a text that nobody is shown", "question": "?"}
+    )
+    assert load_questions([path]).unread_keys == ("context", "question")
 
 
 @pytest.mark.parametrize("label", [0, 1, False])

@@ -214,6 +214,12 @@ def test_keys_that_are_not_read_are_said_once_a_file(prepare, tmp_path, monkeypa
         assert said.err.splitlines()[-1] == f"{files[0]} and 1 more: keys not read: id, topic\\x1b"
         assert max(map(len, said.out.splitlines()[1:])) <= 80
         sys.argv[:] = [flag for flag in sys.argv if flag != "--overwrite"]
+    texts = write(tmp_path / "t.jsonl", {"text": "a", "title": "T", "n": 0, "tags": [], "url": None})
+    settings = PreparationSettings(
+        "pretrain", (str(texts),), str(tmp_path / "tokenizer"), str(tmp_path / "t")
+    )
+    manifest, _ = write_store(settings)
+    assert manifest["sources"][0]["unread_keys"] == ["n", "title"]
 
 
 def test_keys_that_arrow_filled_with_null_are_left_out(tmp_path):

@@ -1,3 +1,4 @@
+import gzip
 import json
 import shutil
 import time
@@ -329,6 +330,19 @@ def test_a_sample_is_drawn_from_all_over_the_data_and_never_what_is_held_out(tmp
     assert some == list(part.texts()) and set(some) < everything
     assert sum(len(text.encode()) for text in some) <= sizes // 10 + 200
     assert {text[0] for text in some} == {"a", "b"}
+
+
+def test_what_a_sample_does_not_reach_is_told(tmp_path, monkeypatch, capsys):
+    files = [tmp_path / f"{name}.jsonl.gz" for name in "abc"]
+    for file in files:  # holds far more than its size lets expect
+        file.write_bytes(
+            gzip.compress(b"".join(b'{"text": "%d %s"}\n' % (n, b"ha" * 99) for n in range(500)))
+        )
+    flags = ["--vocab_size", "280", "--max_bytes", "150000", "--out", str(tmp_path / "tok")]
+    monkeypatch.setattr("sys.argv", ["x", "--data", *map(str, files), *flags])
+    main()
+    told = f"not read, as --max_bytes 150,000 was reached: the end of {files[1]} and 1 files after it\n"
+    assert told in capsys.readouterr().out
 
 
 def test_languages_are_told_by_their_characters():

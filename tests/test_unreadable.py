@@ -82,8 +82,10 @@ def test_files_of_other_endings_in_a_folder_are_told_of(tmp_path, capsys):
     write(tmp_path / "deep" / "b.csv")
     write(tmp_path / "deep" / ".hidden.csv")
     write(tmp_path / "README")
-    assert find_sources([str(tmp_path)]) == [data]
-    assert capsys.readouterr().err == f"{tmp_path}: not read are files of .csv, no ending\n"
+    packed = write(tmp_path / "b.jsonl.gz", gzip.compress(LINE))
+    write(tmp_path / "c.csv.gz")
+    assert find_sources([str(tmp_path)]) == [data, packed]
+    assert capsys.readouterr().err == f"{tmp_path}: not read are files of .csv, .csv.gz, no ending\n"
 
 
 def test_a_file_that_changes_while_it_is_read_is_told_of(tmp_path, monkeypatch):

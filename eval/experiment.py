@@ -21,6 +21,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,6 +109,10 @@ class Experiment:
                 raise UserError(f"tune: arm {arm} names {min(both)} itself; leave one of them out")
         if not 0 < self.decision.alpha < 1:
             raise UserError(f"decision.alpha: expected more than 0 and below 1, got {self.decision.alpha}")
+        if len(self.named) < prod(map(len, self.grid.values())):
+            raise UserError(
+                f"grid: expected arms with names of their own, got {', '.join(self.named)} for several"
+            )
         if len(self.named) < 2:
             raise UserError("arms: expected two or more, got one, which compares nothing")
         if A_A in self.named:
@@ -178,7 +183,8 @@ def load_experiment(path: str, seeds: int | None = None) -> Experiment:
         content["arms"] = _flat(content["arms"], path, "arms")
     if seeds is not None:
         content["seeds"] = seeds
-        content["decision"] = {key: v for key, v in content.get("decision", {}).items() if key != "looks"}
+        if isinstance(decision := content.get("decision"), dict):
+            content["decision"] = {key: value for key, value in decision.items() if key != "looks"}
     return _as(Experiment, content, path)
 
 
@@ -219,4 +225,7 @@ def _flat(groups: Any, path: str, what: str) -> Stages:
     for name in groups if what == "stages" else ():
         if not re.fullmatch(r"[\w-]+", str(name)):
             raise UserError(f"{path}: stages: expected names of letters, digits, - and _, got {name!r}")
-    return {str(name): flatten(settings) for name, settings in groups.items()}
+    try:
+        return {str(name): flatten(settings) for name, settings in groups.items()}
+    except UserError as error:
+        raise UserError(f"{path}: {what}: {error}") from None

@@ -151,6 +151,14 @@ def test_the_hash_is_that_of_what_the_file_says(tmp_path):
         ),
         ({"prmary": {"task": "x"}}, "unknown key prmary"),
         (
+            {"arms": {"a": {}, "b": {"second.seed": 1, "second": {"seed": 2}}}},
+            "which.yaml: arms: second.seed stands twice; keep one of them",
+        ),
+        (
+            {"arms": None, "grid": {"second.seed": [1, 2, 1]}},
+            "grid: expected arms with names of their own, got 1, 2 for several",
+        ),
+        (
             {"stages": {"world": {"run": "build_world"}}, "arms": {"a": {}, "b": {"world.seed": 1}}},
             "one that measures",
         ),
@@ -186,3 +194,12 @@ def test_every_experiment_of_the_project_can_be_planned(file):
     experiment = load_experiment(str(file))
     trials = plan(experiment, range(experiment.seeds), {})
     assert len(trials) == experiment.seeds * (len(experiment.named) + (experiment.seeds > 1))
+
+
+@pytest.mark.parametrize("decision", [[8], None, "soon"])
+def test_a_rule_of_another_type_is_one_line_also_where_the_seeds_are_given(tmp_path, decision):
+    load(tmp_path)
+    file = tmp_path / "which.yaml"
+    file.write_text(file.read_text() + yaml.safe_dump({"decision": decision}))
+    with pytest.raises(UserError, match="which.yaml.decision: expected an object"):
+        load_experiment(str(file), seeds=3)

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from yaml.events import CollectionEndEvent, CollectionStartEvent
+from yaml.events import CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 import dataset.systems  # noqa: F401 - every command says here which systems it does not run on
 from dataset.printing import prepare_streams, printable
@@ -245,6 +245,8 @@ def _recipe_flags(path: str, flags: dict[str, _Flag]) -> dict[str, list[str]]:
     for key, value in _leaves(content, flags):
         if key not in flags:
             raise UserError(f"unknown key {key} in {path}{_suggestion(key, flags)}")
+        if key in words:
+            raise UserError(f"{key} stands twice in {path}; keep one of them")
         words[key] = _as_flag(flags[key], value)
     return {key: each for key, each in words.items() if each}
 
@@ -266,13 +268,27 @@ def _loaded(text: str) -> Any:
     """Return the content of YAML; raises `ValueError` for what makes little text large or deep."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, ScalarEvent) and "\0" in event.value:
+            raise ValueError("a text holds the character NUL, which no name or flag can have")
         starts, ends = (isinstance(event, kind) for kind in (CollectionStartEvent, CollectionEndEvent))
         depth += starts - ends
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"aliases such as *{event.anchor} are not read; write the value again")
         if depth > DEEPEST:
             raise ValueError(f"expected at most {DEEPEST} levels, one inside another")
-    return yaml.safe_load(text)
+    return yaml.load(text, _Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for name, line in ((str(key.value), key.start_mark.line + 1) for key, _ in node.value):
+            if name in lines:
+                raise ValueError(f"{name} stands twice, in lines {lines[name]} and {line}; keep one of them")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
 
 
 def _leaves(content: dict, flags: dict[str, _Flag], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -314,8 +314,14 @@ def to_plain(settings: TrainSettings) -> dict[str, Any]:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level of dotted keys, as flags are written."""
+    """Return nested settings as one level of dotted keys, as flags are written.
+
+    Raises `UserError` for a key that is written in both ways.
+    """
     flat = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        more = flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        if twice := flat.keys() & more:
+            raise UserError(f"{min(twice)} stands twice; keep one of them")
+        flat |= more
     return flat

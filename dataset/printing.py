@@ -4,6 +4,8 @@ import io
 import os
 import sys
 import unicodedata
+from traceback import format_exception
+from typing import Any
 
 HARMLESS = "\u200c\u200d"  # joiners of emoji and of several scripts
 ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half surrogates, line and paragraph separators
@@ -29,13 +31,19 @@ def prepare_streams(stdout_is_log: bool = False) -> None:
 
     Of a log, which standard error always is, a line that cannot be written is dropped, and never ends the
     work. Elsewhere a reader that is gone ends it quietly (exit code 141), and a full disk raises `OSError`.
+    A mistake of ours is shown with its traceback, the foreign text in it made visible.
     """
+    sys.excepthook = _show_mistake
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the shell: `>&-`
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif mode == "w" and getattr(sys, name) is getattr(sys, f"__{name}__"):
             is_log = stdout_is_log or name == "stderr"
             setattr(sys, name, _on(_Output(getattr(sys, name).fileno(), is_log), getattr(sys, name)))
+
+
+def _show_mistake(*exception: Any) -> None:
+    print(printable("".join(format_exception(*exception)), keep="\n"), end="", file=sys.stderr)
 
 
 def _on(output: "_Output", former: io.TextIOWrapper) -> io.TextIOWrapper:

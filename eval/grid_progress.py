@@ -26,12 +26,13 @@ def showing() -> Iterator[Show]:
     from rich.live import Live
 
     due = 0.0
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
 
         def draw(grid: Grid, ended: Cell | None) -> None:
             nonlocal due
             if ended and ended.address in grid.failed:
-                live.console.print(printable(_words(grid, ended)), markup=False, highlight=False)
+                live.console.print(printable(_words(grid, ended)))
             if ended or time.monotonic() >= due:
                 due = time.monotonic() + REFRESH_SECONDS
                 live.update(_table(grid), refresh=True)

@@ -278,6 +278,14 @@ def test_the_picture_shows_what_the_metrics_hold(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["$^$", "a_$x_{$", "_", "世"])
+def test_names_are_text_in_the_picture_whatever_they_hold(tmp_path, name):
+    run_dir = RunDirectory(tmp_path / name)
+    run_dir.path.mkdir()
+    run_dir.append_records(METRICS, [{"step": 3, "validation": name, "nats_per_token": 1.5}])
+    draw_losses(run_dir)
+
+
 def test_tensorboard_gets_every_figure(pretrain, data, tmp_path, capsys):
     flags = ["--max_steps", 3, "--validation", data / "pretrain", "--tracker", "tensorboard"]
     pretrain(tmp_path / "run", *flags)

@@ -43,3 +43,12 @@ def test_a_character_that_the_terminal_lacks_is_printed_as_an_escape():
 def test_closed_streams_end_no_program(redirection):
     done = program("words", redirection)
     assert (done.stderr, done.returncode) == (b"", 0)
+
+
+def test_a_mistake_of_ours_shows_what_would_steer_the_terminal_as_escapes():
+    code = (
+        "from dataset.printing import prepare_streams; prepare_streams(); raise ValueError('\x1b[2J\u202e')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.startswith("Traceback ") and done.stderr.endswith("\nValueError: \\x1b[2J\\u202e\n")
+    assert done.returncode == 1

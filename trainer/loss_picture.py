@@ -93,12 +93,13 @@ def draw_losses(run_dir: RunDirectory) -> None:
     for colour, (name, points) in zip(cycle(VALIDATIONS), curves.validations.items(), strict=False):
         _draw_validation(axes, name, points, colour)
     axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
-    axes.set_title(printable(run_dir.path.name), loc="left", fontweight="bold")
+    axes.set_title(printable(run_dir.path.name), loc="left", fontweight="bold", parse_math=False)
     axes.grid(alpha=0.25, which="both")
     _choose_scale(axes, curves.losses())
     if curves.losses():
         axes.set_xlim(left=0)
-        axes.legend(loc="upper right", framealpha=0.6, edgecolor="none")
+        for text in axes.legend(loc="upper right", framealpha=0.6, edgecolor="none").get_texts():
+            text.set_parse_math(False)  # names may hold dollar signs
     with replacing(run_dir.path / "loss.png") as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 

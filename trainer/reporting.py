@@ -74,7 +74,7 @@ class Reporter:
         """Print a line, in which foreign names may stand, above the bar if there is one."""
         line = printable(line)
         if not self._bar.disable:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         elif self._speaks:
             print(line, flush=True)
 

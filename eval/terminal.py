@@ -26,7 +26,7 @@ from eval.chat_reports import (
 from eval.chat_settings import describe_sampling, parse_setting
 from eval.served_model import tell_apart
 from eval.transcript import load_transcript, save_transcript
-from model.errors import UserError
+from model.errors import UserError, in_a_line
 
 Ask = Callable[[TextSession, Callable[[], bool]], Iterator[str]]
 """begins an answer of a session, given the question "is it cancelled?" """
@@ -70,8 +70,10 @@ class Terminal:
                 self._run_command(line)
             else:
                 self.say(lambda session, is_cancelled: session.ask(line, is_cancelled))
-        except (UserError, OSError) as error:
-            self.console.print(f"error: {printable(str(error))}", style="red", soft_wrap=True)
+        except Exception as error:
+            if (line := in_a_line(error)) is None:
+                raise
+            self.console.print(f"error: {printable(line)}", style="red", soft_wrap=True)
 
     def say(self, ask: Ask) -> None:
         """Stream an answer of every model, then a line on what it cost."""

@@ -2,6 +2,10 @@
 
 import reprlib
 
+LESS_MEMORY = (
+    "lower --batch_size (a training makes up for it with --gradient_accumulation), read or answer less at "
+    "once, store narrower weights (--dtype bfloat16), or take --device cpu"
+)
 BRIEF = reprlib.Repr()
 BRIEF.maxstring = BRIEF.maxother = BRIEF.maxlong = 60
 
@@ -12,6 +16,20 @@ class UserError(ValueError):
 
 class UnfinishedError(UserError):
     """Say that work stopped for a reason outside its input: the same command goes on where it stopped."""
+
+
+def in_a_line(error: Exception) -> str | None:
+    """Return what users can be told of an error, None where it is a mistake of ours.
+
+    Memory that is not there is told in torch's words, on a CPU, by CUDA or by Metal, or in none by Python.
+    """
+    if isinstance(error, UserError | OSError):
+        return str(error)
+    words = " ".join(str(error).partition(". GPU")[0].split())
+    is_memory = any(sign in words.lower() for sign in ("out of memory", "can't allocate memory"))
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_memory):
+        return f"out of memory ({words or 'of Python'}); {LESS_MEMORY}"
+    return None
 
 
 def brief(value: object) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from test_imports import ROOT
 
-from model.errors import UserError
+from model.errors import LESS_MEMORY, UserError
 from trainer.command_line import parse, run
 
 
@@ -127,6 +127,7 @@ def test_a_wrong_line_is_one_line_that_names_the_key(line, message, capsys):
         ("steps:", "--steps: expected int, got None"),
         ("- 1", "--config: expected keys and values in {}, got [1]"),
         ("steps: [1", "--config: {} is not YAML"),
+        ("engine: {power: 1}\nengine.power: 2", "engine.power stands twice in {}; keep one of them"),
     ],
 )
 def test_a_wrong_recipe_is_one_line_that_names_the_key(tmp_path, recipe, message, capsys):
@@ -152,8 +153,11 @@ BOMB = "a: &a {}\n" + "".join(
         ("steps: 2026-13-45", "month must be in 1..12"),
         ("steps: !!int x", "invalid literal"),
         ("steps: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("steps: 1\nloud: true\nsteps: 2\n", "steps stands twice, in lines 1 and 3; keep one of them"),
+        ("engine: {power: 1, power: 2}", "power stands twice"),
+        ('name: "a\\0b"', "a text holds the character NUL"),
     ],
-    ids=range(9),
+    ids=range(12),
 )
 def test_a_hostile_recipe_is_one_line(tmp_path, recipe, message, capsys):
     path = tmp_path / "recipe.yaml"
@@ -209,7 +213,20 @@ def test_help_does_not_import_torch(module):
             "error: [Errno 2] No such file or directory: 'a.txt' (--traceback shows where)\n",
         ),
         (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 2, f"error: out of memory (of Python); {LESS_MEMORY} (--traceback shows where)\n"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14"),
+            2,
+            f"error: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB); {LESS_MEMORY} (--traceback shows where)\n",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            2,
+            f"error: out of memory ([enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes); "
+            f"{LESS_MEMORY} (--traceback shows where)\n",
+        ),
     ],
+    ids=range(6),
 )
 def test_run_turns_errors_into_one_line_and_an_exit_code(error, code, line, capsys):
     def main():

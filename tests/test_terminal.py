@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
+import torch
 
 from eval.chat import ChatSession, TextSampling
 from eval.terminal import ChatTerminal
@@ -204,6 +205,25 @@ def test_nothing_that_a_model_or_a_transcript_says_steers_the_terminal(tmp_path,
         assert "\x1b" not in shown and "\x07" not in shown and "\r" not in shown
         for escaped in (r"世\x1b]0;T\x07国\r", r"\x1b]0;Q\x07", r"\x1b]0;F", r"/\x1b]0;C"):
             assert escaped in shown
+
+
+def test_a_chat_goes_on_after_an_answer_that_memory_was_too_small_for(capsys, monkeypatch):
+    served = saying_model(SAID, "causal")
+    terminal = ChatTerminal([ChatSession(served, TextSampling())])
+    terminal.obey("Q")
+    with monkeypatch.context() as patch:
+        patch.setattr(served.model.model, "forward", raising(torch.OutOfMemoryError("CUDA out of memory.")))
+        terminal.obey("And?")
+    assert "error: out of memory (CUDA out of memory.); lower --batch_size" in capsys.readouterr().out
+    terminal.obey("And?")
+    assert SAID in capsys.readouterr().out and len(terminal.sessions[0].turns) == 2
+
+
+def raising(error: Exception):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_an_answer_to_a_pipe_holds_escapes_instead_of_control_characters(tmp_path):

@@ -29,7 +29,7 @@ from yaml.events import CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 import dataset.systems  # noqa: F401 - every command says here which systems it does not run on
 from dataset.printing import prepare_streams, printable
-from model.errors import UserError
+from model.errors import UserError, in_a_line
 
 Settings = TypeVar("Settings")
 _Rivals = Callable[[str, str], Iterable[str]]
@@ -96,9 +96,11 @@ def run(main: Callable[[], None], stdout_is_log: bool = False) -> None:
             sys.stdout.flush()  # of --help; at exit nobody could catch what goes wrong
             raise
         sys.stdout.flush()
-    except (UserError, OSError) as error:
-        has_more_behind = error.__context__ or isinstance(error, OSError)
-        fail(f"{error} ({TRACEBACK} shows where)" if has_more_behind else str(error))
+    except Exception as error:
+        if (line := in_a_line(error)) is None:
+            raise
+        has_more_behind = error.__context__ or not isinstance(error, UserError)
+        fail(f"{line} ({TRACEBACK} shows where)" if has_more_behind else line)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -6,10 +6,14 @@ them at their contents. Ids, roles and targets are `dataset/conversation.py`'s.
 
 import json
 import re
-from collections.abc import Collection
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from os.path import commonprefix
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from model.errors import UserError
@@ -22,6 +26,7 @@ CHAT_TEMPLATE = re.sub(r"\{%- (end)?generation %\}\n", "", TRAINING_TEMPLATE)
 _CONTENT = "{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}\n"
 _COPY = "{%- if message.role == 'user' %}\n{{- '\\n' + (message.content or '') }}\n{%- endif %}\n"
 MOST_COPIES = 8
+MOST_LINES = 10**7  # of Python that a template may run for a prompt: seconds
 
 
 def our_templates(prompt_copies: int) -> tuple[str, str]:
@@ -73,6 +78,11 @@ class ChatForm:
     """how often the text of a user's message stands in it, each copy on a line of its own; of our form only
     (prompt repetition: arXiv 2512.14982)"""
 
+    @property
+    def closing(self) -> str:
+        """What an answer without a thought begins with where `opening` has begun one: its end."""
+        return THOUGHT[1] if "<think>" in self.opening and "</think>" not in self.opening else ""
+
     def written(self, role: str, content: str) -> str:
         """Return what stands of the content of a message between its header and footer."""
         return "\n".join([content] * self.prompt_copies) if role == "user" else content
@@ -112,6 +122,23 @@ class _UnreadableError(Exception):
     """A template does not write what was looked for; says so in words."""
 
 
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Let a template take so many lines of Python: it is a program, which may go on for ever."""
+    former, lines = sys.gettrace(), count()
+
+    def watch(frame: FrameType, event: str, argument: object) -> Callable:
+        if next(lines) > MOST_LINES:
+            raise _UnreadableError("it goes on and on")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(former)
+
+
 ASKED, SAID, AGAIN = ({"role": r, "content": f"P{r}{n}"} for n, r in enumerate(("user", "assistant", "user")))
 SYSTEM = {"role": "system", "content": "Psystem"}
 THINKING = SAID | {"reasoning_content": "Pthought"}
@@ -132,9 +159,10 @@ class _Probe:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            (text,), _ = render_jinja_template(
-                [list(messages)], tools, None, self.template, add_generation_prompt=asks, **self.marks
-            )
+            with _bounded():
+                (text,), _ = render_jinja_template(
+                    [list(messages)], tools, None, self.template, add_generation_prompt=asks, **self.marks
+                )
         except Exception as error:  # a template is a program of its own, and raises what it likes
             raise _UnreadableError(str(error) or type(error).__name__) from None
         return text

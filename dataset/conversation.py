@@ -137,7 +137,7 @@ class Renderer:
         template writes it, whose tokens may be others: a newline joins the text after it.
         """
         answers = [n for n, message in enumerate(messages) if message.role == "assistant"]
-        past = self.form.past_opening if generation_prompt else ""
+        past = self.form.past_opening if generation_prompt else self.form.closing
         contents = (self._encode(each, past * (each.role == "assistant")) for each in messages)
         bare = answers if generation_prompt else [n for n in answers if messages[n].thought]
         untrained = [n for n in answers if not messages[n].is_trained]

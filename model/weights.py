@@ -70,6 +70,8 @@ def read_pth(file: str | Path) -> dict[str, Tensor]:
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise UserError(f"{file}: expected names and tensors, got other values; save the model's state alone")
     tensors = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in values.items()}
+    if len(tensors) < len(values):
+        raise UserError(f"{file}: a name stands twice, once with _orig_mod. before it; save one of both")
     return {name: as_weight(name, tensor) for name, tensor in tensors.items()}
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from training_runs import SHORT, line, run_trainer
 
@@ -16,7 +17,7 @@ from eval.served_model import open_model
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from scripts import chat, evaluate, export_hf, import_pth
-from tests.minimind import VOCAB_SIZE, save_minimind
+from tests.minimind import TEMPLATE, VOCAB_SIZE, save_minimind
 
 CALL = '{"name": "weather", "arguments": {"place": "新"}}'
 TOOL = '{"type": "function", "function": {"name": "weather"}}'
@@ -85,6 +86,32 @@ def test_an_answer_is_trained_on_after_the_prompt_that_it_will_be_asked_with(min
     assert whole.targets.nonzero()[0].tolist() == list(range(len(asked), len(whole) - 1))
     thinking = render([ASKED, Message("assistant", "Mito.", thought="nopa")], tokenizer)
     assert tokenizer.decode(thinking.ids[thinking.targets]) == "<think>\nnopa\n</think>\n\nMito.<|im_end|>"
+
+
+def with_template(folder: Path, template: bytes) -> Tokenizer:
+    """The tokenizer of a folder with another chat template."""
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    files = {"tokenizer_config.json": (folder / "tokenizer_config.json").read_bytes()}
+    return Tokenizer(backend, files | {"chat_template.jinja": template})
+
+
+def test_an_answer_without_a_thought_ends_the_one_that_its_prompt_has_begun(minimind):
+    opens = TEMPLATE.replace(r"'<think>\n\n</think>\n\n'", r"'<think>\n'").encode()
+    tokenizer = with_template(minimind, opens)
+    asked, whole = render([ASKED], tokenizer, True).ids, render([ASKED, SAID], tokenizer)
+    assert (
+        tokenizer.decode(asked).endswith("<think>\n") and whole.ids[: len(asked)].tolist() == asked.tolist()
+    )
+    said = tokenizer.decode(whole.ids[whole.targets])
+    assert said == f"\n</think>\n\n{SAID.content}<|im_end|>"
+    thinking = render([ASKED, Message("assistant", "Mito.", thought="nopa")], tokenizer)
+    assert tokenizer.decode(thinking.ids[thinking.targets]) == "<think>\nnopa\n</think>\n\nMito.<|im_end|>"
+
+
+def test_a_template_that_goes_on_for_ever_is_one_line(minimind):
+    loops = b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(UserError, match="cannot be taken over: it goes on and on"):
+        render([ASKED], with_template(minimind, loops + TEMPLATE.encode()))
 
 
 def test_an_id_that_exists_pads_and_endoftext_still_ends_answers(minimind):
@@ -171,6 +198,7 @@ def test_weights_in_a_pth_file_become_the_model_that_they_were(minimind, pth, tm
         ({"model.norm.weight": torch.ones(64)}, "missing model.embed_tokens.weight"),
         ([torch.ones(2)], "expected names and tensors"),
         (Path("x"), "is not a file of tensors alone"),
+        ({name: torch.ones(2) for name in ("a", "_orig_mod.a")}, "a name stands twice"),
     ],
 )
 def test_a_pth_file_of_anything_else_is_refused(minimind, tmp_path, command, content, fault):

@@ -104,7 +104,7 @@ def evaluate(
     predictions = _predict(served, asked.questions, settings, report)
     losses = {
         path: store_likelihood(
-            served, store, batches, settings.batch_size, partial(report, f"targets of {path}")
+            served, store, batches, settings.batch_size, partial(report, f"targets of {path}"), tell
         )
         for path, store in stores.items()
     }

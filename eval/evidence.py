@@ -73,7 +73,7 @@ def scores_of(trial: Trial, results: dict[str, dict[str, Any]]) -> dict[str, dic
     """Return what a trial was measured on, by task: clusters of items, and metrics with a score per item.
 
     `results` are those of finished cells by address. The loss on a store is a task of one item. Where several
-    stages measure, a task is named after its stage, too.
+    stages measure, a task is named after its stage, too. Raises `UserError` for a task named like a loss.
     """
     found = {}
     for cell in trial.measured:
@@ -87,6 +87,8 @@ def scores_of(trial: Trial, results: dict[str, dict[str, Any]]) -> dict[str, dic
             }
             for store, loss in items["losses"].items()
         }
+        if both := items["tasks"].keys() & losses:
+            raise UserError(f"{cell.address}: a split is named like the {min(both)}; rename it")
         stage = f"{cell.stage}: " if len(trial.measured) > 1 else ""
         found |= {stage + task: scores for task, scores in (items["tasks"] | losses).items()}
     return found

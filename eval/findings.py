@@ -60,7 +60,8 @@ def analyse(
     _adjust(evidence, a_a, alpha)
     for each in a_a:
         each["is_primary"] = False
-    remarks = [*notes, *mixtures(evidence), *_losses(evidence), *_looks_before(former, experiment.hash)]
+    remarks = [*notes, *mixtures(evidence), *_losses(evidence), *_uncompared(evidence, scores)]
+    remarks += _looks_before(former, experiment.hash)
     remarks += [f"all seeds share one training {stage}" for stage in shared(evidence)]
     return {
         "experiment": {
@@ -91,6 +92,14 @@ def analyse(
 def _losses(evidence: Evidence) -> list[str]:
     arms = (*evidence.experiment.named, A_A)
     return [f"{arm} lacks seeds {', '.join(map(str, lost))}" for arm in arms if (lost := evidence.lost(arm))]
+
+
+def _uncompared(evidence: Evidence, scores: dict[tuple[str, str], Scores]) -> list[str]:
+    """Say which tasks some arm was not measured on with every seed that it has: no comparison holds them."""
+    arms = (*evidence.experiment.named, A_A)
+    trials = {(arm, seed) for arm in arms for seed in evidence.whole(arm)}
+    tasks = [f"{task} ({metric})" for (task, metric), each in scores.items() if trials - each.by_trial.keys()]
+    return [f"not every arm was measured on {', '.join(tasks)}"] if tasks else []
 
 
 def _looks_before(former: Sequence[str], own: str) -> list[str]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import Literal, Protocol
 
 from eval.cells import Cell, Trial
@@ -69,7 +70,8 @@ def starter(workers: Workers, places: Places) -> Callable[[Path, int], Job]:
             f"--cluster {workers.cluster} needs submitit; pip install -r requirements-cluster.txt"
         ) from None
     try:
-        executor = AutoExecutor(places.work / "jobs", cluster=workers.cluster)
+        jobs = places.work / "jobs" / token_hex(4)  # pickles: none but those of this process are read
+        executor = AutoExecutor(jobs, cluster=workers.cluster)
     except RuntimeError as error:
         raise UserError(f"--cluster {workers.cluster}: {error}") from None
     slurm = {"slurm_partition": workers.partition} if workers.partition else {}

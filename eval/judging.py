@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,18 @@ from model.errors import UserError
 from model.json_file import read_object
 
 A, B = "A", "B"
-Measured = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""(seeds, items) of A and of B, and the clusters of the items"""
+
+
+class Measured(NamedTuple):
+    """What both recipes scored on the items that all trainings have a score for."""
+
+    a: np.ndarray
+    """(seeds, items)"""
+    b: np.ndarray
+    clusters: np.ndarray
+    """(items,)"""
+    left_out: int = 0
+    """items without a score"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class Judgement:
     equivalence_p: float | None
     seeds_needed: int | None
     """paired seeds that find a difference as large as the measured one 8 times in 10; None where none do"""
+    items_left_out: int = 0
+    """which some training has no score for"""
 
 
 def judge(rule: Rule, measure: Callable[[int], Measured]) -> Judgement:
@@ -80,7 +92,7 @@ def judge(rule: Rule, measure: Callable[[int], Measured]) -> Judgement:
     more than alpha of nulls for differences.
     """
     for seeds in rule.looks:
-        a, b, clusters = measure(seeds)
+        a, b, clusters, left_out = measure(seeds)
         effect = compare_paired(a, b, clusters, rule.level)
         equivalence_p = effect.equivalence(rule.bound) if rule.bound else None
         found = {"p_holm": None, "equivalence_p": equivalence_p, "is_identical": bool((a == b).all())}
@@ -88,7 +100,7 @@ def judge(rule: Rule, measure: Callable[[int], Measured]) -> Judgement:
         if said != "undecided":
             break
     needed = seeds_needed(effect.seed_spread, effect.difference, rule.level)
-    return Judgement(said, effect, float(a.mean(axis=1).std(ddof=1)), equivalence_p, needed)
+    return Judgement(said, effect, float(a.mean(axis=1).std(ddof=1)), equivalence_p, needed, left_out)
 
 
 def trials_of(recipes: Mapping[str, Recipe], seeds: range) -> list[Trial]:
@@ -159,7 +171,7 @@ def scores_of_pair(trials: list[Trial], places: Places, primary: Primary) -> Mea
         raise UserError(f"{primary.task}: expected the same questions for A and B, got others")
     seeds = list(dict.fromkeys(trial.seed for trial in trials))
     (a, b), clusters_left = Scores(clusters[A], by_trial).of((A, B), seeds)
-    return a, b, clusters_left
+    return Measured(a, b, clusters_left, len(clusters[A]) - len(clusters_left))
 
 
 def sentence(found: Judgement, rule: Rule, primary: Primary) -> str:
@@ -192,6 +204,8 @@ def details(found: Judgement, rule: Rule, primary: Primary) -> Iterator[tuple[st
     if found.equivalence_p is not None:
         yield f"p of {_sized(rule.bound, primary)} or more", f"{found.equivalence_p:.2g}"
     yield "seeds, items, clusters", f"{effect.seeds}, {effect.items:,}, {effect.clusters:,}"
+    if found.items_left_out:
+        yield "items without a score, left out", f"{found.items_left_out:,}"
     yield "looks, fixed beforehand", f"{', '.join(map(str, rule.looks))} seeds; alpha {rule.alpha:g} over all"
     yield "noise floor: A over its seeds", f"spreads by {_sized(found.spread_of_a, primary)}"
     yield "paired differences", f"spread by {_sized(effect.seed_spread, primary)}"

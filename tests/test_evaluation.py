@@ -58,6 +58,13 @@ def test_the_loss_of_a_store_is_that_of_its_conversations_one_by_one(strategy, s
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / (len(store) * len("巴黎 Lima".encode())))
 
 
+def test_what_is_too_long_to_be_measured_is_told(store):
+    told, length = [], int(sorted(store.lengths)[3])
+    settings = BatchSettings(length, prompt_mask="causal")
+    store_likelihood(served_model("causal"), store, settings, rows=3, tell=told.append)
+    assert told == [f"{store.path}: documents shortened 3; rows have {length} tokens"]
+
+
 def request(out: Path, *data: str, **settings) -> EvaluationSettings:
     return EvaluationSettings(model="", data=data, out=str(out), max_new_tokens=4, batch_size=8, **settings)
 

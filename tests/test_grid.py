@@ -130,6 +130,37 @@ def test_an_arm_that_lacks_a_seed_is_no_ground_for_a_claim_and_others_keep_their
     assert "other lacks seeds 3" in results["answer"] and record["result"]["items"]
 
 
+def changed_items(folder: Path, experiment, arm: str, change) -> list:
+    """Change what the record of an arm's last cell says of its items; return the trials."""
+    trials = plan(experiment, range(experiment.seeds), {})
+    file = folder / "cells" / f"{next(t for t in trials if t.arm == arm).cells['second'].address}.json"
+    record = json.loads(file.read_text())
+    change(record["result"]["items"])
+    file.write_text(json.dumps(record))
+    return trials
+
+
+def test_a_task_that_some_arm_was_not_measured_on_is_told(tmp_path):
+    experiment = experiment_in(tmp_path, seeds=2)
+    run_in(tmp_path, experiment)
+    trials = changed_items(tmp_path, experiment, "better", lambda items: items["losses"].clear())
+    results = analyse(gather(experiment, trials, Places(tmp_path / "cells", tmp_path / "w"), {}, {}), "")
+    assert "not every arm was measured on second: loss store (negative_nats_per_token)." in results["answer"]
+    assert "second: loss store" not in {each["task"] for each in results["comparisons"]}
+
+
+def test_a_split_that_is_named_like_a_loss_is_refused(tmp_path):
+    experiment = experiment_in(tmp_path, seeds=2)
+    run_in(tmp_path, experiment)
+
+    def rename(items: dict) -> None:
+        items["tasks"]["loss store"] = items["tasks"]["task"]
+
+    trials = changed_items(tmp_path, experiment, "better", rename)
+    with pytest.raises(UserError, match="second-.*: a split is named like the loss store; rename it"):
+        analyse(gather(experiment, trials, Places(tmp_path / "cells", tmp_path / "w"), {}, {}), "")
+
+
 def test_what_is_not_finite_fails_its_cell(tmp_path):
     arms = {"plain": {}, "diverged": {"second.diverges": True}}
     with pytest.raises(UserError, match="no seed was measured with diverged; log_likelihood on task is not"):

@@ -12,23 +12,38 @@ from quick_cell import QuickSettings
 from scipy import stats
 
 from eval.cells import PROGRAMS, Program
-from eval.experiment import Primary, load_recipe
-from eval.judging import Rule, details, fix, judge, place_of, sentence
+from eval.experiment import Primary, Recipe, load_recipe
+from eval.judging import (
+    Measured,
+    Rule,
+    details,
+    fix,
+    judge,
+    place_of,
+    scores_of_pair,
+    sentence,
+    trials_of,
+)
+from eval.places import Places
+from eval.running import write_json
 from model.errors import UserError
 from scripts.judge import main
 
 ROOT = Path(__file__).parent.parent
 PRIMARY = Primary("stories")
+GAINS = {"A": 0.0, "B": 1.0}
+RULE = Rule(looks=(8,))
 
 
-def measuring(differences, asked: list[int] | None = None):
+def measuring(differences, asked: list[int] | None = None, left_out: int = 0):
     """What seeds measure whose differences are given (seeds,), on three items; A spreads by 1."""
     base = np.random.default_rng(0).normal(size=(len(differences), 1)) + np.zeros(3)
 
     def measure(seeds: int):
         if asked is not None:
             asked.append(seeds)
-        return base[:seeds], base[:seeds] + np.array(differences)[:seeds, None], np.arange(3)
+        b = base[:seeds] + np.array(differences)[:seeds, None]
+        return Measured(base[:seeds], b, np.arange(3), left_out)
 
     return measure
 
@@ -89,6 +104,23 @@ WRONG = [{"looks": (9, 9)}, {"looks": ()}, {"looks": (7, 8)}, {"alpha": 1.0}, {"
 def test_a_rule_that_cannot_end_or_decides_too_early_is_refused(wrong):
     with pytest.raises(UserError, match=f"--rule.{next(iter(wrong))}: expected"):
         Rule(**wrong)
+
+
+def test_items_without_a_score_are_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROGRAMS, "quick", Program("quick_cell", QuickSettings, trains=True, measures=True))
+    recipes = {
+        name: Recipe({"only": {"run": "quick", "gain": gain}}, PRIMARY) for name, gain in GAINS.items()
+    }
+    trials, places = trials_of(recipes, range(2)), Places(tmp_path, tmp_path)
+    scores = {"clusters": [0, 1, 2], "metrics": {"log_likelihood": [-1.0, None, -2.0]}}
+    result = {"items": {"tasks": {PRIMARY.task: scores}, "losses": {}}}
+    record = {"settings": {}, "seconds": 1.0, "stage": "only", "result": result}
+    for cell in (cell for trial in trials for cell in trial.measured):
+        write_json(places.record(cell.address), record)
+    measured = scores_of_pair(trials, places, PRIMARY)
+    assert measured.left_out == 1 and measured.a.tolist() == [[-1.0, -2.0]] * 2
+    found = judge(RULE, measuring([0.0] * 8, left_out=1))
+    assert dict(details(found, RULE, PRIMARY))["items without a score, left out"] == "1"
 
 
 def test_a_rule_cannot_change_after_it_is_written_down(tmp_path):

@@ -14,6 +14,7 @@ from trainer.schedule import warmup_steps
 from trainer.settings import TrainSettings
 from trainer.task import Task
 from trainer.training_state import Progress
+from trainer.validation import left_out
 
 FEW_STEPS = 100
 """below which a training is told how to get more"""
@@ -22,7 +23,7 @@ FEW_STEPS = 100
 def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_per_step: int) -> list[str]:
     """Return the lines that say what is about to be trained on what; `figures` describe an epoch."""
     settings, start = task.settings, task.start
-    left_out = {
+    lost = {
         "documents left out": figures["documents_left_out"],
         "documents shortened": figures["documents_shortened"],
         "rows without target": figures["rows_without_target"],
@@ -31,9 +32,10 @@ def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_pe
         f"data       {figures['documents']:,} documents, {figures['tokens']:,} tokens in "
         f"{figures['rows']:,} rows of {settings.max_seq_len}",
         f"           {figures['real_share']:.1%} real, {figures['target_share']:.1%} with loss",
-        "           " + ", ".join(f"{name} {count:,}" for name, count in left_out.items()),
+        "           " + ", ".join(f"{name} {count:,}" for name, count in lost.items()),
         f"           answers too long {figures['answers_too_long']:,}, answers cut out of their context "
         f"{figures['answers_cut_out']:,}",
+        *(f"           {name}: {words}" for name, s in task.validation.items() if (words := left_out(s))),
         f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}"
         + _windows(start.model.config),
         f"training   {total_steps:,} steps of {rows_per_step} rows, {settings.optimizer.name}, "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dataset.batches import Batch
+from dataset.batches import Batch, BatchStream
 from dataset.chat_form import THOUGHT
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
@@ -68,6 +68,14 @@ class TextBytes:
         for written in self._form.finditer(b"".join(map(self._bytes.__getitem__, ids.tolist()))):
             counted[written.start() : written.end()] = False
         return int(counted.sum())
+
+
+def left_out(stream: BatchStream) -> str:
+    """Say what of a store no row holds, as it is too long; "" where that is nothing."""
+    figures = stream.describe()
+    names = {name: name.replace("_", " ") for name in ("documents_left_out", "documents_shortened")}
+    names |= {"answers_too_long": "answers too long", "answers_cut_out": "answers cut out of their context"}
+    return ", ".join(f"{words} {figures[name]:,}" for name, words in names.items() if figures[name])
 
 
 def _written(tokenizer: Tokenizer) -> list[str]:

@@ -5,7 +5,6 @@ import os
 import sys
 import unicodedata
 from traceback import format_exception
-from typing import Any
 
 HARMLESS = "\u200c\u200d"  # joiners of emoji and of several scripts
 ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half surrogates, line and paragraph separators
@@ -31,9 +30,9 @@ def prepare_streams(stdout_is_log: bool = False) -> None:
 
     Of a log, which standard error always is, a line that cannot be written is dropped, and never ends the
     work. Elsewhere a reader that is gone ends it quietly (exit code 141), and a full disk raises `OSError`.
-    A mistake of ours is shown with its traceback, the foreign text in it made visible.
+    A mistake of ours is shown with its traceback in the same way.
     """
-    sys.excepthook = _show_mistake
+    sys.excepthook = lambda kind, error, trace: show_traceback(error)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the shell: `>&-`
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
@@ -42,8 +41,9 @@ def prepare_streams(stdout_is_log: bool = False) -> None:
             setattr(sys, name, _on(_Output(getattr(sys, name).fileno(), is_log), getattr(sys, name)))
 
 
-def _show_mistake(*exception: Any) -> None:
-    print(printable("".join(format_exception(*exception)), keep="\n"), end="", file=sys.stderr)
+def show_traceback(error: BaseException) -> None:
+    """Print an error with its traceback, the foreign text in it made visible."""
+    print(printable("".join(format_exception(error)), keep="\n"), end="", file=sys.stderr)
 
 
 def _on(output: "_Output", former: io.TextIOWrapper) -> io.TextIOWrapper:

@@ -27,8 +27,8 @@ from typing import Any, TypeVar
 
 from eval.typed_json import read_as
 from model.errors import UserError
-from trainer.command_line import read_yaml
 from trainer.settings import flatten
+from trainer.yaml_file import read_yaml
 
 Form = TypeVar("Form")
 A_A = "A/A"

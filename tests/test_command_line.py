@@ -217,7 +217,8 @@ def test_help_does_not_import_torch(module):
         (
             RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14"),
             2,
-            f"error: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB); {LESS_MEMORY} (--traceback shows where)\n",
+            f"error: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB); {LESS_MEMORY} "
+            "(--traceback shows where)\n",
         ),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
@@ -255,6 +256,17 @@ def test_a_line_says_how_to_see_what_is_behind_it_and_traceback_shows_it(capsys,
     assert caught.value.code == 2 and shown.splitlines()[-1].startswith("error: a.json is damaged")
     for part in ("KeyError: 'layout'", "UserError: a.json is damaged", "in reader_of_a_damaged_file"):
         assert part in shown
+
+
+def test_a_traceback_shows_foreign_text_as_escapes(capsys, monkeypatch):
+    def main():
+        raise UserError(f"{chr(27)}[2J")
+
+    monkeypatch.setattr(sys, "argv", ["trip", "--traceback"])
+    with pytest.raises(SystemExit):
+        run(main)
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown and shown.count(r"\x1b[2J") == 2
 
 
 def test_traceback_is_a_flag_of_every_command(capsys, monkeypatch):

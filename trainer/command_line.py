@@ -16,25 +16,21 @@ import re
 import reprlib
 import sys
 import textwrap
-import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from yaml.events import CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 import dataset.systems  # noqa: F401 - every command says here which systems it does not run on
-from dataset.printing import prepare_streams, printable
+from dataset.printing import prepare_streams, printable, show_traceback
 from model.errors import UserError, in_a_line
+from trainer.yaml_file import read_yaml
 
 Settings = TypeVar("Settings")
 _Rivals = Callable[[str, str], Iterable[str]]
-DEEPEST = 8
-"""levels of a recipe, of which the settings have two"""
 TRACEBACK = "--traceback"
 """flag of every command that shows what is behind a one-line error"""
 PARENT = os.getppid()
@@ -119,7 +115,7 @@ def _show_chain(error: BaseException) -> None:
     while link:
         link.__suppress_context__ = False
         link = link.__cause__ or link.__context__
-    traceback.print_exception(error)
+    show_traceback(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,46 +247,6 @@ def _recipe_flags(path: str, flags: dict[str, _Flag]) -> dict[str, list[str]]:
             raise UserError(f"{key} stands twice in {path}; keep one of them")
         words[key] = _as_flag(flags[key], value)
     return {key: each for key, each in words.items() if each}
-
-
-def read_yaml(path: str, what: str = "") -> dict[str, Any]:
-    """Return the keys and values of a YAML file; raises `UserError`, which begins with `what`."""
-    try:
-        content = _loaded(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{what}cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # of numbers and dates the library raises whatever int() and date() raise
-        raise UserError(f"{what}{path} is not YAML: {error}") from None
-    if not isinstance(content, dict | None):
-        raise UserError(f"{what}expected keys and values in {path}, got {reprlib.repr(content)}")
-    return content or {}
-
-
-def _loaded(text: str) -> Any:
-    """Return the content of YAML; raises `ValueError` for what makes little text large or deep."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, ScalarEvent) and "\0" in event.value:
-            raise ValueError("a text holds the character NUL, which no name or flag can have")
-        starts, ends = (isinstance(event, kind) for kind in (CollectionStartEvent, CollectionEndEvent))
-        depth += starts - ends
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"aliases such as *{event.anchor} are not read; write the value again")
-        if depth > DEEPEST:
-            raise ValueError(f"expected at most {DEEPEST} levels, one inside another")
-    return yaml.load(text, _Loader)
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML takes the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for name, line in ((str(key.value), key.start_mark.line + 1) for key, _ in node.value):
-            if name in lines:
-                raise ValueError(f"{name} stands twice, in lines {lines[name]} and {line}; keep one of them")
-            lines[name] = line
-        return super().construct_mapping(node, deep)
 
 
 def _leaves(content: dict, flags: dict[str, _Flag], prefix: str = "") -> Iterator[tuple[str, Any]]:

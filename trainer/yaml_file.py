@@ -1,0 +1,53 @@
+"""YAML files of users, which may be damaged, or made to do harm: keys and values alone."""
+
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.events import CollectionEndEvent, CollectionStartEvent, ScalarEvent
+
+from model.errors import UserError
+
+DEEPEST = 8
+"""levels of a recipe, of which the settings have two"""
+
+
+def read_yaml(path: str, what: str = "") -> dict[str, Any]:
+    """Return the keys and values of a YAML file; raises `UserError`, which begins with `what`."""
+    try:
+        content = _loaded(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{what}cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # of numbers and dates the library raises whatever int() and date() raise
+        raise UserError(f"{what}{path} is not YAML: {error}") from None
+    if not isinstance(content, dict | None):
+        raise UserError(f"{what}expected keys and values in {path}, got {reprlib.repr(content)}")
+    return content or {}
+
+
+def _loaded(text: str) -> Any:
+    """Return the content of YAML; raises `ValueError` for what makes little text large or deep."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, ScalarEvent) and "\0" in event.value:
+            raise ValueError("a text holds the character NUL, which no name or flag can have")
+        starts, ends = (isinstance(event, kind) for kind in (CollectionStartEvent, CollectionEndEvent))
+        depth += starts - ends
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"aliases such as *{event.anchor} are not read; write the value again")
+        if depth > DEEPEST:
+            raise ValueError(f"expected at most {DEEPEST} levels, one inside another")
+    return yaml.load(text, _Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for name, line in ((str(key.value), key.start_mark.line + 1) for key, _ in node.value):
+            if name in lines:
+                raise ValueError(f"{name} stands twice, in lines {lines[name]} and {line}; keep one of them")
+            lines[name] = line
+        return super().construct_mapping(node, deep)

@@ -52,7 +52,7 @@ class ServedModel:
 
     def generator(self) -> Generator:
         """Return a generator that ends at any stop id of the checkpoint."""
-        return Generator(self.model, self.stop_ids, steps=self.steps)
+        return Generator(self.model, self.stop_ids, step=self.steps)
 
     def in_form(
         self, weights: Weights, compiles: bool, for_one_row: bool, tell: Tell = lambda line: None

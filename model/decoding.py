@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.attention import Visibility
 from model.kv_cache import GROWTH_TOKENS, KVCache, slot_layout, slots_of, write_layout
-from model.masks import Layout, cached_mask
+from model.masks import cached_mask, causal_step
 from model.transformer import LanguageModel
 
 TRIALS = 12
@@ -33,9 +33,9 @@ class Steps:
 
     def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Return the logits (B, V) after one causal token (B, 1) per row."""
-        step = self._compiled.get(len(tokens) == 1, self._as_written)
+        step = self._compiled.get(len(tokens) == 1, self._model.step)
         if cache.keys[0].shape[2] + GROWTH_TOKENS > MOST_COMPILED_SLOTS:
-            step = self._as_written
+            step = self._model.step
         return step(tokens, cache)
 
     def compile(self, for_one_row: bool) -> str:
@@ -44,15 +44,12 @@ class Steps:
         Returns what was measured, in words. Takes a minute or two, less where it was done before.
         """
         compiled, rows = CompiledStep(self._model), 1 if for_one_row else TRIAL_ROWS
-        with_it, without = (1000 * self._seconds(step, rows) for step in (compiled, self._as_written))
+        with_it, without = (1000 * self._seconds(step, rows) for step in (compiled, self._model.step))
         measured = f"{with_it:.1f} ms a step compiled, {without:.1f} not, {rows} at a time"
         if with_it >= without:
             return f"not compiled ({measured})"
         self._compiled[for_one_row] = compiled
         return f"compiled ({measured})"
-
-    def _as_written(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        return self._model.lm_head(self._model.model(tokens, causal_step(cache.lengths), cache)[:, 0])
 
     @torch.no_grad()
     def _seconds(self, step: Step, rows: int) -> float:
@@ -64,12 +61,6 @@ class Steps:
             step(tokens, cache).sum().item()
             moments.append(perf_counter())
         return min(after - before for before, after in pairwise(moments))
-
-
-def causal_step(lengths: Tensor) -> Layout:
-    """Return the layout (B, 1) of one causal token at the end of rows of these lengths (B,)."""
-    positions = lengths[:, None]
-    return Layout(torch.zeros_like(positions), positions, torch.full_like(positions, -1))
 
 
 class CompiledStep:

@@ -109,7 +109,13 @@ def visible_mask(layout: Layout, window: int | None = None, both_sides: bool = F
 def causal_layout(batch: int, length: int, device: torch.device | str | None = None) -> Layout:
     """Return the layout (batch, length) of rows that hold one causal document each."""
     positions = torch.arange(length, device=device).expand(batch, length)
-    return Layout(torch.zeros_like(positions), positions, torch.full_like(positions, -1))
+    return Layout(torch.zeros_like(positions), positions, torch.full_like(positions, CAUSAL))
+
+
+def causal_step(lengths: Tensor) -> Layout:
+    """Return the layout (B, 1) of one causal token at the end of rows of these lengths (B,)."""
+    positions = lengths[:, None]
+    return Layout(torch.zeros_like(positions), positions, torch.full_like(positions, CAUSAL))
 
 
 def is_plain_causal(layout: Layout) -> bool:
@@ -148,14 +154,13 @@ def prompt_blocks(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
     opens = starts.clone()
     opens[:1] = True
     opens[1:] |= answers[1:] != answers[:-1]
-    first = opens.nonzero().flatten()
-    talk = "".join("A" if is_answer else "U" for is_answer in answers[first].tolist())
+    talk = "".join("A" if is_answer else "U" for is_answer in answers[opens].tolist())
 
     # Blocks are numbered in the order in which they come.
     blocks, numbers = [strategy.block(talk, n) for n in range(len(talk))], {CAUSAL: CAUSAL}
     for block in blocks:
         numbers.setdefault(block, len(numbers) - 1)
-    ids = torch.tensor([numbers[block] for block in blocks], dtype=torch.long)
+    ids = torch.tensor([numbers[block] for block in blocks], dtype=torch.long)  # one for each message
     return ids[opens.cumsum(0) - 1]
 
 

@@ -14,7 +14,15 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.layers import FeedForward, RMSNorm, rotary_angles
 from model.loss import summed_cross_entropy
-from model.masks import Layout, cached_mask, causal_layout, causal_mask, dense_mask, is_plain_causal
+from model.masks import (
+    Layout,
+    cached_mask,
+    causal_layout,
+    causal_mask,
+    causal_step,
+    dense_mask,
+    is_plain_causal,
+)
 from model.rolling_cache import new_cache
 
 MAX_REGISTERED_SIDE = 4096
@@ -205,6 +213,10 @@ class LanguageModel(nn.Module):
         """Return an empty cache for `batch` rows, in the dtype and on the device of the model."""
         weight = self.model.embed_tokens.weight
         return new_cache(self.config, batch, weight.dtype, weight.device)
+
+    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Map causal tokens (B, 1) that continue the rows of a cache to the logits (B, V) after them."""
+        return self.lm_head(self.model(tokens, causal_step(cache.lengths), cache)[:, 0])
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only the layers' inputs for the backward pass, which computes the rest again.

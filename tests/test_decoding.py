@@ -58,7 +58,7 @@ def test_steps_over_all_slots_give_the_logits_of_the_model_as_it_is_written(data
     rows = data.draw(st.lists(prompts(strategy), min_size=1, max_size=4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", not_compiled)
-        generators = [Generator(model, [], steps=steps) for steps in (Steps(model), always(model))]
+        generators = [Generator(model, [], step=steps) for steps in (Steps(model), always(model))]
     caches = [generator.model.new_cache(len(rows)) for generator in generators]
     for generator, cache in zip(generators, caches, strict=True):
         generator.prefill(cache, rows)
@@ -81,7 +81,7 @@ def test_what_was_compiled_once_serves_batches_of_any_size_and_length(weights, m
     shape = {"num_hidden_layers": 1, "head_dim": 24}  # 24 is a size that could be taken for the rows
     model = LanguageModel(from_preset("tiny", vocab_size=97, initializer_range=0.2, **shape)).eval()
     store_weights(model, weights)
-    plain, traced = (Generator(model, [], steps=steps) for steps in (Steps(model), always(model, False)))
+    plain, traced = (Generator(model, [], step=steps) for steps in (Steps(model), always(model, False)))
     for lengths in ((3, 200, 17), (9, 4), (1, 1, 1, 1, 1)):  # a cache grows by 128 slots
         requests = [Request(Prompt((n % 90,) * n, (-1,) * n), Sampling(max_new_tokens=9)) for n in lengths]
         assert [len(answer.ids) for answer in traced.generate(requests)] == [9] * len(lengths)
@@ -98,7 +98,7 @@ def test_two_models_of_one_shape_are_not_taken_for_each_other(monkeypatch):
     compiled_by(monkeypatch, "eager")
     for epsilon in (1e-6, 1.0):
         model = tiny_model(rms_norm_eps=epsilon, num_hidden_layers=1)
-        plain, traced = (Generator(model, [], steps=steps) for steps in (Steps(model), always(model, True)))
+        plain, traced = (Generator(model, [], step=steps) for steps in (Steps(model), always(model, True)))
         logits = []
         for generator in (plain, traced):
             cache = generator.model.new_cache(1)
@@ -111,7 +111,7 @@ def test_two_models_of_one_shape_are_not_taken_for_each_other(monkeypatch):
 def test_a_cache_too_long_for_the_compiled_step_takes_the_plain_one(monkeypatch):
     monkeypatch.setattr(torch, "compile", not_compiled)
     model = tiny_model(num_hidden_layers=1, max_position_embeddings=5000)
-    generator, taken = Generator(model, [], steps=always(model, True)), []
+    generator, taken = Generator(model, [], step=always(model, True)), []
     compute = CompiledStep.__call__
     monkeypatch.setattr(CompiledStep, "__call__", lambda *step: (taken.append(1), compute(*step))[1])
     cache = generator.model.new_cache(1)
@@ -231,7 +231,7 @@ def test_what_was_chosen_is_told(monkeypatch):
     served = served_model("causal").in_form("bfloat16", True, True, lines.append)
     assert served.speed.startswith("bfloat16 weights") and "ms a step compiled" in served.speed
     assert len(lines) == 1 and "compiling" in lines[0]
-    assert served.generator().steps is served.steps
+    assert served.generator().step is served.steps
 
 
 @pytest.mark.long
@@ -243,7 +243,7 @@ def test_the_compiler_changes_no_more_than_rounding(weights):
         from_preset("tiny", vocab_size=97, initializer_range=0.2, **windowed(None, 5))
     ).eval()
     store_weights(model, weights)
-    plain, compiled = (Generator(model, [], steps=steps) for steps in (Steps(model), always(model)))
+    plain, compiled = (Generator(model, [], step=steps) for steps in (Steps(model), always(model)))
     for lengths in ((3, 200, 17), (9, 4), (7,), (150,)):
         rows = [Prompt((n % 90,) * n, (-1,) * n) for n in lengths]
         caches = [generator.model.new_cache(len(rows)) for generator in (plain, compiled)]

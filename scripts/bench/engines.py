@@ -55,7 +55,7 @@ def make_engines(
         if fault := compiler_fault(torch.device("cpu")):
             raise UserError(f"nothing can be compiled here ({fault}); install g++, or give --compile false")
         form += "".join(f", decoding {steps.compile(for_one_row)}" for for_one_row in (True, False))
-    return {"ours": _ours(Generator(model, stop_ids=(), steps=steps)), "theirs": _theirs(theirs)}, form
+    return {"ours": _ours(Generator(model, stop_ids=(), step=steps)), "theirs": _theirs(theirs)}, form
 
 
 def _ours(generator: Generator) -> Engine:

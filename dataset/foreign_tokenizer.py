@@ -37,17 +37,24 @@ def explaining_panics() -> Iterator[None]:
         raise UserError(f"the rules of the tokenizer fail ({error}); use another tokenizer") from None
 
 
-def try_out(content: tokenizers.Tokenizer) -> None:
-    """Raise `UserError` where rules that are not ours fail on long words; what the library prints is lost."""
+@contextmanager
+def quiet_panics() -> Iterator[None]:
+    """Do the same where a panic is likely; what the library prints of it is lost."""
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         with explaining_panics():
-            content.encode(TRIED_OUT, add_special_tokens=False)
+            yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
+
+
+def try_out(content: tokenizers.Tokenizer) -> None:
+    """Raise `UserError` where rules that are not ours fail on long words."""
+    with quiet_panics():
+        content.encode(TRIED_OUT, add_special_tokens=False)
 
 
 def brought_template(files: Mapping[str, bytes]) -> str:

@@ -21,9 +21,9 @@ from dataset.conversation import ROLES
 from dataset.foreign_tokenizer import (
     NAMED_FILES,
     brought_template,
-    explaining_panics,
     kind_of,
     named_tokens,
+    quiet_panics,
 )
 from dataset.words import Words, byte_of_character, pre_tokenizer, without_added_tokens
 from model.errors import UserError
@@ -98,7 +98,7 @@ class Tokenizer:
                 read_object(each, "copy the tokenizer again")
         try:
             files = {each.name: each.read_bytes() for each in present}
-            with explaining_panics():
+            with quiet_panics():
                 backend = tokenizers.Tokenizer.from_buffer(files[file.name])
         except UserError:
             raise

@@ -410,6 +410,16 @@ def test_rules_that_panic_on_a_text_are_one_line(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_rules_that_panic_while_they_are_read_are_one_line(tmp_path, capfd):
+    TOKENIZER.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="the rules of the tokenizer fail .*; use another tokenizer"):
+        Tokenizer.load(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 def test_an_id_that_no_embedding_could_hold_is_refused(tmp_path):
     TOKENIZER.save(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())

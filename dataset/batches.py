@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.batch_settings import BatchSettings
 from dataset.documents import Conversations, Piece, Texts
 from dataset.packing import RowPlan
-from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from model.errors import UserError
 from model.loss import NO_TARGET
@@ -102,26 +102,11 @@ class BatchStream:
     def describe(self, rows_per_step: int = 1) -> dict[str, Any]:
         """Return the figures of the first epoch that a training prints at its start."""
         plan = self.plan(0)
-        targets = plan.sum_rows(self.documents.count_targets(0, plan.pieces))
-        tokens = int(plan.row_tokens.sum())
-        steps = range(0, len(plan), rows_per_step)
         positions = sum(
             self._row_length(plan, first, rows_per_step) * min(rows_per_step, len(plan) - first)
-            for first in steps
+            for first in range(0, len(plan), rows_per_step)
         )
-        return {
-            "documents": int(np.count_nonzero(self.documents.lengths)),
-            "documents_left_out": int(np.count_nonzero(self.documents.lengths == 0)),
-            "answers_too_long": self.documents.num_too_long,
-            "answers_cut_out": self.documents.num_cut_out,
-            "documents_shortened": self.documents.num_shortened,
-            "rows": len(plan),
-            "tokens": tokens,
-            "targets": int(targets.sum()),
-            "real_share": tokens / positions,
-            "target_share": float(targets.sum()) / positions,
-            "rows_without_target": int(np.count_nonzero(targets == 0)),
-        }
+        return self.documents.figures(plan, positions)
 
     def _row_length(self, plan: RowPlan, first: int, rows_per_step: int) -> int:
         if self.settings.packing != "none":

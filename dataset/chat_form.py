@@ -1,4 +1,4 @@
-"""How a model's conversations are written: a record of headers and end marks, ours or read from a template.
+"""Messages, and how a model's conversations are written: a record of headers and end marks, ours by default.
 
 A tokenizer from elsewhere keeps its own template. What that writes is found by rendering probes and cutting
 them at their contents. Ids, roles and targets are `dataset/conversation.py`'s.
@@ -17,6 +17,8 @@ from types import FrameType
 from typing import Any
 
 from model.errors import UserError
+
+ROLES = ("system", "user", "assistant", "tool")
 
 TRAINING_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 """our form as a template that marks what answers say, `{% generation %}`, which plain jinja2 refuses"""
@@ -43,14 +45,30 @@ THOUGHT = ("<think>\n", "\n</think>\n\n")
 
 
 @dataclass(frozen=True)
+class Message:
+    """One message of a conversation; its texts are any, also empty or with special tokens spelt out."""
+
+    role: str
+    content: str
+    thought: str = ""
+    """what an answer thinks first, `<think>…</think>`"""
+    tool_calls: tuple[str, ...] = ()
+    """tool calls of an answer, each the JSON of name and arguments, `<tool_call>…</tool_call>`"""
+    tools: tuple[str, ...] = ()
+    """tools that may be called, each as JSON; listed below the content"""
+    is_trained: bool = True
+    """whether an answer carries loss; one that does not is still an answer, for masks and for truncation"""
+
+    def texts(self) -> tuple[str, ...]:
+        """Return what a person wrote of the message, without anything of a form."""
+        return self.content, self.thought, *self.tool_calls, *self.tools
+
+
+@dataclass(frozen=True)
 class ChatForm:
     """The text around the contents of a conversation; ours by default."""
 
-    headers: dict[str, str] = field(
-        default_factory=lambda: {
-            role: f"<|im_start|>{role}\n" for role in ("system", "user", "assistant", "tool")
-        }
-    )
+    headers: dict[str, str] = field(default_factory=lambda: {role: f"<|im_start|>{role}\n" for role in ROLES})
     """before the content of each role"""
     footers: dict[str, str] = field(
         default_factory=lambda: dict.fromkeys(("system", "user", "tool"), "<|im_end|>\n")
@@ -83,6 +101,35 @@ class ChatForm:
         """What an answer without a thought begins with where `opening` has begun one: its end."""
         return THOUGHT[1] if "<think>" in self.opening and "</think>" not in self.opening else ""
 
+    def parts(self, message: Message, opening: str = "") -> list[str]:
+        """Return what a message says between header and footer; every second part is text of the form.
+
+        `opening` begins an answer without a thought. Raises `UserError` for what the form cannot write.
+        """
+        has = {
+            "thoughts": message.thought,
+            "tool calls": message.tool_calls,
+            "lists of tools": message.tools,
+        }
+        self.check([part for part, value in has.items() if value])
+        content = self.written(message.role, message.content)
+        if message.thought:
+            begin, end = (text.strip() for text in THOUGHT)
+            parts = ["", begin, f"\n{message.thought}\n", end, f"\n\n{content}"]
+        elif opening:
+            tags = opening.rstrip()
+            parts = ["", tags, opening.removeprefix(tags) + content]
+        else:
+            parts = [content]
+        before, each, after = self.tool_list
+        for number, tool in enumerate(message.tools):
+            parts += [each if number else ("\n\n" if message.content else "") + before + each, tool]
+        parts += [after, ""] if message.tools and after else []
+        for number, call in enumerate(message.tool_calls):
+            parts[-1] += "\n" if number or message.content else ""
+            parts += ["<tool_call>", f"\n{call}\n", "</tool_call>", ""]
+        return parts
+
     def written(self, role: str, content: str) -> str:
         """Return what stands of the content of a message between its header and footer."""
         return "\n".join([content] * self.prompt_copies) if role == "user" else content
@@ -94,6 +141,9 @@ class ChatForm:
                 f"the chat template of the tokenizer has no form of {', '.join(unknown)} that can be taken "
                 "over; leave them out, or use another tokenizer"
             )
+
+
+OURS = ChatForm()
 
 
 def read_form(template: str, marks: dict[str, str], tokens: set[str]) -> ChatForm:

@@ -4,69 +4,17 @@ The one renderer of the project: SFT, chat, evaluation and export take the form 
 Which token may see which is decided elsewhere (`model/masks.py`) from what is marked here.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dataset.chat_form import THOUGHT, ChatForm
+from dataset.chat_form import ROLES, Message
+from dataset.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from dataset.tokenizer import Tokenizer
-
-ROLES = ("system", "user", "assistant", "tool")
 TARGET, START, UNTRAINED = 16, 32, 64  # bits of a token's code; the low four are the index of its role
-OURS = ChatForm()
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a conversation; its texts are any, also empty or with special tokens spelt out."""
-
-    role: str
-    content: str
-    thought: str = ""
-    """what an answer thinks first, `<think>…</think>`"""
-    tool_calls: tuple[str, ...] = ()
-    """tool calls of an answer, each the JSON of name and arguments, `<tool_call>…</tool_call>`"""
-    tools: tuple[str, ...] = ()
-    """tools that may be called, each as JSON; listed below the content"""
-    is_trained: bool = True
-    """whether an answer carries loss; one that does not is still an answer, for masks and for truncation"""
-
-    def texts(self) -> tuple[str, ...]:
-        """Return what a person wrote of the message, without anything of a form."""
-        return self.content, self.thought, *self.tool_calls, *self.tools
-
-    def parts(self, form: ChatForm = OURS, opening: str = "") -> list[str]:
-        """Return the text of the message; every second part, from the second on, is a tag or text of `form`.
-
-        `opening` begins an answer without a thought. Raises `UserError` for what the form cannot write.
-        """
-        has = {"thoughts": self.thought, "tool calls": self.tool_calls, "lists of tools": self.tools}
-        form.check([part for part, value in has.items() if value])
-        content = form.written(self.role, self.content)
-        if self.thought:
-            begin, end = (text.strip() for text in THOUGHT)
-            parts = ["", begin, f"\n{self.thought}\n", end, f"\n\n{content}"]
-        elif opening:
-            tags = opening.rstrip()
-            parts = ["", tags, opening.removeprefix(tags) + content]
-        else:
-            parts = [content]
-        before, each, after = form.tool_list
-        for number, tool in enumerate(self.tools):
-            parts += [each if number else ("\n\n" if self.content else "") + before + each, tool]
-        parts += [after, ""] if self.tools and after else []
-        for number, call in enumerate(self.tool_calls):
-            parts[-1] += "\n" if number or self.content else ""
-            parts += ["<tool_call>", f"\n{call}\n", "</tool_call>", ""]
-        return parts
 
 
 @dataclass(frozen=True)
@@ -189,7 +137,7 @@ class Renderer:
         return row.rendered()
 
     def _encode(self, message: Message, opening: str = "") -> Iterator[int]:
-        parts, encode = message.parts(self.form, opening), self.tokenizer.encode
+        parts, encode = self.form.parts(message, opening), self.tokenizer.encode
         if len(parts) == 1:
             return chain.from_iterable(self.tokenizer.encode_parts(parts[0]))
         return chain.from_iterable(
@@ -197,7 +145,7 @@ class Renderer:
             for number, part in enumerate(parts)
         )
 
-    def _add_header(self, row: _Row, role: str, before: str | None, opens: bool = True) -> None:
+    def _add_header(self, row: "_Row", role: str, before: str | None, opens: bool = True) -> None:
         header = self.headers[role] + (self.opening if role == "assistant" and opens else [])
         if role == "assistant" and before not in (None, "assistant"):
             row.add(header, before)

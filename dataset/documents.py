@@ -5,21 +5,21 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from dataset.batch_settings import BatchSettings, Supervise
 from dataset.conversation import TARGET, UNTRAINED, Rendered, Renderer, are_trained
-from dataset.packing import RowPlan, one_per_row, pack_fragments, pack_whole, split_stream
-from dataset.settings import BatchSettings
-from dataset.token_store import Part, TokenStore
+from dataset.packing import RowPlan, best_fit, one_per_row, split_stream
+from dataset.token_store import TokenStore
 from dataset.truncation import truncate
 from model.errors import UserError
 from model.masks import prompt_blocks
 
-TOKENS_AT_ONCE = 2**22
-TOKENS_AT_HAND = 2**24
+TOKENS_AT_ONCE = 2**22  # that are read to count targets
+TOKENS_AT_HAND = 2**24  # of conversations that are kept as pieces
 
 
 class Piece(NamedTuple):
@@ -51,8 +51,25 @@ class Documents:
 
     def arrange(self, epoch: int) -> RowPlan:
         """Return the rows of an epoch."""
-        ways = {"pack": self.pack, "best_fit": pack_fragments, "none": one_per_row}
+        ways = {"pack": self.pack, "best_fit": best_fit, "none": one_per_row}
         return ways[self.settings.packing](self.lengths, self.settings.max_seq_len, self.settings.seed, epoch)
+
+    def figures(self, plan: RowPlan, positions: int) -> dict[str, Any]:
+        """Return what became of the documents in the rows of the first epoch, which have `positions`."""
+        targets, tokens = plan.sum_rows(self.count_targets(0, plan.pieces)), int(plan.row_tokens.sum())
+        return {
+            "documents": int(np.count_nonzero(self.lengths)),
+            "documents_left_out": int(np.count_nonzero(self.lengths == 0)),
+            "answers_too_long": self.num_too_long,
+            "answers_cut_out": self.num_cut_out,
+            "documents_shortened": self.num_shortened,
+            "rows": len(plan),
+            "tokens": tokens,
+            "targets": int(targets.sum()),
+            "real_share": tokens / positions,
+            "target_share": float(targets.sum()) / positions,
+            "rows_without_target": int(np.count_nonzero(targets == 0)),
+        }
 
     def _piece(self, document: int, rendered: Rendered, supervised: np.ndarray) -> Piece:
         answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
@@ -67,7 +84,7 @@ class Documents:
 class Conversations(Documents):
     """Whole conversations, truncated where they are longer than a row."""
 
-    pack = staticmethod(pack_whole)
+    pack = staticmethod(best_fit)
 
     def __init__(self, stores: Sequence[TokenStore], settings: BatchSettings) -> None:
         """Measure all; raises `UserError` if nothing is left."""
@@ -76,8 +93,11 @@ class Conversations(Documents):
         self._renderer = Renderer(stores[0].tokenizer)
         self.num_too_long = self.num_cut_out = 0  # answers left out, see `Truncated`
         self.num_shortened = 0  # conversations that lost something
+
+        # What fits into a row is counted as it stands in the stores, the rest one by one: what is left of a
+        # conversation is known only when it is truncated. Its length is then another, 0 where nothing is.
         parts = chain.from_iterable(store.parts(TOKENS_AT_ONCE) for store in stores)
-        self._targets = np.concatenate([_count_targets(part, settings.supervise) for part in parts])
+        self._targets = np.concatenate([self._count(part.codes, part.lengths) for part in parts])
         for document in np.flatnonzero(self.lengths > settings.max_seq_len).tolist():
             self._truncate(document)
         self.lengths[self._targets == 0] = 0
@@ -93,8 +113,12 @@ class Conversations(Documents):
         self.num_cut_out += cut_out
         self.num_shortened += rendered is not None
         self.lengths[document] = len(rendered) if rendered else 0
-        supervised = choose_targets(rendered, self.settings.supervise) if rendered else ()
-        self._targets[document] = np.count_nonzero(supervised)
+        self._targets[[document]] = self._count(rendered.codes, self.lengths[[document]]) if rendered else 0
+
+    def _count(self, codes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Return the targets (D,) of conversations, one after the other."""
+        chosen = choose_targets(codes, lengths, self.settings.supervise)
+        return np.add.reduceat(chosen, np.cumsum(lengths, dtype=np.int64) - lengths, dtype=np.int64)
 
     def piece(self, epoch: int, document: int, begin: int, end: int) -> Piece:
         """Return a conversation; it has no fragments and is the same in every epoch."""
@@ -104,7 +128,8 @@ class Conversations(Documents):
         rendered = self._read(document)
         if len(rendered) > self.settings.max_seq_len:
             rendered = truncate(rendered, self.settings.max_seq_len, self._renderer).rendered
-        return self._piece(document, rendered, choose_targets(rendered, self.settings.supervise))
+        chosen = choose_targets(rendered.codes, np.array([len(rendered)]), self.settings.supervise)
+        return self._piece(document, rendered, chosen)
 
     def count_targets(self, epoch: int, pieces: np.ndarray) -> np.ndarray:
         """Return how many targets each of the pieces (P, 3) holds."""
@@ -120,6 +145,8 @@ class Texts(Documents):
     def piece(self, epoch: int, document: int, begin: int, end: int) -> Piece:
         """Return a fragment; what comes before its suffix is prompt."""
         whole = self._read(document)
+
+        # A prefix is context, so that its tokens are no targets, and the mask makes a block of them.
         codes = whole.codes[begin:end].copy()
         codes[: self._prefix(epoch, document, begin, end)] &= ~np.uint8(TARGET)
         rendered = Rendered(whole.ids[begin:end], codes)
@@ -144,37 +171,25 @@ def prefix_length(num_tokens: int, seed: int, epoch: int, document: int, offset:
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") % num_tokens
 
 
-def choose_targets(rendered: Rendered, supervise: str) -> np.ndarray:
-    """Return which tokens (n,) of a conversation are to carry loss: none of an answer that is not trained.
+def choose_targets(codes: np.ndarray, lengths: np.ndarray, supervise: Supervise) -> np.ndarray:
+    """Return which tokens (n,) of conversations, one after the other, are to carry loss.
 
-    "last" is the last answer that is.
+    answers   those of every answer that is trained
+    last      those of the last one of these
+    all       every token that another predicts, but those of answers that are not trained
     """
+    ends = np.cumsum(lengths, dtype=np.int64)
     if supervise == "all":
-        return (np.arange(len(rendered)) > 0) & (rendered.codes & UNTRAINED == 0)
-    targets = rendered.trained
-    if supervise == "last":
-        targets &= _last_run(targets, np.array([len(targets)]))
-    return targets
+        chosen = codes & UNTRAINED == 0
+        chosen[ends - lengths] = False
+        return chosen
+    targets = are_trained(codes)
+    if supervise == "answers":
+        return targets
 
-
-def _last_run(targets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return which tokens follow the beginning of their document's last run of targets, that one included.
-
-    `targets` (n,) bool are those of documents of the given lengths, one after the other.
-    """
+    # Answers are numbered through all conversations: a token is of the last one of its own conversation
+    # where its number, and that at the end of the conversation, are the same.
     begins = targets.copy()
     begins[1:] &= ~targets[:-1]
-    run = np.cumsum(begins)
-    return run == np.repeat(run[np.cumsum(lengths) - 1], lengths)
-
-
-def _count_targets(part: Part, supervise: str) -> np.ndarray:
-    """Return the number of supervised tokens of every conversation (D,), none of them truncated."""
-    begins = np.cumsum(part.lengths, dtype=np.int64) - part.lengths
-    targets = are_trained(part.codes)
-    if supervise == "all":
-        targets = part.codes & UNTRAINED == 0
-        targets[begins] = False
-    if supervise == "last":
-        targets &= _last_run(targets, part.lengths)
-    return np.add.reduceat(targets, begins, dtype=np.int64)
+    number = np.cumsum(begins)
+    return targets & (number == np.repeat(number[ends - 1], lengths))

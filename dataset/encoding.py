@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset.conversation import Message, Rendered, Renderer
+from dataset.batch_settings import Kind
+from dataset.chat_form import OURS, Message
+from dataset.conversation import Rendered, Renderer
 from dataset.formats import (
     ChatFormat,
     Preference,
@@ -23,7 +25,6 @@ from dataset.formats import (
 )
 from dataset.messages import LeftOutError, held_keys, read_text
 from dataset.records import Rejects, accept, records_of
-from dataset.settings import Kind
 from dataset.sources import Block
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.token_store import Part
@@ -189,7 +190,7 @@ class Encoder:
         """Return the store of a document and how often it is stored: a pure function of its text."""
         if weight == 1 and not self.settings.validation_fraction:
             return 0, 1
-        text = "\0".join(chain.from_iterable((m.role, *m.parts()) for m in messages))
+        text = "\0".join(chain.from_iterable((m.role, *OURS.parts(m)) for m in messages))
         digest = np.frombuffer(blake2b(text.encode(), digest_size=16).digest(), np.uint64)
         first, second = (digest >> np.uint64(11)) / 2.0**53
         copies = int(weight + second)

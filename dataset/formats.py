@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from dataset.conversation import Message
+from dataset.chat_form import Message
 from dataset.messages import (
     FLAGS,
     MEDIA,

@@ -37,7 +37,7 @@ def as_json_lines(source: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
             if len(content) > MOST_BYTES:
                 raise UserError(
                     f"{source}: expected at most {MOST_BYTES >> 20} MB of JSON in one piece; convert it to "
-                    ".jsonl, a record on each line"
+                    ".jsonl, a record on each line: jq -c '.[]' a.json > a.jsonl"
                 )
         text = content.decode("utf-8-sig")
         if is_bomb(text):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from dataset.conversation import Message
+from dataset.chat_form import Message
 from dataset.printing import printable
 
 ROLE_NAMES = {

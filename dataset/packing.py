@@ -36,29 +36,14 @@ class RowPlan:
         return self.sum_rows(self.pieces[:, 2] - self.pieces[:, 1])
 
 
-def pack_whole(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
-    """Fill rows with whole documents by best-fit-decreasing (Johnson et al. 1974); length 0 leaves one out.
+def best_fit(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
+    """Fill rows by best-fit-decreasing (Johnson et al. 1974): the longest first, each into the fullest row.
 
-    Each document, the longest first, goes into the fullest row that still takes it. Documents of one length
-    are shuffled, so rows differ between epochs while their number stays.
-    """
-    documents = np.flatnonzero(lengths)
-    columns = documents, np.zeros_like(documents), lengths[documents]
-    return _best_fit(np.stack(columns, axis=1), capacity, np.random.default_rng((seed, epoch)))
-
-
-def pack_fragments(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
-    """Cut documents that are longer than a row into rows and a rest, and pack these by best-fit-decreasing.
-
-    No other document is cut (Ding et al. 2024, arXiv 2404.10830). A rest of one token is left out.
+    A document that fits into a row stays whole, a longer one is cut into rows and a rest (Ding et al. 2024,
+    arXiv 2404.10830). Those of one length are shuffled: rows differ between epochs while their number stays.
     """
     random = np.random.default_rng((seed, epoch))
-    return _best_fit(_fragments(np.flatnonzero(lengths), lengths, capacity), capacity, random)
-
-
-def _best_fit(pieces: np.ndarray, capacity: int, random: np.random.Generator) -> RowPlan:
-    """Return the rows of pieces (P, 3); a caller that keeps these as well has them twice in memory."""
-    pieces = random.permutation(pieces)
+    pieces = random.permutation(_cut(lengths, capacity))
     pieces = pieces[np.argsort(pieces[:, 1] - pieces[:, 2], kind="stable")]
     row_of_piece, num_rows = _fullest_rows(pieces[:, 2] - pieces[:, 1], capacity)
     return _rows_at(pieces, row_of_piece, np.argsort(random.permutation(num_rows)))
@@ -73,6 +58,7 @@ def _fullest_rows(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     rows_by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
     spaces = 0  # bit s is set where rows_by_space[s] holds a row
     for size in memoryview(sizes):
+        # The lowest bit at or above `size` is the least space that suffices; without one a row begins.
         enough = spaces >> size
         if enough:
             space = size + (enough & -enough).bit_length() - 1
@@ -81,6 +67,7 @@ def _fullest_rows(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
                 spaces ^= 1 << space
         else:
             space, row, num_rows = capacity, num_rows, num_rows + 1
+        # The row goes on with less space.
         row_of_piece.append(row)
         rows_by_space[space - size].append(row)
         spaces |= 1 << (space - size)
@@ -90,6 +77,9 @@ def _fullest_rows(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
 def split_stream(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
     """Cut the shuffled documents, one after the other, into rows of `capacity` tokens.
 
+        stream      0 0 0 0 0 0 1 1 1 2 2 2      cuts at the ends of documents and of rows (here of 4 tokens)
+        pieces      0 0 0 0|0 0|1 1|1|2 2 2
+
     The last row may be short; it is left out where it would hold one token, which nothing predicts.
     """
     random = np.random.default_rng((seed, epoch))
@@ -97,6 +87,8 @@ def split_stream(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> R
     ends = np.cumsum(lengths[documents])
     total = int(ends[-1])
     total -= total % capacity == 1
+
+    # A piece begins where the one before it ends, in the document that has not ended by then.
     cuts = np.union1d(np.minimum(ends, total), np.arange(capacity, total, capacity))
     begins = np.concatenate(([0], cuts[:-1]))
     which = np.searchsorted(ends, begins, side="right")
@@ -107,13 +99,18 @@ def split_stream(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> R
 
 def one_per_row(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
     """Give every document a row, or several where it is longer; a last one of one token is left out."""
-    pieces = _fragments(np.flatnonzero(lengths), lengths, capacity)
+    pieces = _cut(lengths, capacity)
     random = np.random.default_rng((seed, epoch))
     return _rows_at(pieces, np.arange(len(pieces)), random.permutation(len(pieces)))
 
 
-def _fragments(documents: np.ndarray, lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Return the pieces (P, 3) of at most `capacity` tokens, without last ones of one token."""
+def _cut(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """Return the pieces (P, 3) of at most `capacity` tokens, without last ones of one token.
+
+    The k-th piece of a document begins at token k x `capacity`: k counts its pieces alone, which is the place
+    among all pieces less that of its first.
+    """
+    documents = np.flatnonzero(lengths)
     counts = (lengths[documents] - 2) // capacity + 1
     which = np.repeat(documents, counts)
     begins = (np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)) * capacity

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from time import monotonic
@@ -36,15 +37,17 @@ from dataset.sources import (
     states_of,
 )
 from dataset.text_files import Marks
-from dataset.token_store import ADVICE, StoreWriter, TokenStore, flush_to_disk, read_manifest, write_whole
+from dataset.token_store import ADVICE, StoreWriter, TokenStore, read_manifest
 from dataset.tokenizer import Tokenizer
 from dataset.unpacking import check_whole
-from dataset.whole_folder import resumable_folder
 from model.errors import UserError
+from model.files import LOCK, flush_written, resumable_folder, write_text
 
 JOURNAL = "journal.json"
 JOURNAL_EVERY_SECONDS = 5.0
 STORES = (".", "validation")  # folders of the two stores in `out`
+UNDECIDING = {"data", "out", "max_reject_fraction", "num_workers", "overwrite"}
+"""settings that leave the bytes of a store as they are"""
 
 
 def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
@@ -85,16 +88,8 @@ def _request(
     settings: PreparationSettings, tokenizer: Tokenizer, sources: list[dict[str, Any]], weights: list[float]
 ) -> dict[str, Any]:
     """Return all that decides the bytes of the store."""
-    return {
-        "kind": settings.kind,
-        "format": settings.format,
-        "text_column": settings.text_column,
-        "document_separator": settings.document_separator,
-        "text_marks": settings.text_marks,
-        "columns": list(settings.columns),
-        "preference": settings.preference,
-        "question_position": settings.question_position,
-        "validation_fraction": settings.validation_fraction,
+    given = json.loads(json.dumps(asdict(settings)))
+    return {key: value for key, value in given.items() if key not in UNDECIDING} | {
         "weights": weights,
         "tokenizer": tokenizer.fingerprint,
         "sources": [source["sha256"] or source["path"] for source in sources],
@@ -161,15 +156,16 @@ class _Journal:
             pass  # nothing was done yet
         if not self.position:
             shutil.rmtree(folder / STORES[1], ignore_errors=True)
-            for file in filter(Path.is_file, folder.iterdir()):
-                file.unlink()
+            for file in folder.iterdir():
+                if file.is_file() and file.name != LOCK:
+                    file.unlink()
 
     def is_due(self) -> bool:
         return monotonic() >= self._due
 
     def write(self, position: dict[str, Any]) -> None:
         content = json.dumps({"request": self._request, "position": position})
-        write_whole(self.path, f"{content}\n{_digest(content)}")
+        write_text(self.path, f"{content}\n{_digest(content)}")
         self._due = monotonic() + JOURNAL_EVERY_SECONDS
 
 
@@ -261,7 +257,7 @@ class _Output:
             self._journal.write(self._position())
 
     def _position(self) -> dict[str, Any]:
-        flush_to_disk(self._listing)
+        flush_written(self._listing)
         return {
             "blocks": self.num_blocks,
             "documents": self._documents,

@@ -10,8 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
-from dataset.systems import num_cores
 from model.errors import UnfinishedError
+from model.systems import num_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -1,48 +1,98 @@
-"""How far a pass over data has come: a bar on a terminal, a line every few seconds elsewhere."""
+"""How far work has come: bars on a terminal and lines above them, lines alone elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
+
+from dataset.printing import printable
 
 LINE_EVERY_SECONDS = 10.0
-BAR_EVERY_SECONDS = 0.2
 MOST_DAYS = 9999
 """where `about` stops counting: --max_steps may be any number"""
 
 Report = Callable[[int, int], None]
 
 
+class Bars:
+    """Bars by name, one below the other, where a stream is a terminal; a bar comes when it is first shown.
+
+    with Bars(sys.stderr) as bars:
+        bars.show("reading", done=30, total=100, words="3 records")
+        bars.say("a.jsonl is cut short")
+    """
+
+    def __init__(self, stream: TextIO, line_every_seconds: float = math.inf) -> None:
+        """Take over a stream; where it is no terminal, show a bar as a line from time to time."""
+        self.are_drawn = stream.isatty()
+        self._stream, self._every, self._due = stream, line_every_seconds, line_every_seconds
+        self._began, self._rows, self._progress = time.monotonic(), {}, None
+
+    def __enter__(self) -> "Bars":
+        """Show bars in a block."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave them as they are."""
+        self.close()
+
+    def show(self, name: str, done: float, total: float, words: str) -> None:
+        """Show how much of a total is done, in words too; total 0 is for what is not known."""
+        if self.are_drawn:
+            self._draw(name, done, total or None, words)
+        elif (seconds := time.monotonic() - self._began) >= self._due:
+            self._due = seconds + self._every
+            self.say(f"{name}: {f'{done / total:.0%}, ' if total else ''}{words}")
+
+    def _draw(self, name: str, done: float, total: float | None, words: str) -> None:
+        if self._progress is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            texts = (TextColumn(f"{{task.fields[{key}]}}", markup=False) for key in ("name", "words"))
+            columns = next(texts), BarColumn(), next(texts)
+            console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
+            self._progress = Progress(*columns, console=console)
+            self._progress.start()
+        if name not in self._rows:
+            self._rows[name] = self._progress.add_task("", name=printable(name), words="")
+        self._progress.update(self._rows[name], completed=done, total=total, words=printable(words))
+
+    def say(self, line: str) -> None:
+        """Print a line, in which foreign names may stand, above the bars if there are any."""
+        if self._progress is None:
+            print(printable(line), file=self._stream, flush=True)
+        else:
+            self._progress.console.print(printable(line), soft_wrap=True)
+
+    def close(self) -> None:
+        """Draw nothing more."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
 @contextmanager
 def reporting(total_bytes: int, action: str) -> Iterator[Report]:
-    """Yield a function to be told of records and bytes done; it writes rate and time left on stderr.
+    """Yield a function to be told of records and bytes done; stderr shows rate and time left.
 
     `total_bytes` 0 is for what has no known size; a compressed file passes its own.
     """
-    if sys.stderr.isatty():
-        with _bar(total_bytes, action) as show:
-            done = _Done(total_bytes, BAR_EVERY_SECONDS, show)
-            yield done.add
-            show(done)
-    else:
-        yield _Done(total_bytes, LINE_EVERY_SECONDS, lambda done: _write_line(done, action)).add
+    num_records, num_bytes, began = 0, 0, time.monotonic()
+    with Bars(sys.stderr, LINE_EVERY_SECONDS) as bars:
 
+        def report(new_records: int, new_bytes: int) -> None:
+            nonlocal num_records, num_bytes
+            num_records, num_bytes = num_records + new_records, num_bytes + new_bytes
+            seconds = max(time.monotonic() - began, 1e-6)
+            is_known = 0 < num_bytes <= total_bytes  # of what is compressed more comes out than the file has
+            left = f", {seconds * (total_bytes / num_bytes - 1):.0f} s left" if is_known else ""
+            rates = f"{num_records / seconds:,.0f}/s, {num_bytes / 1e6 / seconds:.1f} MB/s"
+            words = f"{num_records:,} records, {rates}{left}"
+            bars.show(action, num_bytes, total_bytes if is_known else 0, words)
 
-def _write_line(done: "_Done", action: str) -> None:
-    known = f"{done.share:.0%}, " if done.share else ""
-    left = f", {done.seconds * (1 / done.share - 1):.0f} s left" if done.share else ""
-    print(f"{action}: {known}{done}{left}", file=sys.stderr)
-
-
-@contextmanager
-def _bar(total_bytes: int, action: str) -> Iterator[Callable[["_Done"], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (action, BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total_bytes or None)
-        yield lambda done: bar.update(task, completed=done.num_bytes, description=str(done))
+        yield report
 
 
 def about(seconds: float) -> str:
@@ -51,30 +101,3 @@ def about(seconds: float) -> str:
         if seconds < 99.5 * size:
             return f"{seconds / size:.2g} {unit}"
     return f"{min(seconds / 86400, MOST_DAYS):.0f} days"
-
-
-class _Done:
-    def __init__(self, total_bytes: int, every_seconds: float, show: Callable[["_Done"], None]) -> None:
-        self.num_records = self.num_bytes = 0
-        self._total_bytes, self._every, self._show = total_bytes, every_seconds, show
-        self._started, self._due = time.monotonic(), every_seconds
-
-    def add(self, num_records: int, num_bytes: int) -> None:
-        self.num_records += num_records
-        self.num_bytes += num_bytes
-        if self.seconds >= self._due:
-            self._due = self.seconds + self._every
-            self._show(self)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    @property
-    def share(self) -> float:
-        """0 where the end is not known: of what is compressed more bytes come out than the file has."""
-        return self.num_bytes / self._total_bytes if 0 < self.num_bytes <= self._total_bytes else 0.0
-
-    def __str__(self) -> str:
-        rate = self.num_records / self.seconds
-        return f"{self.num_records:,} records, {rate:,.0f}/s, {self.num_bytes / 1e6 / self.seconds:.1f} MB/s"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, TextIO, TypeVar
 
+from dataset.chat_form import OURS
 from dataset.formats import FormatError, format_of, parse_messages
 from dataset.json_lines import is_bomb
 from dataset.messages import LeftOutError, RecordError, read_text
@@ -57,25 +58,26 @@ def records_of(block: Block) -> Iterator[Record]:
 
 
 def _lines(block: Block) -> Iterator[Record]:
-    for number, line in enumerate(_pieces(block.content), start=block.line):
+    for number, line in enumerate(block.content.split(b"\n"), start=block.line):
         begins = number == 1 and form_of(block.source) == ".jsonl"
+        values, fault = [None], ""
         try:
-            text = str(line, "utf-8-sig" if number == 1 else "utf-8")
-            if text.isspace():
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text or text.isspace():
                 continue
-            values, fault = [None] if is_bomb(text) else expand(json.loads(text)), ""
+            values = [None] if is_bomb(text) else expand(json.loads(text))
         except UnicodeDecodeError:
-            fault = not_utf8(bytes(line))
+            fault = not_utf8(line)
         except ValueError as error:
-            fault = _not_json(bytes(line), str(error), begins)
+            fault = _not_json(line, str(error), begins)
         except RecursionError:
             fault = "nested too deeply"
-        for value in [None] if fault else values:
-            if not fault and not isinstance(value, dict):
+        for value in values:
+            if fault or isinstance(value, dict):
+                yield Record(value, fault, block.source, number)
+            else:
                 wrong = ARRAY if begins and isinstance(value, list) else "not a JSON object"
                 yield Record(None, wrong, block.source, number)
-            else:
-                yield Record(value, fault, block.source, number)
 
 
 def expand(value: Any) -> list[Any]:
@@ -115,15 +117,6 @@ def _not_json(line: bytes, error: str, begins: bool) -> str:
     return "several JSON values on one line" if error.startswith("Extra data") else "not JSON"
 
 
-def _pieces(content: bytes) -> Iterator[memoryview]:
-    """Yield the lines of a block, none of them copied: one may be most of it."""
-    view, begin = memoryview(content), 0
-    while begin < len(content):
-        end = content.find(b"\n", begin) + 1 or len(content)
-        yield view[begin:end]
-        begin = end
-
-
 def _texts(block: Block) -> Iterator[Record]:
     content, begin, line = block.content + b"\n\n", 0, block.line
     for end in chain(block.record_end.finditer(content), [None]):
@@ -152,7 +145,7 @@ def texts_of(record: dict[str, Any], text_column: str = "text") -> list[str]:
     if format_of(record) is None:
         raise RecordError(f"no {text_column}, and no chat format has these keys")
     messages = parse_messages(record, preference="chosen")
-    return [part for message in messages for part in message.parts()[::2] if part]
+    return [part for message in messages for part in OURS.parts(message)[::2] if part]
 
 
 @dataclass

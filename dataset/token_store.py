@@ -9,7 +9,6 @@ The store knows nothing of masks and lengths: every training reads the same byte
 `dataset/preparation.py`, what comes out as rows by `dataset/batches.py`.
 """
 
-import json
 import os
 import weakref
 from bisect import bisect_right
@@ -22,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dataset.batch_settings import Kind
 from dataset.conversation import ROLES, TARGET, UNTRAINED, Rendered, are_trained
-from dataset.settings import Kind
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import flush_written, read_object, write_json
 
 FORMAT_VERSION = 2
 ADVICE = "prepare the data again, with --overwrite"
@@ -103,7 +102,7 @@ class TokenStore:
 
     def _read(self, field: str, shard: int, first: int, last: int) -> np.ndarray:
         """Return the items `first` to `last` of a file."""
-        dtype = np.dtype({"ids": self.manifest["dtype"], "codes": "uint8", "lengths": "uint32"}[field])
+        dtype = _item(field, self.manifest["dtype"])
         name, size = shard_file(field, shard), (last - first) * dtype.itemsize
         content = os.pread(self._files[name], size, first * dtype.itemsize)
         if len(content) < size:
@@ -179,17 +178,14 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 def _check_manifest(manifest: dict[str, Any]) -> None:
     """Raise `ValueError`, `KeyError` or `TypeError` unless all is there that opening a store relies on."""
     shards, files, tokenizer = manifest["shards"], manifest["files"], manifest["tokenizer"]
-    kind, item_size = manifest["kind"], {"uint16": 2, "uint32": 4}[manifest["dtype"]]
+    kind = manifest["kind"]
+    if manifest["dtype"] not in ("uint16", "uint32"):
+        raise ValueError("the ids are of no type")
     if set(files) != set(_shard_files(kind, len(shards))) or not shards:
         raise ValueError("files, shards and kind of data do not agree")
     for number, shard in enumerate(shards):
-        sizes = {
-            "ids": item_size * shard["tokens"],
-            "codes": shard["tokens"],
-            "lengths": 4 * shard["documents"],
-        }
         for field in FIELDS[kind]:
-            if files[shard_file(field, number)]["bytes"] != sizes[field]:
+            if files[shard_file(field, number)]["bytes"] != _num_bytes(field, shard, manifest["dtype"]):
                 raise ValueError("files and counts do not agree")
     counts = [manifest["targets"]]
     for key in ("tokens", "documents"):
@@ -202,6 +198,16 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         isinstance(text, str) for text in (tokenizer["fingerprint"], *(f["sha256"] for f in files.values()))
     ):
         raise TypeError("a checksum is not a text")
+
+
+def _item(field: str, dtype: str) -> np.dtype:
+    """Return the type of what a file holds, in a store whose ids are of `dtype`."""
+    return np.dtype({"ids": dtype, "codes": "uint8", "lengths": "uint32"}[field])
+
+
+def _num_bytes(field: str, shard: dict[str, int], dtype: str) -> int:
+    """Return the bytes of a file of a shard, by the counts of the shard."""
+    return _item(field, dtype).itemsize * shard["documents" if field == "lengths" else "tokens"]
 
 
 def _shard_files(kind: Kind, num_shards: int) -> list[str]:
@@ -247,13 +253,13 @@ class StoreWriter:
     def position(self) -> dict[str, Any]:
         """Return what has been written, and see to it that it stays written."""
         for file in self._files.values():
-            flush_to_disk(file)
+            flush_written(file)
         return {"shards": [dict(shard) for shard in self._shards], "targets": self.num_targets}
 
     def close(self) -> None:
         """Close the files without finishing the store."""
         for file in self._files.values():
-            flush_to_disk(file)
+            flush_written(file)
             file.close()
         self._files = {}
 
@@ -275,45 +281,20 @@ class StoreWriter:
             "shards": self._shards,
             "files": {name: _checksum(self.folder / name) for name in names},
         } | notes
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        write_whole(self.folder / "manifest.json", text)
+        write_json(self.folder / "manifest.json", manifest)
         return manifest
 
     def _open(self) -> dict[str, Any]:
         """Open the files of the last shard, cut to what its counts say."""
-        counts, shard = self._shards[-1], len(self._shards) - 1
-        sizes = {
-            "ids": counts["tokens"] * self.dtype.itemsize,
-            "codes": counts["tokens"],
-            "lengths": counts["documents"] * np.dtype(np.uint32).itemsize,
-        }
         files = {}
         for field in FIELDS[self.kind]:
-            files[field] = open(self.folder / shard_file(field, shard), "ab")  # noqa: SIM115
-            files[field].truncate(sizes[field])
+            files[field] = open(self.folder / shard_file(field, len(self._shards) - 1), "ab")  # noqa: SIM115
+            files[field].truncate(_num_bytes(field, self._shards[-1], self.dtype.name))
         return files
 
     def _lengths(self) -> np.ndarray:
         files = [self.folder / shard_file("lengths", shard) for shard in range(len(self._shards))]
         return np.concatenate([np.fromfile(file, dtype=np.uint32) for file in files])
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a JSON file that a crash leaves either as it was or as it shall be.
-
-    A name of a file that is no UTF-8 is escaped as JSON has it.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        flush_to_disk(file)
-    partial.rename(path)
-
-
-def flush_to_disk(file: Any) -> None:
-    """Wait until what was written to an open file would survive a crash of the machine."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _describe_lengths(lengths: np.ndarray) -> dict[str, float]:

@@ -16,8 +16,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from dataset.chat_form import COPIES_OF, ChatForm, our_templates, read_form
-from dataset.conversation import ROLES
+from dataset.chat_form import COPIES_OF, ROLES, ChatForm, our_templates, read_form
 from dataset.foreign_tokenizer import (
     NAMED_FILES,
     brought_template,
@@ -27,7 +26,7 @@ from dataset.foreign_tokenizer import (
 )
 from dataset.words import Words, byte_of_character, pre_tokenizer, without_added_tokens
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import read_object
 
 ENDOFTEXT, IM_START, IM_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 MARKERS = (ENDOFTEXT, IM_START, IM_END, PAD)
@@ -146,11 +145,6 @@ class Tokenizer:
         added = self._own.get_added_tokens_decoder().values()
         template = self._template or our_templates(self.prompt_copies)[0]
         return read_form(template, self._named, {token.content for token in added})
-
-    @cached_property
-    def im_start_id(self) -> int:
-        """Return the id that begins a message."""
-        return self.encode_form(self.form.headers["user"])[0]
 
     @cached_property
     def im_end_id(self) -> int:

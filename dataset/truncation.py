@@ -44,17 +44,22 @@ def truncate(document: Rendered, limit: int, renderer: Renderer) -> Truncated:
     Texts that stand in a prompt more than once are not cut: what does not fit with its copies is left out.
     """
     chat, lost = _Chat(document, renderer), {"too_long": 0, "cut_out": 0}
+    can_cut = renderer.form.prompt_copies == 1
     for last in np.flatnonzero(chat.is_trained)[::-1].tolist():
+        # The rounds that fit with this answer; where not even its own does, texts must give `excess` tokens.
         begin, end = chat.oldest_begin(last, limit), int(chat.ends[last])
         excess = chat.prefix + end - begin - limit
-        can_cut = renderer.form.prompt_copies == 1
         if excess > can_cut * sum(high - low for low, high in chat.texts(begin, end)):
             lost["too_long"] += 1
             continue
+
+        # The text in which the answer stands must stay, and the place of the answer in it.
         cuts = _cuts(chat, begin, last, excess) if excess > 0 else []
         if cuts is None or chat.source(last) < begin:
             lost["cut_out" if chat.source(last) < chat.begins[last] else "too_long"] += 1
             continue
+
+        # Answers before it whose text is gone stay as they are, without loss.
         unlearnable = _unlearnable(chat, begin, last, cuts)
         lost["cut_out"] += len(unlearnable)
         return Truncated(_assemble(chat, begin, end, cuts, unlearnable), **lost)
@@ -248,6 +253,9 @@ class _Prompt:
         begins, ends = self._place_begins, self._place_ends
         is_inside, is_outside = (begins >= low) & (ends <= high), (begins >= high) | (ends <= low)
         begin = high - size
+
+        # A window that begins with place n holds those that end in it, counts[n]: the best one, with what
+        # room is left before and after them.
         if is_inside.any():
             begins, ends, size = begins[is_inside], ends[is_inside], size - mark
             counts = np.searchsorted(ends, begins + size, side="right") - np.arange(len(begins))
@@ -258,6 +266,8 @@ class _Prompt:
                 return None
         if size < 1 or (len(begins) > 0 and not (is_inside | is_outside).any()):
             return None
+
+        # The tokens at both ends may begin within a character: the window shrinks to whole ones.
         first, last = np.searchsorted(self._borders, (begin, begin + size + 1))
         begin, end = int(self._borders[first]), int(self._borders[last - 1])
         return (begin, end) if begin < end else None
@@ -284,6 +294,7 @@ def _assemble(
     chat: _Chat, begin: int, end: int, cuts: list[tuple[int, int]], unlearnable: list[int]
 ) -> Rendered:
     """Return the system message and the tokens from `begin` to `end`, cut, with marks where they are."""
+    # A mark takes the place of the first tokens of each cut.
     ids, codes = chat.document.ids.copy(), chat.document.codes.copy()
     keeps = np.zeros(len(ids), dtype=bool)
     keeps[: chat.prefix] = keeps[begin:end] = True
@@ -294,7 +305,9 @@ def _assemble(
     for answer in unlearnable:
         codes[chat.begins[answer] : chat.ends[answer]] |= UNTRAINED
     ids, codes = ids[keeps], codes[keeps]
-    if begin > chat.prefix:  # another message is the first now, or follows the system message
+
+    # Another message is the first now, or follows the system message: what lies before its header is its own.
+    if begin > chat.prefix:
         first = chat.prefix if chat.has_system else 0
         codes[first : chat.prefix + 1] = codes[chat.prefix] & 15
         codes[first] |= START

@@ -51,20 +51,32 @@ def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     A word is cut only at a space, at a Han character, or where ASCII changes between letters, digits and
     signs; an apostrophe stays with what follows. The rest is left to the library, so the ids are the same.
     """
-    alone = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's
-    ways = {True: [pre_tokenizer(isolate_han=True)], False: [pre_tokenizer(isolate_han=False), alone]}
-    known = {isolate_han: [_word_rules(rules) for rules in each] for isolate_han, each in ways.items()}
-    content_rules = json.loads(content.to_str())["pre_tokenizer"]
-    isolate_han = next((han for han, rules in known.items() if content_rules in rules), None)
-    if isolate_han is None or content.normalizer is not None:
+    isolates_han = _isolates_han(content)
+    if isolates_han is None or content.normalizer is not None:
         return None
+
+    # White space as Unicode has it, and the Han characters that are cut off, each for itself.
     space = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-    han = "\u3400-\u4dbf\u4e00-\u9fef" if isolate_han else ""
-    joins = rf"[^\x00-\x7f{han}]"  # a letter or sign of another script may continue the word
+    han = "\u3400-\u4dbf\u4e00-\u9fef" if isolates_han else ""
+
+    # A run of ASCII of one kind ends a word unless a letter or sign of another script goes on with it, or,
+    # after signs, an apostrophe: GPT-2 cuts before 's and its like, which the library is left to find.
+    joins = rf"[^\x00-\x7f{han}]"
     letters, digits = rf"[A-Za-z]++(?!{joins})", rf"[0-9]++(?!{joins})"
     signs = rf"[!-&(-/:-@\[-`{{-~]++(?!{joins}|')"
+
+    # Spaces go with the word that follows. What begins with no such run is taken up to the next space.
     word = rf"[{space}]*(?:{letters}|{digits}|{signs}|[^{space}{han}]+)|[{space}]+"
     return re.compile(rf"[{han}]|{word}" if han else word)
+
+
+def _isolates_han(content: tokenizers.Tokenizer) -> bool | None:
+    """Say whether texts are cut as GPT-2 does with each Han character apart; None where in another way."""
+    rules = json.loads(content.to_str())["pre_tokenizer"]
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if rules == _word_rules(pre_tokenizer(isolate_han=True)):
+        return True
+    return False if rules in (_word_rules(pre_tokenizer(isolate_han=False)), _word_rules(gpt2)) else None
 
 
 def _word_rules(rules: pre_tokenizers.PreTokenizer) -> dict[str, object]:
@@ -90,10 +102,6 @@ def byte_of_character() -> dict[str, int]:
 
     Printable bytes stand for themselves; the others are numbered from U+0100 on.
     """
-    printable = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    whole = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
+    others = [byte for byte in range(256) if byte not in whole]
+    return {chr(byte): byte for byte in whole} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -15,15 +15,15 @@ from typing import Any
 
 from dataset.builtin.splits import BuildWorldSettings
 from dataset.builtin.tasks import BuildTaskSettings
+from dataset.command_line import read, words_of
 from dataset.encoding import PreparationSettings
 from dataset.sources import describe_source
 from dataset.tables import HUB
-from dataset.tokenizer_settings import TokenizerSettings
+from dataset.tokenizer_sample import TokenizerSettings
 from eval.experiment import A_A, OTHER_SEEDS, Experiment, Stages
 from eval.regression import RegressionSettings
 from eval.settings import EvaluationSettings
 from model.errors import UserError
-from trainer.command_line import read, words_of
 from trainer.settings import FRESH, PretrainSettings, SftSettings, flatten
 
 LAUNCHER = ("accelerate", "launch", "--config_file")

@@ -16,7 +16,7 @@ from eval.served_model import tell_apart
 from eval.statistics import PairedCounts, count_pairs
 from eval.typed_json import read_as
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import read_object
 from trainer.validation import Likelihood
 
 

@@ -1,7 +1,5 @@
 """A comparison as tables, as `comparison.json` and `comparison.md`."""
 
-import json
-import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 from eval.answers import Cell
 from eval.comparison import Comparison, Pairing, Run
 from eval.tables import Table, as_markdown, literal, score_table
+from model.files import write_json, write_text
 
 REPORT = "comparison"
 ONE_SEED = "a single training (seed) of each says nothing about their masks"
@@ -74,11 +73,8 @@ def _paired_row(each: Pairing) -> tuple[str, ...]:
 def save_report(folder: Path, found: Comparison) -> None:
     """Write `comparison.json` and `comparison.md` into a folder, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(as_json(found), indent=2)
-    for ending, content in (("json", text + "\n"), ("md", as_page(found))):
-        partial = folder / f".{REPORT}.{ending}.partial"
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, folder / f"{REPORT}.{ending}")
+    write_json(folder / f"{REPORT}.json", as_json(found))
+    write_text(folder / f"{REPORT}.md", as_page(found))
 
 
 def as_page(found: Comparison) -> str:

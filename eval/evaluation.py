@@ -8,12 +8,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from dataset.batch_settings import BatchSettings
 from dataset.formats import read_columns
 from dataset.messages import shown
-from dataset.settings import BatchSettings
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
-from dataset.whole_folder import check_place, whole_folder
 from eval.answers import Cell, Prediction, PredictionRecord, answer_questions, score_answers, tabulate
 from eval.chat import TextSampling
 from eval.items import losses_of, means, tasks_of
@@ -23,7 +22,7 @@ from eval.served_model import ServedModel
 from eval.settings import QUESTION_KEYS, EvaluationSettings
 from eval.typed_json import read_as, read_lines
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import check_place, read_object, whole_folder
 from model.strategies import STRATEGIES
 from trainer.validation import Likelihood
 

@@ -25,10 +25,10 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dataset.yaml_file import read_yaml
 from eval.typed_json import read_as
 from model.errors import UserError
 from trainer.settings import flatten
-from trainer.yaml_file import read_yaml
 
 Form = TypeVar("Form")
 A_A = "A/A"

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from dataset.batches import Batch
-from dataset.whole_folder import check_free, whole_folder
 from eval.evaluation import ITEMS
 from eval.regression import RegressionSettings
 from model.config import from_preset
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import check_free, read_object, whole_folder
 from model.loss import NO_TARGET
 from model.masks import causal_layout
 from model.serving import choose_device, describe_device

@@ -19,11 +19,10 @@ from eval.evidence import primary_of, scores_of
 from eval.experiment import ENOUGH_SEEDS, Primary, Recipe
 from eval.findings import Scores
 from eval.places import Places
-from eval.running import write_json
 from eval.tables import figure
 from eval.verdicts import UNITS, verdict
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import read_object, write_json
 
 A, B = "A", "B"
 
@@ -151,6 +150,7 @@ def fix(file: Path, rule: Rule, primary: Primary) -> dict[str, Any]:
         )
     fixed = json.loads(json.dumps({"rule": asdict(rule), "primary": asdict(primary)}))
     if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"fixed": fixed, "judgement": None})
     elif (former := read_object(file, "take it away").get("fixed")) != fixed:
         raise UserError(

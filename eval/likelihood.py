@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
+from dataset.batch_settings import BatchSettings
 from dataset.batches import Batch, BatchStream
-from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from eval.served_model import ServedModel
 from trainer.validation import Likelihood, TextBytes, left_out, measure

@@ -10,7 +10,7 @@ from eval.cells import Trial, folder_of
 from eval.comparison import open_runs, shortest_question
 from eval.comparison_masks import answered, look_at
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import read_object
 
 LOOKS = ("mask", "attention")
 

@@ -6,12 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset.whole_folder import check_place
 from eval.cells import SOURCES, UNDECIDING, Cell, Trial, folder_of
 from eval.experiment import A_A, Experiment
-from eval.running import write_json
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import check_place, read_object, write_json
 
 EXPERIMENTS = "experiments.json"
 
@@ -62,6 +60,7 @@ def note_experiment(out: Path, experiment: Experiment) -> list[str]:
     file = out / EXPERIMENTS
     noted = read_object(file, "take it away") if file.exists() else {}
     if experiment.hash not in noted:
+        out.mkdir(parents=True, exist_ok=True)
         write_json(file, noted | {experiment.hash: asdict(experiment)})
     return list(noted)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from dataset.conversation import ROLES, Message
+from dataset.chat_form import ROLES, Message
 from dataset.formats import COMMON as READ_BESIDE
 from dataset.formats import PAIRS, QuestionPosition, format_of, parse_messages, rename
 from dataset.messages import (

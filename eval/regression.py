@@ -10,10 +10,10 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from dataset.command_line import parse, run
 from dataset.printing import printable
 from model.config import DeviceName
 from model.errors import UserError
-from trainer.command_line import parse, run
 from trainer.settings import OptimizerSettings, ScheduleSettings
 
 

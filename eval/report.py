@@ -19,7 +19,7 @@ from eval.report_pictures import (
     draw_mask,
 )
 from eval.tables import Table, figure
-from trainer.run_dir import replacing
+from model.files import write_text
 
 Values = Mapping[str, Any]
 WITHOUT_UNIT = {"p_value", "p_holm", "effect_size", "equivalence_p"}
@@ -51,8 +51,7 @@ def write_report(folder: Path, results: Values) -> None:
     sections = [Fold(title, parts) for title, parts in _sections(results) if parts]
     page = Page(f"Experiment: {experiment['name']}", experiment["question"], sections)
     for name, text in (("report.html", page_as_html(page)), ("report.md", page_as_markdown(page))):
-        with replacing(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
 
 
 def _sections(results: Values) -> Iterator[tuple[str, Sequence[Part]]]:

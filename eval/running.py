@@ -18,11 +18,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from dataset.systems import fcntl
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import locked, read_object, write_json
 from trainer.provenance import provenance
-from trainer.run_dir import replacing
 
 PATIENCE_SECONDS = 60.0
 """how long a command may take to save and end after SIGTERM"""
@@ -40,28 +38,21 @@ def run_cell(folder: str, ends_with_parent: bool = False) -> None:
     place, parent = Path(folder), os.getppid() if ends_with_parent else None
     job = read_object(place / "job.json", "start the experiment again")
     record, log, began = Path(job["record"]), place / "log.txt", time.monotonic()
-    with open(place / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(place, waits=True) as lock:
         if record.exists() and (place / "done").exists():
             return
         (place / "failed.txt").unlink(missing_ok=True)
         made_by = provenance()
-        if status := _run(job, log, lock.fileno(), parent):
+        if status := _run(job, log, lock, parent):
             raise _failed(place, _last_words(log) or f"exit code {status}")
         result = _result(job, Path(job["output"]))
         if broken := _not_finite(result.get("items", {"tasks": {}})):
             raise _failed(place, f"{broken} is not finite, as that of a training that diverged")
         if not record.exists():  # the one of another machine stays
             seconds = round(time.monotonic() - began, 1)
-            write_json(record, _record(job) | {"seconds": seconds, **made_by, "result": result})
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_json(record, _record(job) | {"seconds": seconds, **made_by, "result": result}, indent=None)
         (place / "done").touch()
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None) -> int:

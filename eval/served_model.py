@@ -12,10 +12,9 @@ from model.config import DeviceName, Weights
 from model.decoding import Steps
 from model.errors import UserError
 from model.generator import Generator
-from model.serving import choose_device, describe_device, store_weights
+from model.serving import choose_device, compiler_fault, describe_device, store_weights
 from model.strategies import strategy_named
 from model.transformer import LanguageModel
-from trainer.compilation import compiler_fault
 
 Tell = Callable[[str], None]
 """takes a line about what is going on"""

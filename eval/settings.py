@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dataset.batch_settings import Supervise
 from dataset.formats import QuestionPosition, read_columns
-from dataset.settings import Supervise
 from model.config import DeviceName, Weights
 from model.errors import UserError
 from model.strategies import PromptMask

@@ -1,12 +1,11 @@
 """Conversations as lines of JSON: `prepare_data` takes them as training data, a chat takes them up again."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset.conversation import Message
+from dataset.chat_form import OURS, Message
 from dataset.formats import parse_messages
 from dataset.messages import RecordError
 from dataset.records import read_records
@@ -14,6 +13,7 @@ from dataset.sources import check_sources
 from dataset.tokenizer import Tokenizer
 from eval.chat import ChatSession, Turn
 from model.errors import UserError
+from model.files import write_text
 
 
 def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
@@ -30,9 +30,7 @@ def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
     if not all(_spoken(session) for session in sessions):
         raise UserError("there is nothing to save yet")
     lines = (json.dumps(_record(session), ensure_ascii=False) + "\n" for session in sessions)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(lines))
     return sum(len(session.turns) - len(_spoken(session)) for session in sessions)
 
 
@@ -113,7 +111,7 @@ def _is_ids(value: Any) -> bool:
 
 def _turn(question: Message, answer: Message, ids: list[int], tokenizer: Tokenizer) -> Turn:
     """Return a turn; ids that do not spell the answer (its text was edited) give way to the text."""
-    text = "".join(answer.parts())  # with its thought and calls, as the chat shows it
+    text = "".join(OURS.parts(answer))  # with its thought and calls, as the chat shows it
     if not tokenizer.decode(ids, skip_special_tokens=True).startswith(text):
         ids = tokenizer.encode(text)
     return Turn(question.content, tuple(ids), text)

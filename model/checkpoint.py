@@ -4,8 +4,6 @@ A causal model's directory is also one that `transformers` opens. Any other patt
 `architectures` out: a stock engine would run it causally without a word.
 """
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,7 @@ from torch import Tensor
 
 from model.config import ModelConfig, from_dict
 from model.errors import UserError, brief
-from model.json_file import read_object
-from model.tensor_file import write_tensors
+from model.files import read_object, replacing, write_json, write_tensors
 from model.transformer import LanguageModel
 from model.weights import Shapes, WeightFiles, check_shapes, read_pth
 
@@ -54,12 +51,11 @@ def save_checkpoint(
     tensors = model.state_dict()
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    weights = path / "model.safetensors"
-    write_tensors(weights.with_suffix(".tmp"), tensors, {"format": "pt"})
-    os.replace(weights.with_suffix(".tmp"), weights)
+    with replacing(path / "model.safetensors") as partial:
+        write_tensors(partial, tensors, {"format": "pt"})
     values = describe(model.config) | ({"trained_on": trained_on} if trained_on else {})
-    _write_json(path / "config.json", values)
-    _write_json(path / "generation_config.json", {"eos_token_id": list(stop_ids)})
+    write_json(path / "config.json", values)
+    write_json(path / "generation_config.json", {"eos_token_id": list(stop_ids)})
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -250,9 +246,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} not found; expected a model directory with {path.name}")
     return read_object(path, "copy the model again")
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

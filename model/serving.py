@@ -123,3 +123,12 @@ def native_bfloat16(uses_cpu: bool) -> str | None:
         return next((name for name in ("amx_bf16", "avx512_bf16") if units.get(name)), None)
     is_native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cuda.get_device_name() if is_native else None
+
+
+def compiler_fault(device: torch.device) -> str | None:
+    """Compile a line for a device and return what went wrong, None if it works."""
+    try:
+        torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # compilers, their headers and their caches fail in many ways
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import read_object
 
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 MOST_FAULTS = 8

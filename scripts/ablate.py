@@ -11,18 +11,18 @@ from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
 
+from dataset.command_line import parse, run
 from dataset.printing import printable
-from dataset.systems import num_cores
 from eval.ablation import run_experiment
 from eval.experiment import load_experiment
 from eval.grid import Cluster, Workers
 from eval.grid_progress import showing
 from eval.places import EXPERIMENTS, Places, check_out, link, note_experiment
-from eval.running import write_json
 from eval.tables import as_text
 from eval.verdicts import tables
 from model.errors import UserError
-from trainer.command_line import parse, run
+from model.files import write_json
+from model.systems import num_cores
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def main() -> None:
     with showing() as show:
         results, trials = run_experiment(experiment, places, workers, command, show, former)
     add_looks(results, trials, places.work, out / "results.json")
-    write_json(out / "results.json", results)
+    write_json(out / "results.json", results, indent=None)
     link(trials, experiment.links, places.work, out)
     write_report(out, results)
     for table in tables(results):

@@ -8,7 +8,7 @@ if not __package__:
 
 from dataset.builtin.folder import check_replaceable, table, write_files
 from dataset.builtin.tasks import BuildTaskSettings, build_task
-from trainer.command_line import parse, run
+from dataset.command_line import parse, run
 
 
 def main() -> None:

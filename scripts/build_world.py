@@ -9,7 +9,7 @@ if not __package__:
 from dataset.builtin.folder import check_replaceable, table, write_files
 from dataset.builtin.splits import FILES, BuildWorldSettings, build_world
 from dataset.builtin.world import SCALES
-from trainer.command_line import parse, run
+from dataset.command_line import parse, run
 
 
 def main() -> None:

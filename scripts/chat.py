@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dataset.command_line import parse, run
 from dataset.printing import printable
 from eval.settings import ServingSettings
 from model.errors import UserError
-from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
     from eval.chat import TextSession

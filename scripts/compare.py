@@ -12,11 +12,11 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
+from dataset.command_line import parse, run
 from dataset.printing import printable
-from dataset.whole_folder import check_place
 from model.config import DeviceName
 from model.errors import UserError
-from trainer.command_line import parse, run
+from model.files import check_place
 
 if TYPE_CHECKING:
     from eval.answers import Prediction

@@ -8,8 +8,8 @@ if not __package__:
 
 from dataclasses import dataclass
 
+from dataset.command_line import parse, run
 from dataset.printing import printable
-from trainer.command_line import parse, run
 
 
 @dataclass(frozen=True)

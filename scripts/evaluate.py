@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
+from dataset.command_line import parse, run
 from dataset.printing import printable
 from eval.settings import EvaluationSettings
-from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
     from eval.answers import Cell

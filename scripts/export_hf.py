@@ -9,9 +9,9 @@ if not __package__:
 from dataclasses import dataclass
 from typing import Literal
 
+from dataset.command_line import parse, run
 from dataset.printing import printable
 from model.errors import UserError
-from trainer.command_line import parse, run
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ExportSettings:
 def main() -> None:
     """Export and say what can be done with the result."""
     settings = parse(ExportSettings, "Export a causal model for transformers.")
-    from dataset.whole_folder import whole_folder
     from eval.served_model import open_model
     from model.checkpoint import export_checkpoint
+    from model.files import whole_folder
 
     served = open_model(settings.model)  # raises where model and tokenizer do not fit
     if any(served.model.config.layer_windows) and settings.for_engine != "transformers":

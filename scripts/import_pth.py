@@ -8,8 +8,8 @@ if not __package__:
 
 from dataclasses import dataclass
 
+from dataset.command_line import parse, run
 from dataset.printing import printable
-from trainer.command_line import parse, run
 from trainer.settings import ModelSettings
 
 
@@ -30,8 +30,8 @@ def main() -> None:
     """Import the weights and say what can be done with them."""
     settings = parse(ImportSettings, "Turn .pth weights into a model directory.")
     from dataset.tokenizer import Tokenizer
-    from dataset.whole_folder import check_free, whole_folder
     from model.checkpoint import build_from_pth, save_checkpoint
+    from model.files import check_free, whole_folder
 
     check_free(settings.out)
     tokenizer = Tokenizer.load(settings.tokenizer)

@@ -9,8 +9,8 @@ if not __package__:
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dataset.command_line import parse, run
 from dataset.printing import printable
-from dataset.systems import num_cores
 from eval.cells import Cell
 from eval.experiment import load_recipe
 from eval.grid import Grid, Workers
@@ -30,9 +30,9 @@ from eval.judging import (
     trials_of,
 )
 from eval.places import Places, check_out
-from eval.running import write_json
 from model.errors import UserError
-from trainer.command_line import parse, run
+from model.files import write_json
+from model.systems import num_cores
 
 JUDGEMENTS = "judgements"
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dataset.command_line import parse, run
 from dataset.messages import shown
 from dataset.preparation import PreparationSettings, read_notes, write_store
 from dataset.printing import printable
 from dataset.sources import form_of
 from dataset.text_files import Marks, counts
-from trainer.command_line import parse, run
 
 SHORT_TOKENS, LARGE_BYTES = 5, 100_000  # of the median document, of a .txt file that is one document
 

@@ -9,11 +9,11 @@ if not __package__:
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dataset.batch_settings import Packing, Supervise
+from dataset.command_line import parse, run
 from dataset.printing import printable
-from dataset.settings import Packing, Supervise
 from model.errors import UserError
 from model.strategies import PromptMask
-from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,8 +52,8 @@ class ShowBatchSettings:
 def main() -> None:
     """Print the row that was asked for."""
     settings = parse(ShowBatchSettings, "Show a row of a training: tokens, blocks, labels and mask.")
+    from dataset.batch_settings import BatchSettings
     from dataset.batches import BatchStream
-    from dataset.settings import BatchSettings
     from dataset.token_store import open_stores
     from eval.plots import check_picture
     from model.masks import visible_mask

@@ -6,23 +6,20 @@ if not __package__:
     print("error: run python -m scripts.train_tokenizer from the repository root", file=sys.stderr)
     sys.exit(2)
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dataset.command_line import parse, run
 from dataset.printing import printable
-from dataset.sampling import Sample, Texts
 from dataset.sources import describe_source
 from dataset.text_files import TextRules, counts
 from dataset.tokenizer import FILES, Tokenizer, train_tokenizer
-from dataset.tokenizer_settings import TokenizerSettings
-from dataset.whole_folder import check_free, whole_folder
+from dataset.tokenizer_sample import Sample, Texts, TokenizerSettings
 from model.errors import UserError
-from model.json_file import read_object
-from trainer.command_line import parse, run
+from model.files import check_free, read_object, whole_folder, write_json
 
 SMALLEST_SHARE = 0.01  # of the text that is measured: of a language with less the rate would say nothing
 
@@ -62,7 +59,7 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
     tokenizer = _train(sample, settings, settings.vocab_size)
     with whole_folder(settings.out, replaces) as folder:
         tokenizer.save(folder)
-        (folder / REQUEST).write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / REQUEST, request)
     print(f"{printable(settings.out)}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
     if sample.unread:
         reached, *after = sample.unread

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.conversation import ROLES, START, TARGET, UNTRAINED
-from dataset.settings import BatchSettings
 from dataset.token_store import Part, StoreWriter, TokenStore
 from dataset.tokenizer import train_tokenizer
 

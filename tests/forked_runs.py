@@ -18,8 +18,8 @@ from forced_units import force_units
 
 import trainer.pretrain
 import trainer.sft
+from dataset.command_line import run
 from trainer import training_state
-from trainer.command_line import run
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.command_line import parse, run
+from dataset.command_line import parse, run
 
 
 @dataclass(frozen=True)

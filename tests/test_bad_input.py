@@ -179,7 +179,7 @@ CASES = {
 
 RUN_ALL = """
 import json, os, runpy, sys
-import dataset.preparation, eval.comparison, eval.served_model, trainer.command_line, trainer.loop
+import dataset.preparation, eval.comparison, eval.served_model, dataset.command_line, trainer.loop
 eval.served_model.open_model("model")  # imports what torch leaves until then
 
 for name, command, flags in json.load(sys.stdin):

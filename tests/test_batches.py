@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream, check_labels, collate
 from dataset.conversation import ROLES, Message, Renderer
 from dataset.documents import Piece
 from dataset.preparation import PreparationSettings, write_store
-from dataset.settings import BatchSettings
 from dataset.token_store import Part, StoreWriter, TokenStore
 from model.errors import UserError
 from model.loss import NO_TARGET

@@ -9,8 +9,8 @@ from typing import Literal
 import pytest
 from test_imports import ROOT
 
+from dataset.command_line import parse, run
 from model.errors import LESS_MEMORY, UserError
-from trainer.command_line import parse, run
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def test_run_lets_our_own_bugs_show_their_traceback():
 
 
 def test_a_closed_pipe_is_quiet():
-    code = "from trainer.command_line import run\nrun(lambda: [print('x' * 1000) for _ in range(1000)])"
+    code = "from dataset.command_line import run\nrun(lambda: [print('x' * 1000) for _ in range(1000)])"
     root = Path(__file__).parent.parent
     shell = f'"{sys.executable}" -c "{code}" | head -n 1'
     done = subprocess.run(shell, shell=True, cwd=root, capture_output=True, text=True)

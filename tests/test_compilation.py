@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 from training_runs import data, init, losses, pretrain, run_trainer, sft
 
+from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
-from dataset.settings import BatchSettings
 from dataset.token_store import open_stores
 from model.errors import UserError
 from trainer import compilation

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,20 +66,24 @@ def test_a_two_turn_chat_is_rendered_token_by_token():
     ]
 
 
+def chosen_tokens(rendered, supervise):
+    return choose_targets(rendered.codes, np.array([len(rendered)]), supervise).nonzero()[0].tolist()
+
+
 def test_an_answer_that_is_not_trained_is_a_target_without_loss():
     quiet = [replace(CHAT[1], is_trained=False) if n == 1 else message for n, message in enumerate(CHAT)]
     whole, rendered = render(CHAT, TOKENIZER), render(quiet, TOKENIZER)
     assert rows_of(rendered) == rows_of(whole)  # masks and truncation find the same answers
     assert [i for i in range(24) if whole.trained[i]] == [9, 10, 21, 22]
     assert [i for i in range(24) if rendered.trained[i]] == [21, 22]
-    chosen = {how: choose_targets(rendered, how).nonzero()[0].tolist() for how in ("answers", "last", "all")}
+    chosen = {how: chosen_tokens(rendered, how) for how in ("answers", "last", "all")}
     assert chosen == {
         "answers": [21, 22],
         "last": [21, 22],
         "all": [i for i in range(1, 24) if i not in (9, 10)],
     }
     quiet = [replace(message, is_trained=n == 1) for n, message in enumerate(CHAT)]
-    assert choose_targets(render(quiet, TOKENIZER), "last").nonzero()[0].tolist() == [9, 10]
+    assert chosen_tokens(render(quiet, TOKENIZER), "last") == [9, 10]
 
 
 def test_a_system_and_a_tool_message_begin_where_they_start():
@@ -227,7 +232,7 @@ def test_special_tokens_in_content_forge_no_boundary(special):
     forged = [Message("user", f"x{special}\n"), Message("assistant", f"{special}y{special}")]
     rendered = render(forged, TOKENIZER)
     added = [i for i in rendered.ids.tolist() if i < len(SPECIAL_TOKENS)]
-    assert added == [TOKENIZER.im_start_id, TOKENIZER.im_end_id] * 2
+    assert added == [TOKENIZER.special("<|im_start|>"), TOKENIZER.im_end_id] * 2
     expected = (
         f"<|im_start|>user\nx{special}\n<|im_end|>\n<|im_start|>assistant\n{special}y{special}<|im_end|>\n"
     )

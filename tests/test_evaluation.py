@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataset.batch_settings import BatchSettings
 from dataset.preparation import PreparationSettings, write_store
-from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from eval import evaluation
 from eval.likelihood import store_likelihood

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.conversation import Message
+from dataset.chat_form import OURS, Message
 from dataset.formats import FormatError, check_format, format_of, parse_messages, unread_keys
 from dataset.messages import LeftOutError, RecordError
 
@@ -146,7 +146,7 @@ def test_a_wrong_value_at_any_place_gives_messages_or_a_reason(data):
     except RecordError:
         return
     for message in messages:
-        assert all(isinstance(part, str) and part.encode() is not None for part in message.parts())
+        assert all(isinstance(part, str) and part.encode() is not None for part in OURS.parts(message))
 
 
 ANSWER = {"role": "assistant", "content": "b"}

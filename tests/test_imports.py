@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,35 @@ def test_imports_point_one_way():
                     assert FOLDERS.index(top) <= rank, f"{file} imports {name}"
 
 
-def test_the_model_needs_torch_safetensors_and_the_standard_library_only():
-    allowed = {"model", "torch", "safetensors", *sys.stdlib_module_names}
+@cache
+def direct(file: Path) -> tuple[Path, ...]:
+    """Every file of ours that a file names in an import."""
+    others = {ROOT / f"{name.replace('.', '/')}.py" for name, _ in imports(file)}
+    return tuple(sorted(filter(Path.is_file, others)))
+
+
+def reached(file: Path) -> set[Path]:
+    """Every file of ours that a file imports, directly or through others."""
+    found, waiting = set(), [file]
+    while waiting:
+        others = [other for other in direct(waiting.pop()) if other not in found]
+        found.update(others)
+        waiting += others
+    return found
+
+
+def test_chat_imports_nothing_of_the_trainer():
+    files = reached(ROOT / "scripts/chat.py") | reached(ROOT / "eval/chat.py")
+    assert ROOT / "eval/served_model.py" in files
+    assert not [file for file in files if file.parent == ROOT / "trainer"]
+
+
+def test_no_file_imports_itself_through_others():
+    assert not [file for file in modules("dataset", "trainer") if file in reached(file)]
+
+
+def test_the_model_needs_torch_safetensors_numpy_and_the_standard_library_only():
+    allowed = {"model", "torch", "safetensors", "numpy", *sys.stdlib_module_names}
     foreign = {(file.name, name) for file in modules("model") for name, _ in imports(file)}
     assert {pair for pair in foreign if pair[1].partition(".")[0] not in allowed} == set()
 

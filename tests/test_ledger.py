@@ -11,8 +11,8 @@ import pytest
 import torch
 from training_runs import after_step, data, init, pretrain, run_trainer, sft
 
+from dataset.batch_settings import BatchSettings
 from dataset.batches import Batch, BatchStream
-from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from model.checkpoint import load_checkpoint
 from trainer.ledger import Ledger

@@ -58,7 +58,7 @@ def test_a_training_lowers_the_loss_and_leaves_a_model_and_its_story(pretrain, d
 
 
 def test_the_saved_settings_are_a_recipe_for_the_same_run(pretrain, tmp_path):
-    from trainer.command_line import parse
+    from dataset.command_line import parse
 
     out = tmp_path / "run"
     pretrain(out, "--max_steps", 3, "--optimizer.name", "muon")

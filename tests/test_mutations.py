@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 from training_runs import SHAPE, conversations, sentences
 
+from dataset.command_line import run
 from dataset.printing import printable
 from tests.serving import save_model, small_tokenizer
-from trainer.command_line import run
 
 MOST_SECONDS = 20
 FEW, MANY = 120, 10_000

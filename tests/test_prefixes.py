@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.documents import prefix_length
-from dataset.settings import BatchSettings
 from model.loss import NO_TARGET
 from tests.drawn_stores import drawn, stream_of, write
 

@@ -153,13 +153,13 @@ class KilledError(BaseException):
     """Ends a preparation as a kill does: nothing is caught, nothing tidied up."""
 
 
-@pytest.mark.parametrize("name", ["write_whole", "append", "finish", "rename"])
+@pytest.mark.parametrize("name", ["write_text", "append", "finish", "replace"])
 def test_a_kill_at_each_step_costs_no_more_than_the_step(settings_of, tmp_path, monkeypatch, name):
     """Every step at which the state on the disk changes is once the last one."""
     monkeypatch.setattr(preparation, "JOURNAL_EVERY_SECONDS", 0.0)
     data = write_lines(tmp_path / "a.jsonl", chats(120))
     write_store(settings_of(data, out="whole", validation_fraction=0.2))
-    owner = {"write_whole": preparation, "rename": Path}.get(name, token_store.StoreWriter)
+    owner = {"write_text": preparation, "replace": os}.get(name, token_store.StoreWriter)
     step, calls = getattr(owner, name), []
 
     def killed(*arguments):
@@ -219,7 +219,7 @@ def test_two_preparations_do_not_write_one_store(settings_of, tmp_path, monkeypa
     finish = preparation._Output.finish
 
     def start_another(self, notes):
-        with pytest.raises(UserError, match="another process writes"):
+        with pytest.raises(UserError, match="is being written by process"):
             write_store(settings)
         finish(self, notes)
 

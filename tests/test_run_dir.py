@@ -14,7 +14,7 @@ from trainer.run_dir import METRICS, RunDirectory
 def run_dir(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     with directory.claim():
-        directory.write_text("settings.yaml", "seed: 0\n")
+        (directory.path / "settings.yaml").write_text("seed: 0\n")
         yield directory
 
 
@@ -74,7 +74,7 @@ def test_damaged_records_are_one_line(run_dir, line):
 def test_a_save_that_never_became_the_last_one_takes_no_place(run_dir):
     for step in (3, 6, 9):
         save(run_dir, step, keep=3)
-    run_dir.write_text("latest", "step-00000003")
+    (run_dir.path / "latest").write_text("step-00000003")
     save(run_dir, 4)
     assert kept(run_dir) == [4]
 
@@ -105,7 +105,7 @@ def test_a_save_that_dies_before_any_of_its_renames_leaves_the_one_before(run_di
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr("trainer.run_dir.os.replace", dying)
+    monkeypatch.setattr("os.replace", dying)
     with pytest.raises(KeyboardInterrupt):
         save(run_dir, 6)
     monkeypatch.undo()
@@ -127,8 +127,8 @@ def test_all_is_on_the_disk_before_it_gets_its_name(run_dir, monkeypatch):
         done.append(f"{source.name} -> {target.name}")
         replace(source, target)
 
-    monkeypatch.setattr("trainer.run_dir.os.fsync", flushing)
-    monkeypatch.setattr("trainer.run_dir.os.replace", naming)
+    monkeypatch.setattr("os.fsync", flushing)
+    monkeypatch.setattr("os.replace", naming)
     save(run_dir, 3)
     begin, named = done.index("partial -> step-00000003"), done.index(".latest.partial -> latest")
     assert {"model.safetensors", "training", "partial"} <= {*done[:begin]}

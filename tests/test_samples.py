@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.conversation import Renderer, render
 from dataset.formats import parse_messages
 from dataset.preparation import PreparationSettings, write_store
-from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from dataset.tokenizer import train_tokenizer
 from dataset.truncation import truncate

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataset.batch_settings import BatchSettings
 from dataset.preparation import PreparationSettings, write_store
-from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from eval.answers import answer_questions
 from eval.attention_maps import attention_maps

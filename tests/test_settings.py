@@ -2,10 +2,10 @@
 
 import pytest
 
+from dataset.command_line import parse
 from model.config import from_preset
 from model.errors import UserError
 from tests.conftest import windowed
-from trainer.command_line import parse
 from trainer.settings import ModelSettings, PretrainSettings
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.conversation import ROLES
 from dataset.preparation import PreparationSettings, write_store
-from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from eval.drawings import draw_mask
 from model.masks import visible_mask

@@ -4,11 +4,11 @@ import json
 import pytest
 
 from dataset.formats import RecordError, read_text
-from dataset.progress import reporting
+from dataset.progress import Bars, reporting
 from dataset.records import Rejects, accept, read_records, texts_of
 from dataset.sources import check_sources
-from dataset.whole_folder import resumable_folder, whole_folder
 from model.errors import UserError
+from model.files import resumable_folder, whole_folder
 
 
 def test_a_broken_line_costs_that_line_only(tmp_path):
@@ -120,6 +120,23 @@ def test_progress_writes_lines_where_there_is_no_terminal(monkeypatch, capsys):
     assert lines[0].startswith("reading: 50%, 2 records")
     assert lines[1].startswith("reading: 100%") and lines[1].endswith(" 0 s left")
     assert lines[2].startswith("reading: 4 records")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_bars_and_every_line_above_them(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    with Bars(terminal := Terminal()) as bars:
+        bars.say("first")
+        bars.show("reading", 5, 10, "5 records")
+        bars.say("[b]a.jsonl[/b]\x1b]0;")
+        bars.show("all", 10, 0, "10 records")
+    shown = terminal.getvalue()
+    assert shown.startswith("first\n") and "[b]a.jsonl[/b]\\x1b]0;" in shown
+    assert "reading" in shown and "10 records" in shown.rpartition("5 records")[2]
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_imports import COMMANDS, ROOT
 
-from dataset.systems import num_cores
+from model.systems import num_cores
 from trainer import machine
 
 

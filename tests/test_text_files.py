@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from dataset import sources, unpacking
 from dataset.preparation import PreparationSettings, write_store
 from dataset.records import read_records
-from dataset.sampling import Sample
 from dataset.text_files import Marks, TextRules
 from dataset.token_store import TokenStore
 from dataset.tokenizer import train_tokenizer
+from dataset.tokenizer_sample import Sample
 from model.errors import UserError
 from scripts.prepare_data import summary
 

@@ -8,6 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models
 
+from dataset.command_line import run
 from dataset.conversation import TARGET, render
 from dataset.formats import parse_messages
 from dataset.preparation import PreparationSettings, write_store
@@ -15,7 +16,6 @@ from dataset.token_store import Part, StoreWriter, TokenStore, open_stores
 from dataset.tokenizer import Tokenizer, train_tokenizer
 from model.errors import UserError
 from scripts.prepare_data import main
-from trainer.command_line import run
 
 TOKENIZER = train_tokenizer(["法国的首都是巴黎 Paris"], 300)
 CHATS = [

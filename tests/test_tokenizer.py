@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from dataset.sampling import Sample, language_of
 from dataset.tokenizer import (
     FILES,
     RUN_CHARACTERS,
@@ -22,6 +21,7 @@ from dataset.tokenizer import (
     _without_long_runs,
     train_tokenizer,
 )
+from dataset.tokenizer_sample import Sample, language_of
 from model.errors import UserError
 from scripts.train_tokenizer import TokenizerSettings, main, print_report
 
@@ -134,7 +134,12 @@ def test_undecoded_bytes_are_a_user_error():
 
 
 def test_skipping_special_tokens_keeps_tags():
-    ids = [TOKENIZER.im_start_id, TOKENIZER.special("<think>"), *TOKENIZER.encode("x"), TOKENIZER.im_end_id]
+    ids = [
+        TOKENIZER.special("<|im_start|>"),
+        TOKENIZER.special("<think>"),
+        *TOKENIZER.encode("x"),
+        TOKENIZER.im_end_id,
+    ]
     assert TOKENIZER.decode(ids) == "<|im_start|><think>x<|im_end|>"
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == "<think>x"
 

@@ -15,9 +15,9 @@ import zstandard
 from dataset import preparation
 from dataset.preparation import PreparationSettings, write_store
 from dataset.records import read_records
-from dataset.sampling import Sample
 from dataset.sources import check_sources, find_sources
 from dataset.tokenizer import train_tokenizer
+from dataset.tokenizer_sample import Sample
 from eval.questions import load_questions
 from model.errors import UserError
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from training_runs import conversations, data, init, sentences
 
+from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.preparation import PreparationSettings, write_store
-from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from model.checkpoint import load_checkpoint
 from tests.serving import small_tokenizer, write_lines

@@ -7,6 +7,7 @@ import torch
 from model.backends import keep_documents_uncompiled
 from model.config import ModelConfig
 from model.errors import UserError
+from model.serving import compiler_fault
 from model.transformer import LanguageModel
 from trainer.machine import weights_of_products
 from trainer.settings import TrainSettings
@@ -75,12 +76,3 @@ def choose_compilation(
     if choice == "always":
         raise UserError(f"--compile always: nothing can be compiled here ({fault}); install g++, or use auto")
     return Compilation(False, f"no, nothing can be compiled here ({fault}); install g++ for faster steps")
-
-
-def compiler_fault(device: torch.device) -> str | None:
-    """Compile a line for a device and return what went wrong, None if it works."""
-    try:
-        torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(8, device=device))
-    except Exception as error:  # compilers, their headers and their caches fail in many ways
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
-    return None

@@ -16,7 +16,7 @@ import yaml
 from dataset.batches import Batch
 from model.checkpoint import TRAINED_ON, load_checkpoint, save_checkpoint
 from model.errors import UserError
-from model.tensor_file import write_tensors
+from model.files import write_json, write_tensors, write_text
 from trainer.compilation import compile_if_asked
 from trainer.device import Device, compute_in, find_device
 from trainer.failures import explaining, has_finite_weights
@@ -178,7 +178,8 @@ class Training:
         self._adapt_scale(is_finite, is_overflow)
         self.meter.count(int(tokens), int(targets), time.monotonic() - began)
         progress.ledger = progress.ledger and progress.ledger.then(batch, flops)
-        self.reporter.advance(progress.step)
+        seconds_left = self.meter.seconds_left(self.total_steps - progress.step)
+        self.reporter.advance(progress.step, seconds_left)
         if known is None:
             self._report_failure(batch)
 
@@ -312,9 +313,8 @@ class Training:
     def begin(self, given: TrainSettings) -> None:
         """Write the settings down as they were given, and say what is about to happen."""
         if self.is_main_process:
-            self.run_dir.write_text(
-                "settings.yaml", yaml.safe_dump(to_plain(given), sort_keys=False, allow_unicode=True)
-            )
+            recipe = yaml.safe_dump(to_plain(given), sort_keys=False, allow_unicode=True)
+            write_text(self.run_dir.path / "settings.yaml", recipe)
             self.run_dir.cut_records(self.restored_step, is_validated=self.validated_step is not None)
             self._prune()
         for line in describe_task(self.task, self.figures, self.total_steps, self.rows_per_step):
@@ -328,7 +328,7 @@ class Training:
         """Leave `summary.json` and say how to go on."""
         if self.is_main_process:
             summary = summarise(self.task, self.run_dir, self.progress, self.device)
-            self.run_dir.write_json("summary.json", {"finished": is_finished} | summary)
+            write_json(self.run_dir.path / "summary.json", {"finished": is_finished} | summary)
         place = f"after step {self.progress.step} of {self.total_steps}"
         stopped = f"stopped and saved {place}; the same command continues from there"
         self.reporter.say(f"finished: {self.settings.out} holds the model" if is_finished else stopped)

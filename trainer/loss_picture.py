@@ -7,7 +7,8 @@ from itertools import accumulate, cycle
 from typing import TYPE_CHECKING, Any
 
 from dataset.printing import printable
-from trainer.run_dir import METRICS, RunDirectory, replacing
+from model.files import replacing
+from trainer.run_dir import METRICS, RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from dataset.batches import Batch
-from dataset.systems import resource
 from model.config import ModelConfig
+from model.systems import resource
 from model.transformer import LanguageModel
 
 MEGABYTE = 1_000_000

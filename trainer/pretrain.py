@@ -6,7 +6,7 @@ if not __package__:
     print("error: run python -m trainer.pretrain from the repository root", file=sys.stderr)
     sys.exit(2)
 
-from trainer.command_line import parse, run
+from dataset.command_line import parse, run
 from trainer.settings import PretrainSettings
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dataset.printing import printable
-from dataset.progress import about
+from dataset.progress import Bars, about
 from model.errors import UserError
 from trainer.loss_picture import LossPicture
 from trainer.machine import MEGABYTE
@@ -40,12 +39,10 @@ class Reporter:
         self._run_dir, self._accelerator, self._settings = run_dir, accelerator, settings
         self._total_steps, self._speaks = total_steps, accelerator.is_main_process
         self._picture = LossPicture(run_dir)
-        columns = (BarColumn(), MofNCompleteColumn(), "steps", TimeRemainingColumn())
-        self._bar = Progress(*columns, disable=not (self._speaks and sys.stdout.isatty()))
-        self._task = self._bar.add_task("", total=total_steps)
+        self._bars = Bars(sys.stdout)
 
     def __enter__(self) -> "Reporter":
-        """Open the trackers and show the bar."""
+        """Open the trackers."""
         values, wandb = flatten(to_plain(self._settings)), {}
         if self._settings.tracker != "wandb":  # most others take only text for what is no number
             values = {key: str(value) for key, value in values.items()}
@@ -58,12 +55,11 @@ class Reporter:
             self._accelerator.init_trackers(PROJECT, config=values, init_kwargs={"wandb": wandb})
         except Exception as error:  # every tracker raises errors of its own
             raise UserError(f"--tracker {self._settings.tracker} cannot be used: {error}") from error
-        self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Take the bar away, and close trackers and connections."""
-        self._bar.stop()
+        """Leave the bar as it is, and close trackers and connections."""
+        self._bars.close()
         if kind is None:
             self._accelerator.wait_for_everyone()  # who hangs up first leaves the others hanging
             if self._accelerator.num_processes > 1:
@@ -72,15 +68,14 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Print a line, in which foreign names may stand, above the bar if there is one."""
-        line = printable(line)
-        if not self._bar.disable:
-            self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        elif self._speaks:
-            print(line, flush=True)
+        if self._speaks:
+            self._bars.say(line)
 
-    def advance(self, step: int) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=step)
+    def advance(self, step: int, seconds_left: float | None) -> None:
+        """Move the bar, which comes with the first step."""
+        if self._speaks:
+            left = "" if seconds_left is None else f", {about(seconds_left)} left"
+            self._bars.show("training", step, self._total_steps, f"{step}/{self._total_steps} steps{left}")
 
     def log_training(self, record: dict[str, Any]) -> None:
         """Record and print where the training stands."""

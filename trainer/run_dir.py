@@ -15,12 +15,10 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from dataset.systems import fcntl
-from dataset.whole_folder import check_place
 from model.errors import UserError
-from model.json_file import read_object
+from model.files import LOCK, check_place, flush, locked, read_object, replacing, take_place, write_text
 
 MARK = "settings.yaml"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -46,25 +44,11 @@ class RunDirectory:
         """
         self._check_place()
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a+", errors="replace") as lock:
-            self._hold(lock)
+        with locked(self.path):
             try:
                 yield
             finally:
                 self._drop_partial()
-
-    def _hold(self, lock: IO[str]) -> None:
-        """Lock the file until it is closed, and leave the number of this process in it."""
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"--out {self.path} is being written by process {lock.read()}; wait for it or stop it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
 
     def check_shared(self) -> None:
         """Raise `UserError` unless this process sees the folder that the main process holds."""
@@ -81,7 +65,7 @@ class RunDirectory:
                 f"--out {self.path} cannot be written; make it writable, or choose another folder"
             )
         others = {entry.name for entry in self.path.iterdir()}
-        if others and not others & {MARK, ".lock"}:  # a kill in the first instant leaves the lock alone
+        if others and not others & {MARK, LOCK}:  # a kill in the first instant leaves the lock alone
             raise UserError(f"--out {self.path} holds {min(others)} and no run; choose a new folder")
 
     @property
@@ -148,18 +132,15 @@ class RunDirectory:
     def commit_checkpoint(self, step: int) -> None:
         """Make what was put together the last checkpoint; a kill at any instant leaves a whole one."""
         target = self._checkpoints / f"step-{step:08d}"
-        flush_folder(self.partial)
-        shutil.rmtree(target, ignore_errors=True)  # written, but never named by `latest`
-        os.replace(self.partial, target)
-        _flush(self._checkpoints)
+        take_place(self.partial, target)
         for file in target.iterdir():
             if file.is_file():
                 with replacing(self.path / file.name) as temporary:
                     shutil.copyfile(file, temporary)
         for name in (METRICS, SAMPLES):
             if (file := self.path / name).exists():
-                _flush(file)
-        self.write_text("latest", target.name)
+                flush(file)
+        write_text(self.path / "latest", target.name)
 
     def prune(self, keep: int, validation: str | None) -> None:
         """Remove all checkpoints but the last `keep` and that with the least loss on a validation set.
@@ -171,7 +152,7 @@ class RunDirectory:
         named = [folder for folder in folders if last and step_of(folder) <= step_of(last)]
         kept = named[-keep:]
         if best := self._best(named, validation):
-            self.write_text("best", best.name)
+            write_text(self.path / "best", best.name)
         if self.best in named:
             kept.append(self.best)
         for folder in folders:
@@ -196,15 +177,6 @@ class RunDirectory:
             shutil.rmtree(self.partial, ignore_errors=True)
             for file in self.path.glob(".*.partial"):
                 file.unlink()
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write a file of the folder, whole or not at all."""
-        with replacing(self.path / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-    def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Write a JSON file of the folder, whole or not at all."""
-        self.write_text(name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def append_records(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Add lines to `metrics.jsonl` or `samples.jsonl`; every record has its `step`."""
@@ -240,7 +212,7 @@ class RunDirectory:
                     or record["step"] == step
                     and (is_validated or name == METRICS and "validation" not in record)
                 ]
-                self.write_text(name, "".join(map(_line, kept)))
+                write_text(self.path / name, "".join(map(_line, kept)))
 
 
 def _fault(record: Any, name: str) -> str | None:
@@ -277,28 +249,3 @@ def _line(record: dict[str, Any]) -> str:
 def step_of(checkpoint: Path) -> int:
     """Return the step after which a checkpoint was saved."""
     return int(checkpoint.name.removeprefix("step-"))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name to write to; what was written takes the place of `path` in one instant, on the disk."""
-    temporary = path.with_name(f".{path.name}.partial")
-    yield temporary
-    _flush(temporary)
-    os.replace(temporary, path)
-    _flush(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Wait until a folder and all files below it are on the disk."""
-    for member in folder.rglob("*"):
-        _flush(member)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from dataset.settings import Packing, check_isolation
+from dataset.batch_settings import Packing, check_isolation
 from model.config import LayerType, ModelConfig, from_preset
 from model.errors import UserError
 from model.strategies import PromptMask, TextMask

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from types import FrameType
 
-from trainer.command_line import PARENT
+from dataset.command_line import PARENT
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, the usual request, a lost terminal, and Slurm's warning before a job's time is over"""

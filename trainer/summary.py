@@ -4,8 +4,8 @@ import math
 import os
 from typing import Any
 
-from dataset.systems import num_cores
 from model.config import ModelConfig
+from model.systems import num_cores
 from trainer.device import Device
 from trainer.machine import peak_megabytes
 from trainer.provenance import provenance

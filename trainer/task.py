@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
-from dataset.settings import BatchSettings
 from dataset.token_store import TokenStore
 from dataset.tokenizer import Tokenizer
 from model.checkpoint import TRAINED_ON, load_checkpoint

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from model.errors import UserError
-from model.tensor_file import open_tensors, write_tensors
+from model.files import open_tensors, write_tensors
 from trainer.ledger import Ledger, read_ledger
 from trainer.optimizer import Optimizers
 from trainer.run_dir import is_count, is_number

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from dataset.printing import printable
-from dataset.whole_folder import check_free, whole_folder
 from model.errors import UserError
+from model.files import check_free, whole_folder
 
 Files = dict[str, list[dict]]
 """the records of each file, by its path in the folder"""

@@ -8,7 +8,7 @@ if not __package__:
 
 from importlib import import_module
 
-from trainer.command_line import fail, run
+from dataset.command_line import fail, run
 
 SUBJECTS = ("data", "decode", "train", "optimizers")
 

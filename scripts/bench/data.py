@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dataset.command_line import parse, run
 from model.errors import UserError
 from scripts.bench.measuring import Cost, Watch, measure, print_table, scratch_folder, write_figures
-from trainer.command_line import parse, run
 
 MEGABYTE = 1_000_000
 HEADER = ("MB", "seconds", "documents/s", "MB/s", "peak MB")
@@ -147,8 +147,8 @@ def _edited(line: str, number: int, edition: int) -> str:
 
 def _deliver(settings: DataBenchSettings, path: Path) -> Line:
     """Draw packed batches from a store for some seconds."""
+    from dataset.batch_settings import BatchSettings
     from dataset.batches import BatchStream
-    from dataset.settings import BatchSettings
     from dataset.token_store import open_stores
 
     choice, documents, tokens = BatchSettings(max_seq_len=settings.max_seq_len, prompt_mask="prefix"), 0, 0

@@ -14,10 +14,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from dataset.command_line import parse, run
 from model.config import Weights
 from model.errors import UserError
 from scripts.bench.measuring import PeakMemory, print_table, scratch_folder, write_figures
-from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dataset.command_line import parse, run
 from model.config import from_preset
 from model.errors import UserError
 from scripts.bench.measuring import measure, print_table, scratch_folder, write_figures
-from trainer.command_line import parse, run
 from trainer.settings import OptimizerSettings
 
 VALIDATION_SHARE = 0.05

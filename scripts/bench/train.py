@@ -13,9 +13,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dataset.command_line import parse, run
 from model.errors import UserError
 from scripts.bench.measuring import measure, print_table, scratch_folder, write_figures
-from trainer.command_line import parse, run
 
 if TYPE_CHECKING:
     from dataset.batches import Batch
@@ -136,8 +136,8 @@ def _setup(settings: TrainBenchSettings) -> "Setup":
     import torch
 
     from model.config import from_preset
+    from model.serving import compiler_fault
     from scripts.bench.step_engines import Setup
-    from trainer.compilation import compiler_fault
     from trainer.device import choose_precision, native_precision
 
     uses_cpu = not torch.accelerator.is_available()
@@ -200,8 +200,8 @@ def _chats(
     settings: TrainBenchSettings, store: Path, packing: Literal["pack", "none"], prompt_mask: str
 ) -> Iterator["Batch"]:
     """Yield the rows of the chats, in the same order under every prompt mask."""
+    from dataset.batch_settings import BatchSettings
     from dataset.batches import BatchStream
-    from dataset.settings import BatchSettings
     from dataset.token_store import open_stores
 
     choice = BatchSettings(max_seq_len=settings.max_seq_len, packing=packing, prompt_mask=prompt_mask)

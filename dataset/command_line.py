@@ -24,10 +24,10 @@ from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-import dataset.systems  # noqa: F401 - every command says here which systems it does not run on
+import model.systems  # noqa: F401 - every command says here which systems it does not run on
 from dataset.printing import prepare_streams, printable, show_traceback
+from dataset.yaml_file import read_yaml
 from model.errors import UserError, in_a_line
-from trainer.yaml_file import read_yaml
 
 Settings = TypeVar("Settings")
 _Rivals = Callable[[str, str], Iterable[str]]

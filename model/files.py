@@ -1,0 +1,208 @@
+"""Files and folders that are there whole or not at all, locks, and what a user may have damaged in files.
+
+out               as it was, until
+.out.partial      which is being written, takes its name in one instant; a kill leaves only this
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from model.errors import UnfinishedError, UserError
+from model.systems import fcntl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOCK = ".lock"
+
+
+def read_object(path: Path, advice: str) -> dict[str, Any]:
+    """Return the object in a JSON file; raises `UserError`, which ends with `advice`, for anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {advice}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {advice}") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid JSON (it is nested too deeply); {advice}") from None
+    except ValueError:  # Python refuses to count digits for minutes
+        raise UserError(f"{path} is not valid JSON (a number has thousands of digits); {advice}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(values).__name__}; {advice}")
+    return values
+
+
+def write_json(path: Path, values: dict[str, Any], indent: int | None = 2) -> None:
+    """Write an object, whole or not at all."""
+    write_text(path, json.dumps(values, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all; names of files that are no UTF-8 are escaped as JSON has it."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def open_tensors(path: Path) -> safe_open:
+    """Open a file for reading: safetensors alone, so that opening a stranger's runs nothing that lies in it.
+
+    Raises `UserError` for one that is missing, damaged or cut short.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, "Tensor"], metadata: dict[str, str]) -> None:
+    """Write tensors, and words about them; raises `OSError` where the disk does not take them."""
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a name to write to; what was written takes the place of `path` in one instant, on the disk."""
+    partial = beside(path, "partial")
+    yield partial
+    flush(partial)
+    os.replace(partial, path)
+    flush(path.parent)
+
+
+@contextmanager
+def whole_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that takes the name `path` when the block ends well, and is removed otherwise.
+
+    Raises `UserError` if something lies at `path` already and may not be overwritten.
+    """
+    check_free(path, overwrite)
+    path = Path(path).resolve()  # a link stays, its folder is replaced
+    partial = beside(path, "partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        take_place(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder as `whole_folder` does, which a kill or Ctrl-C leaves for the next call.
+
+    So does an `UnfinishedError`; only any other `UserError` removes it. Raises `UserError` also if another
+    process is at work in it.
+    """
+    check_free(path, overwrite)
+    path = Path(path).resolve()
+    partial = beside(path, "partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial):
+        try:
+            yield partial
+        except UnfinishedError:
+            raise
+        except UserError:
+            shutil.rmtree(partial)
+            raise
+        take_place(partial, path)
+
+
+def take_place(partial: Path, path: Path) -> None:
+    """Give a folder its name once all of it is on the disk; a folder that had the name goes."""
+    flush_folder(partial)
+    old = beside(path, "old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+    (partial / LOCK).unlink(missing_ok=True)
+    os.replace(partial, path)
+    flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return the hidden name beside a file or folder for what is not it yet, or no longer."""
+    return path.with_name(f".{path.name}.{suffix}")
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until a folder and all files below it are on the disk."""
+    for member in folder.rglob("*"):
+        flush(member)
+    flush(folder)
+
+
+def flush(path: Path) -> None:
+    """Wait until what was written of a file or folder would survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_written(file: IO) -> None:
+    """Do the same for what was written to an open file."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(folder: Path, waits: bool = False) -> Iterator[int]:
+    """Hold a folder against other processes by a file in it that names this one; yield its descriptor.
+
+    The system lets go of it when this process has ended in any way, and those that got the descriptor. Raises
+    `UserError` where another process holds the folder, unless it `waits`.
+    """
+    with open(folder / LOCK, "a+", errors="replace") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"--out {folder} is being written by process {lock.read()}; wait for it or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield lock.fileno()
+
+
+def check_free(path: str | Path, overwrite: bool = False) -> None:
+    """Raise `UserError` unless a folder may be written at `path`."""
+    path = Path(path)
+    check_place(path)
+    if path.exists() and any(path.iterdir()) and not overwrite:
+        raise UserError(
+            f"--out {path} exists already; choose another (--overwrite, if offered, replaces its like)"
+        )
+
+
+def check_place(path: Path) -> None:
+    """Raise `UserError` unless a folder lies at `path` or can be made there, which every library can name."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--out {path}: expected a name in UTF-8; choose another") from None
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"--out {path} is a file; expected the name of a folder")
+    parent = next((folder for folder in path.absolute().parents if folder.exists()), None)
+    if parent is None:
+        raise UserError(f"--out {path} is the root of all folders; expected the name of a folder in one")
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(f"--out {path} cannot be made in {parent}; choose a folder that can be written")

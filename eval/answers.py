@@ -129,10 +129,12 @@ def answer_questions(
     generator, predictions = served.generator(), [Prediction(q, *without) for q in questions]
     free = [n for n, q in enumerate(questions) if not q.choices and len(prompts[n].ids) <= capacity]
     free = free if sampling else []
+    form = served.tokenizer.form
+    opened = form.opening if form.closing else ""  # the beginning of a thought, which stands in the prompt
     texts = [AnswerText(served.tokenizer, sampling.stop_strings) for _ in free]
     requests = [Request(prompts[n], sampling, text.is_stop) for n, text in zip(free, texts, strict=True)]
     for number, completion in generator.stream(requests, batch_size):
-        n, text = free[number], texts[number].finish()
+        n, text = free[number], opened + texts[number].finish()
         correct = is_exact_match(text, questions[n].answers)
         predictions[n] = Prediction(questions[n], text, completion.finish_reason, correct)
         report(1)

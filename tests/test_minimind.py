@@ -3,6 +3,7 @@
 # ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,16 @@ from training_runs import SHORT, line, run_trainer
 from dataset.conversation import Message, render
 from dataset.preparation import PreparationSettings, write_store
 from dataset.tokenizer import Tokenizer
+from eval.answers import answer_questions
+from eval.chat import TextSampling
+from eval.questions import Question
 from eval.served_model import open_model
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from scripts import chat, evaluate, export_hf, import_pth
 from tests.minimind import TEMPLATE, VOCAB_SIZE, save_minimind
 
+OPENS = TEMPLATE.replace(r"'<think>\n\n</think>\n\n'", r"'<think>\n'")
 CALL = '{"name": "weather", "arguments": {"place": "新"}}'
 TOOL = '{"type": "function", "function": {"name": "weather"}}'
 ASKED, AGAIN = Message("user", "sor ruko?"), Message("user", "lima\nnota")
@@ -88,6 +93,14 @@ def test_an_answer_is_trained_on_after_the_prompt_that_it_will_be_asked_with(min
     assert tokenizer.decode(thinking.ids[thinking.targets]) == "<think>\nnopa\n</think>\n\nMito.<|im_end|>"
 
 
+def test_an_answer_that_ends_inside_the_thought_of_its_prompt_is_unfinished(minimind, tmp_path):
+    folder = shutil.copytree(minimind, tmp_path / "opens")
+    (folder / "chat_template.jinja").write_text(OPENS)
+    question = Question("n", "s", "", "", (ASKED,), ("Mito.",))
+    [prediction] = answer_questions(open_model(folder), [question], TextSampling(2), 1)
+    assert prediction.text.startswith("<think>\n") and prediction.is_unfinished
+
+
 def with_template(folder: Path, template: bytes) -> Tokenizer:
     """The tokenizer of a folder with another chat template."""
     backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -96,8 +109,7 @@ def with_template(folder: Path, template: bytes) -> Tokenizer:
 
 
 def test_an_answer_without_a_thought_ends_the_one_that_its_prompt_has_begun(minimind):
-    opens = TEMPLATE.replace(r"'<think>\n\n</think>\n\n'", r"'<think>\n'").encode()
-    tokenizer = with_template(minimind, opens)
+    tokenizer = with_template(minimind, OPENS.encode())
     asked, whole = render([ASKED], tokenizer, True).ids, render([ASKED, SAID], tokenizer)
     assert (
         tokenizer.decode(asked).endswith("<think>\n") and whole.ids[: len(asked)].tolist() == asked.tolist()

@@ -212,7 +212,7 @@ def test_conversations_without_an_answer_are_causal(strategy):
 
 
 def test_an_unknown_strategy_is_refused_with_the_names_of_the_known():
-    with pytest.raises(UserError, match="choose one of causal, prefix, segment, history"):
+    with pytest.raises(UserError, match=f"choose one of {', '.join(STRATEGIES)}"):
         prompt_blocks("bidirectional", *turns("Uu A"))
 
 

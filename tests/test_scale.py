@@ -86,7 +86,7 @@ def test_micro_batches_in_bfloat16_give_the_gradients_but_for_its_rounding(data,
 
 
 @pytest.mark.parametrize(
-    "how", ["whole", "whole_recomputed", "sharded", "sharded_recomputed", "by_accelerate"]
+    "how", ["whole", "whole_recomputed", "sharded", "sharded_recomputed", "by_launcher"]
 )
 def test_two_processes_give_the_gradients_of_one(pair, expected, how):
     assert_same_gradients(torch.load(pair / f"{how}.pt")["gradients"], expected)
@@ -95,7 +95,7 @@ def test_two_processes_give_the_gradients_of_one(pair, expected, how):
 def test_a_sharded_process_keeps_half_of_the_parameters(pair, expected):
     total = sum(gradient.numel() for gradient in expected.values())
     assert torch.load(pair / "whole.pt")["numbers_here"] == total
-    for how in ("sharded", "sharded_recomputed", "by_accelerate"):
+    for how in ("sharded", "sharded_recomputed", "by_launcher"):
         assert torch.load(pair / f"{how}.pt")["numbers_here"] == pytest.approx(total / 2, rel=0.01)
 
 
@@ -119,8 +119,8 @@ def test_compiled_processes_train_as_plain_ones_do(pair, data, init, tmp_path):
         assert_same_course(pair / f"{name}_adamw", tmp_path / f"compiled_{name}")
 
 
-def test_accelerates_sharding_trains_as_one_process_does(pair, single):
-    assert_same_course(single / "adamw", pair / "by_accelerate")
+def test_the_sharding_of_a_launcher_trains_as_one_process_does(pair, single):
+    assert_same_course(single / "adamw", pair / "by_launcher")
 
 
 def test_a_sharded_run_that_was_stopped_ends_as_if_it_was_not(pair):
@@ -214,6 +214,16 @@ def test_accelerate_launches_by_every_configuration(file):
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
             "auto",
             "use --gradient_checkpointing instead",
+        ),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+            "auto",
+            "expected fsdp_offload_params false from the launcher, got true",
+        ),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer"},
+            "auto",
+            "expected fsdp_transformer_cls_to_wrap decoderlayer from the launcher, got bertlayer",
         ),
     ],
 )

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType
 from torch.distributed import TCPStore
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing import spawn
@@ -19,7 +18,7 @@ from dataset.token_store import open_stores
 from trainer.device import find_device
 from trainer.loop import Training
 from trainer.settings import OptimizerSettings, ScheduleSettings, SftSettings
-from trainer.sharding import fsdp_plugin, whole
+from trainer.sharding import Sharding, whole
 from trainer.stopping import StopRequest
 from trainer.task import make_task, start_from
 
@@ -35,12 +34,9 @@ def settings_for(data: Path, init: Path, out: Path, optimizer: str = "adamw", **
     return SftSettings(**places, **{**small, **measured, **chosen, **others})
 
 
-def prepare(settings: SftSettings, by_accelerate: bool = False) -> Training:
-    """A training that has not begun; `by_accelerate` lets accelerate shard as it does on GPUs."""
+def prepare(settings: SftSettings) -> Training:
+    """A training that has not begun."""
     device = find_device(settings)
-    if by_accelerate:
-        device.accelerator.state.fsdp_plugin = fsdp_plugin()
-        device.accelerator.state.distributed_type = DistributedType.FSDP
     stores = open_stores(settings.data)
     start = start_from(settings.init, settings.prompt_mask, stores[0].tokenizer, 0)
     return Training(make_task(settings, "sft", stores, start), device)
@@ -79,9 +75,9 @@ def exchanges(training: Training) -> int:
     return counting.count
 
 
-def run(settings: SftSettings, by_accelerate: bool = False) -> Training:
+def run(settings: SftSettings) -> Training:
     """Train, from the last save on if there is one."""
-    training = prepare(settings, by_accelerate)
+    training = prepare(settings)
     with training.run_dir.claim() if training.is_main_process else nullcontext():
         training.restore()
         training.run_until(StopRequest(settings.max_minutes))
@@ -136,5 +132,10 @@ def train_in_every_way(rank: int, port: int, data: Path, init: Path, folder: Pat
         shutil.copytree(folder / "broken", folder / "left")
     run(settings("broken", optimizer="muon", **sharded))
     run(replace(settings("one", optimizer="muon", **sharded), out=str(begun)))
-    keep("by_accelerate", prepare(settings("unused", **sharded), by_accelerate=True))
-    run(settings("by_accelerate", **sharded), by_accelerate=True)
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"}
+    os.environ.update(asked)
+    training = prepare(settings("unused"))
+    assert training.device.sharding == Sharding(reshard_after_forward=False)
+    keep("by_launcher", training)
+    os.environ.update(asked)
+    run(settings("by_launcher"))

@@ -13,7 +13,7 @@ from model.errors import UserError
 from model.serving import native_bfloat16
 from trainer.machine import keep_freed_memory
 from trainer.settings import TrainSettings
-from trainer.sharding import fsdp_plugin, is_sharding_asked
+from trainer.sharding import Sharding, find_sharding
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """what launchers call the dtype of matrix products"""
@@ -35,8 +35,8 @@ class Device:
 
     accelerator: Accelerator
     dtype: torch.dtype
-    shards: bool
-    """whether each process keeps a part of the model only"""
+    sharding: Sharding | None
+    """None where each process keeps the whole model"""
     description: str
 
 
@@ -45,20 +45,19 @@ def find_device(settings: TrainSettings) -> Device:
     uses_cpu = is_cpu_asked() or not torch.accelerator.is_available()
     launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = choose_precision(settings.dtype, launcher_precision, native_precision(uses_cpu))
-    shards = is_sharding_asked(settings.sharding)
+    sharding = find_sharding(settings.sharding)
     if uses_cpu:
         keep_freed_memory()
     accelerator = Accelerator(
         cpu=uses_cpu,
-        fsdp_plugin=fsdp_plugin() if shards and not uses_cpu else None,
         mixed_precision="no",  # `compute_in` does it: accelerate's is of the process, and no float16 on CPUs
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=_checked_tracker(settings.tracker),
         project_dir=settings.out,
     )
-    _check_processes(accelerator.num_processes, shards, uses_cpu)
-    description = _describe(accelerator, precision) + (", sharded by FSDP2" if shards else "")
-    return Device(accelerator, precision.dtype, shards, description)
+    _check_processes(accelerator.num_processes, sharding is not None, uses_cpu)
+    description = _describe(accelerator, precision) + (", sharded by FSDP2" if sharding else "")
+    return Device(accelerator, precision.dtype, sharding, description)
 
 
 def is_cpu_asked() -> bool:

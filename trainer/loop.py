@@ -80,7 +80,7 @@ class Training:
             task.start.model.enable_gradient_checkpointing()
         compute_in(device.dtype, task.start.model, accelerator.device)
         ledger = Ledger(weights_digest(task.start.model))
-        self.model = distribute(task.start.model, accelerator, device.shards)
+        self.model = distribute(task.start.model, accelerator, device.sharding)
         self.optimizers = Optimizers(task.start.model, settings.optimizer, device.dtype)
         self.text_bytes = TextBytes(task.stream.tokenizer)
         self.progress = Progress(processes=self.world, loss_scale=first_scale(device.dtype), ledger=ledger)

@@ -1,15 +1,17 @@
 """How weights, gradients and optimizer state lie on the processes: whole on each (DDP), or cut up (FSDP2).
 
 Cut up (Zhao et al. 2023, arXiv 2304.11277), each parameter is a `DTensor` of which a process holds some rows.
-On GPUs accelerate does the cutting; it knows no FSDP on CPUs, where `fully_shard` is called here.
+The cutting is done here on every kind of device. Accelerate, which would do it on GPUs alone, knows nothing of
+it: what its launcher was told of FSDP is taken out of the environment, and applied or refused.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -17,56 +19,58 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from model.errors import UserError
-from model.transformer import DecoderLayer, LanguageModel
+from model.transformer import LanguageModel
+
+EXPECTED = {
+    "fsdp_version": "2",
+    "fsdp_offload_params": "false",
+    "fsdp_activation_checkpointing": "false",
+    "fsdp_activation_checkpointing_offload": "false",
+    "fsdp_auto_wrap_policy": "transformer_based_wrap",
+    "fsdp_transformer_cls_to_wrap": "decoderlayer",
+    "fsdp_forward_prefetch": "false",
+    "fsdp_ignored_modules": "none",
+}
+"""what a launcher may ask for besides `fsdp_reshard_after_forward`; how accelerate loads and saves is not used"""
 
 
-def is_sharding_asked(setting: str) -> bool:
-    """Reconcile --sharding with the launcher; raises `UserError` for what contradicts it or is not FSDP2."""
-    if not _is_set("ACCELERATE_USE_FSDP"):
-        return setting == "fsdp"
+@dataclass(frozen=True)
+class Sharding:
+    """How a model is cut up."""
+
+    reshard_after_forward: bool = True
+    """gather a layer again for its backward pass, instead of keeping it from the forward pass on"""
+
+
+def find_sharding(setting: str) -> Sharding | None:
+    """Reconcile --sharding with the launcher; None keeps models whole.
+
+    Accelerate learns of it no more. Raises `UserError` for what contradicts --sharding or is not done here.
+    """
+    if os.environ.pop("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return Sharding() if setting == "fsdp" else None
     if setting == "none":
         raise UserError("--sharding none contradicts the FSDP of the launcher; drop one of them")
-    if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
-        raise UserError(f"expected fsdp_version 2 from the launcher, got {version}")
-    if _is_set("FSDP_ACTIVATION_CHECKPOINTING"):
-        raise UserError("expected no fsdp_activation_checkpointing; use --gradient_checkpointing instead")
-    return True
+    asked = {"fsdp_version": "1"} | {name.lower(): value.lower() for name, value in os.environ.items()}
+    for name, expected in EXPECTED.items():
+        if (value := asked.get(name, expected)) != expected:
+            hint = "; use --gradient_checkpointing instead" if "checkpointing" in name else ""
+            raise UserError(f"expected {name} {expected} from the launcher, got {value}{hint}")
+    return Sharding(asked.get("fsdp_reshard_after_forward") != "false")
 
 
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() == "true"
-
-
-def fsdp_plugin() -> FullyShardedDataParallelPlugin:
-    """Describe the cutting to accelerate; what is not given here comes from the launcher's configuration.
-
-    Weights are exchanged as they are, in float32, and autocast decides what is computed in bfloat16, as
-    without sharding: accelerate's own policy would round the loss itself to bfloat16.
-    """
-    return FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        mixed_precision_policy=MixedPrecisionPolicy(),
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=[DecoderLayer.__name__],
-        cpu_ram_efficient_loading=False,
-    )
-
-
-def distribute(model: LanguageModel, accelerator: Accelerator, shards: bool) -> nn.Module:
-    """Put a model, equal on all processes, on their devices; `model` itself is cut up if it `shards`."""
-    if not shards:
+def distribute(model: LanguageModel, accelerator: Accelerator, sharding: Sharding | None) -> nn.Module:
+    """Put a model, equal on all processes, on their devices; with `sharding`, `model` itself is cut up."""
+    if sharding is None:
         return accelerator.prepare(model)
-    model = accelerator.prepare_model(model, evaluation_mode=True)  # on its device, without DDP
-    if accelerator.is_fsdp2:
-        unused = torch.optim.SGD(model.parameters())  # accelerate takes no model alone
-        return accelerator.prepare(model, unused)[0]
+    model.to(accelerator.device)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard_after_forward)
     return fully_shard(model, mesh=mesh)
 
 

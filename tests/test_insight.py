@@ -36,7 +36,7 @@ from eval.served_model import open_model
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer import loss_picture, reporting
-from trainer.loss_picture import Curves, LossPicture, draw_losses, smoothed
+from trainer.loss_picture import LossPicture, draw_losses, read_curves, smoothed
 from trainer.reporting import Meter, Reporter, in_short
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
 from trainer.samples import draw_samples, in_one_line, sample_prompts
@@ -269,9 +269,11 @@ def test_the_picture_shows_what_the_metrics_hold(tmp_path):
     for step, loss in ((1, 8.0), (2, None), (3, 1.0)):
         run_dir.append_records(METRICS, [{"step": step, "loss": loss, "learning_rate": step / 10}])
     run_dir.append_records(METRICS, [{"step": 3, "validation": "val", "nats_per_token": 1.5}])
-    curves = Curves.read(run_dir.read_records(METRICS))
-    assert curves.training == [(1, 8.0), (3, 1.0)] and curves.validations == {"val": [(3, 1.5)]}
-    assert curves.learning_rate == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert read_curves(run_dir.read_records(METRICS)) == {
+        "training": [(1, 8.0), (3, 1.0)],
+        "validation val": [(3, 1.5)],
+        "learning rate": [(1, 0.1), (2, 0.2), (3, 0.3)],
+    }
     assert smoothed([float(n) for n in range(100)])[:97] == [float(n) for n in range(97)]
     assert smoothed([5.0]) == [5.0] and smoothed([]) == []
     draw_losses(run_dir)

@@ -85,9 +85,7 @@ def test_micro_batches_in_bfloat16_give_the_gradients_but_for_its_rounding(data,
     assert_same_gradients(got, expected, share=2**-5)  # a number of 8 bits is off by up to 2^-9
 
 
-@pytest.mark.parametrize(
-    "how", ["whole", "whole_recomputed", "sharded", "sharded_recomputed", "by_launcher"]
-)
+@pytest.mark.parametrize("how", ["whole", "whole_recomputed", "sharded", "sharded_recomputed", "by_launcher"])
 def test_two_processes_give_the_gradients_of_one(pair, expected, how):
     assert_same_gradients(torch.load(pair / f"{how}.pt")["gradients"], expected)
 

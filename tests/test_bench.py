@@ -9,7 +9,7 @@ from model.config import from_preset
 from model.errors import UserError
 from scripts.bench import optimizers
 from scripts.bench.__main__ import main
-from scripts.bench.engines import Task, make_engines
+from scripts.bench.engines import Workload, make_engines
 from scripts.bench.measuring import Watch, measure
 
 
@@ -63,7 +63,7 @@ def test_engines_answer_every_task_with_as_many_tokens(tmp_path):
     engines, _ = make_engines(from_preset("tiny", vocab_size=99), "float32", False, tmp_path)
     told = {name: [] for name in engines}
     for name, engine in engines.items():
-        engine(Task(((1, 2), (3,), (4, 5, 6)), (4, 2, 3), 2), told[name].append)
+        engine(Workload(((1, 2), (3,), (4, 5, 6)), (4, 2, 3), 2), told[name].append)
     assert sum(told["ours"]) == 4 + 2 + 3
     assert sum(told["theirs"]) == 2 * 4 + 1 * 3  # rows that are done go on
 
@@ -157,12 +157,12 @@ def test_optimizers_that_cannot_be_compared_are_refused_before_anything_is_done(
 
 
 def test_an_optimizer_that_diverges_is_a_result(monkeypatch, tmp_path):
-    def diverges(command):
+    def diverges(module, **flags):
         (tmp_path / "adamw-9").mkdir()
         (tmp_path / "adamw-9/not_finite-0.safetensors").touch()
         raise UserError("not finite")
 
-    monkeypatch.setattr(optimizers, "measure", diverges)
+    monkeypatch.setattr(optimizers, "call", diverges)
     settings = optimizers.OptimizerBenchSettings(data=("a.jsonl",), out=str(tmp_path))
     assert optimizers._train(settings, tmp_path, "adamw", 30, 9.0).nats_per_token == math.inf
 

@@ -15,7 +15,7 @@ from model.checkpoint import save_checkpoint
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("model", "dataset", "trainer", "eval", "scripts")  # each may import itself and those before it
 COMMANDS = sorted(f"scripts.{file.stem}" for file in (ROOT / "scripts").glob("[!_]*.py"))
-COMMANDS += [f"scripts.bench.{subject}" for subject in ("data", "decode", "train", "optimizers")]
+COMMANDS += [f"scripts.bench {subject}" for subject in ("data", "decode", "train", "optimizers")]
 COMMANDS += ["trainer.pretrain", "trainer.sft", "eval.regression"]
 HEAVY = ("torch", "transformers", "matplotlib", "datasets", "accelerate", "wandb")
 
@@ -128,17 +128,19 @@ import os, runpy, sys
 sys.stdout = sys.stderr = open(os.devnull, "w")
 for command in {COMMANDS!r}:
     if os.fork() == 0:
-        sys.argv = [command, "--help"]
+        module, *words = command.split()
+        sys.argv = [module, *words, "--help"]
         try:
-            runpy.run_module(command, run_name="__main__", alter_sys=True)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             heavy = [name for name in {HEAVY!r} if name in sys.modules]
-            os.write(1, f"{{command}} {{end.code}} {{' '.join(heavy)}}\\n".encode())
+            os.write(1, f"{{command}}: {{end.code}} {{' '.join(heavy)}}\\n".encode())
         os._exit(0)
     os.wait()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    lines = (line.split(": ") for line in done.stdout.splitlines())
+    return {command: found.split() for command, found in lines}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -44,7 +44,7 @@ def test_work_is_waited_for_on_every_kind_of_device(monkeypatch):
     assert waited == ["cuda", "mps"]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [name for name in COMMANDS if " " not in name])
 def test_a_file_that_is_started_by_its_path_says_how_to_start_it(name, tmp_path):
     file = ROOT / f"{name.replace('.', '/')}.py"
     done = command([str(file)], cwd=tmp_path)

@@ -1,43 +1,31 @@
 """Measure tokenizer training, preparation and batches: python -m scripts.bench data …"""
 
-import sys
-
-if not __package__:
-    print("error: run python -m scripts.bench.data from the repository root", file=sys.stderr)
-    sys.exit(2)
-
 import json
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dataset.command_line import parse, run
 from model.errors import UserError
-from scripts.bench.measuring import Cost, Watch, measure, print_table, scratch_folder, write_figures
+from scripts.bench.measuring import Cost, Figures, TurnSettings, Watch, bench, call, measure
 
 MEGABYTE = 1_000_000
 HEADER = ("MB", "seconds", "documents/s", "MB/s", "peak MB")
 
 
-@dataclass(frozen=True)
-class DataBenchSettings:
+@dataclass(frozen=True, kw_only=True)
+class DataBenchSettings(TurnSettings):
     """What `scripts.bench data` is asked for."""
 
     data: tuple[str, ...]
     """.jsonl files of chats under "conversations", repeated with edits until they are as large as wanted"""
-    out: str
-    """folder for the data, which is removed at the end, and for data.json"""
     size: int = 2000
     """megabytes that are prepared at once"""
     slice_size: int = 30
     """megabytes that both ways prepare in turn"""
-    rounds: int = 3
-    """how often both ways take turns; medians are reported"""
-    vocab_size: int = 6400
-    """of the tokenizer that is trained for it"""
     max_seq_len: int = 512
     """tokens in a row of the batches"""
     batch_seconds: float = 20.0
@@ -62,56 +50,47 @@ class Line:
 
 
 def main() -> None:
-    """Measure, print a table and write it as JSON."""
-    settings = parse(DataBenchSettings, "Measure the data path, beside datasets.map in the same run.")
-    with scratch_folder(settings.out) as work:
-        lines = list(_lines(settings, work))
-    write_figures(settings.out, "data", [asdict(line) for line in lines])
-    print_table(HEADER, [(line.name, line.cells) for line in lines])
+    """Measure the data path, beside datasets.map."""
+    bench(DataBenchSettings, "Measure the data path, beside datasets.map in the same run.", _find)
+
+
+def _find(settings: DataBenchSettings, work: Path) -> Figures:
+    lines = list(_lines(settings, work))
+    return Figures([asdict(line) for line in lines], HEADER, [(line.name, line.cells) for line in lines])
 
 
 def _lines(settings: DataBenchSettings, work: Path) -> Iterator[Line]:
-    large, small, tokenizer = work / "large.jsonl", work / "small.jsonl", str(work / "tokenizer")
+    large, small, tokenizer = work / "large.jsonl", work / "small.jsonl", work / "tokenizer"
     documents = _write_edited(settings.data, large, settings.size * MEGABYTE)
     few = _write_edited(settings.data, small, settings.slice_size * MEGABYTE)
-    train = ["train_tokenizer", "--data", str(large), "--vocab_size", str(settings.vocab_size)]
-    sampled = ["--max_bytes", str(settings.slice_size * MEGABYTE)]
-    cost = _measured(*train, *sampled, "--out", tokenizer)
+    sample = {"vocab_size": settings.vocab_size, "max_bytes": settings.slice_size * MEGABYTE}
+    cost = call("scripts.train_tokenizer", data=large, out=tokenizer, **sample)
     yield _line(f"train_tokenizer on {settings.slice_size} MB of", documents, large.stat().st_size, cost)
     for name, costs in _in_turns(settings, small, tokenizer, work).items():
         seconds = statistics.median(cost.seconds for cost in costs)
         peak = max(cost.peak_bytes for cost in costs)
         yield _line(name, few, small.stat().st_size, Cost(seconds, peak))
     store = work / "store"
-    cost = _measured(*_preparation(large, tokenizer, store))
+    cost = call("scripts.prepare_data", kind="sft", data=large, tokenizer=tokenizer, out=store)
     yield _line("prepare_data", documents, large.stat().st_size, cost)
     yield _deliver(settings, store)
 
 
-def _in_turns(settings: DataBenchSettings, data: Path, tokenizer: str, work: Path) -> dict[str, list[Cost]]:
+def _in_turns(settings: DataBenchSettings, data: Path, tokenizer: Path, work: Path) -> dict[str, list[Cost]]:
     """Return what each way costs on the same data, in every round one after the other."""
     costs: dict[str, list[Cost]] = {}
     for number in range(settings.rounds):
         store = work / "small"
-        ours = _measured(*_preparation(data, tokenizer, store))
+        ours = call("scripts.prepare_data", kind="sft", data=data, tokenizer=tokenizer, out=store)
         costs.setdefault("prepare_data, in turn", []).append(ours)
         shutil.rmtree(store)
         for processes in ("1", "2"):
             cache = work / f"cache{number}-{processes}"
-            theirs = _measured("bench.datasets_map", str(data), tokenizer, str(cache), processes)
+            words = [str(data), str(tokenizer), str(cache), processes]
+            theirs = measure([sys.executable, "-m", "scripts.bench.datasets_map", *words])
             costs.setdefault(f"datasets.map, num_proc={processes}", []).append(theirs)
             shutil.rmtree(cache)
     return costs
-
-
-def _preparation(data: Path, tokenizer: str, store: Path) -> list[str]:
-    places = ["--data", str(data), "--tokenizer", tokenizer, "--out", str(store)]
-    return ["prepare_data", "--kind", "sft", *places]
-
-
-def _measured(script: str, *flags: str) -> Cost:
-    print(f"{script} …", file=sys.stderr)
-    return measure([sys.executable, "-m", f"scripts.{script}", *flags])
 
 
 def _line(name: str, documents: int, num_bytes: float, cost: Cost) -> Line:
@@ -165,7 +144,3 @@ def _deliver(settings: DataBenchSettings, path: Path) -> Line:
         seconds = time.monotonic() - started
     megabytes = tokens * stores[0].manifest["bytes"] / stores[0].num_tokens / MEGABYTE
     return Line("batches", documents, megabytes, seconds, watch.peak_bytes / MEGABYTE)
-
-
-if __name__ == "__main__":
-    run(main)

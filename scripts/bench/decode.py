@@ -1,29 +1,23 @@
 """Measure generation beside that of transformers on the same weights: python -m scripts.bench decode …"""
 
-import sys
-
-if not __package__:
-    print("error: run python -m scripts.bench.decode from the repository root", file=sys.stderr)
-    sys.exit(2)
-
 import random
 import statistics
+import sys
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from dataset.command_line import parse, run
 from model.config import Weights
 from model.errors import UserError
-from scripts.bench.measuring import PeakMemory, print_table, scratch_folder, write_figures
+from scripts.bench.measuring import Figures, PeakMemory, TurnSettings, bench
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from model.config import ModelConfig
-    from scripts.bench.engines import Engine, Task
+    from scripts.bench.engines import Engine, Workload
 
 BANDWIDTH_BYTES, READS = 2**29, 12
 SHORTEST, LONGEST = 8, 256  # tokens of prompts and of answers in the queue
@@ -32,16 +26,12 @@ BYTES = {"float32": (4, 4), "bfloat16": (2, 2), "int8": (1, 2)}  # of a weight, 
 HEADER = ("first ms", "tokens/s", "peak MB", "their ms", "tokens/s", "peak MB", "ratio", "of limit")
 
 
-@dataclass(frozen=True)
-class DecodeBenchSettings:
+@dataclass(frozen=True, kw_only=True)
+class DecodeBenchSettings(TurnSettings):
     """What `scripts.bench decode` is asked for."""
 
-    out: str
-    """folder for the weights, which are removed at the end, and for decode.json"""
     preset: str = "small"
     """shape of the model, whose weights are random; small is that of 30M parameters"""
-    vocab_size: int = 6400
-    """rows of its embedding"""
     dtype: Weights = "bfloat16"
     """form of our weights; theirs are bfloat16 beside int8"""
     compile: bool = True
@@ -54,8 +44,6 @@ class DecodeBenchSettings:
     """tokens of their answers"""
     queue: int = 200
     """prompts and answers of 8 to 256 tokens that go 16 at a time; 0 leaves them out"""
-    rounds: int = 3
-    """how often both engines take turns; medians are reported"""
 
     def __post_init__(self) -> None:
         for name, least in (("batches", 1), ("contexts", 1), ("new_tokens", 2), ("queue", 0), ("rounds", 1)):
@@ -77,13 +65,15 @@ class Speed:
 
 
 def main() -> None:
-    """Measure, print a table and write it as JSON."""
-    settings = parse(DecodeBenchSettings, "Measure generation, beside transformers in the same run.")
-    with scratch_folder(settings.out) as work:
-        machine, lines = _measure_all(settings, work)
-    write_figures(settings.out, "decode", {"machine": machine, "lines": lines})
-    print("  ".join(f"{name} {value}" for name, value in machine.items()))
-    print_table(HEADER, [(line["name"], _cells(line)) for line in lines])
+    """Measure generation, beside transformers."""
+    bench(DecodeBenchSettings, "Measure generation, beside transformers in the same run.", _find)
+
+
+def _find(settings: DecodeBenchSettings, work: Path) -> Figures:
+    machine, lines = _measure_all(settings, work)
+    above = "  ".join(f"{name} {value}" for name, value in machine.items())
+    rows = [(line["name"], _cells(line)) for line in lines]
+    return Figures({"machine": machine, "lines": lines}, HEADER, rows, before=[above])
 
 
 def _measure_all(settings: DecodeBenchSettings, work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -139,26 +129,26 @@ def _step_bytes(settings: DecodeBenchSettings, config: "ModelConfig", batch: int
     return weight_bytes * weights + cache_bytes * tokens * per_token
 
 
-def _equal_task(settings: DecodeBenchSettings, batch: int, context: int) -> "Task":
-    from scripts.bench.engines import Task
+def _equal_task(settings: DecodeBenchSettings, batch: int, context: int) -> "Workload":
+    from scripts.bench.engines import Workload
 
     noise = random.Random(context)
     prompts = tuple(tuple(noise.choices(range(settings.vocab_size), k=context)) for _ in range(batch))
-    return Task(prompts, (settings.new_tokens,) * batch, batch)
+    return Workload(prompts, (settings.new_tokens,) * batch, batch)
 
 
-def _queue_task(settings: DecodeBenchSettings) -> "Task":
-    from scripts.bench.engines import Task
+def _queue_task(settings: DecodeBenchSettings) -> "Workload":
+    from scripts.bench.engines import Workload
 
     noise = random.Random(0)
     sizes = [noise.randint(SHORTEST, LONGEST) for _ in range(settings.queue)]
     prompts = tuple(tuple(noise.choices(range(settings.vocab_size), k=size)) for size in sizes)
     lengths = tuple(noise.randint(SHORTEST, LONGEST) for _ in prompts)
-    return Task(prompts, lengths, min(QUEUE_ROWS, settings.queue))
+    return Workload(prompts, lengths, min(QUEUE_ROWS, settings.queue))
 
 
 def _compare(
-    name: str, engines: "dict[str, Engine]", task: "Task", rounds: int, matrix: "Tensor"
+    name: str, engines: "dict[str, Engine]", task: "Workload", rounds: int, matrix: "Tensor"
 ) -> dict[str, Any]:
     """Let the engines answer a task in turns, and read a matrix; return the medians of what each needed."""
     print(f"{name} …", file=sys.stderr)
@@ -170,7 +160,7 @@ def _compare(
     return line | {who: asdict(_median([turn[who] for turn in turns])) for who in engines}
 
 
-def _measure(engine: "Engine", task: "Task") -> Speed:
+def _measure(engine: "Engine", task: "Workload") -> Speed:
     moments: list[tuple[float, int]] = []  # when tokens were told, and how many
     with PeakMemory() as memory:
         started = perf_counter()
@@ -199,7 +189,3 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
     speed, limit = line["ours"]["tokens_per_second"], line.get("limit_tokens_per_second")
     ratio = f"{speed / line['theirs']['tokens_per_second']:.2f}"
     return *ours, *theirs, ratio, f"{speed / limit:.0%}" if limit else ""
-
-
-if __name__ == "__main__":
-    run(main)

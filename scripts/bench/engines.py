@@ -19,7 +19,7 @@ from model.transformer import LanguageModel
 
 
 @dataclass(frozen=True)
-class Task:
+class Workload:
     """Prompts to answer."""
 
     prompts: tuple[tuple[int, ...], ...]
@@ -31,7 +31,7 @@ class Task:
 
 Tell = Callable[[int], None]
 """takes the number of rows that have just got a token"""
-Engine = Callable[[Task, Tell], None]
+Engine = Callable[[Workload, Tell], None]
 
 
 def make_engines(
@@ -58,7 +58,7 @@ def make_engines(
 
 
 def _ours(generator: Generator) -> Engine:
-    def answer(task: Task, tell: Tell) -> None:
+    def answer(task: Workload, tell: Tell) -> None:
         def told(token: int) -> bool:
             tell(1)
             return False
@@ -88,7 +88,7 @@ class _Told(StoppingCriteria):
 def _theirs(model: Qwen3ForCausalLM) -> Engine:
     """Answer batch after batch, padded on the left; each goes on until its longest answer is there."""
 
-    def answer(task: Task, tell: Tell) -> None:
+    def answer(task: Workload, tell: Tell) -> None:
         for first in range(0, len(task.prompts), task.rows):
             prompts = task.prompts[first : first + task.rows]
             longest = max(map(len, prompts))

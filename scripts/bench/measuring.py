@@ -1,20 +1,80 @@
-"""How long a command takes, how much memory is held at the most, and tables of such figures."""
+"""The frame of every bench: its flags, its table, what commands cost, how much memory is held at the most."""
 
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from dataset.command_line import parse
 from model.errors import UserError
 
 POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """What every bench is asked for."""
+
+    out: str
+    """folder for what is made on the way, which is removed at the end, and for the figures as JSON"""
+    vocab_size: int = 6400
+    """tokens of the tokenizer that is trained for it, and rows of an embedding"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnSettings(BenchSettings):
+    """What benches are asked for that let two ways take turns."""
+
+    rounds: int = 3
+    """how often they take turns; medians are reported"""
+
+
+Settings = TypeVar("Settings", bound=BenchSettings)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a bench has found: `record` as values of JSON, and the same to be read."""
+
+    record: Any
+    header: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    """names, and cells below the header"""
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
+    """lines around the table"""
+
+
+def bench(
+    settings_class: type[Settings], description: str, find: Callable[[Settings, Path], Figures]
+) -> None:
+    """Read the flags, measure in a folder that is removed at the end, print a table and write it as JSON."""
+    settings = parse(settings_class, description)
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=out) as work:
+        figures = find(settings, Path(work))
+    file = out / f"{find.__module__.rpartition('.')[2]}.json"
+    file.write_text(json.dumps(figures.record, indent=2) + "\n")
+    table = [("", figures.header), *figures.rows]
+    lines = [f"{name:<34}" + "".join(f"{cell:>12}" for cell in cells) for name, cells in table]
+    print(*figures.before, *lines, *figures.after, sep="\n")
+
+
+def call(module: str, **flags: object) -> "Cost":
+    """Run a command of the project; raises `UserError` with its last words if it fails."""
+    words: list[str] = []
+    for name, value in flags.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    print(f"{module} {' '.join(words)} …", file=sys.stderr)
+    return measure([sys.executable, "-m", module, *words])
 
 
 @dataclass(frozen=True)
@@ -90,25 +150,6 @@ class PeakMemory:
     def __exit__(self, *exception: object) -> None:
         """Read what the most was."""
         self.added_bytes = _own_bytes("VmHWM") - self._before
-
-
-@contextmanager
-def scratch_folder(out: str) -> Iterator[Path]:
-    """Yield a folder below `out` that is removed at the end."""
-    Path(out).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=out) as folder:
-        yield Path(folder)
-
-
-def write_figures(out: str, subject: str, figures: Any) -> None:
-    """Write what was measured to `subject`.json in the folder `out`."""
-    (Path(out) / f"{subject}.json").write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def print_table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Print rows of a name and cells below a header of the cells."""
-    for name, cells in [("", header), *rows]:
-        print(f"{name:<34}" + "".join(f"{cell:>12}" for cell in cells))
 
 
 def _held_bytes(pid: int) -> int:

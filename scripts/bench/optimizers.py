@@ -1,11 +1,5 @@
 """Measure how many steps Muon needs for what AdamW reaches: python -m scripts.bench optimizers …"""
 
-import sys
-
-if not __package__:
-    print("error: run python -m scripts.bench.optimizers from the repository root", file=sys.stderr)
-    sys.exit(2)
-
 import json
 import math
 import os
@@ -13,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dataset.command_line import parse, run
 from model.config import from_preset
 from model.errors import UserError
-from scripts.bench.measuring import measure, print_table, scratch_folder, write_figures
+from scripts.bench.measuring import BenchSettings, Figures, bench, call
 from trainer.settings import OptimizerSettings
 
 VALIDATION_SHARE = 0.05
@@ -24,18 +17,14 @@ WARMUP_STEPS = 20
 HEADER = ("steps", "rate", "nats/token", "by AdamW's")
 
 
-@dataclass(frozen=True)
-class OptimizerBenchSettings:
+@dataclass(frozen=True, kw_only=True)
+class OptimizerBenchSettings(BenchSettings):
     """What `scripts.bench optimizers` is asked for."""
 
     data: tuple[str, ...]
     """text files, as prepare_data --kind pretrain takes them; a twentieth of the texts is for validation"""
-    out: str
-    """folder for the trainings, which are removed at the end, and for optimizers.json"""
     preset: str = "quickstart"
     """shape of the models"""
-    vocab_size: int = 6400
-    """tokens of the tokenizer that is trained for it"""
     steps: int = 600
     """optimizer steps of AdamW"""
     share: float = 0.75
@@ -77,25 +66,27 @@ class Line:
 
 
 def main() -> None:
-    """Train with both over the same learning rates; print what they reach and write it as JSON."""
-    settings = parse(OptimizerBenchSettings, "Measure how many steps Muon needs for what AdamW reaches.")
-    with scratch_folder(settings.out) as work:
-        lines = _train_all(settings, work)
+    """Train with both over the same learning rates, and say what they reach."""
+    bench(OptimizerBenchSettings, "Measure how many steps Muon needs for what AdamW reaches.", _find)
+
+
+def _find(settings: OptimizerBenchSettings, work: Path) -> Figures:
+    lines = _train_all(settings, work)
     best = {line.name: line for line in sorted(lines, key=lambda line: -line.nats_per_token)}
-    write_figures(settings.out, "optimizers", [asdict(line) for line in lines])
-    goal = best["adamw"].nats_per_token
-    print_table(HEADER, [(line.name, _cells(line, goal)) for line in lines])
-    reached = best["muon"].nats_per_token
+    goal, reached = best["adamw"].nats_per_token, best["muon"].nats_per_token
     verdict = "reaches" if reached <= goal and reached < math.inf else "does not reach"
-    print(f"muon {verdict} AdamW's best loss in {settings.muon_steps / settings.steps:.0%} of its steps")
+    share = settings.muon_steps / settings.steps
+    below = f"muon {verdict} AdamW's best loss in {share:.0%} of its steps"
+    rows = [(line.name, _cells(line, goal)) for line in lines]
+    return Figures([asdict(line) for line in lines], HEADER, rows, after=[below])
 
 
 def _train_all(settings: OptimizerBenchSettings, work: Path) -> list[Line]:
     """Train as many models at a time as there are cores: losses do not depend on how fast it goes."""
     tokenizer, stores = str(work / "tokenizer"), work / "stores"
-    _call("scripts.train_tokenizer", data=settings.data, vocab_size=settings.vocab_size, out=tokenizer)
+    call("scripts.train_tokenizer", data=settings.data, vocab_size=settings.vocab_size, out=tokenizer)
     split = {"validation_fraction": VALIDATION_SHARE, "tokenizer": tokenizer, "out": stores}
-    _call("scripts.prepare_data", kind="pretrain", data=settings.data, **split)
+    call("scripts.prepare_data", kind="pretrain", data=settings.data, **split)
     rates = settings.learning_rates
     wanted = [("adamw", settings.steps, rate) for rate in rates]
     wanted += [("muon", settings.muon_steps, rate) for rate in rates]
@@ -118,7 +109,7 @@ def _train(settings: OptimizerBenchSettings, work: Path, name: str, steps: int, 
         **{"schedule.warmup_steps": WARMUP_STEPS},
     )
     try:
-        _call("trainer.pretrain", **flags)
+        call("trainer.pretrain", **flags)
     except UserError:
         if not list(run_dir.glob("not_finite*")):
             raise
@@ -127,20 +118,7 @@ def _train(settings: OptimizerBenchSettings, work: Path, name: str, steps: int, 
     return Line(name, steps, rate, validation["last"]["nats_per_token"])
 
 
-def _call(module: str, **flags: object) -> None:
-    """Run a command of the project; raises `UserError` with its last words if it fails."""
-    words: list[str] = []
-    for name, value in flags.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    print(f"{module} {' '.join(words)} …", file=sys.stderr)
-    measure([sys.executable, "-m", module, *words])
-
-
 def _cells(line: Line, goal: float) -> tuple[str, ...]:
     """Return what is printed of a line."""
     loss = line.nats_per_token
     return f"{line.steps}", f"{line.learning_rate:g}", f"{loss:.4f}", f"{loss - goal:+.4f}"
-
-
-if __name__ == "__main__":
-    run(main)

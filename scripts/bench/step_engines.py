@@ -27,7 +27,7 @@ OPTIMIZER = OptimizerSettings(learning_rate=1e-4)
 
 
 @dataclass(frozen=True)
-class Setup:
+class Conditions:
     """What both have in common."""
 
     config: ModelConfig
@@ -41,17 +41,17 @@ Engine = Callable[[Batch], None]
 """takes an optimizer step"""
 
 
-def our_engine(setup: Setup) -> Engine:
+def our_engine(conditions: Conditions) -> Engine:
     """Step as `trainer/loop.py` does."""
-    if setup.device.type == "cpu":
+    if conditions.device.type == "cpu":
         keep_freed_memory()
-    model = LanguageModel(setup.config).to(setup.device)
-    if setup.is_compiled:
+    model = LanguageModel(conditions.config).to(conditions.device)
+    if conditions.is_compiled:
         compile_layers(model, lengths_vary=False)
-    optimizers = Optimizers(model, OPTIMIZER, setup.dtype)
+    optimizers = Optimizers(model, OPTIMIZER, conditions.dtype)
 
     def step(batch: Batch) -> None:
-        with _autocast(setup):
+        with _autocast(conditions):
             nats = model(batch.ids, batch.layout, batch.labels)
         (nats / batch.num_targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
@@ -61,19 +61,19 @@ def our_engine(setup: Setup) -> Engine:
     return step
 
 
-def their_engine(setup: Setup) -> Engine:
+def their_engine(conditions: Conditions) -> Engine:
     """Step as a loop around `transformers.Qwen3ForCausalLM` does; a batch holds one document per row."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    shape = setup.config.to_dict() | {"use_cache": False}
-    model = Qwen3ForCausalLM(Qwen3Config(**shape)).to(setup.device)
+    shape = conditions.config.to_dict() | {"use_cache": False}
+    model = Qwen3ForCausalLM(Qwen3Config(**shape)).to(conditions.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIMIZER.learning_rate, fused=True)
-    forward = torch.compile(model) if setup.is_compiled else model
+    forward = torch.compile(model) if conditions.is_compiled else model
 
     def step(batch: Batch) -> None:
         real = batch.document_ids >= 0
         mask = None if bool(real.all()) else real.long()
-        with _autocast(setup):
+        with _autocast(conditions):
             loss = forward(input_ids=batch.ids, attention_mask=mask, labels=batch.labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
@@ -83,8 +83,8 @@ def their_engine(setup: Setup) -> Engine:
     return step
 
 
-def _autocast(setup: Setup) -> torch.autocast:
-    return torch.autocast(setup.device.type, setup.dtype, enabled=setup.dtype != torch.float32)
+def _autocast(conditions: Conditions) -> torch.autocast:
+    return torch.autocast(conditions.device.type, conditions.dtype, enabled=conditions.dtype != torch.float32)
 
 
 class Worker:
@@ -106,11 +106,11 @@ class Worker:
 
 
 @contextmanager
-def started(make: Callable[[Setup], Engine], setup: Setup) -> Iterator[Worker]:
+def started(make: Callable[[Conditions], Engine], conditions: Conditions) -> Iterator[Worker]:
     """Start a worker, and end it."""
     context = multiprocessing.get_context("spawn")
     ours, its = context.Pipe()
-    process = context.Process(target=_serve, args=(its, make, setup), daemon=True)
+    process = context.Process(target=_serve, args=(its, make, conditions), daemon=True)
     process.start()
     its.close()
     try:
@@ -120,17 +120,17 @@ def started(make: Callable[[Setup], Engine], setup: Setup) -> Iterator[Worker]:
         process.join()
 
 
-def _serve(connection: "Connection", make: Callable[[Setup], Engine], setup: Setup) -> None:
+def _serve(connection: "Connection", make: Callable[[Conditions], Engine], conditions: Conditions) -> None:
     torch.manual_seed(0)
-    step = make(setup)
+    step = make(conditions)
     while True:
         try:
             arrays = connection.recv()
         except EOFError:
             return
-        batch = Batch(*map(torch.from_numpy, arrays)).to(setup.device)
-        finish(setup.device)
+        batch = Batch(*map(torch.from_numpy, arrays)).to(conditions.device)
+        finish(conditions.device)
         began = perf_counter()
         step(batch)
-        finish(setup.device)
-        connection.send((perf_counter() - began, peak_megabytes(setup.device)))
+        finish(conditions.device)
+        connection.send((perf_counter() - began, peak_megabytes(conditions.device)))

@@ -1,42 +1,33 @@
 """Measure training steps beside those of transformers on the same shape: python -m scripts.bench train …"""
 
-import sys
-
-if not __package__:
-    print("error: run python -m scripts.bench.train from the repository root", file=sys.stderr)
-    sys.exit(2)
-
 import statistics
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dataset.command_line import parse, run
 from model.errors import UserError
-from scripts.bench.measuring import measure, print_table, scratch_folder, write_figures
+from scripts.bench.measuring import Figures, TurnSettings, bench, call
 
 if TYPE_CHECKING:
     from dataset.batches import Batch
-    from scripts.bench.step_engines import Setup, Worker
+    from scripts.bench.step_engines import Conditions, Worker
 
 HEADER = ("tokens/s", "s/step", "of peak", "padding", "peak MB", "ratio")
+FORMULA = "of peak = (6 W real tokens + 6 V C targets + 12 L H D causal pairs) / seconds / peak of products"
 WARM_UP_STEPS = 3
 
 
-@dataclass(frozen=True)
-class TrainBenchSettings:
+@dataclass(frozen=True, kw_only=True)
+class TrainBenchSettings(TurnSettings):
     """What `scripts.bench train` is asked for."""
 
     data: tuple[str, ...]
     """files of chats, as prepare_data --kind sft takes them"""
-    out: str
-    """folder for the prepared data, which is removed at the end, and for train.json"""
     preset: str = "small"
     """shape of the model, whose weights are random; small is that of 30M parameters"""
-    vocab_size: int = 6400
-    """rows of its embedding, and tokens of the tokenizer that is trained for it"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """of matrix products, on both sides; auto: bfloat16 where the hardware multiplies it natively"""
     compile: bool = True
@@ -46,7 +37,6 @@ class TrainBenchSettings:
     max_seq_len: int = 512
     """tokens of a row at the most"""
     rounds: int = 5
-    """how often the measured ways take turns; medians are reported"""
     steps: int = 1
     """optimizer steps in a turn; more where a step takes a fraction of a second"""
 
@@ -74,14 +64,14 @@ class Way:
         for _ in range(WARM_UP_STEPS):
             self.worker.seconds(next(self.batches))
 
-    def take_turn(self, setup: "Setup", steps: int) -> None:
+    def take_turn(self, conditions: "Conditions", steps: int) -> None:
         """Take some steps and write down what they cost."""
         from trainer.machine import model_flops
 
         batches = [next(self.batches) for _ in range(steps)]
         self.seconds.append(sum(map(self.worker.seconds, batches)))
         self.tokens.append(sum(batch.num_real for batch in batches))
-        self.flops += sum(model_flops(setup.config, batch) for batch in batches)
+        self.flops += sum(model_flops(conditions.config, batch) for batch in batches)
         self.positions += sum(batch.ids.numel() for batch in batches)
 
     def record(self, peak: float, steps: int) -> dict[str, Any]:
@@ -99,14 +89,15 @@ class Way:
 
 
 def main() -> None:
-    """Measure, print a table and write it as JSON."""
-    settings = parse(TrainBenchSettings, "Measure training steps, beside transformers in the same run.")
-    with scratch_folder(settings.out) as work:
-        machine, groups = _measure_all(settings, work)
-    write_figures(settings.out, "train", {"machine": machine, "groups": groups})
-    print("  ".join(f"{name} {value}" for name, value in machine.items()))
-    print("of peak = (6 W real tokens + 6 V C targets + 12 L H D causal pairs) / seconds / peak of products")
-    print_table(HEADER, [(line["name"], _cells(line)) for lines in groups for line in lines])
+    """Measure training steps, beside transformers."""
+    bench(TrainBenchSettings, "Measure training steps, beside transformers in the same run.", _find)
+
+
+def _find(settings: TrainBenchSettings, work: Path) -> Figures:
+    machine, groups = _measure_all(settings, work)
+    above = "  ".join(f"{name} {value}" for name, value in machine.items())
+    rows = [(line["name"], _cells(line)) for lines in groups for line in lines]
+    return Figures({"machine": machine, "groups": groups}, HEADER, rows, before=[above, FORMULA])
 
 
 def _measure_all(
@@ -118,26 +109,26 @@ def _measure_all(
     from scripts.bench.step_engines import our_engine, started, their_engine
     from trainer.machine import peak_flops
 
-    store, setup = _prepare(settings, work), _setup(settings)
-    peak = peak_flops(setup.device, setup.dtype)
-    with started(our_engine, setup) as ours, started(their_engine, setup) as theirs:
-        groups = [_compare(settings, setup, ways, peak) for ways in _ways(settings, store, ours, theirs)]
+    store, conditions = _prepare(settings, work), _conditions(settings)
+    peak = peak_flops(conditions.device, conditions.dtype)
+    with started(our_engine, conditions) as ours, started(their_engine, conditions) as theirs:
+        groups = [_compare(settings, conditions, ways, peak) for ways in _ways(settings, store, ours, theirs)]
     machine = {
-        "device": str(setup.device),
+        "device": str(conditions.device),
         "threads": torch.get_num_threads(),
-        "dtype": str(setup.dtype).removeprefix("torch."),
-        "compiled": setup.is_compiled,
+        "dtype": str(conditions.dtype).removeprefix("torch."),
+        "compiled": conditions.is_compiled,
         "GFLOP/s": round(peak / 1e9),
     }
     return machine, groups
 
 
-def _setup(settings: TrainBenchSettings) -> "Setup":
+def _conditions(settings: TrainBenchSettings) -> "Conditions":
     import torch
 
     from model.config import from_preset
     from model.serving import compiler_fault
-    from scripts.bench.step_engines import Setup
+    from scripts.bench.step_engines import Conditions
     from trainer.device import choose_precision, native_precision
 
     uses_cpu = not torch.accelerator.is_available()
@@ -148,20 +139,14 @@ def _setup(settings: TrainBenchSettings) -> "Setup":
         raise UserError(f"--max_seq_len: expected {config.max_position_embeddings} or less for this preset")
     if settings.compile and (fault := compiler_fault(device)):
         raise UserError(f"nothing can be compiled here ({fault}); install g++, or give --compile false")
-    return Setup(config, device, dtype, settings.compile)
+    return Conditions(config, device, dtype, settings.compile)
 
 
 def _prepare(settings: TrainBenchSettings, work: Path) -> Path:
     """Train a tokenizer on the chats and prepare them."""
-    tokenizer, store = str(work / "tokenizer"), work / "store"
-    size = ["--vocab_size", str(settings.vocab_size)]
-    for command in (
-        ["train_tokenizer", "--data", *settings.data, *size, "--out", tokenizer],
-        ["prepare_data", "--kind", "sft", "--data", *settings.data, "--tokenizer", tokenizer]
-        + ["--out", str(store)],
-    ):
-        print(f"{command[0]} …", file=sys.stderr)
-        measure([sys.executable, "-m", f"scripts.{command[0]}", *command[1:]])
+    data, tokenizer, store = settings.data, work / "tokenizer", work / "store"
+    call("scripts.train_tokenizer", data=data, vocab_size=settings.vocab_size, out=tokenizer)
+    call("scripts.prepare_data", kind="sft", data=data, tokenizer=tokenizer, out=store)
     return store
 
 
@@ -211,14 +196,14 @@ def _chats(
 
 
 def _compare(
-    settings: TrainBenchSettings, setup: "Setup", ways: list[Way], peak: float
+    settings: TrainBenchSettings, conditions: "Conditions", ways: list[Way], peak: float
 ) -> list[dict[str, Any]]:
     """Let ways take turns; return their records, with the ratio of real tokens per second to the last one."""
     for way in ways:
         way.warm_up()
     for _ in range(settings.rounds):
         for way in ways:
-            way.take_turn(setup, settings.steps)
+            way.take_turn(conditions, settings.steps)
     records = [way.record(peak, settings.steps) for way in ways]
     for each in records:
         each["ratio"] = each["tokens_per_second"] / records[-1]["tokens_per_second"]
@@ -235,7 +220,3 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
         f"{line['peak_megabytes']:,.0f}",
         f"{line['ratio']:.2f}",
     )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -14,31 +14,43 @@ SHORTEST_ROW, LONGEST_ROW = 16, 2**20
 
 
 @dataclass(frozen=True)
-class BatchSettings:
+class RowSettings:
     """How documents become rows; raises `UserError` for values that make no rows."""
 
     max_seq_len: int = 512
-    """tokens in a row: longer conversations are shortened, longer texts split"""
+    """tokens of a row: longer conversations are shortened, longer texts split"""
     packing: Packing = "pack"
     """pack: several documents in a row, texts cut where a row ends; best_fit: texts cut only where they are
     longer than a row; none: one document in a row, padded to the longest of its batch"""
-    prompt_mask: PromptMask = "causal"
-    """strategy that sets the bidirectional blocks; not all are for texts"""
-    supervise: Supervise | None = None
-    """targets: chats take answers, last (answer) or all; texts all or suffix (what follows the prefix)"""
-    seed: int = 0
-    """of the order of documents and of the prefix lengths"""
     isolate_documents: bool = True
-    """whether each document of a row sees itself alone; false: also those before it, positions run on"""
+    """whether each document of a row sees itself alone; false: also those before it, and positions run on, as
+    packers without masks have it; a validation measures each by itself all the same, as it is served"""
+    seed: int = 0
+    """of the order of documents, of the lengths of prefixes, and of fresh weights"""
 
     def __post_init__(self) -> None:
-        check_isolation(self.isolate_documents, self.packing)
+        if self.packing == "none" and not self.isolate_documents:
+            raise UserError(
+                "isolate_documents false changes nothing of packing none, whose rows hold one document; "
+                "leave it out, or choose another packing"
+            )
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed: expected 0 to 2^63 - 1, got {self.seed}")
+            raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
         if self.max_seq_len < SHORTEST_ROW:
             raise UserError(f"max_seq_len: expected at least {SHORTEST_ROW} tokens, got {self.max_seq_len}")
         if self.max_seq_len > LONGEST_ROW:
             raise UserError(f"max_seq_len: expected at most {LONGEST_ROW:,} tokens, got more")
+
+
+@dataclass(frozen=True)
+class BatchSettings(RowSettings):
+    """How rows become batches."""
+
+    prompt_mask: PromptMask = "causal"
+    """strategy that sets the bidirectional blocks; not all are for texts"""
+    supervise: Supervise | None = None
+    """tokens that carry loss: of chats answers, last (answer) or all, of texts all or suffix (what follows
+    the prefix); the default depends on data and mask"""
 
     def resolved(self, kind: Kind) -> "BatchSettings":
         """Return the settings with `supervise` filled in; raises `UserError` for what the data rules out."""
@@ -55,12 +67,3 @@ class BatchSettings:
                 f"choose {' or '.join(allowed)}"
             )
         return replace(self, supervise=self.supervise or allowed[0])
-
-
-def check_isolation(isolate_documents: bool, packing: Packing) -> None:
-    """Raise `UserError` where documents have a row each, so that nothing isolates them from one another."""
-    if packing == "none" and not isolate_documents:
-        raise UserError(
-            "isolate_documents false changes nothing of packing none, whose rows hold one document; "
-            "leave it out, or choose another packing"
-        )

@@ -161,9 +161,10 @@ def _members(hint: Any) -> tuple:
 
 @functools.cache
 def _field_docstrings(cls: type) -> dict[str, str]:
-    """Return the string literal below each field, of a dataclass and of those that it extends."""
+    """Return the string literal below each field, of a dataclass and of those that it extends or is
+    `described_by`."""
     helps = {}
-    for base in reversed(cls.__mro__[:-1]):
+    for base in (*getattr(cls, "described_by", ()), *reversed(cls.__mro__[:-1])):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
         for statement, follower in zip(body, body[1:], strict=False):
             is_text = isinstance(follower, ast.Expr) and isinstance(follower.value, ast.Constant)
@@ -178,7 +179,10 @@ def _parser(flags: Iterable[_Flag], description: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=prog, usage=f"{prog} [flags]", description=description, exit_on_error=False, allow_abbrev=False
     )
-    groups, flags = {}, list(flags)
+    groups, flags = (
+        {},
+        sorted(flags, key=lambda flag: flag.default is not dataclasses.MISSING),
+    )  # required first
     if "config" not in [flag.key for flag in flags]:
         parser.add_argument("--config", type=str, help="YAML file with any of these keys; flags win over it")
     parser.add_argument(TRACEBACK, action="store_true", help="show what is behind a one-line error")
@@ -274,8 +278,9 @@ def _as_flag(flag: _Flag, value: Any) -> list[str]:
 
 def _instance(cls: type[Settings], values: Any) -> Settings:
     arguments = {}
-    for name, hint in typing.get_type_hints(cls).items():
-        value = values[name]
+    hints = typing.get_type_hints(cls)
+    for name in (field.name for field in dataclasses.fields(cls)):
+        hint, value = hints[name], values[name]
         if dataclasses.is_dataclass(hint):
             value = _instance(hint, value)
         elif any(typing.get_origin(member) is tuple for member in _members(hint)) and value is not None:

@@ -114,12 +114,12 @@ PRESETS: dict[str, dict[str, int]] = {
         ("quickstart",    128,  256,     4,    4,        2,      32,    512),
         ("small",         512, 1408,     8,    8,        4,      64,   2048),
         ("minimind3",     768, 2432,     8,    8,        4,      96,  32768),
-        ("gpt2",          768, 2048,    12,   12,       12,      64,   1024),
+        ("124m",          768, 2048,    12,   12,       12,      64,   1024),
         ("medium",       1024, 3072,    24,   16,        8,      64,   4096),
     )
 }  # fmt: skip
 """Named shapes, all but the vocabulary, by size: tiny (for tests), quickstart (0.8M), small (30M),
-minimind3 (64M), gpt2 (124M), medium (0.3B)."""
+minimind3 (64M), 124m, medium (0.3B)."""
 
 
 def from_preset(name: str, **overrides: Any) -> ModelConfig:

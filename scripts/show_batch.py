@@ -9,11 +9,10 @@ if not __package__:
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dataset.batch_settings import Packing, Supervise
+from dataset.batch_settings import BatchSettings
 from dataset.command_line import parse, run
 from dataset.printing import printable
 from model.errors import UserError
-from model.strategies import PromptMask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,28 +22,16 @@ if TYPE_CHECKING:
 WIDEST_PICTURE_TOKENS = 80
 
 
-@dataclass(frozen=True)
-class ShowBatchSettings:
-    """Flags of the picture; those of the batch mean what they mean for a trainer."""
+@dataclass(frozen=True, kw_only=True)
+class ShowBatchSettings(BatchSettings):
+    """Flags of the picture; those of the batch are a trainer's."""
 
     data: tuple[str, ...]
     """token stores"""
-    prompt_mask: PromptMask = "causal"
-    """attention pattern over the prompt"""
     row: int = 0
     """which row of the epoch, counted from 0"""
     epoch: int = 0
     """which epoch, counted from 0"""
-    max_seq_len: int = 512
-    """tokens of a row"""
-    packing: Packing = "pack"
-    """pack: several documents in a row; best_fit: texts, too, cut only where they must be; none: one"""
-    isolate_documents: bool = True
-    """whether each document of a row sees itself alone; false: also those before it, positions run on"""
-    supervise: Supervise | None = None
-    """which tokens carry loss; the default depends on data and mask"""
-    seed: int = 0
-    """of the order of the data"""
     png: str | None = None
     """file to draw the mask into"""
 
@@ -52,7 +39,6 @@ class ShowBatchSettings:
 def main() -> None:
     """Print the row that was asked for."""
     settings = parse(ShowBatchSettings, "Show a row of a training: tokens, blocks, labels and mask.")
-    from dataset.batch_settings import BatchSettings
     from dataset.batches import BatchStream
     from dataset.token_store import open_stores
     from eval.plots import check_picture
@@ -62,9 +48,7 @@ def main() -> None:
         check_picture(settings.png)
     if settings.epoch < 0:
         raise UserError(f"--epoch: expected 0 or more, got {settings.epoch}")
-    names = ("max_seq_len", "packing", "prompt_mask", "supervise", "seed", "isolate_documents")
-    batch_settings = BatchSettings(**{name: getattr(settings, name) for name in names})
-    stream = BatchStream(open_stores(settings.data), batch_settings)
+    stream = BatchStream(open_stores(settings.data), settings)
     rows = stream.rows_per_epoch(settings.epoch)
     if not 0 <= settings.row < rows:
         raise UserError(f"--row: expected 0 to {rows - 1}, got {settings.row}")

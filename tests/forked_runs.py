@@ -24,7 +24,7 @@ from trainer import training_state
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        *("trainer.loop", "trainer.task", "trainer.pretrain", "trainer.sft"),
+        *("trainer.loop", "trainer.pretrain", "trainer.sft"),
         *("torch._dynamo", "torch.distributed.tensor", "matplotlib.figure"),
     ]
 )

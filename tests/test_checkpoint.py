@@ -274,7 +274,7 @@ def test_presets_have_the_sizes_that_their_names_promise():
 
     assert 0.8 < millions("quickstart", 2000) < 0.9
     assert 63 < millions("minimind3", 6400) < 65
-    assert 120 < millions("gpt2", 50257) < 127
+    assert 120 < millions("124m", 50257) < 127
     assert 280 < millions("medium", 6400) < 330
     with pytest.raises(UserError, match="choose one of"):
         from_preset("huge", vocab_size=10)

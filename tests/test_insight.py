@@ -36,12 +36,15 @@ from eval.served_model import open_model
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer import loss_picture, reporting
+from trainer.device import Device
+from trainer.ledger import Ledger
 from trainer.loss_picture import LossPicture, draw_losses, read_curves, smoothed
 from trainer.reporting import Meter, Reporter, in_short
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
 from trainer.samples import draw_samples, in_one_line, sample_prompts
 from trainer.settings import PretrainSettings
 from trainer.summary import busy
+from trainer.training_state import Progress
 
 FIELDS = {
     *("step", "epoch", "loss", "learning_rate", "gradient_norm", "skipped_steps", "tokens", "targets"),
@@ -95,7 +98,8 @@ def test_a_log_line_of_a_large_training_fits_100_columns():
 
 
 def test_rates_count_the_waiting_for_data_and_nothing_between_steps(monkeypatch):
-    clock, meter = Clock(monkeypatch, reporting), Meter(first_compiles=False)
+    clock, progress = Clock(monkeypatch, reporting), Progress(step=7, tokens=9_000, targets=8_000)
+    meter = Meter(progress, first_compiles=False)
 
     def slow_batches():
         for _ in range(2):
@@ -104,32 +108,48 @@ def test_rates_count_the_waiting_for_data_and_nothing_between_steps(monkeypatch)
 
     for _ in meter.timed(slow_batches()):
         clock.seconds += 3.0
-        meter.count(tokens=400, targets=100, seconds=3.0)
+        progress.tokens, progress.targets = progress.tokens + 400, progress.targets + 100
+        progress.ledger = Ledger(flops=progress.ledger.flops + 2000.0)
+        meter.end_step()
         clock.seconds += 50.0  # a save
-    assert meter.read(steps_left=5) == {
+    assert meter.read() == {
         "tokens_per_second": 800 / 8,
         "targets_per_second": 200 / 8,
+        "flops_per_second": 4000 / 8,
         "waiting_share": 2 / 8,
-        "seconds_left": 5 * 4.0,
     }
 
 
 def test_the_time_left_is_the_mean_of_all_steps_but_the_first_with_what_comes_between(monkeypatch):
     clock = Clock(monkeypatch, reporting)
     for compiles in (False, True):
-        meter, left = Meter(compiles), []
+        meter, left = Meter(Progress(), compiles), []
         for _, seconds in zip(meter.timed(iter("abcd")), (90.0, 2.0, 4.0, 3.0), strict=True):
             clock.seconds += seconds
-            meter.count(tokens=400, targets=100, seconds=seconds)
-            left.append(meter.read(steps_left=30)["seconds_left"])
+            meter.end_step()
+            left.append(meter.seconds_left(steps_left=30))
             clock.seconds += 1.0  # a save
         assert left == [None if compiles else 2700.0, 60.0, 105.0, 110.0]
+
+
+def test_the_share_of_the_peak_is_the_arithmetic_of_the_steps_over_their_time(
+    pretrain, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reporting, "peak_flops", lambda device, dtype: 1e9)
+    pretrain(tmp_path / "run", "--max_steps", 4, "--log_every_steps", 2)
+    flops, tokens = 0.0, 0
+    for record in records(tmp_path / "run"):
+        seconds = (record["tokens"] - tokens) / record["tokens_per_second"]
+        flops, tokens = flops + record["model_flop_utilisation"] * 1e9 * seconds, record["tokens"]
+        assert record["memory_megabytes"] > 50
+    assert flops == pytest.approx(json.loads((tmp_path / "run/summary.json").read_text())["flops"])
 
 
 def test_a_long_pretraining_on_a_cpu_is_told_of_a_short_one(tmp_path, capsys):
     for shape, seconds, lines in (("fresh", 36_001, 2), ("fresh", 35_999, 1), ("saved", 36_001, 1)):
         settings = PretrainSettings(data=("a",), out=str(tmp_path), max_steps=9, init=shape)
-        Reporter(RunDirectory(tmp_path), Accelerator(cpu=True), settings, 9).say_estimate(seconds, 60.0)
+        device = Device(Accelerator(cpu=True), torch.float32, None, "")
+        Reporter(settings, device, 9, first_compiles=False).say_estimate(seconds, 60.0)
         shown = capsys.readouterr().out.splitlines()
         assert shown[0] == "estimate   about 10 h in all, 10 h left" and len(shown) == lines
     assert Path("configs/pretrain_cpu.yaml").exists()

@@ -1,12 +1,15 @@
 """Settings of a training: what they make of a model, and what they refuse."""
 
+from dataclasses import fields
+
 import pytest
 
 from dataset.command_line import parse
-from model.config import from_preset
+from model.config import ModelConfig, from_preset
 from model.errors import UserError
+from scripts.show_batch import ShowBatchSettings
 from tests.conftest import windowed
-from trainer.settings import ModelSettings, PretrainSettings
+from trainer.settings import ModelSettings, PretrainSettings, SftSettings
 
 
 def model_of(line: str) -> ModelSettings:
@@ -40,6 +43,47 @@ def test_a_trained_model_keeps_its_sides_unless_they_or_its_window_are_given(lin
     config = from_preset("tiny", vocab_size=97, **windowed(4, None, None, both_sides=True))
     changed = model_of(line).windowed(config)
     assert changed.layer_windows == windows and changed.window_both_sides is both_sides
+
+
+def test_every_value_of_a_shape_can_be_set():
+    otherwise = {"layer_types", "prompt_mask"}  # by --model.sliding_layers and --prompt_mask
+    settable = {field.name for field in fields(ModelSettings)}
+    assert {field.name for field in fields(ModelConfig)} - otherwise <= settable
+    assert model_of("--model.rms_norm_eps 1e-5").config(97).rms_norm_eps == 1e-5
+
+
+@pytest.mark.parametrize("settings_class", [PretrainSettings, SftSettings, ShowBatchSettings])
+def test_a_setting_is_explained_wherever_it_is_offered(settings_class, capsys):
+    with pytest.raises(SystemExit):
+        parse(settings_class, "", ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    texts = ["best_fit: texts cut only where they are longer than a row"]
+    texts += ["added to the mean square before the root"] * (settings_class is not ShowBatchSettings)
+    for text in texts:
+        assert text in shown
+
+
+def test_the_form_of_a_model_is_another_setting_than_its_size(capsys):
+    assert model_of("").architecture == "qwen3" and from_preset("124m", vocab_size=97).num_hidden_layers == 12
+    with pytest.raises(SystemExit):
+        model_of("--model.architecture llama")
+    assert "--model.architecture: expected one of qwen3, got 'llama'" in capsys.readouterr().err
+
+
+def test_a_continued_training_keeps_what_is_not_declared_free():
+    fixed = PretrainSettings(data=("d",), out="o", max_steps=3).fixed()
+    for name in ("seed", "max_seq_len", "packing", "optimizer.beta1", "schedule.name", "model.hidden_size"):
+        assert name in fixed
+    assert not fixed.keys() & {
+        "out",
+        "data",
+        "init",
+        "batch_size",
+        "max_steps",
+        "dtype",
+        "samples",
+        "tracker",
+    }
 
 
 def test_both_sides_of_no_window_are_one_line():

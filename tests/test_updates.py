@@ -22,7 +22,7 @@ def test_an_update_follows_the_clipped_gradient_of_the_mean_over_targets(data, i
     limits = OptimizerSettings(name="adamw", max_gradient_norm=LARGEST_NORM)
     settings = settings_for(data, init, tmp_path / "run", batch_size=8, gradient_accumulation=1)
     training = prepare(replace(settings, optimizer=limits))
-    training.restored_step, batch, model = 0, first_batch(training), load_checkpoint(init).model
+    batch, model = first_batch(training), load_checkpoint(init).model
     assert batch.num_real > 2 * batch.num_targets, "a mean over tokens would be another one"
     training._update(batch)
 

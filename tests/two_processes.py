@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from dataset.token_store import open_stores
 from trainer.device import find_device
 from trainer.loop import Training
 from trainer.settings import OptimizerSettings, ScheduleSettings, SftSettings
+from trainer.setup import set_up
 from trainer.sharding import Sharding, whole
-from trainer.stopping import StopRequest
 from trainer.task import make_task, start_from
 
 
@@ -39,19 +38,20 @@ def prepare(settings: SftSettings) -> Training:
     device = find_device(settings)
     stores = open_stores(settings.data)
     start = start_from(settings.init, settings.prompt_mask, stores[0].tokenizer, 0)
-    return Training(make_task(settings, "sft", stores, start), device)
+    return Training(set_up(make_task(settings, "sft", stores, start), device, settings))
 
 
 def first_batch(training: Training) -> Batch:
     """This process's part of the first step."""
-    return next(training.task.stream.batches(0, 0, training.rows_per_step, training.rank, training.world))
+    device, rows = training.device, training.setup.rows_per_step
+    return next(training.task.stream.batches(0, 0, rows, device.rank, device.world))
 
 
 def gradients(training: Training) -> dict[str, torch.Tensor]:
     """The gradients of the first step, before clipping."""
     batch = first_batch(training)
-    (targets,) = training._summed(batch.num_targets)
-    training._backward(batch, scale=training.world / targets)
+    (targets,) = training.device.summed(batch.num_targets)
+    training._backward(batch, scale=training.device.world / targets)
     return {name: whole(p.grad) for name, p in training.task.start.model.named_parameters()}
 
 
@@ -78,10 +78,10 @@ def exchanges(training: Training) -> int:
 def run(settings: SftSettings) -> Training:
     """Train, from the last save on if there is one."""
     training = prepare(settings)
-    with training.run_dir.claim() if training.is_main_process else nullcontext():
+    with training.saves.claim():
         training.restore()
-        training.run_until(StopRequest(settings.max_minutes))
-        training.accelerator.wait_for_everyone()
+        training.run_until(training.setup.stop_request().is_asked)
+        training.device.accelerator.wait_for_everyone()
     return training
 
 

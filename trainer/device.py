@@ -1,6 +1,7 @@
 """Where a training computes, in which precision, and why; the only place that asks."""
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +12,11 @@ from torch import nn
 
 from model.errors import UserError
 from model.serving import native_bfloat16
+from model.transformer import LanguageModel
+from trainer.compilation import Compilation, compile_if_asked
 from trainer.machine import keep_freed_memory
 from trainer.settings import TrainSettings
-from trainer.sharding import Sharding, find_sharding
+from trainer.sharding import Sharding, distribute, find_sharding, without_exchange
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """what launchers call the dtype of matrix products"""
@@ -38,6 +41,28 @@ class Device:
     sharding: Sharding | None
     """None where each process keeps the whole model"""
     description: str
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0, which is the main one."""
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        """How many processes train together."""
+        return self.accelerator.num_processes
+
+    def without_exchange(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Let backward passes add to the gradients of this process and send nothing."""
+        return without_exchange(model, self.accelerator)
+
+    def summed(self, *numbers: float) -> list[float]:
+        """Add numbers up over all processes."""
+        if self.world == 1:
+            return list(numbers)
+        device = self.accelerator.device
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS lacks
+        return self.accelerator.reduce(torch.tensor(numbers, dtype=exact, device=device), "sum").tolist()
 
 
 def find_device(settings: TrainSettings) -> Device:
@@ -87,6 +112,21 @@ def compute_in(dtype: torch.dtype, model: nn.Module, device: torch.device) -> No
     """Let a model multiply in another dtype than that of its weights, wherever it is called."""
     if dtype != torch.float32:
         model.forward = convert_outputs_to_fp32(torch.autocast(device.type, dtype)(model.forward))
+
+
+def place(
+    model: LanguageModel, settings: TrainSettings, device: Device, most_tokens: int, former: bool | None
+) -> tuple[nn.Module, Compilation]:
+    """Return a model as it trains: compiled, in its precision, on the devices of all processes, maybe cut up.
+
+    The training takes `most_tokens`; `former` says whether the part of it that came before was compiled.
+    """
+    accelerator = device.accelerator
+    compilation = compile_if_asked(model, settings, accelerator.device, most_tokens, former)
+    if settings.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    compute_in(device.dtype, model, accelerator.device)
+    return distribute(model, accelerator, device.sharding), compilation
 
 
 def choose_precision(dtype: str, launcher_precision: str, native: Precision) -> Precision:

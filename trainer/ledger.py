@@ -19,8 +19,8 @@ class Ledger:
     Rows and targets are those of the first process: they are comparable between trainings on as many.
     """
 
-    initial_weights: str
-    """digest of the weights before the first step"""
+    initial_weights: str = ""
+    """digest of the weights before the first step; empty where a version began that kept no sums"""
     rows: str = ""
     """digest of the tokens of all batches, in their order; blocks and documents do not count"""
     targets: str = ""
@@ -34,15 +34,17 @@ class Ledger:
         return Ledger(self.initial_weights, rows, targets, self.flops + flops)
 
     def summary(self) -> dict[str, Any]:
-        """Return what `summary.json` says of it."""
+        """Return what `summary.json` says of it; nothing of sums that do not reach back to the first step."""
+        if not self.initial_weights:
+            return {}
         proof = asdict(self)
         return {"flops": proof.pop("flops"), "proof": proof}
 
 
-def read_ledger(value: Any) -> Ledger | None:
-    """Return what a save tells, None for one of an earlier version; raises `UserError` if it is damaged."""
+def read_ledger(value: Any) -> Ledger:
+    """Return what a save tells, if it is not of an earlier version; raises `UserError` if it is damaged."""
     if value is None:
-        return None
+        return Ledger()
     sound = {
         float: lambda number: is_number(number) and 0 <= number < math.inf,
         str: lambda text: isinstance(text, str),

@@ -24,29 +24,6 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """names of malloc.h"""
 
 
-class Machine:
-    """Counts the arithmetic of batches, and sets it against the measured peak of matrix products."""
-
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
-        """Start counting; the peak is measured at the first reading."""
-        self._config, self._device, self._dtype = config, device, dtype
-        self._flops = self._tokens = 0
-
-    def count(self, batch: Batch) -> int:
-        """Count the batch of one optimizer step, and return the operations that it needs."""
-        flops = model_flops(self._config, batch)
-        self._flops += flops
-        self._tokens += batch.num_real
-        return flops
-
-    def read(self, tokens_per_second: float) -> dict[str, float]:
-        """Return what a process used at that rate of real tokens since the last reading, and start anew."""
-        peak = peak_flops(self._device, self._dtype)
-        share = self._flops / max(self._tokens, 1) * tokens_per_second / peak
-        self._flops = self._tokens = 0
-        return {"model_flop_utilisation": share, "memory_megabytes": peak_megabytes(self._device)}
-
-
 def model_flops(config: ModelConfig, batch: Batch) -> int:
     """Return the arithmetic that forward and backward of a batch need, whatever more is computed.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model.transformer import DecoderLayer
+from trainer.loss_scale import unscale
 from trainer.settings import OptimizerSettings
 from trainer.sharding import cut_like, whole
 
@@ -83,7 +84,7 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype) -> None:
         """Sort the parameters; `dtype` is that of Muon's iterations."""
-        self._peak = settings.learning_rate
+        self._peak, self._max_norm = settings.learning_rate, settings.max_gradient_norm
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         matrices, others = split_parameters(model)
         groups = [{"params": others, "weight_decay": 0.0}]
@@ -95,6 +96,12 @@ class Optimizers:
             groups.append({"params": matrices, "weight_decay": settings.weight_decay})
         betas = (settings.beta1, settings.beta2)
         self.members.append(torch.optim.AdamW(groups, lr=self._peak, betas=betas, fused=True))
+
+    def clip(self, scale: float = 1.0) -> float:
+        """Take the loss scale out of the gradients, limit their norm, and return what it was."""
+        parameters = list(self._names)
+        unscale(parameters, scale)
+        return float(whole(nn.utils.clip_grad_norm_(parameters, self._max_norm)))
 
     def step(self, multiplier: float) -> None:
         """Update the parameters at `multiplier` times the peak learning rate."""

@@ -15,12 +15,10 @@ def main() -> None:
     settings = parse(
         PretrainSettings, "Train a language model on text, from fresh weights or from those of --init."
     )
-    from dataset.token_store import open_stores
     from trainer.loop import train
-    from trainer.task import make_start, make_task
+    from trainer.setup import prepare
 
-    stores = open_stores(settings.data)
-    train(make_task(settings, "pretrain", stores, make_start(settings, stores)))
+    train(prepare(settings, "pretrain"))
 
 
 if __name__ == "__main__":

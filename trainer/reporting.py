@@ -1,5 +1,6 @@
 """What a training says: lines, a bar, `metrics.jsonl`, trackers; only the main process speaks."""
 
+import math
 import secrets
 import sys
 import time
@@ -7,16 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate import Accelerator
-
 from dataset.printing import printable
 from dataset.progress import Bars, about
 from model.errors import UserError
+from trainer.device import Device
 from trainer.loss_picture import LossPicture
-from trainer.machine import MEGABYTE
+from trainer.machine import MEGABYTE, peak_flops, peak_megabytes
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
 from trainer.samples import in_one_line
 from trainer.settings import FRESH, TrainSettings, flatten, to_plain
+from trainer.training_state import Progress
 from trainer.validation import Likelihood
 
 Item = TypeVar("Item")
@@ -33,13 +34,13 @@ class Reporter:
     """Shows the steps of a training while it is entered."""
 
     def __init__(
-        self, run_dir: RunDirectory, accelerator: Accelerator, settings: TrainSettings, total_steps: int
+        self, settings: TrainSettings, device: Device, total_steps: int, first_compiles: bool
     ) -> None:
         """Report on a training of `total_steps` optimizer steps."""
-        self._run_dir, self._accelerator, self._settings = run_dir, accelerator, settings
-        self._total_steps, self._speaks = total_steps, accelerator.is_main_process
-        self._picture = LossPicture(run_dir)
-        self._bars = Bars(sys.stdout)
+        self._settings, self._device, self._accelerator = settings, device, device.accelerator
+        self._total_steps, self._first_compiles = total_steps, first_compiles
+        self._run_dir, self._speaks = RunDirectory(settings.out), self._accelerator.is_main_process
+        self._picture, self._bars = LossPicture(self._run_dir), Bars(sys.stdout)
 
     def __enter__(self) -> "Reporter":
         """Open the trackers."""
@@ -71,27 +72,89 @@ class Reporter:
         if self._speaks:
             self._bars.say(line)
 
-    def advance(self, step: int, seconds_left: float | None) -> None:
-        """Move the bar, which comes with the first step."""
-        if self._speaks:
-            left = "" if seconds_left is None else f", {about(seconds_left)} left"
-            self._bars.show("training", step, self._total_steps, f"{step}/{self._total_steps} steps{left}")
+    def begin(self, progress: Progress) -> None:
+        """Start the clocks of a training that stands where `progress` says, and follow it from here on."""
+        self._progress, self._began = progress, time.monotonic() - progress.seconds
+        self._meter = Meter(progress, self._first_compiles)
 
-    def log_training(self, record: dict[str, Any]) -> None:
-        """Record and print where the training stands."""
+    def timed(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """Pass batches through and measure how long they are waited for."""
+        return self._meter.timed(batches)
+
+    def end_step(self) -> None:
+        """Measure an optimizer step, and move the bar, which comes with the first."""
+        self._meter.end_step()
+        if self._speaks:
+            step, total, seconds_left = self._progress.step, self._total_steps, self._seconds_left
+            left = "" if seconds_left is None else f", {about(seconds_left)} left"
+            self._bars.show("training", step, total, f"{step}/{total} steps{left}")
+
+    @property
+    def is_first_step(self) -> bool:
+        """Whether this process has not finished a step yet."""
+        return self._meter.steps == 0
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole training, without that between an end and going on."""
+        return time.monotonic() - self._began
+
+    @property
+    def _seconds_left(self) -> float | None:
+        return self._meter.seconds_left(self._total_steps - self._progress.step)
+
+    def log_training(self, learning_rate: float, gradient_norm: float) -> None:
+        """Record and print what happened since the last call, and draw the curves now and then."""
+        progress, device, rates = self._progress, self._accelerator.device, self._meter.read()
+        targets, flops = progress.targets_since_log, rates.pop("flops_per_second") / self._device.world
+        record = {
+            "step": progress.step,
+            "loss": progress.nats_since_log / targets if targets else None,
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm if math.isfinite(gradient_norm) else None,
+            "skipped_steps": progress.skipped_steps,
+            "epoch": progress.epoch,
+            "tokens": progress.tokens,
+            "targets": progress.targets,
+            **rates,
+            "seconds_left": self._seconds_left,
+            "model_flop_utilisation": flops / peak_flops(device, self._device.dtype),
+            "memory_megabytes": peak_megabytes(device),
+        }
+        progress.nats_since_log, progress.targets_since_log = 0.0, 0
         self._record(record, in_short(record))
         if self._speaks:
             self._picture.draw_if_due()
 
+    def estimate_if_due(self) -> None:
+        """Say how long all takes: after the first step of this process, or the second if that compiles."""
+        if self._meter.steps == 1 + self._first_compiles:
+            self.say_estimate(self._seconds_left, self.seconds)
+
     def say_estimate(self, seconds_left: float, seconds: float) -> None:
         """Say how long a training takes that took `seconds` so far, and how a long one takes less."""
         self.say(f"estimate   about {about(seconds + seconds_left)} in all, {about(seconds_left)} left")
-        is_new = getattr(self._settings, "init", None) == FRESH
-        if is_new and self._accelerator.device.type == "cpu" and seconds_left > PATIENCE:
+        is_on_cpu = self._accelerator.device.type == "cpu"
+        if self._settings.init == FRESH and is_on_cpu and seconds_left > PATIENCE:
             self.say("           --config configs/pretrain_cpu.yaml takes about half an hour on two cores")
 
-    def log_validation(self, step: int, results: dict[str, Likelihood]) -> None:
-        """Record and print the loss on every validation store, and draw the curves anew."""
+    def say_skipped(self, is_overflow: bool) -> None:
+        """Say that an update was skipped, and why."""
+        scale, in_a_row = self._progress.loss_scale, self._progress.skipped_in_a_row
+        reason = f"loss or gradient is not finite, update skipped ({in_a_row} in a row)"
+        if is_overflow:
+            reason = "a gradient left the range of float16, update skipped, "
+            reason += f"loss scale halved to {scale:,.0f}"
+        self.say(f"step {self._progress.step}: {reason}")
+
+    def log_validation(
+        self, step: int, results: dict[str, Likelihood], samples: list[dict[str, Any]]
+    ) -> None:
+        """Record and print what the model says and its loss on every store, and draw the curves anew."""
+        if samples:
+            self._run_dir.append_records(SAMPLES, [{"step": step} | sample for sample in samples])
+        for sample in samples:
+            self.say(f"sample     {in_one_line(sample)}")
         for name, likelihood in results.items():
             numbers = {"nats_per_token": likelihood.nats_per_token, "bits_per_byte": likelihood.bits_per_byte}
             in_bytes = (
@@ -102,12 +165,11 @@ class Reporter:
         if self._speaks:
             self._picture.draw()
 
-    def log_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
-        """Record and print what the model says; on the main process."""
-        if samples:
-            self._run_dir.append_records(SAMPLES, [{"step": step} | sample for sample in samples])
-        for sample in samples:
-            self.say(f"sample     {in_one_line(sample)}")
+    def say_end(self, is_finished: bool) -> None:
+        """Say how it ended, and how to go on."""
+        place = f"after step {self._progress.step} of {self._total_steps}"
+        stopped = f"stopped and saved {place}; the same command continues from there"
+        self.say(f"finished: {self._settings.out} holds the model" if is_finished else stopped)
 
     def _record(self, record: dict[str, Any], line: str) -> None:
         step, group = record["step"], record.get("validation", "training")
@@ -127,57 +189,59 @@ def _wandb_id(file: Path) -> str:
 
 
 class Meter:
-    """Measures optimizer steps and the waiting for their data, and how long all that are left will take.
+    """Measures what a process adds to the progress of a training, and how long all that is left will take.
 
     Saves and validations count only in the latter.
     """
 
-    def __init__(self, first_compiles: bool) -> None:
+    def __init__(self, progress: Progress, first_compiles: bool) -> None:
         """Start measuring; a first step that compiles says nothing of the others."""
-        self._first_compiles, self._steps = first_compiles, 0
+        self._progress, self._first_compiles, self.steps = progress, first_compiles, 0
         self._start()
 
     def _start(self) -> None:
         self._waited = self._computed = 0.0
-        self._tokens = self._targets = 0
+        self._before = self._sums()
+
+    def _sums(self) -> dict[str, float]:
+        progress = self._progress
+        return {"tokens": progress.tokens, "targets": progress.targets, "flops": progress.ledger.flops}
 
     def timed(self, batches: Iterator[Item]) -> Iterator[Item]:
         """Pass batches through and add up the time that they take to come."""
         while True:
-            began = time.monotonic()
-            if self._steps <= 1:
-                self._began = began
+            asked = time.monotonic()
+            if self.steps <= 1:
+                self._began = asked
             batch = next(batches, None)
-            self._waited += time.monotonic() - began
+            self._came = time.monotonic()
+            self._waited += self._came - asked
             if batch is None:
                 return
             yield batch
 
-    def count(self, tokens: int, targets: int, seconds: float) -> None:
-        """Count one optimizer step that took `seconds`."""
-        self._steps, self._ended = self._steps + 1, time.monotonic()
-        self._tokens += tokens
-        self._targets += targets
-        self._computed += seconds
+    def end_step(self) -> None:
+        """Count one optimizer step, which began when its batch came."""
+        self.steps, self._ended = self.steps + 1, time.monotonic()
+        self._computed += self._ended - self._came
 
     def seconds_left(self, steps_left: int) -> float | None:
         """Return the time of the steps that are left, by the mean over this process's; None if not known yet.
 
         The first step, which warms up, counts only while there is no other.
         """
-        if self._first_compiles and self._steps == 1:
+        if self._first_compiles and self.steps == 1:
             return None
-        return steps_left * (self._ended - self._began) / max(1, self._steps - 1)
+        return steps_left * (self._ended - self._began) / max(1, self.steps - 1)
 
-    def read(self, steps_left: int) -> dict[str, float | None]:
-        """Return the rates since the last reading, and start anew."""
+    def read(self) -> dict[str, float]:
+        """Return the rates since the last reading, of all processes, and start anew."""
         seconds = self._waited + self._computed
         rates = {
-            "tokens_per_second": self._tokens / seconds,
-            "targets_per_second": self._targets / seconds,
-            "waiting_share": self._waited / seconds,
-            "seconds_left": self.seconds_left(steps_left),
+            f"{name}_per_second": (total - self._before[name]) / seconds
+            for name, total in self._sums().items()
         }
+        rates["waiting_share"] = self._waited / seconds
         self._start()
         return rates
 

@@ -11,6 +11,8 @@ from trainer.settings import ScheduleSettings
 from trainer.task import Task
 from trainer.training_state import FORMER, Progress, read_progress
 
+FORMER_PRESETS = {"gpt2": "124m"}
+
 
 def keep_rows_per_step(task: Task, world: int) -> Task:
     """Return the task with as many rows per step as the run in --out began with on other processes.
@@ -39,8 +41,9 @@ def keep_rows_per_step(task: Task, world: int) -> Task:
     return replace(task, settings=replace(settings, gradient_accumulation=rows // at_once))
 
 
-def was_compiled(run_dir: RunDirectory) -> bool | None:
+def was_compiled(out: str) -> bool | None:
     """Return whether the layers of the run in a directory are compiled, None where there is no run yet."""
+    run_dir = RunDirectory(out)
     return None if run_dir.latest is None else read_saved(run_dir)[0].get("compiled")
 
 
@@ -55,6 +58,7 @@ def check_resumable(
             f"--out {run_dir.path} holds a run; choose another folder, or --resume auto to continue it"
         )
     (saved, progress), given = read_saved(run_dir), json.loads(json.dumps(facts))
+    saved = _in_words_of_today(saved)
     if is_length_free(progress.step, saved["total_steps"], given["total_steps"], schedule):
         saved["total_steps"] = given["total_steps"]
     differing = [key for key in saved | given if saved.get(key) != given.get(key)]
@@ -63,6 +67,14 @@ def check_resumable(
         raise UserError(
             f"--out {run_dir.path} holds a run with other settings ({changes}); choose another folder"
         )
+
+
+def _in_words_of_today(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier version saved as this one names it."""
+    if "model.preset" not in facts:
+        return facts
+    preset = FORMER_PRESETS.get(facts["model.preset"], facts["model.preset"])
+    return {"model.architecture": "qwen3"} | facts | {"model.preset": preset}
 
 
 def is_length_free(step: int, former: int, total: int, schedule: ScheduleSettings) -> bool:

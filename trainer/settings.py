@@ -3,10 +3,10 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal
 
-from dataset.batch_settings import Packing, check_isolation
+from dataset.batch_settings import RowSettings
 from model.config import LayerType, ModelConfig, from_preset
 from model.errors import UserError
 from model.strategies import PromptMask, TextMask
@@ -19,32 +19,37 @@ WINDOWS = ("sliding_window", "sliding_layers", "window_both_sides")
 """Settings of a model's shape that no weight depends on: those of --init may get others."""
 
 
+def free(default: Any = MISSING) -> Any:
+    """Declare a setting that a continued training may change: no result depends on it, or by a fact alone.
+
+    Such facts are compared themselves: the data, the weights of --init, the rows of a step, the dtype.
+    """
+    return field(default=default, metadata={"is_free": True})
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """Shape of a new model: a preset, and values that replace the preset's; or other windows for --init."""
 
+    described_by: ClassVar[tuple[type, ...]] = (ModelConfig,)  # what has no words here
+
+    architecture: Literal["qwen3"] = "qwen3"
+    """form of the model"""
     preset: str = "quickstart"
-    """named shape: tiny, quickstart, small, minimind3, gpt2 or medium"""
+    """size of the model: tiny, quickstart, small, minimind3, 124m or medium"""
     vocab_size: int | None = None
     """rows of the embedding; the tokenizer's number of tokens if not given"""
     hidden_size: int | None = None
-    """width of the residual stream"""
     intermediate_size: int | None = None
-    """width inside the feed-forward layer"""
     num_hidden_layers: int | None = None
-    """number of decoder layers"""
     num_attention_heads: int | None = None
-    """number of query heads"""
     num_key_value_heads: int | None = None
-    """number of key and value heads"""
     head_dim: int | None = None
-    """width of one head"""
     max_position_embeddings: int | None = None
-    """longest document in tokens that the model is meant to see"""
     rope_theta: float | None = None
-    """base of the rotary wavelengths"""
+    rms_norm_eps: float | None = None
+    initializer_range: float | None = None
     tie_word_embeddings: bool | None = None
-    """whether the output layer is the embedding itself"""
     sliding_window: int | None = None
     """number of keys up to itself that a token sees in sliding layers, and in a bidirectional block all that
     follow there: by itself, the window bounds blocks on the left only; default: all keys, or as in --init"""
@@ -56,10 +61,8 @@ class ModelSettings:
 
     def config(self, num_tokens: int) -> ModelConfig:
         """Return the configuration; raises `UserError` for too small a vocabulary or wrong layers."""
-        ours = ("preset", *WINDOWS)
-        given = {
-            name: value for name, value in asdict(self).items() if value is not None and name not in ours
-        }
+        ours = ("architecture", "preset", *WINDOWS)
+        given = {name: value for name, value in vars(self).items() if value is not None and name not in ours}
         if self.vocab_size is not None and self.vocab_size < num_tokens:
             raise UserError(
                 f"--model.vocab_size: the tokenizer has {num_tokens} tokens, got room for {self.vocab_size}"
@@ -139,74 +142,67 @@ class ScheduleSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(RowSettings):
     """What pretraining and SFT have in common."""
 
-    data: tuple[str, ...]
+    data: tuple[str, ...] = free()
     """token stores to train on"""
-    out: str
+    out: str = free()
     """run directory to write, or to continue"""
-    validation: tuple[str, ...] = ()
+    validation: tuple[str, ...] = free(())
     """token stores to measure the loss on"""
-    seed: int = 0
-    """seed of fresh weights and of the order of the data"""
+    init: str = free()
+    """model directory to start from (./fresh, if that is its name), with other windows if --model names them;
+    fresh: new weights, shaped by --model"""
+    model: ModelSettings = ModelSettings()
 
-    max_seq_len: int = 512
-    """tokens of a row"""
-    packing: Packing = "pack"
-    """pack: several documents in a row, each seeing only itself, texts cut where a row ends; best_fit: texts
-    cut only where they are longer than a row; none: one document in a row, padded to the longest"""
-    isolate_documents: bool = True
-    """whether each document of a packed row sees itself alone; false: it sees those before it, too, and
-    positions run on, as packers without masks have it; rows, blocks and targets stay, and validation
-    measures each document by itself, as it is served"""
-    batch_size: int = 16
+    batch_size: int = free(16)
     """rows per process and backward pass"""
-    gradient_accumulation: int = 1
+    gradient_accumulation: int = free(1)
     """backward passes per optimizer step"""
-    max_steps: int | None = None
+    max_steps: int | None = free(None)
     """length of the training in optimizer steps; give this, epochs or max_tokens"""
-    epochs: float | None = None
+    epochs: float | None = free(None)
     """length of the training in passes over the data"""
-    max_tokens: int | None = None
+    max_tokens: int | None = free(None)
     """length of the training in real tokens, padding not counted"""
-    max_minutes: float | None = None
+    max_minutes: float | None = free(None)
     """save and stop after this time, to be continued by the same command; never shapes the schedule"""
 
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = free("auto")
     """of matrix products; auto: bfloat16 where the hardware multiplies it natively, float16 with a scaled
     loss on GPUs that multiply only that (weights stay float32)"""
-    compile: Literal["auto", "always", "never"] = "auto"
+    compile: Literal["auto", "always", "never"] = free("auto")
     """torch.compile of each layer; auto: where a compiler works and the training is long enough, and as it
     began where a run is continued"""
-    sharding: Literal["auto", "none", "fsdp"] = "auto"
+    sharding: Literal["auto", "none", "fsdp"] = free("auto")
     """fsdp: each process keeps a part of weights, gradients and optimizer state (FSDP2); none: all of them;
     auto: fsdp if the launcher's configuration says so"""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = free(False)
     """compute the inside of each layer again in the backward pass: saves memory and changes no result"""
 
-    log_every_steps: int = 20
+    log_every_steps: int = free(20)
     """optimizer steps between two log lines, besides that of the first: loss, learning rate, norm of the
     gradient, real tokens/those with loss a second, share of time that waits for data, arithmetic as a share
     of the machine's peak, most memory held, time left"""
-    save_every_steps: int = 500
+    save_every_steps: int = free(500)
     """optimizer steps between two saves; the end is always saved"""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = free(2)
     """last saves to keep, besides the one with the least loss on the first store of --validation"""
-    validate_every_steps: int = 500
+    validate_every_steps: int = free(500)
     """optimizer steps between two validations; the end is always validated"""
-    samples: int = 3
+    samples: int = free(3)
     """texts of the (validation) data that the model continues, or questions that it answers, at every
     validation, into samples.jsonl; 0: none"""
-    sample_prompts: tuple[str, ...] = ()
+    sample_prompts: tuple[str, ...] = free(())
     """texts to continue, or questions to answer, instead of those of the data"""
-    sample_tokens: int = 48
+    sample_tokens: int = free(48)
     """longest sample in tokens"""
-    resume: Literal["auto", "never"] = "auto"
+    resume: Literal["auto", "never"] = free("auto")
     """auto: continue the run that lies in --out; never: refuse to"""
-    tracker: str = "none"
+    tracker: str = free("none")
     """experiment tracker, by its name in accelerate: none, wandb, tensorboard, trackio, swanlab …"""
 
     @staticmethod
@@ -220,9 +216,17 @@ class TrainSettings:
         return ("init",) if key in shape else ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
-        check_isolation(self.isolate_documents, self.packing)
+        super().__post_init__()
+        self._check_length()
+        self._check_numbers()
+        if self.init != FRESH and replace(self.model, **dict.fromkeys(WINDOWS)) != ModelSettings():
+            raise UserError(
+                "--model and --init: expected one of them, got both; --init brings its own shape, of which "
+                "--model.sliding_window, --model.sliding_layers and --model.window_both_sides alone may "
+                "change"
+            )
+
+    def _check_length(self) -> None:
         lengths = {name: getattr(self, name) for name in LENGTHS}
         given = [f"--{name} {value}" for name, value in lengths.items() if value is not None]
         if len(given) != 1:
@@ -230,82 +234,46 @@ class TrainSettings:
             raise UserError(
                 f"expected one of {names}, got {' and '.join(given) or 'none'}; null takes one back"
             )
-        counted = (
-            "max_seq_len",
-            "batch_size",
-            "gradient_accumulation",
-            "log_every_steps",
-            "save_every_steps",
-            "keep_checkpoints",
-        )
-        for name in (*counted, "validate_every_steps", "sample_tokens", *lengths, "max_minutes"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise UserError(f"--{name}: expected more than 0, got {value}")
-            if value is not None and value > MOST:
+
+    def _check_numbers(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) not in (int, float) or name == "seed":
+                continue
+            if value < 0 or value == 0 and name != "samples":
+                least = "0 or more" if name == "samples" else "more than 0"
+                raise UserError(f"--{name}: expected {least}, got {value}")
+            if value > MOST:
                 raise UserError(f"--{name}: expected at most {MOST:,}, got more")
-        if self.samples < 0:
-            raise UserError(f"--samples: expected 0 or more, got {self.samples}")
+
+    def fixed(self) -> dict[str, Any]:
+        """Return what a continued training must keep, dotted key to value."""
+        free_names = {field.name for field in fields(self) if field.metadata.get("is_free")}
+        return {key: value for key, value in flatten(to_plain(self)).items() if key not in free_names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings(TrainSettings):
     """Pretraining on text, of a new model or of a saved one."""
 
-    model: ModelSettings = ModelSettings()
-    init: str = FRESH
-    """model directory to start from (./fresh, if that is its name), with other windows if --model names them;
-    fresh: new weights, shaped by --model"""
-    prompt_mask: TextMask | None = None
+    init: str = free(FRESH)
+    prompt_mask: TextMask | None = free(None)
     """which tokens of a random beginning of each text see later ones; default: causal, or that of --init"""
     supervise: Literal["all", "suffix"] | None = None
     """tokens that carry loss: all, or those after a random beginning; default: all that may"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_start(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftSettings(TrainSettings):
     """Supervised fine-tuning on conversations, of a saved model or of a new one."""
 
-    model: ModelSettings = ModelSettings()
-    init: str
-    """model directory to start from (./fresh, if that is its name), with other windows if --model names them;
-    fresh: new weights, shaped by --model"""
-    prompt_mask: PromptMask | None = None
+    prompt_mask: PromptMask | None = free(None)
     """which prompt tokens see later ones; default: causal, or that of --init"""
     supervise: Literal["answers", "last", "all"] | None = None
     """tokens that carry loss: answers, the last one, or all (causal only); default: the answers that may"""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_start(self)
-
-
-def _check_start(settings: PretrainSettings | SftSettings) -> None:
-    shape = replace(settings.model, **dict.fromkeys(WINDOWS))
-    if settings.init != FRESH and shape != ModelSettings():
-        raise UserError(
-            "--model and --init: expected one of them, got both; --init brings its own shape, of which "
-            "--model.sliding_window, --model.sliding_layers and --model.window_both_sides alone may change"
-        )
-
 
 def _words(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers)) or "none"
-
-
-FREE_KEYS = frozenset(
-    [
-        *("out", "data", "validation", "init", "batch_size", "gradient_accumulation", "dtype", "prompt_mask"),
-        *("max_steps", "epochs", "max_tokens", "max_minutes", "resume", "tracker"),
-        *("log_every_steps", "save_every_steps", "validate_every_steps", "keep_checkpoints"),
-        *("sharding", "gradient_checkpointing", "compile"),
-        *("samples", "sample_prompts", "sample_tokens"),
-    ]
-)
-"""Settings that a resumed run may change: results do not depend on them, or their effect is compared."""
 
 
 def to_plain(settings: TrainSettings) -> dict[str, Any]:

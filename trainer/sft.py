@@ -13,12 +13,10 @@ from trainer.settings import SftSettings
 def main() -> None:
     """Train the model of --init, or a fresh one, on conversations."""
     settings = parse(SftSettings, "Fine-tune a model on conversations, under a choice of prompt mask.")
-    from dataset.token_store import open_stores
     from trainer.loop import train
-    from trainer.task import make_start, make_task
+    from trainer.setup import prepare
 
-    stores = open_stores(settings.data)
-    train(make_task(settings, "sft", stores, make_start(settings, stores)))
+    train(prepare(settings, "sft"))
 
 
 if __name__ == "__main__":

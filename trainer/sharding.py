@@ -1,8 +1,8 @@
 """How weights, gradients and optimizer state lie on the processes: whole on each (DDP), or cut up (FSDP2).
 
 Cut up (Zhao et al. 2023, arXiv 2304.11277), each parameter is a `DTensor` of which a process holds some rows.
-The cutting is done here on every kind of device. Accelerate, which would do it on GPUs alone, knows nothing of
-it: what its launcher was told of FSDP is taken out of the environment, and applied or refused.
+The cutting is done here on every kind of device. Accelerate, which would do it on GPUs alone, knows nothing
+of it: what its launcher was told of FSDP is taken out of the environment, and applied or refused.
 """
 
 import os
@@ -35,7 +35,7 @@ EXPECTED = {
     "fsdp_forward_prefetch": "false",
     "fsdp_ignored_modules": "none",
 }
-"""what a launcher may ask for besides `fsdp_reshard_after_forward`; how accelerate loads and saves is not used"""
+"""what a launcher may ask for, besides `fsdp_reshard_after_forward` and how to load and save"""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ class StopRequest:
         self._asked_at = 0.0
         self._is_launched = any(name in os.environ for name in LAUNCHED_BY)
 
-    @property
     def is_asked(self) -> bool:
         """Say whether this process was asked to stop."""
         if self._is_launched and os.getppid() != PARENT and self.signal is None:

@@ -106,7 +106,7 @@ def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: Dev
         "seconds": round(progress.seconds, 3),
         "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-3), 1),
         "memory_megabytes": round(peak_megabytes(device.accelerator.device), 1),
-        **(progress.ledger.summary() if progress.ledger else {}),
+        **progress.ledger.summary(),
         "parameters": task.start.model.num_parameters(),
         "prompt_mask": task.start.prompt_mask,
         "validation": validation,

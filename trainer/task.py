@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
-from dataset.batch_settings import BatchSettings
+from dataset.batch_settings import BatchSettings, RowSettings
 from dataset.batches import BatchStream
 from dataset.token_store import TokenStore
 from dataset.tokenizer import Tokenizer
@@ -16,7 +16,7 @@ from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.ledger import weights_digest
 from trainer.samples import SamplePrompt, sample_prompts
-from trainer.settings import FREE_KEYS, FRESH, PretrainSettings, SftSettings, flatten, to_plain
+from trainer.settings import FRESH, PretrainSettings, SftSettings
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Task:
 
     def facts(self) -> dict[str, Any]:
         """Return what a resumed run must agree with, dotted key to value."""
-        settings = flatten(to_plain(self.settings))
+        settings = self.settings.fixed()
         if self.settings.init != FRESH:  # the weights have a shape of their own, but windows may change
             config = self.start.model.config
             windows, both_sides = config.layer_windows, config.window_both_sides
@@ -61,7 +61,7 @@ class Task:
             "prompt_mask": self.start.prompt_mask,
             "supervise": self.stream.settings.supervise,
         }
-        return {key: value for key, value in settings.items() if key not in FREE_KEYS} | own
+        return settings | own
 
 
 def make_task(
@@ -85,19 +85,13 @@ def make_task(
             raise UserError(
                 f"{store.path} holds {store.kind} data; expected what prepare_data --kind {kind} writes"
             )
-    batch_settings = BatchSettings(
-        max_seq_len=settings.max_seq_len,
-        packing=settings.packing,
-        prompt_mask=start.prompt_mask,
-        supervise=settings.supervise,
-        seed=settings.seed,
-        isolate_documents=settings.isolate_documents,
-    )
-    alone = replace(batch_settings, isolate_documents=True)
+    rows = {field.name: getattr(settings, field.name) for field in fields(RowSettings)}
+    together = BatchSettings(**rows, prompt_mask=start.prompt_mask, supervise=settings.supervise)
+    alone = replace(together, isolate_documents=True)
     return Task(
         settings,
         start,
-        BatchStream(stores, batch_settings),
+        BatchStream(stores, together),
         {store.path.name: BatchStream([store], alone) for store in others},
         _digest([store.manifest["files"] for store in stores]),
         sample_prompts(settings, others or stores, start.prompt_mask, longest),

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from dataset.batches import Batch
 from model.errors import UserError
 from model.files import open_tensors, write_tensors
-from trainer.ledger import Ledger, read_ledger
+from trainer.ledger import Ledger, read_ledger, weights_digest
+from trainer.loss_scale import first_scale, next_scale
 from trainer.optimizer import Optimizers
 from trainer.run_dir import is_count, is_number
 from trainer.sharding import is_cut_up, own_rows
@@ -51,18 +53,30 @@ class Progress:
     """that began the training"""
     nats_since_log: float = 0.0
     targets_since_log: int = 0
-    ledger: Ledger | None = None
-    """None where the training was begun by a version that kept none"""
+    ledger: Ledger = Ledger()
 
-    def count(self, rows: int, tokens: int, targets: int, nats: float | None, is_skipped: bool) -> None:
-        """Count one optimizer step; `nats` is None where it failed, and its update was skipped for it."""
+    def consume(self, batch: Batch, rows: int, tokens: int, targets: int, flops: float) -> None:
+        """Count what goes into an optimizer step: numbers of all processes, the batch of this one."""
         self.step, self.row = self.step + 1, self.row + rows
         self.tokens, self.targets = self.tokens + tokens, self.targets + targets
+        self.ledger = self.ledger.then(batch, flops)
+
+    def conclude(self, nats: float | None, targets: int, is_skipped: bool) -> None:
+        """Count how it went; `nats` is None where it failed, and its update was skipped for it."""
         self.skipped_steps += is_skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if nats is None else 0
         if nats is not None:
             self.nats_since_log += nats
             self.targets_since_log += targets
+
+    def adapt_scale(self, is_finite: bool) -> None:
+        """Move the loss scale of float16 after a step."""
+        self.loss_scale, self.steps_at_scale = next_scale(self.loss_scale, self.steps_at_scale, is_finite)
+
+
+def first_progress(model: nn.Module, dtype: torch.dtype, processes: int) -> Progress:
+    """Return where a training begins; `model` is on the CPU and whole."""
+    return Progress(processes=processes, loss_scale=first_scale(dtype), ledger=Ledger(weights_digest(model)))
 
 
 def save_shared_state(folder: Path, progress: Progress, facts: dict[str, Any]) -> None:

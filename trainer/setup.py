@@ -1,0 +1,117 @@
+"""All that stands around the loop of a training, put together from its settings."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dataset.batches import Batch
+from dataset.token_store import open_stores
+from trainer.compilation import Compilation
+from trainer.device import Device, find_device, place
+from trainer.failures import explaining
+from trainer.machine import model_flops
+from trainer.optimizer import Optimizers
+from trainer.reporting import Reporter
+from trainer.resuming import keep_rows_per_step, was_compiled
+from trainer.run_dir import RunDirectory
+from trainer.saving import Saves
+from trainer.schedule import count_steps, multiplier
+from trainer.settings import PretrainSettings, SftSettings, TrainSettings
+from trainer.stopping import StopRequest
+from trainer.summary import describe_continuation, describe_task
+from trainer.task import Task, make_start, make_task
+from trainer.training_state import Progress, first_progress
+from trainer.validation import Validation
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a training on this process, which its loop sets in motion."""
+
+    given: TrainSettings
+    """as the user gave them; the task's keep the rows of a step on another number of processes"""
+    task: Task
+    device: Device
+    figures: dict[str, Any]
+    """of an epoch, as `BatchStream.describe` has them"""
+    rows_per_step: int
+    total_steps: int
+    model: nn.Module
+    """the model of the task, as it runs on all processes"""
+    compilation: Compilation
+    optimizers: Optimizers
+    saves: Saves
+    reporter: Reporter
+    validation: Validation
+    beginning: Progress
+
+    def multiplier(self, step: int) -> float:
+        """Return the factor on the peak learning rate for the update that follows `step` finished ones."""
+        return multiplier(step, self.total_steps, self.task.settings.schedule)
+
+    def count(self, batch: Batch) -> tuple[int, int, float]:
+        """Return the targets, the real tokens and the operations of a step, of all processes."""
+        flops = model_flops(self.task.start.model.config, batch)
+        targets, tokens, flops = self.device.summed(batch.num_targets, batch.num_real, flops)
+        return int(targets), int(tokens), flops
+
+    def introduce(self, progress: Progress) -> None:
+        """Say what is about to happen."""
+        settings = self.task.settings
+        for line in (
+            *describe_task(self.task, self.figures, self.total_steps, self.rows_per_step),
+            f"device     {self.device.description}",
+            f"compile    {self.compilation.reason}",
+            *describe_continuation(progress, self.device.world, settings.gradient_accumulation),
+        ):
+            self.reporter.say(line)
+
+    def stop_request(self) -> StopRequest:
+        """Return what listens to signals and to the clock."""
+        return StopRequest(self.task.settings.max_minutes)
+
+
+def prepare(settings: PretrainSettings | SftSettings, kind: str) -> Setup:
+    """Open the data and the model, find the devices, and put a training together; no file is touched."""
+    stores = open_stores(settings.data)
+    task = make_task(settings, kind, stores, make_start(settings, stores))
+    with explaining(RunDirectory(settings.out)):
+        device = find_device(settings)
+        return set_up(keep_rows_per_step(task, device.world), device, settings)
+
+
+def set_up(task: Task, device: Device, given: TrainSettings) -> Setup:
+    """Prepare model and optimizers for the device."""
+    settings, model = task.settings, task.start.model
+    rows_per_step = settings.batch_size * settings.gradient_accumulation * device.world
+    figures = task.stream.describe(rows_per_step)
+    total_steps = count_steps(settings, figures, rows_per_step)
+
+    # The digest of the first weights is taken before they are cut up, and the optimizers come after it.
+    beginning = first_progress(model, device.dtype, device.world)
+    most_tokens = total_steps * rows_per_step * settings.max_seq_len
+    placed, compilation = place(model, settings, device, most_tokens, was_compiled(settings.out))
+    optimizers = Optimizers(model, settings.optimizer, device.dtype)
+
+    facts = task.facts() | {
+        "dtype": str(device.dtype),
+        "compiled": compilation.is_on,
+        "rows_per_step": rows_per_step,
+        "total_steps": total_steps,
+    }
+    return Setup(
+        given,
+        task,
+        device,
+        figures,
+        rows_per_step,
+        total_steps,
+        placed,
+        compilation,
+        optimizers,
+        Saves(task, device, optimizers, facts),
+        Reporter(settings, device, total_steps, compilation.is_on),
+        Validation(task, device),
+        beginning,
+    )

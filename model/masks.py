@@ -7,6 +7,7 @@ prefill, decode and plots all derive their masks from `visible`; nothing else de
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -148,20 +149,21 @@ def prompt_blocks(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
     `answers` (n,) bool marks answer tokens with their end marker, `starts` (n,) bool the first token of every
     message that is not an answer. Raises `UserError` for an unknown name.
     """
-    strategy = strategy_named(prompt_mask)
+    strategy, is_answer = strategy_named(prompt_mask), answers.numpy()
 
     # Messages open where they are marked to, and where answers begin and end.
-    opens = starts.clone()
+    opens = starts.numpy().copy()
     opens[:1] = True
-    opens[1:] |= answers[1:] != answers[:-1]
-    talk = "".join("A" if is_answer else "U" for is_answer in answers[opens].tolist())
+    opens[1:] |= is_answer[1:] != is_answer[:-1]
+    first = np.flatnonzero(opens)
+    talk = "".join("A" if is_answer[index] else "U" for index in first)
 
     # Blocks are numbered in the order in which they come.
     blocks, numbers = [strategy.block(talk, n) for n in range(len(talk))], {CAUSAL: CAUSAL}
     for block in blocks:
         numbers.setdefault(block, len(numbers) - 1)
-    ids = torch.tensor([numbers[block] for block in blocks], dtype=torch.long)  # one for each message
-    return ids[opens.cumsum(0) - 1]
+    ids = np.array([numbers[block] for block in blocks], dtype=np.int64)  # one for each message
+    return torch.from_numpy(np.repeat(ids, np.diff(first, append=len(opens))))
 
 
 def blocks_before_answer(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:

@@ -138,7 +138,10 @@ class Encoder:
     def __call__(self, job: Job) -> Encoded:
         """Return the documents of a block; raises `UserError` where a file mixes formats."""
         renderer, listing = _renderer(self.settings.tokenizer, job.tokenizer), StringIO()
-        rejects, num_bytes = Rejects(listing=listing), np.zeros((2, 2), dtype=np.int64)
+        rejects, num_bytes = (
+            Rejects(self.settings.max_reject_fraction, listing),
+            np.zeros((2, 2), dtype=np.int64),
+        )
         documents: tuple[list[Rendered], list[Rendered]] = ([], [])
         marks, unread = Marks(), set()
         accepted = accept(records_of(job.block), self._parser(job.chat_format, marks, unread), rejects)

@@ -6,6 +6,7 @@ What one message says is read by `dataset/messages.py`; how records lie in files
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal
 
 from dataset.chat_form import Message
@@ -47,6 +48,7 @@ PAIRS: dict[ChatFormat, tuple[tuple[str, str], ...]] = {
     "reading": (("question", "answers"), ("question", "answer"), ("question", "response")),
 }
 """keys of a prompt and its answer; where several would do, the first pair of a format goes before others"""
+PAIR_KEYS = {*chain(*chain(*PAIRS.values()))}
 DETAILS: dict[ChatFormat, tuple[str, ...]] = {"alpaca": ("input", "context"), "reading": ("context",)}
 """keys of what else belongs to the prompt"""
 LISTS: tuple[ChatFormat, ...] = ("conversations", "messages")
@@ -57,7 +59,7 @@ BESIDE_PAIRS = {"history", "is_impossible"}
 """of these, what is not read beside a list of messages"""
 PREFERENCE = {"chosen", "rejected", "rejected_response", *LABELS}
 NAMEABLE = {*LISTS, "context", "system", "tools", "history", "chosen", "rejected", "label"}
-NAMEABLE |= {key for pairs in PAIRS.values() for pair in pairs for key in pair}
+NAMEABLE |= PAIR_KEYS
 NO_INPUT = "<noinput>"  # Alpaca's mark of an instruction without input
 SPEAKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")  # in a transcript that is one text
 
@@ -111,7 +113,7 @@ def rename(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
     """Return a record under our names for its keys; of other ways to read it none is left."""
     if not columns:
         return record
-    ways = [{"messages"}, {"conversations"}, *(set(pair) for pairs in PAIRS.values() for pair in pairs)]
+    ways = [{"messages"}, {"conversations"}, *map(set, chain(*PAIRS.values()))]
     best = max(len(way & columns.keys()) for way in ways)
     chosen = set().union(*(way for way in ways if best and len(way & columns.keys()) == best))
     others = set().union(*ways) - chosen - {"input"} if chosen else set()
@@ -193,8 +195,7 @@ def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[s
     if chat_format in PAIRS:
         known = COMMON | {*_pair(record, chat_format), *DETAILS.get(chat_format, ()), *THOUGHTS}
     elif chat_format == "preference":
-        known |= COMMON | PREFERENCE | {"context"}
-        known |= {key for pairs in PAIRS.values() for pair in pairs for key in pair}
+        known |= COMMON | PREFERENCE | PAIR_KEYS | {"context"}
     held = {*held_keys(record)}
     for name in held & known & {*LISTS, "prompt", "completion", "chosen"}:
         for turn in record[name] if isinstance(record[name], list) else ():

@@ -39,7 +39,6 @@ from dataset.sources import (
 from dataset.text_files import Marks
 from dataset.token_store import ADVICE, StoreWriter, TokenStore, read_manifest
 from dataset.tokenizer import Tokenizer
-from dataset.unpacking import check_whole
 from model.errors import UserError
 from model.files import LOCK, flush_written, resumable_folder, write_text
 
@@ -202,7 +201,6 @@ def _jobs(
     for source, weight in sources:
         chat_format = settings.format
         for block in read_blocks(source, settings.text_rules):
-            check_whole(f"{source} line {block.line}", block.fault, settings.max_reject_fraction)
             if settings.kind == "sft" and chat_format is None:
                 chat_format = _detect(block, read_columns(settings.columns))
             if number >= num_done:

@@ -167,8 +167,13 @@ class Rejects:
         self.first = ""
 
     def add(self, record: Record, reason: str, is_fault: bool = True) -> None:
-        """Note one record that cannot be used; one without fault counts for no limit."""
-        self.first = self.first or f"{record.file} line {record.line}: {reason}"
+        """Note one record that cannot be used; one without fault counts for no limit.
+
+        Raises `UserError` for the end of a file that breaks off.
+        """
+        place = f"{record.file} line {record.line}"
+        check_whole(place, reason, self.max_fraction)
+        self.first = self.first or f"{place}: {reason}"
         self.num_left_out += not is_fault
         self._count(reason, 1)
         if self.listing:
@@ -191,13 +196,9 @@ class Rejects:
         return self.num_records, dict(self.reasons), self.first, self.num_left_out
 
     def check(self) -> None:
-        """Raise `UserError` when too many of the records were rejected, or all, or a file broke off."""
+        """Raise `UserError` when too many of the records were rejected, or all."""
         if not self.num_records:
             raise UserError("the data files hold no records")
-        for reason in self.reasons:
-            is_first = self.first.endswith(f": {reason}")
-            place = self.first.removesuffix(f": {reason}") if is_first else "the data"
-            check_whole(place, reason, self.max_fraction)
         rejected = self.reasons.total()
         if rejected == self.num_records or are_too_many(
             rejected - self.num_left_out, self.num_records, self.max_fraction

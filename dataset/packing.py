@@ -1,6 +1,6 @@
 """Which documents share a row, and in which order rows come: pure functions of lengths, seed and epoch.
 
-A row is a run of pieces (document, begin, end); tokens are `dataset/batches.py`'s.
+A row is a series of pieces (document, begin, end); tokens are `dataset/batches.py`'s.
 """
 
 from array import array

@@ -176,7 +176,7 @@ def _places(answer: bytes, text: bytes) -> tuple[list[int], list[int]]:
 
 
 def _cuts(chat: _Chat, begin: int, last: int, excess: int) -> list[tuple[int, int]] | None:
-    """Return which runs of tokens go from the texts of a prompt, None where too few can.
+    """Return which spans of tokens go from the texts of a prompt, None where too few can.
 
     They hold `excess` tokens and those of the marks that stand for them. What stays is the part around the
     answer where it stands in the texts, else their end, and the question at either end where there is one.
@@ -185,8 +185,8 @@ def _cuts(chat: _Chat, begin: int, last: int, excess: int) -> list[tuple[int, in
     for low, high in prompt.bodies(excess):
         window = prompt.window(low, high, high - low - excess - mark * len(prompt.texts), mark)
         if window is not None:
-            runs = (*prompt.runs(low, window[0]), *prompt.runs(window[1], high))
-            return [run for run in runs if run[1] - run[0] > mark]
+            spans = (*prompt.spans(low, window[0]), *prompt.spans(window[1], high))
+            return [span for span in spans if span[1] - span[0] > mark]
     return None
 
 
@@ -272,7 +272,7 @@ class _Prompt:
         begin, end = int(self._borders[first]), int(self._borders[last - 1])
         return (begin, end) if begin < end else None
 
-    def runs(self, low: int, high: int) -> Iterator[tuple[int, int]]:
+    def spans(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yield where a range lies in the conversation, message by message."""
         at = 0
         for first, last in self.texts:

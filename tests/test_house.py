@@ -1,0 +1,48 @@
+"""The budgets of the house: a core that is read in an afternoon, and folders that grow only with need."""
+
+from pathlib import Path
+
+import pytest
+from test_imports import FOLDERS, ROOT, direct, modules
+
+CORE = [
+    *("model/strategies", "model/masks", "model/attention", "model/transformer", "model/loss"),
+    *("model/kv_cache", "model/generator", "dataset/conversation", "dataset/packing", "dataset/batches"),
+    *("trainer/loop", "trainer/sft"),
+]
+MOST_CORE_LINES, MOST_OTHERS = 2000, 15
+
+LINES = {  # of a folder: what it may have with all that is planned, and what it has until it is that small
+    "model": (3600, 2806),
+    "dataset": (3000, 5136),
+    "trainer": (2700, 3133),
+    "eval": (4200, 6272),
+    "scripts": (1000, 1102),
+    "scripts/bench": (1500, 1152),
+}
+
+
+def lines_of(files: list[Path]) -> int:
+    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+
+
+def test_the_core_is_read_in_an_afternoon_and_with_few_other_files():
+    files = [ROOT / f"{name}.py" for name in CORE]
+    assert lines_of(files) <= MOST_CORE_LINES
+    others = {other for file in files for other in direct(file)} - {*files}
+    assert len(others) <= MOST_OTHERS, sorted(str(other.relative_to(ROOT)) for other in others)
+
+
+@pytest.mark.parametrize("folder", LINES)
+def test_a_folder_has_no_more_lines_than_it_may(folder):
+    planned, today = LINES[folder]
+    lines = lines_of([*(ROOT / folder).glob("*.py")])
+    assert lines <= max(planned, today), f"{folder} has {lines} lines; make something smaller first"
+
+
+def test_tests_are_no_longer_than_what_they_test():
+    assert lines_of(modules("tests")) <= lines_of(modules(*FOLDERS))
+
+
+def test_there_are_five_folders_of_code():
+    assert {file.parent.name for file in ROOT.glob("*/__init__.py")} == {*FOLDERS}

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -9,6 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple, get_type_hints
+
+import pytest
+
+from dataset import command_line
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,37 +84,31 @@ def _filled(line: str, variables: dict[str, str]) -> str:
 @cache
 def settings_of(module: str) -> type:
     """Return the class of settings that a command of ours reads its line as."""
-    program = import_module(module)
-    asked = []
-
-    class Asked(Exception):  # noqa: N818 - it is how we come back
-        pass
+    main, parse, asked = import_module(module).main, command_line.parse, []
 
     def stop(settings: type, *_: Any) -> None:
         asked.append(settings)
-        raise Asked
+        raise StopIteration
 
-    parse, program.parse = program.parse, stop
-    try:
-        program.main()
-    except Asked:
-        return asked[0]
-    finally:
-        program.parse = parse
-    raise AssertionError(f"{module} reads no settings")
+    with pytest.MonkeyPatch.context() as patch:
+        for each in list(sys.modules.values()):
+            if vars(each).get("parse") is parse:
+                patch.setattr(each, "parse", stop)
+        with pytest.raises(StopIteration):
+            main()
+    return asked[0]
 
 
 def read(command: Command) -> Any:
     """Return the settings that a command line stands for; raises `UserError` as the command would."""
-    parse = import_module(command.module).parse
-    return import_module(parse.__module__).read(settings_of(command.module), command.flags)
+    return command_line.read(settings_of(command.module), command.flags)
 
 
 def programs() -> list[str]:
     """Return the modules that are commands."""
     files = [file for folder in CODE for file in sorted((ROOT / folder).rglob("*.py"))]
     texts = {file: file.read_text(encoding="utf-8") for file in files}
-    found = [file for file, text in texts.items() if "def main()" in text and " parse(" in text]
+    found = [file for file, text in texts.items() if re.search(r"def main\(\)(.|\n)* (parse|bench)\(", text)]
     return [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in found]
 
 

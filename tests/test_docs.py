@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from tests.pages import (
     settings_of,
     spans,
 )
+from trainer.settings import SftSettings
 
 DOCS = ROOT / "docs"
 CORE = (
@@ -173,6 +175,15 @@ def test_the_experiment_of_the_page_on_extending_is_one(tmp_path, monkeypatch):
     assert list(load_experiment(str(tmp_path / "page.yaml")).named) == list(yaml.safe_load(text)["arms"])
 
 
+def test_the_page_on_run_directories_tells_what_a_continued_training_may_change():
+    page = (DOCS / "run_directory.md").read_text(encoding="utf-8")
+    section = page.partition("## Going on")[2].partition("\n## ")[0]
+    told = {
+        name for cell in re.findall(r"^\|([^|]*)\|", section, re.M) for name in re.findall(r"`--(\w+)`", cell)
+    }
+    assert told == {each.name for each in fields(SftSettings) if each.metadata.get("is_free")}
+
+
 def save_tiny(folder: Path, data: Path, prompt_mask: str) -> None:
     """Write a model that has learnt nothing."""
     tokenizer = Tokenizer.load(data / "tokenizer")
@@ -207,7 +218,7 @@ TOO_LONG = ("scripts.ablate", "scripts.judge")
 def small(command: Command) -> list[str]:
     """The flags of a command at a size that takes a second."""
     wanted = SMALL.get(command.module, {}) | (TRAINED if command.module.startswith("trainer.") else {})
-    words = list(command.flags)
+    words = ["chats.jsonl" if word.startswith("hub:") else word for word in command.flags]
     if "--model.preset" in words:
         wanted = wanted | {"--model.preset": "tiny"}
     for name, value in wanted.items():
@@ -231,15 +242,14 @@ def write_data(folder: Path, data: Path) -> None:
     (folder / "chats.jsonl").write_text("\n".join(chats) + "\n")
     asked = [{"question": f"{text} Who?", "answers": [text.split()[0]]} for text in sentences()[:6]]
     (folder / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in asked))
-    for source, names in (
-        ("texts.jsonl", ["pretrain_t2t_mini.jsonl"]),
-        ("chats.jsonl", ["sft_t2t_mini.jsonl"]),
+    for source, copy in (
+        ("texts.jsonl", "pretrain_t2t_mini.jsonl"),
+        ("chats.jsonl", "sft_t2t_mini.jsonl"),
+        ("more.txt", "input.txt"),
     ):
-        for name in names:
-            shutil.copy(folder / source, folder / name)
-    shutil.copy(folder / "more.txt", folder / "input.txt")
-    for place in (save_minimind(folder / "minimind-3"), save_minimind(folder / "minimind/model")):
-        state = load_checkpoint(place).model.state_dict()
+        shutil.copy(folder / source, folder / copy)
+    for name in ("minimind-3", "minimind/model", "Qwen3-0.6B"):
+        state = load_checkpoint(save_minimind(folder / name)).model.state_dict()
     torch.save({name: tensor.half() for name, tensor in state.items()}, folder / "full_sft_768.pth")
     for name, mask in (("pretrain", "causal"), ("sft-causal", "causal"), ("sft-prefix", "prefix")):
         save_tiny(folder / "out/quickstart" / name, data, mask)

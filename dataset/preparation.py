@@ -249,7 +249,7 @@ class _Output:
         self._num_bytes += encoded.num_bytes
         self._rejects.merge(*encoded.account)
         self._marks.add(**vars(encoded.marks))
-        self._listing.write(encoded.rejects.encode(errors="backslashreplace"))
+        self._listing.write(encoded.rejects.encode())
         self.num_blocks += 1
         if self._journal.is_due():
             self._journal.write(self._position())

@@ -3,11 +3,9 @@
 import io
 import os
 import sys
-import unicodedata
 from traceback import format_exception
 
-HARMLESS = "\u200c\u200d"  # joiners of emoji and of several scripts
-ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half surrogates, line and paragraph separators
+from model.files import is_seen
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -20,9 +18,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def _shown(character: str) -> str:
-    if character.isprintable() or character in HARMLESS or unicodedata.category(character) not in ESCAPED:
-        return character
-    return character.encode("unicode_escape").decode()
+    return character if is_seen(character) else character.encode("unicode_escape").decode()
 
 
 def prepare_streams(stdout_is_log: bool = False) -> None:

@@ -18,6 +18,7 @@ from dataset.sources import Block, form_of, read_blocks
 from dataset.text_files import DEFAULT_RULES, TextRules, not_utf8
 from dataset.unpacking import check_whole
 from model.errors import UserError
+from model.files import as_json
 
 Parsed = TypeVar("Parsed")
 ARRAY = "this .jsonl holds one JSON array; name it .json"
@@ -178,7 +179,7 @@ class Rejects:
         self._count(reason, 1)
         if self.listing:
             entry = {"file": record.file, "line": record.line, "reason": reason}
-            self.listing.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self.listing.write(as_json(entry) + "\n")
 
     def _count(self, reason: str, number: int) -> None:
         is_known = reason in self.reasons or len(self.reasons) < MOST_REASONS

@@ -22,7 +22,7 @@ from eval.served_model import ServedModel
 from eval.settings import QUESTION_KEYS, EvaluationSettings
 from eval.typed_json import read_as, read_lines
 from model.errors import UserError
-from model.files import check_place, read_object, whole_folder
+from model.files import as_json, check_place, read_object, whole_folder
 from model.strategies import STRATEGIES
 from trainer.validation import Likelihood
 
@@ -229,13 +229,13 @@ def save(folder: str | Path, found: Found) -> None:
         if found.left_out:
             _write_lines(written / REJECTS, [asdict(record) for record in found.left_out])
         items = {"tasks": tasks_of(found.predictions), "losses": losses_of(found.evaluation.losses)}
-        (written / ITEMS).write_text(json.dumps(items, ensure_ascii=False) + "\n", encoding="utf-8")
-        text = json.dumps(asdict(found.evaluation), indent=2, ensure_ascii=False) + "\n"
+        (written / ITEMS).write_text(as_json(items) + "\n", encoding="utf-8")
+        text = as_json(asdict(found.evaluation), indent=2) + "\n"
         (written / RESULTS).write_text(text, encoding="utf-8")
 
 
 def _write_lines(file: Path, records: Sequence[dict[str, Any]]) -> None:
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = (as_json(record) + "\n" for record in records)
     file.write_text("".join(lines), encoding="utf-8")
 
 

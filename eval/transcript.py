@@ -1,6 +1,5 @@
 """Conversations as lines of JSON: `prepare_data` takes them as training data, a chat takes them up again."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from dataset.sources import check_sources
 from dataset.tokenizer import Tokenizer
 from eval.chat import ChatSession, Turn
 from model.errors import UserError
-from model.files import write_text
+from model.files import as_json, write_text
 
 
 def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
@@ -29,7 +28,7 @@ def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
         raise UserError(f"{path} holds something else than transcripts; choose another name")
     if not all(_spoken(session) for session in sessions):
         raise UserError("there is nothing to save yet")
-    lines = (json.dumps(_record(session), ensure_ascii=False) + "\n" for session in sessions)
+    lines = (as_json(_record(session)) + "\n" for session in sessions)
     write_text(path, "".join(lines))
     return sum(len(session.turns) - len(_spoken(session)) for session in sessions)
 

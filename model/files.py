@@ -7,6 +7,7 @@ out               as it was, until
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOCK = ".lock"
+HARMLESS = "\u200c\u200d"  # joiners of emoji and of several scripts
+ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half surrogates, line and paragraph separators
+
+
+def is_seen(character: str) -> bool:
+    """Say whether a character is shown for what it is: it neither steers a terminal nor cuts a line."""
+    return character.isprintable() or character in HARMLESS or unicodedata.category(character) not in ESCAPED
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON in which every script stays readable, and what is not seen stands as an escape.
+
+    So a file of ours may be shown in a terminal, and its lines are those that every reader finds.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or is_seen(c) else json.dumps(c)[1:-1] for c in text)
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:
@@ -42,7 +61,7 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any], indent: int | None = 2) -> None:
     """Write an object, whole or not at all."""
-    write_text(path, json.dumps(values, indent=indent, ensure_ascii=False) + "\n")
+    write_text(path, as_json(values, indent) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

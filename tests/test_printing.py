@@ -1,11 +1,13 @@
 """Foreign text on a terminal, and streams that lack characters or are closed."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from dataset.printing import printable
+from model.files import as_json
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,16 @@ def test_what_would_steer_a_terminal_is_shown_as_an_escape_and_all_else_as_it_is
 
 def test_what_is_to_be_kept_stays():
     assert printable("two\nlines\x1b", keep="\n\t") == "two\nlines\\x1b"
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_of_ours_is_readable_whole_and_holds_nothing_that_steers_a_terminal_or_cuts_a_line(indent):
+    foreign = {
+        "阅读\x7f": ["家\u3000é 👩\u200d💻", "\x9b31m\x1b", "a\x85b\u2028c", "\u202etxt", "\U000e0041\ud800"]
+    }
+    text = as_json(foreign, indent)
+    assert json.loads(text) == foreign and "阅读" in text and "家\u3000é 👩\u200d💻" in text
+    assert printable(text, keep="\n") == text and text.splitlines() == text.split("\n")
 
 
 def program(text: str, redirection: str) -> subprocess.CompletedProcess:

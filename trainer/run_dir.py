@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UserError
-from model.files import LOCK, check_place, flush, locked, read_object, replacing, take_place, write_text
+from model.files import (
+    LOCK,
+    as_json,
+    check_place,
+    flush,
+    locked,
+    read_object,
+    replacing,
+    take_place,
+    write_text,
+)
 
 MARK = "settings.yaml"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -243,7 +253,7 @@ def is_count(value: Any) -> bool:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return as_json(record) + "\n"
 
 
 def step_of(checkpoint: Path) -> int:

@@ -31,11 +31,12 @@ class Visibility(NamedTuple):
     documents: "DocumentAttention | None" = None
     """a way to attend that skips what `mask` forbids between documents, where there is one"""
 
-    def kinds(self) -> tuple[MaskKind, ...]:
-        """Return the kinds of mask that this is; a backend must be able to take one of them."""
+    @property
+    def kind(self) -> MaskKind:
+        """The kind of mask that a backend must be able to take; `documents` has a dense mask, too."""
         if self.mask is None:
-            return ("causal",) if self.is_causal else ("none",)
-        return ("dense",) if self.documents is None else ("documents", "dense")
+            return "causal" if self.is_causal else "none"
+        return "dense" if self.documents is None else "documents"
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Visibility, float], Tensor]

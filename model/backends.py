@@ -6,7 +6,7 @@ Their constants were measured on two CPU cores, on models of 30M parameters in f
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class Backend:
     """A way to attend and what it can do."""
 
     attend: Attend
-    masks: tuple[MaskKind, ...] = ("none", "causal", "dense")
+    masks: tuple[MaskKind, ...] = get_args(MaskKind)
     gradients: tuple[bool, ...] = (True, False)
     """whether it is for tokens that are trained on, for others, or both"""
     devices: tuple[str, ...] | None = None
@@ -46,7 +46,7 @@ class Backend:
         return (
             torch.is_grad_enabled() in self.gradients
             and (self.devices is None or q.device.type in self.devices)
-            and any(kind in self.masks for kind in seen.kinds())
+            and seen.kind in self.masks
             and self.fits(q)
         )
 

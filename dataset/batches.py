@@ -89,6 +89,7 @@ class BatchStream:
             raise UserError(f"{rows_per_step} rows a step cannot be shared out to {world} processes")
         plan, share = self.plan(epoch), rows_per_step // world
         for first in range(start_row, len(plan), rows_per_step):
+            # A step is a stretch of rows of one length, of which each process takes its share, in order.
             length = self._row_length(plan, first, rows_per_step)
             mine = range(first + rank * share, first + (rank + 1) * share)
             rows = [self.pieces(epoch, row) if row < len(plan) else [] for row in mine]
@@ -120,12 +121,15 @@ def collate(rows: Sequence[Sequence[Piece]], length: int, pad_id: int) -> Batch:
     Documents are numbered from 0 in each row and so are blocks. Raises `ValueError` if a block is torn or a
     label could be read.
     """
+    # The five fields of a batch, all padding at first; rows are written into them piece by piece.
     grid = np.empty((5, len(rows), length), dtype=np.int64)
     for field, padding in zip(grid, Batch(pad_id, NO_TARGET, -1, 0, -1), strict=True):
         field.fill(padding)
     for row, pieces in enumerate(rows):
         _fill_row(Batch(*grid[:, row]), pieces)
     batch = Batch(*torch.from_numpy(grid))
+
+    # The leak rule: a label that the row before it sees through its block is none. No other may be seen.
     check_layout(batch.layout)
     batch.labels[is_readable(batch.block_ids)] = NO_TARGET
     check_labels(batch)

@@ -113,10 +113,15 @@ class Renderer:
         """
         self.form.check([f"{role} messages" for role in roles])
         row, end, before = _Row(self.tokenizer.typecode), [self.tokenizer.im_end_id], None
+
+        # Some forms give a conversation without a system message one of their own.
         if self.form.default_system and list(roles[:1]) != ["system"]:
             self._add_header(row, "system", before)
             row.add(self.tokenizer.encode(self.form.default_system), before := "system")
             row.add(self.footers[before], before)
+
+        # Header, content, footer; an answer has its end marker as footer, which is a target like its content.
+        # Some forms write the results of several tools as one message, with something between them.
         for number, (role, content) in enumerate(zip(roles, contents, strict=True)):
             is_result = role == "tool" and self.form.between_results is not None
             if is_result and before == "tool":
@@ -130,6 +135,8 @@ class Renderer:
             elif not (is_result and roles[number + 1 : number + 2] == ["tool"]):
                 row.add(self.footers[role], role)
             before = role
+
+        # The newline after an answer comes with the header that follows, and by itself where none does.
         if generation_prompt:
             self._add_header(row, "assistant", before)
         elif before == "assistant":

@@ -27,14 +27,12 @@ from dataset.records import Rejects, records_of
 from dataset.sources import (
     BLOCK_BYTES,
     Block,
-    check_rules,
-    check_sources,
+    begin_reading,
     check_unchanged,
     describe_source,
     find_sources,
     read_blocks,
     size_of,
-    states_of,
 )
 from dataset.text_files import Marks
 from dataset.token_store import ADVICE, StoreWriter, TokenStore, read_manifest
@@ -55,10 +53,8 @@ def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
     Raises `UserError` for missing or empty files, too many unusable records, or anything else at `out`.
     """
     sources = list(_weighted_sources(settings))
-    check_sources([source for source, _ in sources])
-    check_rules(settings.text_rules, [source for source, _ in sources])
+    states = begin_reading([source for source, _ in sources], settings.text_rules)
     tokenizer = Tokenizer.load(settings.tokenizer)
-    states = states_of(source for source, _ in sources)
     described = [describe_source(source) for source, _ in sources]
     request = _request(settings, tokenizer, described, [weight for _, weight in sources])
     if not settings.overwrite and is_store(settings.out):

@@ -176,13 +176,22 @@ def _check_file(path: str) -> int:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def states_of(sources: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Return what tells `check_unchanged` that files are as they were; of the hub nothing is known."""
+def begin_reading(sources: Sequence[str], rules: TextRules) -> dict[str, tuple[int, ...]]:
+    """Check what is about to be read, and return the states of files for `check_unchanged` when it has been.
+
+    Raises `UserError` as `check_sources` does, and for a separator that is none or that no source heeds.
+    """
+    check_sources(sources)
+    rules.check()
+    if rules.separator != DEFAULT_RULES.separator and ".txt" not in map(form_of, sources):
+        raise UserError(
+            f"document_separator {rules.separator}: none of the data is a .txt file; leave it out"
+        )
     return {source: _state(source) for source in sources if not source.startswith(HUB)}
 
 
 def check_unchanged(states: dict[str, tuple[int, ...]]) -> None:
-    """Raise `UserError` if a file was written to, replaced or removed since `states_of`."""
+    """Raise `UserError` if a file was written to, replaced or removed since `begin_reading`."""
     if changed := [source for source, state in states.items() if _state(source) != state]:
         raise UserError(f"{changed[0]} changed while it was read; run the same command again once it stays")
 
@@ -193,15 +202,6 @@ def _state(path: str) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def check_rules(rules: TextRules, sources: Sequence[str]) -> None:
-    """Raise `UserError` for a separator that is none, or that no source heeds."""
-    rules.check()
-    if rules.separator != DEFAULT_RULES.separator and ".txt" not in map(form_of, sources):
-        raise UserError(
-            f"document_separator {rules.separator}: none of the data is a .txt file; leave it out"
-        )
 
 
 def size_of(source: str) -> int:

@@ -8,15 +8,7 @@ from hashlib import blake2b
 from dataset.chat_form import MOST_COPIES
 from dataset.progress import reporting
 from dataset.records import Rejects, accept, records_of, texts_of
-from dataset.sources import (
-    check_rules,
-    check_sources,
-    check_unchanged,
-    find_sources,
-    read_blocks,
-    size_of,
-    states_of,
-)
+from dataset.sources import begin_reading, check_unchanged, find_sources, read_blocks, size_of
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.tokenizer import check_vocab_size
 from model.errors import UserError
@@ -84,9 +76,7 @@ class Sample:
     ) -> None:
         """Find the sources; raises `UserError` where there are none."""
         self.sources = find_sources(names)
-        check_sources(self.sources)
-        check_rules(rules, self.sources)
-        self._states = states_of(self.sources)
+        self._states = begin_reading(self.sources, rules)
         self._rules, self.marks = rules, Marks()
         self._text_column, self._max_reject_fraction = text_column, max_reject_fraction
         sizes = [size_of(source) * (PACKED_RATIO if _is_packed(source) else 1) for source in self.sources]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from dataset.printing import printable
 from dataset.tokenizer import TextStream, Tokenizer
-from model.errors import UserError
 
 
 class AnswerText:
@@ -57,9 +56,3 @@ class AnswerText:
 def shown(text: str) -> str:
     """Return an answer as a terminal takes it: of what would steer it, only line ends and tabs stay."""
     return printable(text, keep="\n\t")
-
-
-def check_stop_strings(stop_strings: Sequence[str]) -> None:
-    """Raise `UserError` for a stop string that would end every answer before it begins."""
-    if not all(stop_strings):
-        raise UserError("a stop string is empty; expected at least one character")

@@ -9,12 +9,11 @@ from typing import Any
 from dataset.conversation import render
 from dataset.prompts import prompt_of
 from eval.answer_text import AnswerText
-from eval.chat import TextSampling
 from eval.continuations import score, score_pairs
 from eval.matching import f1, final_answer, is_exact_match
 from eval.questions import Question
 from eval.served_model import ServedModel
-from eval.settings import ChoiceBy
+from eval.settings import ChoiceBy, TextSampling
 from eval.statistics import wilson_interval
 from model.generator import Generator, Prompt, Request
 

@@ -12,25 +12,13 @@ import torch
 from dataset.conversation import Rendered, Renderer
 from dataset.prompts import prompt_of, raw_prompt
 from dataset.tokenizer import Tokenizer
-from eval.answer_text import AnswerText, check_stop_strings
+from eval.answer_text import AnswerText
 from eval.served_model import ServedModel
+from eval.settings import TextSampling
 from model.errors import UserError
 from model.generator import Prompt, Request, Session
 from model.masks import prompt_blocks
-from model.sampling import Completion, Sampling
-
-
-@dataclass(frozen=True)
-class TextSampling(Sampling):
-    """How the tokens of an answer are chosen, and which texts end it."""
-
-    stop_strings: tuple[str, ...] = ()
-    """texts that end an answer and are not shown"""
-
-    def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
-        super().__post_init__()
-        check_stop_strings(self.stop_strings)
+from model.sampling import Completion
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from eval.chat import TextSampling
+from eval.settings import TextSampling
 from model.errors import UserError
 
 

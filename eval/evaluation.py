@@ -14,12 +14,11 @@ from dataset.messages import shown
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
 from eval.answers import Cell, Prediction, PredictionRecord, answer_questions, score_answers, tabulate
-from eval.chat import TextSampling
 from eval.items import losses_of, means, tasks_of
 from eval.likelihood import store_likelihood
 from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
-from eval.settings import QUESTION_KEYS, EvaluationSettings
+from eval.settings import QUESTION_KEYS, EvaluationSettings, TextSampling
 from eval.typed_json import read_as, read_lines
 from model.errors import UserError
 from model.files import as_json, check_place, read_object, whole_folder

@@ -7,6 +7,7 @@ from dataset.batch_settings import Supervise
 from dataset.formats import QuestionPosition, read_columns
 from model.config import DeviceName, Weights
 from model.errors import UserError
+from model.sampling_settings import Sampling
 from model.strategies import PromptMask
 
 ChoiceBy = Literal["sum", "character", "token"]
@@ -31,6 +32,20 @@ class ServingSettings:
     """form of the weights while answering: narrow ones are read faster and change answers a little"""
     compile: bool = False
     """compile the decoding first, a minute or two for a new shape, and keep that if it is measured faster"""
+
+
+@dataclass(frozen=True)
+class TextSampling(Sampling):
+    """How the tokens of an answer are chosen, and which texts end it."""
+
+    stop_strings: tuple[str, ...] = ()
+    """texts that end an answer and are not shown"""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        super().__post_init__()
+        if not all(self.stop_strings):
+            raise UserError("a stop string is empty; expected at least one character")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dataset.command_line import parse, run
 from dataset.printing import printable
-from eval.settings import ServingSettings
+from eval.settings import ServingSettings, TextSampling
 from model.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatSettings(ServingSettings):
+class ChatSettings(ServingSettings, TextSampling):
     """Flags of the chat."""
 
     prompt: tuple[str, ...] | None = None
@@ -30,22 +30,6 @@ class ChatSettings(ServingSettings):
     """system message of the conversation"""
     raw: bool = False
     """continue text as a pretrained model does, instead of answering questions"""
-    temperature: float = 0.0
-    """divides the logits before a token is drawn; 0, the default, always takes the most probable token"""
-    top_k: int | None = None
-    """draw from this many most probable tokens only"""
-    top_p: float = 1.0
-    """draw from the most probable tokens that reach this much probability together"""
-    min_p: float = 0.0
-    """draw from tokens of at least this share of the most probable one's probability"""
-    repetition_penalty: float = 1.0
-    """above 1 makes tokens that stand in prompt or answer less likely"""
-    seed: int = 0
-    """of the random choice; the same seed gives the same answer"""
-    max_new_tokens: int = 256
-    """most tokens of an answer"""
-    stop_strings: tuple[str, ...] = ()
-    """texts that end an answer and are not shown"""
     answer_prefix: str = ""
     """text that every answer is made to begin with; the model goes on from there"""
     log_probabilities: bool = False
@@ -55,6 +39,7 @@ class ChatSettings(ServingSettings):
 
     def __post_init__(self) -> None:
         """Refuse what would have no effect."""
+        super().__post_init__()
         for name in ("system", "answer_prefix"):
             if self.raw and getattr(self, name):
                 raise UserError(f"--{name} has no effect with --raw; leave one of them out")
@@ -105,7 +90,7 @@ def _question(settings: ChatSettings) -> str | None:
 
 
 def _sessions(settings: ChatSettings) -> "list[TextSession]":
-    from eval.chat import ChatSession, RawSession, TextSampling
+    from eval.chat import ChatSession, RawSession
     from eval.served_model import open_model
 
     sampling = TextSampling(**{field.name: getattr(settings, field.name) for field in fields(TextSampling)})

@@ -11,10 +11,10 @@ from forked_runs import Run
 from training_runs import SHAPE, SHORT, after_step, data, line, losses, metrics, pretrain, run_trainer
 
 from model.errors import UserError
+from trainer.inputs import Inputs
 from trainer.resuming import check_resumable, is_length_free, keep_rows_per_step
 from trainer.run_dir import RunDirectory
 from trainer.settings import PretrainSettings, ScheduleSettings
-from trainer.task import Task
 from trainer.training_state import Progress
 
 WSD = ScheduleSettings(warmup_steps=2, decay_fraction=0.5)
@@ -137,15 +137,15 @@ def test_two_processes_continue_what_one_began(pretrain, data, tmp_path):
         ]
 
 
-def task(out, **settings) -> Task:
+def inputs(out, **settings) -> Inputs:
     settings = PretrainSettings(data=("d",), out=str(out), max_steps=9, **settings)
-    return Task(settings, None, None, {}, "", [])
+    return Inputs(settings, None, None, {}, "", [])
 
 
 @pytest.mark.parametrize("world, batch_size, accumulation", [(1, 4, 2), (4, 2, 1), (1, 8, 1), (2, 2, 5)])
 def test_another_number_of_processes_keeps_the_rows_of_a_step(saved, world, batch_size, accumulation):
     out = saved({}).path  # 8 rows on 2 processes
-    given = task(out, batch_size=batch_size, gradient_accumulation=5)
+    given = inputs(out, batch_size=batch_size, gradient_accumulation=5)
     assert keep_rows_per_step(given, world).settings.gradient_accumulation == accumulation
 
 
@@ -158,4 +158,4 @@ def test_another_number_of_processes_keeps_the_rows_of_a_step(saved, world, batc
 )
 def test_processes_that_cannot_keep_the_rows_are_refused(saved, world, batch_size, message):
     with pytest.raises(UserError, match=message):
-        keep_rows_per_step(task(saved({}).path, batch_size=batch_size), world)
+        keep_rows_per_step(inputs(saved({}).path, batch_size=batch_size), world)

@@ -11,8 +11,8 @@ from two_processes import first_batch, prepare, settings_for
 
 from dataset.tokenizer import Tokenizer
 from model.checkpoint import load_checkpoint, save_checkpoint
+from trainer.inputs import start_from
 from trainer.settings import OptimizerSettings
-from trainer.task import start_from
 
 LARGEST_NORM = 1e-3
 """far below that of any gradient here"""

@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dataset.batches import Batch
 from dataset.token_store import open_stores
 from trainer.device import find_device
+from trainer.inputs import make_inputs, start_from
 from trainer.loop import Training
 from trainer.settings import OptimizerSettings, ScheduleSettings, SftSettings
 from trainer.setup import set_up
 from trainer.sharding import Sharding, whole
-from trainer.task import make_task, start_from
 
 
 def settings_for(data: Path, init: Path, out: Path, optimizer: str = "adamw", **others) -> SftSettings:
@@ -38,13 +38,13 @@ def prepare(settings: SftSettings) -> Training:
     device = find_device(settings)
     stores = open_stores(settings.data)
     start = start_from(settings.init, settings.prompt_mask, stores[0].tokenizer, 0)
-    return Training(set_up(make_task(settings, "sft", stores, start), device, settings))
+    return Training(set_up(make_inputs(settings, "sft", stores, start), device, settings))
 
 
 def first_batch(training: Training) -> Batch:
     """This process's part of the first step."""
     device, rows = training.device, training.setup.rows_per_step
-    return next(training.task.stream.batches(0, 0, rows, device.rank, device.world))
+    return next(training.inputs.stream.batches(0, 0, rows, device.rank, device.world))
 
 
 def gradients(training: Training) -> dict[str, torch.Tensor]:
@@ -52,7 +52,7 @@ def gradients(training: Training) -> dict[str, torch.Tensor]:
     batch = first_batch(training)
     (targets,) = training.device.summed(batch.num_targets)
     training._backward(batch, scale=training.device.world / targets)
-    return {name: whole(p.grad) for name, p in training.task.start.model.named_parameters()}
+    return {name: whole(p.grad) for name, p in training.inputs.start.model.named_parameters()}
 
 
 class Counting(TorchDispatchMode):
@@ -115,7 +115,7 @@ def train_in_every_way(rank: int, port: int, data: Path, init: Path, folder: Pat
 
     def keep(name: str, training: Training, **others: object) -> None:
         found = gradients(training)
-        parameters = training.task.start.model.parameters()
+        parameters = training.inputs.start.model.parameters()
         here = [p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters]
         if rank == 0:
             torch.save({"gradients": found, "numbers_here": sum(here)} | others, folder / f"{name}.pt")

@@ -44,13 +44,8 @@ class Training:
 
     def __init__(self, setup: Setup) -> None:
         """Take up its parts; no file is touched."""
-        self.setup, self.task, self.settings, self.device = (
-            setup,
-            setup.task,
-            setup.task.settings,
-            setup.device,
-        )
-        self.model, self.optimizers = setup.model, setup.optimizers
+        self.setup, self.device, self.inputs = setup, setup.device, setup.inputs
+        self.settings, self.model, self.optimizers = setup.inputs.settings, setup.model, setup.optimizers
         self.saves, self.reporter = setup.saves, setup.reporter
         self.progress, self.gradient_norm = setup.beginning, 0.0
         self.validated_step: int | None = None
@@ -92,7 +87,7 @@ class Training:
         epoch, row, device = self.progress.epoch, self.progress.row, self.device
         steps_left, rows = self.setup.total_steps - self.progress.step, self.setup.rows_per_step
         while steps_left:
-            for batch in self.task.stream.batches(epoch, row, rows, device.rank, device.world):
+            for batch in self.inputs.stream.batches(epoch, row, rows, device.rank, device.world):
                 yield epoch, row, batch
                 row, steps_left = row + rows, steps_left - 1
                 if not steps_left:

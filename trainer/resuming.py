@@ -5,29 +5,29 @@ from dataclasses import replace
 from typing import Any
 
 from model.errors import UserError
+from trainer.inputs import Inputs
 from trainer.run_dir import RunDirectory, is_count, step_of
 from trainer.schedule import multiplier
 from trainer.settings import ScheduleSettings
-from trainer.task import Task
 from trainer.training_state import FORMER, Progress, read_progress
 
 FORMER_PRESETS = {"gpt2": "124m"}
 
 
-def keep_rows_per_step(task: Task, world: int) -> Task:
-    """Return the task with as many rows per step as the run in --out began with on other processes.
+def keep_rows_per_step(inputs: Inputs, world: int) -> Inputs:
+    """Return the inputs with as many rows per step as the run in --out began with on other processes.
 
     The rows of a step and their order stay, so does the update (to rounding). Raises `UserError` where
     --batch_size does not allow it.
     """
-    settings, run_dir = task.settings, RunDirectory(task.settings.out)
+    settings, run_dir = inputs.settings, RunDirectory(inputs.settings.out)
     if run_dir.latest is None:
-        return task
+        return inputs
     facts, progress = read_saved(run_dir)
     rows, first_world = facts["rows_per_step"], progress.processes
     at_once = settings.batch_size * world
     if world == first_world or rows == at_once * settings.gradient_accumulation:
-        return task
+        return inputs
     if rows % world:
         raise UserError(
             f"--out {settings.out} takes {rows} rows a step, which {world} processes cannot share evenly; "
@@ -38,7 +38,7 @@ def keep_rows_per_step(task: Task, world: int) -> Task:
             f"--out {settings.out} takes {rows} rows a step: expected a --batch_size that divides the "
             f"{rows // world} of each of {world} processes, got {settings.batch_size}"
         )
-    return replace(task, settings=replace(settings, gradient_accumulation=rows // at_once))
+    return replace(inputs, settings=replace(settings, gradient_accumulation=rows // at_once))
 
 
 def was_compiled(out: str) -> bool | None:

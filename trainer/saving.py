@@ -13,23 +13,23 @@ from model.errors import UserError
 from model.files import write_json, write_tensors, write_text
 from trainer.device import Device
 from trainer.failures import explaining, has_finite_weights
+from trainer.inputs import Inputs
 from trainer.optimizer import Optimizers
 from trainer.resuming import check_resumable, read_saved
 from trainer.run_dir import RunDirectory
 from trainer.settings import TrainSettings, to_plain
 from trainer.sharding import load_weights, whole_model
 from trainer.summary import summarise
-from trainer.task import Task
 from trainer.training_state import Progress, load_process_state, save_process_state, save_shared_state
 
 
 class Saves:
     """The saves of one training; every process calls what is not said to be the main one's."""
 
-    def __init__(self, task: Task, device: Device, optimizers: Optimizers, facts: dict[str, Any]) -> None:
+    def __init__(self, inputs: Inputs, device: Device, optimizers: Optimizers, facts: dict[str, Any]) -> None:
         """Name them; `facts` are what a training that goes on from them has to agree with."""
-        self.run_dir = RunDirectory(task.settings.out)
-        self._task, self._device, self._optimizers, self._facts = task, device, optimizers, facts
+        self.run_dir = RunDirectory(inputs.settings.out)
+        self._inputs, self._device, self._optimizers, self._facts = inputs, device, optimizers, facts
         self._accelerator, self._is_main = device.accelerator, device.accelerator.is_main_process
 
     @contextmanager
@@ -43,7 +43,7 @@ class Saves:
 
         Raises `UserError` if its settings were others, or with the way back where it is damaged.
         """
-        settings = self._task.settings
+        settings = self._inputs.settings
         if self._is_main:
             check_resumable(self.run_dir, self._facts, settings.schedule, settings.resume)
         self._accelerator.wait_for_everyone()
@@ -57,7 +57,7 @@ class Saves:
 
     def _load(self, folder: Path) -> None:
         try:
-            model, own = load_checkpoint(folder).model, self._task.start.model
+            model, own = load_checkpoint(folder).model, self._inputs.start.model
             if model.config != own.config:
                 raise UserError("its model has another shape than that of this training")
             load_weights(own, model.state_dict())
@@ -72,7 +72,7 @@ class Saves:
 
     def validated_step(self, progress: Progress) -> int | None:
         """Return the step of a save if it was validated before the training ended."""
-        is_validated = self.run_dir.is_validated(progress.step, self._task.validation)
+        is_validated = self.run_dir.is_validated(progress.step, self._inputs.validation)
         return progress.step if is_validated else None
 
     def begin(self, given: TrainSettings, step: int, is_validated: bool) -> None:
@@ -85,17 +85,17 @@ class Saves:
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint that the training continues from."""
-        run_dir, partial, tokenizer = self.run_dir, self.run_dir.partial, self._task.stream.tokenizer
-        (is_broken,) = self._device.summed(not has_finite_weights(self._task.start.model))
+        run_dir, partial, tokenizer = self.run_dir, self.run_dir.partial, self._inputs.stream.tokenizer
+        (is_broken,) = self._device.summed(not has_finite_weights(self._inputs.start.model))
         if is_broken:
             raise UserError(f"the weights are no longer finite and are not saved; {run_dir.last_save}")
         if self._is_main:
             run_dir.begin_checkpoint()
         self._accelerator.wait_for_everyone()
         save_process_state(partial / "training", self._accelerator, self._optimizers)
-        model = whole_model(self._task.start.model)
+        model = whole_model(self._inputs.start.model)
         if self._is_main:
-            trained_on = TRAINED_ON[self._task.stream.kind]
+            trained_on = TRAINED_ON[self._inputs.stream.kind]
             save_checkpoint(partial, model, tokenizer.stop_ids, trained_on)
             tokenizer.save(partial, model.config.vocab_size)
             save_shared_state(partial / "training", progress, self._facts)
@@ -108,13 +108,13 @@ class Saves:
     def prune(self) -> None:
         """Remove the checkpoints that are not to be kept."""
         if self._is_main:
-            best_on = next(iter(self._task.validation), None)
-            self.run_dir.prune(self._task.settings.keep_checkpoints, best_on)
+            best_on = next(iter(self._inputs.validation), None)
+            self.run_dir.prune(self._inputs.settings.keep_checkpoints, best_on)
 
     def close(self, progress: Progress, is_finished: bool) -> None:
         """Leave `summary.json`."""
         if self._is_main:
-            summary = summarise(self._task, self.run_dir, progress, self._device)
+            summary = summarise(self._inputs, self.run_dir, progress, self._device)
             write_json(self.run_dir.path / "summary.json", {"finished": is_finished} | summary)
 
     def give_up(self, batch: Batch, progress: Progress) -> NoReturn:

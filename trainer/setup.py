@@ -10,6 +10,7 @@ from dataset.token_store import open_stores
 from trainer.compilation import Compilation
 from trainer.device import Device, find_device, place
 from trainer.failures import explaining
+from trainer.inputs import Inputs, make_inputs, make_start
 from trainer.machine import model_flops
 from trainer.optimizer import Optimizers
 from trainer.reporting import Reporter
@@ -19,8 +20,7 @@ from trainer.saving import Saves
 from trainer.schedule import count_steps, multiplier
 from trainer.settings import PretrainSettings, SftSettings, TrainSettings
 from trainer.stopping import StopRequest
-from trainer.summary import describe_continuation, describe_task
-from trainer.task import Task, make_start, make_task
+from trainer.summary import describe_continuation, describe_inputs
 from trainer.training_state import Progress, first_progress
 from trainer.validation import Validation
 
@@ -30,15 +30,15 @@ class Setup:
     """The parts of a training on this process, which its loop sets in motion."""
 
     given: TrainSettings
-    """as the user gave them; the task's keep the rows of a step on another number of processes"""
-    task: Task
+    """as the user gave them; those of `inputs` keep the rows of a step on another number of processes"""
+    inputs: Inputs
     device: Device
     figures: dict[str, Any]
     """of an epoch, as `BatchStream.describe` has them"""
     rows_per_step: int
     total_steps: int
     model: nn.Module
-    """the model of the task, as it runs on all processes"""
+    """the model of the inputs, as it runs on all processes"""
     compilation: Compilation
     optimizers: Optimizers
     saves: Saves
@@ -48,19 +48,19 @@ class Setup:
 
     def multiplier(self, step: int) -> float:
         """Return the factor on the peak learning rate for the update that follows `step` finished ones."""
-        return multiplier(step, self.total_steps, self.task.settings.schedule)
+        return multiplier(step, self.total_steps, self.inputs.settings.schedule)
 
     def count(self, batch: Batch) -> tuple[int, int, float]:
         """Return the targets, the real tokens and the operations of a step, of all processes."""
-        flops = model_flops(self.task.start.model.config, batch)
+        flops = model_flops(self.inputs.start.model.config, batch)
         targets, tokens, flops = self.device.summed(batch.num_targets, batch.num_real, flops)
         return int(targets), int(tokens), flops
 
     def introduce(self, progress: Progress) -> None:
         """Say what is about to happen."""
-        settings = self.task.settings
+        settings = self.inputs.settings
         for line in (
-            *describe_task(self.task, self.figures, self.total_steps, self.rows_per_step),
+            *describe_inputs(self.inputs, self.figures, self.total_steps, self.rows_per_step),
             f"device     {self.device.description}",
             f"compile    {self.compilation.reason}",
             *describe_continuation(progress, self.device.world, settings.gradient_accumulation),
@@ -69,23 +69,23 @@ class Setup:
 
     def stop_request(self) -> StopRequest:
         """Return what listens to signals and to the clock."""
-        return StopRequest(self.task.settings.max_minutes)
+        return StopRequest(self.inputs.settings.max_minutes)
 
 
 def prepare(settings: PretrainSettings | SftSettings, kind: str) -> Setup:
     """Open the data and the model, find the devices, and put a training together; no file is touched."""
     stores = open_stores(settings.data)
-    task = make_task(settings, kind, stores, make_start(settings, stores))
+    inputs = make_inputs(settings, kind, stores, make_start(settings, stores))
     with explaining(RunDirectory(settings.out)):
         device = find_device(settings)
-        return set_up(keep_rows_per_step(task, device.world), device, settings)
+        return set_up(keep_rows_per_step(inputs, device.world), device, settings)
 
 
-def set_up(task: Task, device: Device, given: TrainSettings) -> Setup:
+def set_up(inputs: Inputs, device: Device, given: TrainSettings) -> Setup:
     """Prepare model and optimizers for the device."""
-    settings, model = task.settings, task.start.model
+    settings, model = inputs.settings, inputs.start.model
     rows_per_step = settings.batch_size * settings.gradient_accumulation * device.world
-    figures = task.stream.describe(rows_per_step)
+    figures = inputs.stream.describe(rows_per_step)
     total_steps = count_steps(settings, figures, rows_per_step)
 
     # The digest of the first weights is taken before they are cut up, and the optimizers come after it.
@@ -94,7 +94,7 @@ def set_up(task: Task, device: Device, given: TrainSettings) -> Setup:
     placed, compilation = place(model, settings, device, most_tokens, was_compiled(settings.out))
     optimizers = Optimizers(model, settings.optimizer, device.dtype)
 
-    facts = task.facts() | {
+    facts = inputs.facts() | {
         "dtype": str(device.dtype),
         "compiled": compilation.is_on,
         "rows_per_step": rows_per_step,
@@ -102,7 +102,7 @@ def set_up(task: Task, device: Device, given: TrainSettings) -> Setup:
     }
     return Setup(
         given,
-        task,
+        inputs,
         device,
         figures,
         rows_per_step,
@@ -110,8 +110,8 @@ def set_up(task: Task, device: Device, given: TrainSettings) -> Setup:
         placed,
         compilation,
         optimizers,
-        Saves(task, device, optimizers, facts),
+        Saves(inputs, device, optimizers, facts),
         Reporter(settings, device, total_steps, compilation.is_on),
-        Validation(task, device),
+        Validation(inputs, device),
         beginning,
     )

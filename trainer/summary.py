@@ -7,12 +7,12 @@ from typing import Any
 from model.config import ModelConfig
 from model.systems import num_cores
 from trainer.device import Device
+from trainer.inputs import Inputs
 from trainer.machine import peak_megabytes
 from trainer.provenance import provenance
 from trainer.run_dir import METRICS, RunDirectory
 from trainer.schedule import warmup_steps
 from trainer.settings import TrainSettings
-from trainer.task import Task
 from trainer.training_state import Progress
 from trainer.validation import left_out
 
@@ -20,9 +20,11 @@ FEW_STEPS = 100
 """below which a training is told how to get more"""
 
 
-def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_per_step: int) -> list[str]:
+def describe_inputs(
+    inputs: Inputs, figures: dict[str, Any], total_steps: int, rows_per_step: int
+) -> list[str]:
     """Return the lines that say what is about to be trained on what; `figures` describe an epoch."""
-    settings, start = task.settings, task.start
+    settings, start = inputs.settings, inputs.start
     lost = {
         "documents left out": figures["documents_left_out"],
         "documents shortened": figures["documents_shortened"],
@@ -35,7 +37,7 @@ def describe_task(task: Task, figures: dict[str, Any], total_steps: int, rows_pe
         "           " + ", ".join(f"{name} {count:,}" for name, count in lost.items()),
         f"           answers too long {figures['answers_too_long']:,}, answers cut out of their context "
         f"{figures['answers_cut_out']:,}",
-        *(f"           {name}: {words}" for name, s in task.validation.items() if (words := left_out(s))),
+        *(f"           {name}: {words}" for name, s in inputs.validation.items() if (words := left_out(s))),
         f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}"
         + _windows(start.model.config),
         f"training   {total_steps:,} steps of {rows_per_step} rows, {settings.optimizer.name}, "
@@ -85,7 +87,7 @@ def describe_continuation(progress: Progress, world: int, gradient_accumulation:
     return lines
 
 
-def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: Device) -> dict[str, Any]:
+def summarise(inputs: Inputs, run_dir: RunDirectory, progress: Progress, device: Device) -> dict[str, Any]:
     """Return what `summary.json` tells of a training: its size, its results, its costs, what it ran on.
 
     Memory is the most that the last process held. Neither flops nor proof are told where an earlier version
@@ -107,8 +109,8 @@ def summarise(task: Task, run_dir: RunDirectory, progress: Progress, device: Dev
         "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-3), 1),
         "memory_megabytes": round(peak_megabytes(device.accelerator.device), 1),
         **progress.ledger.summary(),
-        "parameters": task.start.model.num_parameters(),
-        "prompt_mask": task.start.prompt_mask,
+        "parameters": inputs.start.model.num_parameters(),
+        "prompt_mask": inputs.start.prompt_mask,
         "validation": validation,
         "device": device.description,
         **provenance(),

@@ -15,9 +15,9 @@ from dataset.tokenizer import Tokenizer
 from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.device import Device
+from trainer.inputs import Inputs
 from trainer.samples import draw_samples
 from trainer.sharding import whole_model
-from trainer.task import Task
 
 MARK = b"\xff"  # around added tokens; no text in UTF-8 has it
 
@@ -116,21 +116,21 @@ def measure(
 class Validation:
     """What is measured of a model at intervals: its loss on every validation store, and what it says."""
 
-    def __init__(self, task: Task, device: Device) -> None:
+    def __init__(self, inputs: Inputs, device: Device) -> None:
         """Prepare the counting of bytes."""
-        self._task, self._device = task, device
-        self._text_bytes = TextBytes(task.stream.tokenizer)
+        self._inputs, self._device = inputs, device
+        self._text_bytes = TextBytes(inputs.stream.tokenizer)
 
     def measure_all(self) -> tuple[dict[str, Likelihood], list[dict[str, Any]]]:
         """Return the likelihood of each store, and on the main process the samples."""
-        task, accelerator = self._task, self._device.accelerator
+        inputs, accelerator = self._inputs, self._device.accelerator
         rank, world = accelerator.process_index, accelerator.num_processes
         results = {}
-        for name, stream in task.validation.items():
-            batches = stream.batches(0, 0, task.settings.batch_size * world, rank, world)
-            results[name] = measure(task.start.model, batches, self._text_bytes, self._device.summed)
-        model = whole_model(task.start.model)
+        for name, stream in inputs.validation.items():
+            batches = stream.batches(0, 0, inputs.settings.batch_size * world, rank, world)
+            results[name] = measure(inputs.start.model, batches, self._text_bytes, self._device.summed)
+        model = whole_model(inputs.start.model)
         if not accelerator.is_main_process:
             return results, []
-        longest = task.settings.sample_tokens
-        return results, draw_samples(model, task.stream.tokenizer, task.sample_prompts, longest)
+        longest = inputs.settings.sample_tokens
+        return results, draw_samples(model, inputs.stream.tokenizer, inputs.sample_prompts, longest)

@@ -36,8 +36,8 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is trained on what."""
+class Inputs:
+    """What goes into a training: a model, rows to learn from and to be measured on, and how."""
 
     settings: PretrainSettings | SftSettings
     start: Start
@@ -64,9 +64,9 @@ class Task:
         return settings | own
 
 
-def make_task(
+def make_inputs(
     settings: PretrainSettings | SftSettings, kind: str, stores: list[TokenStore], start: Start
-) -> Task:
+) -> Inputs:
     """Build the streams; raises `UserError` where data, model and settings do not fit."""
     longest = start.model.config.max_position_embeddings
     if settings.max_seq_len > longest:
@@ -88,7 +88,7 @@ def make_task(
     rows = {field.name: getattr(settings, field.name) for field in fields(RowSettings)}
     together = BatchSettings(**rows, prompt_mask=start.prompt_mask, supervise=settings.supervise)
     alone = replace(together, isolate_documents=True)
-    return Task(
+    return Inputs(
         settings,
         start,
         BatchStream(stores, together),

@@ -10,7 +10,6 @@ from model.errors import UserError
 from model.serving import compiler_fault
 from model.transformer import LanguageModel
 from trainer.machine import weights_of_products
-from trainer.settings import TrainSettings
 
 WORTHWHILE_FLOPS = 2e13
 """arithmetic of a training from which compiling on a CPU, about half a minute, is soon made up for"""
@@ -22,24 +21,6 @@ class Compilation:
 
     is_on: bool
     reason: str
-
-
-def compile_if_asked(
-    model: LanguageModel,
-    settings: TrainSettings,
-    device: torch.device,
-    most_tokens: int,
-    former: bool | None = None,
-) -> Compilation:
-    """Compile the layers if --compile says so, or is left to decide for a training of `most_tokens`.
-
-    `former` is how the run that is continued computes, None for a new one; auto leaves it so.
-    """
-    flops = training_flops(model.config, most_tokens)
-    decision = choose_compilation(settings.compile, device, flops, former)
-    if decision.is_on:
-        compile_layers(model, lengths_vary=settings.packing == "none")
-    return decision
 
 
 def compile_layers(model: LanguageModel, lengths_vary: bool) -> None:

@@ -1,7 +1,8 @@
 """Where a training computes, in which precision, and why; the only place that asks."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,10 @@ from torch import nn
 from model.errors import UserError
 from model.serving import native_bfloat16
 from model.transformer import LanguageModel
-from trainer.compilation import Compilation, compile_if_asked
+from trainer.compilation import Compilation, choose_compilation, compile_layers, training_flops
 from trainer.machine import keep_freed_memory
 from trainer.settings import TrainSettings
-from trainer.sharding import Sharding, distribute, find_sharding, without_exchange
+from trainer.sharding import Sharding, distribute, find_sharding
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """what launchers call the dtype of matrix products"""
@@ -52,9 +53,18 @@ class Device:
         """How many processes train together."""
         return self.accelerator.num_processes
 
-    def without_exchange(self, model: nn.Module) -> AbstractContextManager[None]:
+    @contextmanager
+    def without_exchange(self, model: nn.Module) -> Iterator[None]:
         """Let backward passes add to the gradients of this process and send nothing."""
-        return without_exchange(model, self.accelerator)
+        if self.sharding is None:
+            with self.accelerator.no_sync(model):
+                yield
+            return
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
 
     def summed(self, *numbers: float) -> list[float]:
         """Add numbers up over all processes."""
@@ -121,8 +131,10 @@ def place(
 
     The training takes `most_tokens`; `former` says whether the part of it that came before was compiled.
     """
-    accelerator = device.accelerator
-    compilation = compile_if_asked(model, settings, accelerator.device, most_tokens, former)
+    accelerator, flops = device.accelerator, training_flops(model.config, most_tokens)
+    compilation = choose_compilation(settings.compile, accelerator.device, flops, former)
+    if compilation.is_on:
+        compile_layers(model, lengths_vary=settings.packing == "none")
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     compute_in(device.dtype, model, accelerator.device)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -55,7 +56,7 @@ def read_curves(records: list[dict[str, Any]]) -> dict[str, Points]:
     return curves
 
 
-def smoothed(values: list[float]) -> list[float]:
+def smoothed(values: Sequence[float]) -> list[float]:
     """Return the mean of each value and of as many before as after it, where the end allows it: no lag."""
     most, sums = math.ceil(SMOOTHED_SHARE * len(values)), [0.0, *accumulate(values)]
     ranges = [(n - min(n, most), min(n + min(n, most) + 1, len(values))) for n in range(len(values))]
@@ -69,11 +70,12 @@ def draw_losses(run_dir: RunDirectory) -> None:
     curves = read_curves(run_dir.read_records(METRICS))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    rates = axes.twinx()
-    rates.plot(*_columns(curves.pop(LEARNING_RATE, [])), color="0.6", linewidth=1, linestyle=":")
-    rates.set_ylabel(LEARNING_RATE, color="0.5")
+    if points := curves.pop(LEARNING_RATE, None):
+        rates = axes.twinx()
+        rates.plot(*zip(*points, strict=True), color="0.6", linewidth=1, linestyle=":")
+        rates.set_ylabel(LEARNING_RATE, color="0.5")
     for number, (name, points) in enumerate(curves.items()):
-        steps, losses = _columns(points)
+        steps, losses = zip(*points, strict=True)
         if name == TRAINING:
             axes.plot(steps, losses, color=f"C{number}", linewidth=0.8, alpha=0.3)
             losses = smoothed(losses)
@@ -98,8 +100,3 @@ def _label(name: str, points: Points) -> str:
         return f"{name}, smoothed"
     step, best = min(points, key=lambda point: point[1])
     return f"{printable(name)}, best {best:.3f} at step {step}"
-
-
-def _columns(points: Points) -> tuple[list[int], list[float]]:
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    return list(steps), list(values)

@@ -6,8 +6,6 @@ of it: what its launcher was told of FSDP is taken out of the environment, and a
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -74,25 +72,6 @@ def distribute(model: LanguageModel, accelerator: Accelerator, sharding: Shardin
     return fully_shard(model, mesh=mesh)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Say whether a model is cut up."""
-    return isinstance(model, FSDPModule)
-
-
-@contextmanager
-def without_exchange(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
-    """Let backward passes add to the gradients of this process and send nothing."""
-    if not is_sharded(model):
-        with accelerator.no_sync(model):
-            yield
-        return
-    model.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        model.set_requires_gradient_sync(True)
-
-
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor with the parts of all processes; each of them has to call this."""
     return tensor.full_tensor() if is_cut_up(tensor) else tensor
@@ -123,7 +102,7 @@ def cut_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 def whole_model(model: LanguageModel) -> LanguageModel | None:
     """Return a model that is not cut up: the main process has it, the others None; all have to call this."""
-    if not is_sharded(model):
+    if not isinstance(model, FSDPModule):
         return model
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if not weights:  # torch gathers on the main process only

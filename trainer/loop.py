@@ -60,7 +60,7 @@ class Training:
         settings, progress, is_stopping = self.settings, self.progress, False
         self.reporter.begin(progress)
         self._validate_if_due()  # a kill may have come between a save and its validation
-        for epoch, row, batch in self.reporter.timed(prefetched(self._batches())):
+        for epoch, row, batch in self.reporter.meter.timed(prefetched(self._batches())):
             progress.epoch, progress.row = epoch, row
             self._update(batch)
             self.reporter.end_step()
@@ -105,7 +105,7 @@ class Training:
             raise UserError(f"no target in the step from row {progress.row} of epoch {progress.epoch} on")
         progress.consume(batch, self.setup.rows_per_step, tokens, targets, flops)
 
-        if world > 2 and self.reporter.is_first_step:
+        if world > 2 and self.reporter.meter.steps == 0:
             self._settle(batch)
 
         # DDP takes the mean over processes, which `world` makes a sum. Float16 needs a scale besides, which

@@ -75,24 +75,15 @@ class Reporter:
     def begin(self, progress: Progress) -> None:
         """Start the clocks of a training that stands where `progress` says, and follow it from here on."""
         self._progress, self._began = progress, time.monotonic() - progress.seconds
-        self._meter = Meter(progress, self._first_compiles)
-
-    def timed(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """Pass batches through and measure how long they are waited for."""
-        return self._meter.timed(batches)
+        self.meter = Meter(progress, self._first_compiles)
 
     def end_step(self) -> None:
         """Measure an optimizer step, and move the bar, which comes with the first."""
-        self._meter.end_step()
+        self.meter.end_step()
         if self._speaks:
             step, total, seconds_left = self._progress.step, self._total_steps, self._seconds_left
             left = "" if seconds_left is None else f", {about(seconds_left)} left"
             self._bars.show("training", step, total, f"{step}/{total} steps{left}")
-
-    @property
-    def is_first_step(self) -> bool:
-        """Whether this process has not finished a step yet."""
-        return self._meter.steps == 0
 
     @property
     def seconds(self) -> float:
@@ -101,11 +92,11 @@ class Reporter:
 
     @property
     def _seconds_left(self) -> float | None:
-        return self._meter.seconds_left(self._total_steps - self._progress.step)
+        return self.meter.seconds_left(self._total_steps - self._progress.step)
 
     def log_training(self, learning_rate: float, gradient_norm: float) -> None:
         """Record and print what happened since the last call, and draw the curves now and then."""
-        progress, device, rates = self._progress, self._accelerator.device, self._meter.read()
+        progress, device, rates = self._progress, self._accelerator.device, self.meter.read()
         targets, flops = progress.targets_since_log, rates.pop("flops_per_second") / self._device.world
         record = {
             "step": progress.step,
@@ -128,7 +119,7 @@ class Reporter:
 
     def estimate_if_due(self) -> None:
         """Say how long all takes: after the first step of this process, or the second if that compiles."""
-        if self._meter.steps == 1 + self._first_compiles:
+        if self.meter.steps == 1 + self._first_compiles:
             self.say_estimate(self._seconds_left, self.seconds)
 
     def say_estimate(self, seconds_left: float, seconds: float) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from io import StringIO
-from itertools import chain
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -224,8 +224,9 @@ def _renderer(tokenizer: str, fingerprint: str) -> Renderer:
 
 def _count_bytes(messages: list[Message]) -> tuple[int, int]:
     """Return the bytes of all texts and of the answers that carry loss."""
-    sizes = [(sum(len(text.encode()) for text in m.texts()), _is_target(m)) for m in messages]
-    return sum(size for size, _ in sizes), sum(size for size, is_target in sizes if is_target)
+    sizes = [sum(len(text.encode()) for text in message.texts()) for message in messages]
+    are_targets = [message.role == "assistant" and message.is_trained for message in messages]
+    return sum(sizes), sum(compress(sizes, are_targets))
 
 
 def _until_target(messages: list[Message]) -> list[Message]:
@@ -238,7 +239,3 @@ def _until_target(messages: list[Message]) -> list[Message]:
     if not trained:
         raise LeftOutError("no answer that is to be trained")
     return messages if trained[-1] == answers[-1] else messages[: trained[-1] + 1]
-
-
-def _is_target(message: Message) -> bool:
-    return message.role == "assistant" and message.is_trained

@@ -35,7 +35,7 @@ from dataset.sources import (
     size_of,
 )
 from dataset.text_files import Marks
-from dataset.token_store import ADVICE, StoreWriter, TokenStore, read_manifest
+from dataset.token_store import ADVICE, StoreWriter, TokenStore, has_form, read_manifest
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
 from model.files import LOCK, flush_written, resumable_folder, write_text
@@ -43,6 +43,13 @@ from model.files import LOCK, flush_written, resumable_folder, write_text
 JOURNAL = "journal.json"
 JOURNAL_EVERY_SECONDS = 5.0
 STORES = (".", "validation")  # folders of the two stores in `out`
+NOTES = {
+    **{"records": int, "bytes": int, "rejects": {...: int}, "stores": [str], "request": {}},
+    "marks": {"found": {...: int}, "kept": {...: int}, "records": int, "documents": int},
+    "sources": [{"path": str, "bytes": int, "documents": int, "unread_keys": [str]}],
+    "lengths": {"min": float, "median": float, "p90": float, "p99": float, "max": float},
+}
+"""what a manifest says of the preparation, in the form of `has_form`"""
 UNDECIDING = {"data", "out", "max_reject_fraction", "num_workers", "overwrite"}
 """settings that leave the bytes of a store as they are"""
 
@@ -105,30 +112,9 @@ def _finished(out: str, request: dict[str, Any]) -> dict[str, Any]:
 def read_notes(path: str | Path) -> dict[str, Any]:
     """Return the manifest of a store, all notes of the preparation in it; raises `UserError`."""
     manifest = read_manifest(path)
-    try:
-        _check_notes(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{Path(path) / 'manifest.json'} is damaged; {ADVICE}") from None
+    if not has_form(manifest, NOTES) or manifest["marks"].keys() != vars(Marks()).keys():
+        raise UserError(f"{Path(path) / 'manifest.json'} is damaged; {ADVICE}")
     return manifest
-
-
-def _check_notes(manifest: dict[str, Any]) -> None:
-    """Raise `ValueError`, `KeyError`, `TypeError` or `AttributeError` unless the notes have their types."""
-    marks = Marks(**manifest["marks"])
-    counts = [manifest["records"], manifest["bytes"], *manifest["rejects"].values()]
-    counts += [*marks.found.values(), *marks.kept.values(), marks.records, marks.documents]
-    names = [*manifest["stores"], *manifest["request"].keys()]
-    for source in manifest["sources"]:
-        counts += [source["bytes"], source["documents"]]
-        names += [source["path"], *source["unread_keys"]]
-    if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
-        raise ValueError("a count is none")
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError("a name is no text")
-    if not all(type(value) in (int, float) for value in [*manifest["lengths"].values()]) or not (
-        {"median"} <= manifest["lengths"].keys()
-    ):
-        raise TypeError("a length is no number")
 
 
 def _is_complete(folder: Path, request: dict[str, Any]) -> bool:

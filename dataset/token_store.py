@@ -32,6 +32,13 @@ ADVICE = "prepare the data again, with --overwrite"
 READ_TOKENS = 2**22
 SHARD_TOKENS = 2**27  # a shard ends with the part that reaches this
 FIELDS = {"pretrain": ("ids", "lengths"), "sft": ("ids", "codes", "lengths")}
+MANIFEST = {
+    **{"kind": str, "dtype": str, "documents": int, "tokens": int, "targets": int},
+    "tokenizer": {"fingerprint": str},
+    "shards": [{"documents": int, "tokens": int}],
+    "files": {...: {"bytes": int, "sha256": str}},
+}
+"""what opening a store relies on, in the form of `has_form`"""
 
 
 class Part(NamedTuple):
@@ -168,36 +175,48 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     manifest = read_object(file, ADVICE)
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}, expected {FORMAT_VERSION}; {ADVICE}")
-    try:
-        _check_manifest(manifest)
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is damaged; {ADVICE}") from None
+    if not (has_form(manifest, MANIFEST) and _adds_up(manifest)):
+        raise UserError(f"{file} is damaged; {ADVICE}")
     return manifest
 
 
-def _check_manifest(manifest: dict[str, Any]) -> None:
-    """Raise `ValueError`, `KeyError` or `TypeError` unless all is there that opening a store relies on."""
-    shards, files, tokenizer = manifest["shards"], manifest["files"], manifest["tokenizer"]
-    kind = manifest["kind"]
-    if manifest["dtype"] not in ("uint16", "uint32"):
-        raise ValueError("the ids are of no type")
-    if set(files) != set(_shard_files(kind, len(shards))) or not shards:
-        raise ValueError("files, shards and kind of data do not agree")
-    for number, shard in enumerate(shards):
-        for field in FIELDS[kind]:
-            if files[shard_file(field, number)]["bytes"] != _num_bytes(field, shard, manifest["dtype"]):
-                raise ValueError("files and counts do not agree")
-    counts = [manifest["targets"]]
-    for key in ("tokens", "documents"):
-        counts += [manifest[key], *(shard[key] for shard in shards)]
-        if manifest[key] != sum(shard[key] for shard in shards):
-            raise ValueError("the counts of shards do not add up")
-    if not all(type(count) is int and count > 0 for count in counts):
-        raise ValueError("a count is not a positive number")
-    if not all(
-        isinstance(text, str) for text in (tokenizer["fingerprint"], *(f["sha256"] for f in files.values()))
-    ):
-        raise TypeError("a checksum is not a text")
+def has_form(value: Any, form: Any) -> bool:
+    """Say whether a value from JSON has a form.
+
+    int     a count of 0 or more        [form]          a list of any length
+    float   any number                  {"key": form}   an object that has these keys, among others
+    str     a text                      {...: form}     an object of any keys
+    """
+    if isinstance(form, list):
+        return isinstance(value, list) and all(has_form(each, form[0]) for each in value)
+    if isinstance(form, dict):
+        if not isinstance(value, dict) or not {*form} - {...} <= value.keys():
+            return False
+        return all(
+            has_form(value[key], form.get(key, form.get(...))) for key in (value if ... in form else form)
+        )
+    if form is int:
+        return type(value) is int and 0 <= value < 2**63
+    return type(value) in ((int, float) if form is float else (form,))
+
+
+def _adds_up(manifest: dict[str, Any]) -> bool:
+    """Say whether the files and counts of a manifest are those of its shards, and none is empty."""
+    kind, dtype, shards = manifest["kind"], manifest["dtype"], manifest["shards"]
+    if kind not in FIELDS or dtype not in ("uint16", "uint32"):
+        return False
+    sizes = {
+        shard_file(field, number): _num_bytes(field, shard, dtype)
+        for number, shard in enumerate(shards)
+        for field in FIELDS[kind]
+    }
+    totals = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens")}
+    return (
+        sizes == {name: file["bytes"] for name, file in manifest["files"].items()}
+        and totals == {key: manifest[key] for key in totals}
+        and all(shard[key] for shard in shards for key in totals)
+        and 0 not in (len(shards), manifest["targets"])
+    )
 
 
 def _item(field: str, dtype: str) -> np.dtype:
@@ -208,10 +227,6 @@ def _item(field: str, dtype: str) -> np.dtype:
 def _num_bytes(field: str, shard: dict[str, int], dtype: str) -> int:
     """Return the bytes of a file of a shard, by the counts of the shard."""
     return _item(field, dtype).itemsize * shard["documents" if field == "lengths" else "tokens"]
-
-
-def _shard_files(kind: Kind, num_shards: int) -> list[str]:
-    return [shard_file(field, shard) for shard in range(num_shards) for field in FIELDS[kind]]
 
 
 def shard_file(field: str, shard: int) -> str:
@@ -267,7 +282,7 @@ class StoreWriter:
         """Write tokenizer and manifest; return the manifest, which holds `notes` too."""
         self.close()
         self.tokenizer.save(self.folder / "tokenizer")
-        names = _shard_files(self.kind, len(self._shards))
+        names = [shard_file(field, n) for n in range(len(self._shards)) for field in FIELDS[self.kind]]
         lengths = self._lengths()
         manifest = {
             "format_version": FORMAT_VERSION,

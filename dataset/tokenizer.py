@@ -75,7 +75,7 @@ class Tokenizer:
         wanted = (endoftext, *(() if self._template else (IM_START, IM_END)), *TAGS)
         if lacking := [text for text in wanted if text not in added]:
             self._own = tokenizers.Tokenizer.from_str(backend.to_str())
-            backend.add_tokens([_added_token(text) for text in lacking])
+            backend.add_tokens([AddedToken(t, special=t not in TAGS, normalized=False) for t in lacking])
         self.vocab_size, self._room = _size(backend), room
         self._words = Words(without_added_tokens(backend))
         self.endoftext_id = self.special(endoftext)
@@ -330,10 +330,6 @@ def _parts(text: str) -> Iterator[str]:
 
 def _size(backend: tokenizers.Tokenizer) -> int:
     return 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
-
-
-def _added_token(text: str) -> AddedToken:
-    return AddedToken(text, special=text not in TAGS, normalized=False)
 
 
 def _with_visible_tags(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

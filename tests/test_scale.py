@@ -219,6 +219,11 @@ def test_accelerate_launches_by_every_configuration(file):
             "expected fsdp_offload_params false from the launcher, got true",
         ),
         (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"},
+            "auto",
+            "expected fsdp_reshard_after_forward true or false, got full_shard",
+        ),
+        (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_TRANSFORMER_CLS_TO_WRAP": "BertLayer"},
             "auto",
             "expected fsdp_transformer_cls_to_wrap decoderlayer from the launcher, got bertlayer",

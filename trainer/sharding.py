@@ -58,14 +58,18 @@ def find_sharding(setting: str) -> Sharding | None:
         if (value := asked.get(name, expected)) != expected:
             hint = "; use --gradient_checkpointing instead" if "checkpointing" in name else ""
             raise UserError(f"expected {name} {expected} from the launcher, got {value}{hint}")
-    return Sharding(asked.get("fsdp_reshard_after_forward") != "false")
+    if (reshard := asked.get("fsdp_reshard_after_forward", "true")) not in ("true", "false"):
+        raise UserError(f"expected fsdp_reshard_after_forward true or false, got {reshard}")
+    return Sharding(reshard == "true")
 
 
 def distribute(model: LanguageModel, accelerator: Accelerator, sharding: Sharding | None) -> nn.Module:
-    """Put a model, equal on all processes, on their devices; with `sharding`, `model` itself is cut up."""
+    """Put a model, equal on all processes, on their devices; with `sharding`, `model` itself is cut up.
+
+    So that no device has to hold the whole, `fully_shard` moves one layer after the other.
+    """
     if sharding is None:
         return accelerator.prepare(model)
-    model.to(accelerator.device)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard_after_forward)

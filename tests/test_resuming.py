@@ -56,6 +56,9 @@ def test_a_run_of_an_earlier_version_goes_on_under_the_names_of_today(saved):
     check_resumable(run_dir, today, WSD, "auto")
     with pytest.raises(UserError, match=r"settings \(model.preset was 124m, is small\)"):
         check_resumable(run_dir, today | {"model.preset": "small"}, WSD, "auto")
+    (run_dir.latest / "training/settings.json").write_text(json.dumps({"model.preset": ["gpt2"]} | shared))
+    with pytest.raises(UserError, match=r"model.preset was \['gpt2'\], is 124m"):
+        check_resumable(run_dir, today, WSD, "auto")
 
 
 @pytest.mark.parametrize("name", ["settings.json", "progress.json"])

@@ -11,8 +11,6 @@ from trainer.schedule import multiplier
 from trainer.settings import ScheduleSettings
 from trainer.training_state import FORMER, Progress, read_progress
 
-FORMER_PRESETS = {"gpt2": "124m"}
-
 
 def keep_rows_per_step(inputs: Inputs, world: int) -> Inputs:
     """Return the inputs with as many rows per step as the run in --out began with on other processes.
@@ -73,8 +71,8 @@ def _in_words_of_today(facts: dict[str, Any]) -> dict[str, Any]:
     """Return what an earlier version saved as this one names it."""
     if "model.preset" not in facts:
         return facts
-    preset = FORMER_PRESETS.get(facts["model.preset"], facts["model.preset"])
-    return {"model.architecture": "qwen3"} | facts | {"model.preset": preset}
+    renamed = {"model.preset": "124m"} if facts["model.preset"] == "gpt2" else {}
+    return {"model.architecture": "qwen3"} | facts | renamed
 
 
 def is_length_free(step: int, former: int, total: int, schedule: ScheduleSettings) -> bool:

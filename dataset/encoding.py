@@ -1,6 +1,6 @@
 """From a block of a source to documents in tokens: the part of a preparation that other processes do."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -21,14 +21,14 @@ from dataset.formats import (
     parse_messages,
     read_columns,
     rename,
-    unread_keys,
 )
 from dataset.messages import LeftOutError, held_keys, read_text
-from dataset.records import Rejects, accept, records_of
+from dataset.records import Record, Rejects, accept, records_of
 from dataset.sources import Block
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.token_store import Part
 from dataset.tokenizer import Tokenizer
+from dataset.unread_keys import dropped, unread_keys
 from model.errors import UserError
 
 MOST_KEYS = 50  # that are told of a file
@@ -144,7 +144,8 @@ class Encoder:
         )
         documents: tuple[list[Rendered], list[Rendered]] = ([], [])
         marks, unread = Marks(), set()
-        accepted = accept(records_of(job.block), self._parser(job.chat_format, marks, unread), rejects)
+        records = _noting(records_of(job.block), unread)
+        accepted = accept(records, self._parser(job.chat_format, marks, unread), rejects)
         for messages in chain.from_iterable(accepted):
             place, copies = self._draw(messages, job.weight)
             if copies:
@@ -168,23 +169,19 @@ class Encoder:
         """Return the function from a record to the messages of documents; a text is one answer to nothing."""
         settings, columns = self.settings, read_columns(self.settings.columns)
 
-        def note(keys: Iterable[str]) -> None:
-            if len(unread) < MOST_KEYS:
-                unread.update(keys)
-
         def parse_text(record: dict[str, Any]) -> list[list[Message]]:
             text = read_text(record.get(settings.text_column), settings.text_column)
-            note(key for key in held_keys(record) if key != settings.text_column)
+            _note(unread, (key for key in held_keys(record) if key != settings.text_column))
             documents = marks.divide(text) if settings.text_marks == "split" else [text]
             return [[Message("assistant", document)] for document in documents]
 
         def parse_chat(record: dict[str, Any]) -> list[list[Message]]:
-            record = rename(record, columns)
+            given, record = record, rename(record, columns)
             if settings.format is None:
                 check_format(record, chat_format)
             ways = (settings.question_position, chat_format, settings.preference)
             messages = _until_target(parse_messages(record, *ways))
-            note(unread_keys(record, chat_format))
+            _note(unread, unread_keys(record, chat_format) | dropped(given, record, columns))
             return [messages]
 
         return parse_text if settings.kind == "pretrain" else parse_chat
@@ -220,6 +217,17 @@ class Encoder:
 def _renderer(tokenizer: str, fingerprint: str) -> Renderer:
     """Return a renderer that is opened once in a process for each state of a tokenizer directory."""
     return Renderer(Tokenizer.load(tokenizer))
+
+
+def _noting(records: Iterable[Record], unread: set[str]) -> Iterator[Record]:
+    for record in records:
+        _note(unread, record.unread)
+        yield record
+
+
+def _note(unread: set[str], keys: Iterable[str]) -> None:
+    if len(unread) < MOST_KEYS:
+        unread.update(keys)
 
 
 def _count_bytes(messages: list[Message]) -> tuple[int, int]:

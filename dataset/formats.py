@@ -14,10 +14,8 @@ from dataset.messages import (
     FLAGS,
     MEDIA,
     THOUGHTS,
-    TURN_KEYS,
     LeftOutError,
     RecordError,
-    held_keys,
     is_absent,
     is_trained,
     read_message,
@@ -55,11 +53,8 @@ LISTS: tuple[ChatFormat, ...] = ("conversations", "messages")
 LABELS = ("label", "kto_tag")
 TRUTHS = {"true": True, "false": False}
 COMMON = {"system", "system_prompt", "tools", "history", "is_impossible", *FLAGS, *MEDIA}
-BESIDE_PAIRS = {"history", "is_impossible"}
-"""of these, what is not read beside a list of messages"""
 PREFERENCE = {"chosen", "rejected", "rejected_response", *LABELS}
-NAMEABLE = {*LISTS, "context", "system", "tools", "history", "chosen", "rejected", "label"}
-NAMEABLE |= PAIR_KEYS
+NAMEABLE = {*LISTS, *PAIR_KEYS, "context", "system", "tools", "history", "chosen", "rejected", "label"}
 NO_INPUT = "<noinput>"  # Alpaca's mark of an instruction without input
 SPEAKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")  # in a transcript that is one text
 
@@ -188,22 +183,6 @@ def check_format(record: dict[str, Any], chat_format: ChatFormat | None) -> None
         )
 
 
-def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
-    """Return the keys of a record and of its messages that hold something and are not read."""
-    known = (COMMON | set(LISTS)) - BESIDE_PAIRS
-    known -= {"messages"} if record.get("conversations") else set()
-    if chat_format in PAIRS:
-        known = COMMON | {*_pair(record, chat_format), *DETAILS.get(chat_format, ()), *THOUGHTS}
-    elif chat_format == "preference":
-        known |= COMMON | PREFERENCE | PAIR_KEYS | {"context"}
-    held = {*held_keys(record)}
-    for name in held & known & {*LISTS, "prompt", "completion", "chosen"}:
-        for turn in record[name] if isinstance(record[name], list) else ():
-            others = turn.keys() - TURN_KEYS if isinstance(turn, dict) else ()
-            held |= {f"{name}.{key}" for key in others if turn[key] is not None}
-    return held - known
-
-
 def reading_prompt(context: str, question: str, question_position: QuestionPosition = "last") -> str:
     """Return the user message that asks a question, about a text where there is one."""
     parts = (context, question) if question_position == "last" else (question, context)
@@ -248,7 +227,7 @@ def _no_format(record: dict[str, Any]) -> str:
 def _read_pair(
     record: dict[str, Any], chat_format: ChatFormat, question_position: QuestionPosition
 ) -> list[Message]:
-    prompt_key, answer_key = _pair(record, chat_format)
+    prompt_key, answer_key = pair_of(record, chat_format)
     if record.get("is_impossible") is True:
         raise LeftOutError("no answer")
     answer = record.get(answer_key)
@@ -259,7 +238,8 @@ def _read_pair(
     return prompt + _read_side(answer, answer_key, "assistant", thoughts)
 
 
-def _pair(record: dict[str, Any], chat_format: ChatFormat) -> tuple[str, str]:
+def pair_of(record: dict[str, Any], chat_format: ChatFormat) -> tuple[str, str]:
+    """Return the keys of the prompt and the answer of a record in a format of such pairs."""
     found = [pair for name, pair in _pairs(record) if name == chat_format]
     return (found or PAIRS[chat_format])[0]
 
@@ -302,28 +282,41 @@ def _good_answer(
     if _label(record) is False:
         raise LeftOutError("a bad answer of preference data")
     rest = {key: value for key, value in record.items() if key not in PREFERENCE}
-    chosen = record.get("chosen")
-    if chosen is None:
+    if record.get("chosen") is None:
         messages = parse_messages(rest, question_position)
     else:
-        chosen = [chosen] if isinstance(chosen, dict) else chosen
-        is_transcript = isinstance(chosen, str) and SPEAKER.match(chosen)
-        answer = _transcript(chosen) if is_transcript else _read_side(chosen, "chosen", "assistant")
-        is_whole = answer and answer[0].role != "assistant"  # the prompt stands in it, too
-        messages = _completed(rest, answer if is_whole else _any_prompt(rest, question_position) + answer)
+        answer = read_chosen(record)
+        prompt = [] if is_in_full(answer) else _prompt(rest, question_position)
+        messages = _completed(rest, prompt + answer)
     *earlier, _ = (number for number, message in enumerate(messages) if message.role == "assistant")
     return [replace(m, is_trained=False) if n in earlier else m for n, m in enumerate(messages)]
 
 
-def _any_prompt(record: dict[str, Any], question_position: QuestionPosition) -> list[Message]:
-    for name in LISTS:
-        if record.get(name):
-            return read_turns(record[name])
-    for chat_format, pairs in PAIRS.items():
-        for key, _ in pairs:
-            if record.get(key) is not None:
-                return _read_prompt(record, chat_format, key, question_position)
-    raise RecordError("no prompt")
+def read_chosen(record: dict[str, Any]) -> list[Message]:
+    """Return the good answer of a record, or the conversation that ends with it."""
+    chosen = record["chosen"]
+    if isinstance(chosen, str) and SPEAKER.match(chosen):
+        return _transcript(chosen)
+    return _read_side([chosen] if isinstance(chosen, dict) else chosen, "chosen", "assistant")
+
+
+def is_in_full(answer: list[Message]) -> bool:
+    """Say whether a good answer holds its prompt, too."""
+    return bool(answer) and answer[0].role != "assistant"
+
+
+def prompt_of(record: dict[str, Any]) -> tuple[ChatFormat, str]:
+    """Return the format and the key of the prompt of preference data; raises `RecordError` without one."""
+    ways = [(name, name) for name in LISTS if record.get(name)]
+    ways += [(name, key) for name, pairs in PAIRS.items() for key, _ in pairs if record.get(key) is not None]
+    if not ways:
+        raise RecordError("no prompt")
+    return ways[0]
+
+
+def _prompt(record: dict[str, Any], question_position: QuestionPosition) -> list[Message]:
+    name, key = prompt_of(record)
+    return read_turns(record[key]) if name in LISTS else _read_prompt(record, name, key, question_position)
 
 
 def _transcript(text: str) -> list[Message]:

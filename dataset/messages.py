@@ -242,12 +242,23 @@ def _call_text(call: Any) -> str:
     call = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise RecordError("a tool call has no name")
-    name, arguments = call["name"], next((call[key] for key in ARGUMENTS if call.get(key)), {})
+    name, arguments = call["name"], _arguments(call)
     if isinstance(arguments, str):
         _parse_json(arguments, "tool_calls")
     else:
         arguments = _json_text(arguments, "tool_calls")
     return read_text(f'{{"name": {_json_text(name, "tool_calls")}, "arguments": {arguments}}}', "tool_calls")
+
+
+def _arguments(call: dict[str, Any]) -> Any:
+    """Return the arguments of a call; raises `RecordError` where they stand under a key that is not known."""
+    given = [call[key] for key in ARGUMENTS if call.get(key)]
+    if any(each != given[0] for each in given):
+        raise RecordError("two different arguments of a tool call")
+    others = [key for key in held_keys(call) if isinstance(call[key], dict | list) and key not in ARGUMENTS]
+    if others and not given:
+        raise RecordError(f"a tool call without arguments, but {shown(others)}")
+    return given[0] if given else {}
 
 
 def _json_text(value: Any, name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 from dataset.chat_form import OURS
 from dataset.formats import FormatError, format_of, parse_messages
 from dataset.json_lines import is_bomb
-from dataset.messages import LeftOutError, RecordError, read_text
+from dataset.messages import LeftOutError, RecordError, held_keys, read_text
 from dataset.sources import Block, form_of, read_blocks
 from dataset.text_files import DEFAULT_RULES, TextRules, not_utf8
 from dataset.unpacking import check_whole
@@ -24,6 +24,7 @@ Parsed = TypeVar("Parsed")
 ARRAY = "this .jsonl holds one JSON array; name it .json"
 
 NESTING = ("data", "paragraphs", "qas")  # keys under which SQuAD and CMRC keep what is inside
+CONTEXTS = ("context", "context_text")
 OTHER_NAMES = {"context_text": "context", "query_text": "question", "query_id": "id"}  # CMRC's
 FEW_RECORDS = 100  # of so few one may be broken
 MOST_REASONS = 100  # a file whose every record has a reason of its own shall not fill the memory
@@ -39,6 +40,8 @@ class Record(NamedTuple):
     file: str
     line: int
     """counted from 1"""
+    unread: tuple[str, ...] = ()
+    """keys beside it, of what it stood inside of, that hold something and are not read"""
 
 
 def read_records(sources: Iterable[str], rules: TextRules = DEFAULT_RULES) -> Iterator[Record]:
@@ -61,50 +64,65 @@ def records_of(block: Block) -> Iterator[Record]:
 def _lines(block: Block) -> Iterator[Record]:
     for number, line in enumerate(block.content.split(b"\n"), start=block.line):
         begins = number == 1 and form_of(block.source) == ".jsonl"
-        values, fault = [None], ""
+        values, fault = [(None, ())], ""
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text or text.isspace():
                 continue
-            values = [None] if is_bomb(text) else expand(json.loads(text))
+            values = values if is_bomb(text) else expand(json.loads(text, object_pairs_hook=_unique))
         except UnicodeDecodeError:
             fault = not_utf8(line)
+        except _TwiceError as error:
+            fault = str(error)
         except ValueError as error:
             fault = _not_json(line, str(error), begins)
         except RecursionError:
             fault = "nested too deeply"
-        for value in values:
+        for value, unread in values:
             if fault or isinstance(value, dict):
-                yield Record(value, fault, block.source, number)
+                yield Record(value, fault, block.source, number, unread)
             else:
                 wrong = ARRAY if begins and isinstance(value, list) else "not a JSON object"
                 yield Record(None, wrong, block.source, number)
 
 
-def expand(value: Any) -> list[Any]:
+def expand(value: Any) -> list[tuple[Any, tuple[str, ...]]]:
     """Return the records that a record holds as the files of SQuAD and CMRC do, or the record alone.
 
     {"version": …, "data": [{"paragraphs": [{"context": …, "qas": [{"question": …, "answers": […]}]}]}]}
+
+    With each come the keys beside it, all around, that hold something and are not read.
     """
-    values = [value]
+    values = [(value, ())]
     for name in NESTING:
-        values = [inner for outer in values for inner in _inside(outer, name)]
+        values = [inner for outer, unread in values for inner in _inside(outer, unread, name)]
     return values
 
 
-def _inside(outer: Any, name: str) -> list[Any]:
+def _inside(outer: Any, unread: tuple[str, ...], name: str) -> Iterable[tuple[Any, tuple[str, ...]]]:
     inside = outer.get(name) if isinstance(outer, dict) else None
     first = inside[0] if isinstance(inside, list) and inside else None
     if not isinstance(first, dict) or format_of(outer) or "text" in outer:
-        return [outer]
+        return [(outer, unread)]
     if name == "data" and not (format_of(first) or "text" in first or first.keys() & set(NESTING)):
-        return [outer]  # a list under a name of the user's own, such as messages
-    above = {OTHER_NAMES.get(key, key): outer[key] for key in ("context", "context_text") if key in outer}
-    return [above | _renamed(each) if isinstance(each, dict) else each for each in inside]
+        return [(outer, unread)]  # a list under a name of the user's own, such as messages
+    above = {OTHER_NAMES.get(key, key): outer[key] for key in CONTEXTS if key in outer}
+    unread += tuple(key for key in held_keys(outer) if key not in (name, *CONTEXTS))
+    return [(above | _renamed(each) if isinstance(each, dict) else each, unread) for each in inside]
 
 
 def _renamed(value: dict[str, Any]) -> dict[str, Any]:
     return {OTHER_NAMES.get(key, key): each for key, each in value.items()}
+
+
+class _TwiceError(ValueError):
+    """Says that an object of JSON has a key twice, of which the library keeps the last without a word."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise _TwiceError("a key stands twice")
+    return values
 
 
 def _not_json(line: bytes, error: str, begins: bool) -> str:

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.chat_form import OURS, Message
-from dataset.formats import FormatError, check_format, format_of, parse_messages, unread_keys
+from dataset.formats import FormatError, check_format, format_of, parse_messages
 from dataset.messages import LeftOutError, RecordError
+from dataset.unread_keys import unread_keys
 
 
 def test_reading_records_ask_last_or_first_and_train_on_the_first_answer():
@@ -26,6 +27,9 @@ RECORDS = {
     "prompt_completion": {"prompt": "a", "completion": "b"},
     "reading": {"context": "a", "question": "c", "answers": ["b"]},
 }
+
+
+TURNS = RECORDS["messages"]["messages"]
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -416,6 +420,40 @@ def test_keys_that_are_not_read_are_told():
     assert unread_keys({"messages": turns, "id": 3, "source": None}, "messages") == {"messages.name", "id"}
     assert unread_keys(RECORDS["alpaca"] | {"text": "t", "system": "s"}, "alpaca") == {"text"}
     assert unread_keys({"question": "a", "answer": "b", "answers": ["b"]}, "reading") == {"answer"}
+    assert unread_keys({"messages": json.dumps(turns)}, "messages") == {"messages.name"}
+    twice = {"role": "user", "content": "a", "from": "user", "value": "another"}
+    assert unread_keys({"messages": [twice, ANSWER]}, "messages") == {"messages.value"}
     both = {"conversations": turns[1:], "messages": turns, "history": [["a", "b"]], "text": ""}
     assert unread_keys(both, "conversations") == {"messages", "history"}
     assert unread_keys({"messages": turns[1:], "conversations": [], "history": []}, "messages") == set()
+
+
+@pytest.mark.parametrize(
+    ("record", "unread"),
+    [
+        ({"prompt": "a", "context": "c", "input": "a"}, {"context"}),
+        ({"question": "a", "context": "c", "history": [["x", "y"]]}, set()),
+        ({"question": "a", "instruction": "b"}, {"question"}),
+        ({"messages": TURNS[:1], "prompt": "p", "history": [["x", "y"]]}, {"prompt", "history"}),
+        ({"chosen": TURNS, "prompt": "a", "messages": TURNS}, set()),
+        ({"chosen": TURNS, "prompt": "another", "context": "c"}, {"prompt", "context"}),
+        ({"chosen": None, "label": True, "prompt": "a", "completion": "b", "response": "c"}, {"response"}),
+    ],
+)
+def test_keys_of_preference_data_that_are_not_read_are_told(record, unread):
+    record = {"chosen": "b", "rejected": "z"} | record
+    parse_messages(record, preference="chosen")
+    assert unread_keys(record, "preference") == unread
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ({"params": {"a": 1}}, "a tool call without arguments, but params"),
+        ({"arguments": {"a": 1}, "input": {"b": 2}}, "two different arguments of a tool call"),
+    ],
+)
+def test_a_call_loses_no_arguments(call, reason):
+    turn = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "id": "1"} | call]}
+    with pytest.raises(RecordError, match=reason):
+        parse_messages({"messages": [{"role": "user", "content": "a"}, turn]})

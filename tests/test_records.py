@@ -59,7 +59,7 @@ def texts(tmp_path):
     "nested", [SQUAD, {"paragraphs": SQUAD["data"][0]["paragraphs"]}, CMRC, {"data": [CMRC]}]
 )
 def test_nested_questions_come_out_one_by_one(nested):
-    first, *others = expand(nested)
+    first, *others = (value for value, _ in expand(nested))
     assert parse_messages(first) == [Message("user", "C\n\nQ"), Message("assistant", "A")]
     assert first["id"] == "1" and others in ([], [{"context": "C"} | ABSURD])
 
@@ -77,12 +77,34 @@ def test_nested_questions_come_out_one_by_one(nested):
     ],
 )
 def test_what_nests_no_records_stays_one(record):
-    assert expand(record) == [record]
+    assert expand(record) == [(record, ())]
 
 
 def test_records_in_a_record_may_be_of_any_format_and_each_is_counted():
     wrapped = {"version": "1", "data": [{"messages": CHAT}, 3, {"text": "a"}]}
-    assert expand(wrapped) == wrapped["data"]
+    assert [value for value, _ in expand(wrapped)] == wrapped["data"]
+
+
+def test_keys_around_nested_records_are_told(prepare, tmp_path):
+    inside = {
+        "title": "",
+        "source": "s",
+        "paragraphs": [{"context": "C", "n": 1, "qas": [QUESTION, QUESTION]}],
+    }
+    path = write(tmp_path / "a.jsonl", {"system": "Be brief", "data": [inside]})
+    assert prepare(path)["sources"][0]["unread_keys"] == ["id", "n", "source", "system"]
+
+
+def test_columns_that_others_are_named_for_are_told(prepare, tmp_path):
+    record = {"q": "a", "a": "b", "prompt": "p", "answer": "own", "response": None}
+    manifest = prepare(write(tmp_path / "a.jsonl", record), columns=("question=q", "answer=a"))
+    assert manifest["sources"][0]["unread_keys"] == ["answer", "prompt"]
+
+
+def test_a_key_that_stands_twice_is_a_fault_of_its_record(prepare, tmp_path):
+    good = json.dumps({"messages": CHAT})
+    (tmp_path / "a.jsonl").write_text(good + "\n" + good[:-1] + ', "messages": []}\n')
+    assert prepare(str(tmp_path / "a.jsonl"), max_reject_fraction=0.5)["rejects"] == {"a key stands twice": 1}
 
 
 def test_questions_without_answer_are_counted_and_are_no_fault(prepare, tmp_path):

@@ -1,0 +1,78 @@
+"""Which keys of a record hold something that nothing reads: users are told, so that no part goes in silence.
+
+How what is read is read stands in `dataset/formats.py` and `dataset/messages.py`.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from dataset.formats import (
+    COMMON,
+    DETAILS,
+    LISTS,
+    PAIRS,
+    PREFERENCE,
+    ChatFormat,
+    format_of,
+    is_in_full,
+    pair_of,
+    prompt_of,
+    read_chosen,
+)
+from dataset.messages import THOUGHTS, TURN_KEYS, held_keys, is_absent, read_objects
+
+BESIDE_PAIRS = {"history", "is_impossible"}
+"""of what stands beside any chat, what is not read beside a list of messages"""
+SYNONYMS = {"from": "role", "value": "content"}
+"""keys of a message that are read where it lacks the others"""
+
+
+def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
+    """Return the keys of a record and of its messages that hold something and are not read."""
+    read = _read_keys(record, chat_format)
+    lists = {*LISTS, "prompt", "completion", "chosen"} & read & record.keys()
+    return others(record, read).union(*(of_turns(name, record[name]) for name in lists))
+
+
+def others(record: dict[str, Any], read: Collection[str]) -> set[str]:
+    """Return the keys that hold something, but those that are read and what repeats them."""
+    known = [record[key] for key in read if key in record]
+    return {key for key in held_keys(record) if key not in read and record[key] not in known}
+
+
+def of_turns(name: str, value: Any) -> set[str]:
+    """Return the keys of messages under a key of a record that hold something and are not read."""
+    if name in LISTS and isinstance(value, str):
+        value = read_objects(value, name)
+    turns = value if isinstance(value, list) else [value]
+    return {f"{name}.{key}" for turn in turns if isinstance(turn, dict) for key in _of_turn(turn)}
+
+
+def dropped(record: dict[str, Any], renamed: dict[str, Any], columns: Mapping[str, str]) -> set[str]:
+    """Return the keys of a record that hold something and are gone, as `columns` name others."""
+    left = {key for key in record if renamed.get(key) is record[key]}
+    return {*held_keys(record)} - left - {*columns.values()}
+
+
+def _of_turn(turn: dict[str, Any]) -> Iterator[str]:
+    for key in held_keys(turn):
+        other = turn.get(SYNONYMS.get(key))
+        if key not in TURN_KEYS or not (is_absent(other) or other == turn[key]):
+            yield key
+
+
+def _read_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
+    if chat_format in PAIRS:
+        return COMMON | {*pair_of(record, chat_format), *DETAILS.get(chat_format, ()), *THOUGHTS}
+    if chat_format != "preference":
+        return COMMON - BESIDE_PAIRS | {next((name for name in LISTS if record.get(name)), "messages")}
+    rest = {key: value for key, value in record.items() if key not in PREFERENCE}
+    if record.get("chosen") is None:
+        return PREFERENCE | _read_keys(rest, format_of(rest))
+    if is_in_full(answer := read_chosen(record)):
+        said = [message.content for message in answer]
+        repeated = {key for key, value in rest.items() if value in said or value == record["chosen"]}
+        return PREFERENCE | COMMON - BESIDE_PAIRS | repeated
+    name, key = prompt_of(rest)
+    beside = COMMON - BESIDE_PAIRS if name in LISTS else COMMON | {*DETAILS.get(name, ())}
+    return PREFERENCE | beside | {key}

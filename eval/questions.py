@@ -8,24 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 from dataset.chat_form import ROLES, Message
-from dataset.formats import COMMON as READ_BESIDE
-from dataset.formats import PAIRS, QuestionPosition, format_of, parse_messages, rename
-from dataset.messages import (
-    LeftOutError,
-    RecordError,
-    held_keys,
-    is_absent,
-    read_objects,
-    read_text,
-    shown,
-)
+from dataset.formats import COMMON, DETAILS, QuestionPosition, format_of, parse_messages, rename
+from dataset.messages import LeftOutError, RecordError, is_absent, read_objects, read_text, shown
 from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
 from dataset.unpacking import check_whole
+from dataset.unread_keys import BESIDE_PAIRS, dropped, of_turns, others, unread_keys
+from eval.choices import read_choices
 from eval.matching import final_answer
 from model.errors import UserError
 
@@ -37,13 +29,9 @@ CONTEXTS = ("context", "passage", "article")
 """keys of the text that a question is about"""
 ACCEPTED = ("answers", "answer", "ideal", "targets", "target")
 """keys of what counts as right"""
-CHOICES, CHOSEN = ("choices", "options"), ("answer", "answerKey")
-"""keys of choices, and of which is right"""
 EXPECTED = "expected question and answers (context where there is one), or messages; beside choices, answer"
-NAMES = ("id", "split", "language", "kind", "task", "cluster")
-OF_TEXTS = {*TURNS, *ASKED, *CONTEXTS, "history"}
-KNOWN = {*TURNS, *ASKED, *CONTEXTS, *ACCEPTED, *CHOICES, *CHOSEN, *NAMES, *ascii_uppercase}
-KNOWN |= READ_BESIDE | {key for pairs in PAIRS.values() for pair in pairs for key in pair}
+NAMES = {"id", "split", "language", "kind", "task", "cluster", "is_impossible"}
+"""keys of what else is read of any question"""
 
 
 @dataclass(frozen=True)
@@ -121,7 +109,11 @@ def load_questions(
 
 def _renamed(path: str, columns: Mapping[str, str]) -> Iterator[Record]:
     for record in read_records([path]):
-        yield record._replace(value=record.value and rename(record.value, columns))
+        if record.value is not None:
+            renamed = rename(record.value, columns)
+            unread = (*record.unread, *sorted(dropped(record.value, renamed, columns)))
+            record = record._replace(value=renamed, unread=unread)
+        yield record
 
 
 def _load_file(
@@ -141,7 +133,7 @@ def _load_file(
             faults.append(LeftOut(str(path), record.line, str(error), is_broken))
         else:
             are_chats.append(not questions[-1].choices and _accepted(record.value) is None)
-            keys |= dict.fromkeys(_unread(record.value))
+            keys |= dict.fromkeys([*record.unread, *sorted(_unread(record.value))])
     _check_faults(path, faults, len(questions), max_reject_fraction)
     kept = range(len(questions)) if max_questions is None else spread(questions, max_questions)
     from_chats = sum(are_chats[n] for n in kept)
@@ -149,11 +141,24 @@ def _load_file(
     return QuestionSet(asked, tuple(faults), from_chats, tuple(keys), len(questions) - len(asked))
 
 
-def _unread(record: dict[str, Any]) -> Iterator[str]:
-    """Yield the keys that hold something and are not read: beside messages, those of texts neither."""
-    turns = next((key for key in TURNS if record.get(key) and isinstance(record[key], list)), None)
-    known = KNOWN - (OF_TEXTS - {turns} if turns else set())
-    yield from (key for key in held_keys(record) if key not in known)
+def _unread(record: dict[str, Any]) -> set[str]:
+    """Return the keys of a record and of its messages that hold something and are not read."""
+    if choices := read_choices(record):
+        read = {*choices.keys}
+    elif answers := _accepted(record):
+        read = {key for key in ACCEPTED if _is_among(record.get(key), answers)}
+    else:
+        return unread_keys(record, format_of(record)) - NAMES
+    if turns := next((key for key in TURNS if _turns(record.get(key))), None):
+        return others(record, read | {turns} | COMMON - BESIDE_PAIRS | NAMES) | of_turns(turns, record[turns])
+    asked = _place(record, ASKED)
+    beside = DETAILS["alpaca"] if asked == "instruction" else (_place(record, CONTEXTS),)
+    return others(record, read | {asked, *beside} | COMMON | NAMES)
+
+
+def _place(record: dict[str, Any], keys: Sequence[str]) -> str | None:
+    """Return the first of the keys that holds something."""
+    return next((key for key in keys if not is_absent(record.get(key))), None)
 
 
 def spread(questions: Sequence[Question], most: int) -> list[int]:
@@ -205,7 +210,7 @@ def parse_question(
     """
     if record.get("is_impossible") is True:
         raise LeftOutError("its question has no answer")
-    choices = _choices(record)
+    choices = read_choices(record)
     answers = (choices.right,) if choices else _accepted(record)
     if answers is not None:
         *messages, last = _with_answer(record, answers[0], question_position)
@@ -229,8 +234,8 @@ def parse_question(
 
 def _text_digest(record: dict[str, Any]) -> str:
     """Return a name for the text that a question is about, nothing where it has none."""
-    text = next((record[key] for key in CONTEXTS if not is_absent(record.get(key))), None)
-    return sha256(json.dumps(text).encode()).hexdigest()[:16] if text is not None else ""
+    key = _place(record, CONTEXTS)
+    return sha256(json.dumps(record[key]).encode()).hexdigest()[:16] if key else ""
 
 
 def _name(record: dict[str, Any], key: str) -> str:
@@ -253,14 +258,13 @@ def _with_answer(record: dict[str, Any], answer: str, question_position: Questio
             rest | {"conversations": [*turns, closing]}, chat_format="conversations"
         )
         return [*(messages[:-1] if messages and messages[-1].role == "assistant" else messages), last]
-    key = next((key for key in ASKED if not is_absent(record.get(key))), None)
+    key = _place(record, ASKED)
     if key is None:
         raise RecordError(f"no question under the keys {shown(record)}; {EXPECTED}")
     if key == "instruction":
         asked = {"instruction": record[key], "input": record.get("input"), "output": answer}
         return parse_messages(rest | asked, chat_format="alpaca")
-    context = next((record[key] for key in CONTEXTS if not is_absent(record.get(key))), None)
-    asked = {"question": record[key], "context": context, "answers": [answer]}
+    asked = {"question": record[key], "context": record.get(_place(record, CONTEXTS)), "answers": [answer]}
     return parse_messages(rest | asked, question_position, "reading")
 
 
@@ -285,6 +289,14 @@ def _accepted(record: dict[str, Any]) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(final_answer(text) or text for text in found))
 
 
+def _is_among(value: Any, answers: Sequence[str]) -> bool:
+    """Say whether a value says nothing but what counts as right already."""
+    try:
+        return {final_answer(text) or text for text in _texts(value)} <= {*answers}
+    except RecordError:
+        return False
+
+
 def _texts(value: Any) -> list[str]:
     """Return the texts of an answer or several: also SQuAD's columns and objects, and numbers."""
     if isinstance(value, list):
@@ -297,53 +309,3 @@ def _texts(value: Any) -> list[str]:
     if is_absent(value) or isinstance(value, bool) or not isinstance(value, str | int | float):
         raise RecordError("answers are not texts")
     return [read_text(value if isinstance(value, str) else json.dumps(value), "answer", may_be_empty=True)]
-
-
-@dataclass(frozen=True)
-class _Choices:
-    texts: tuple[str, ...]
-    right: str
-
-
-def _choices(record: dict[str, Any]) -> _Choices | None:
-    given = next((record[key] for key in CHOICES if record.get(key)), None) or _lettered(record)
-    right = next((record[key] for key in CHOSEN if not is_absent(record.get(key))), None)
-    if not given or (right is None and record.get("answers")):
-        return None
-    texts, labels = _labelled(given)
-    if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise RecordError("choices are not a list of two or more texts")
-    texts = tuple(read_text(text, "a choice") for text in texts)
-    if len(set(texts)) < len(texts):
-        raise RecordError("a choice stands twice")
-    if isinstance(right, str) and (right in texts or right in labels):
-        return _Choices(texts, right if right in texts else texts[labels.index(right)])
-    if type(right) is not int or not 0 <= right < len(texts):
-        raise RecordError(
-            f"answer is not the place of a choice, 0 to {len(texts) - 1}, nor its letter or text"
-        )
-    return _Choices(texts, texts[right])
-
-
-def _lettered(record: dict[str, Any]) -> dict[str, Any]:
-    """Return choices that stand under the keys A, B, … beside the letter of the right one, as C-Eval's do."""
-    letters = [letter for letter in ascii_uppercase if not is_absent(record.get(letter))]
-    return {letter: record[letter] for letter in letters} if letters[:2] == ["A", "B"] else {}
-
-
-def _labelled(given: Any) -> tuple[list[Any], list[Any]]:
-    """Return choices and their labels: of a list, of ARC's columns, or by letter; none of anything else."""
-    if isinstance(given, dict):
-        texts, labels = (
-            (given.get("text"), given.get("label"))
-            if "text" in given
-            else (list(given.values()), list(given))
-        )
-    else:
-        texts, labels = given, None
-    if not isinstance(texts, list):
-        return [], []
-    if all(isinstance(each, dict) for each in texts):
-        labels, texts = [each.get("label") for each in texts], [each.get("text") for each in texts]
-    letters = [chr(ord("A") + n) for n in range(len(texts))]
-    return texts, labels if isinstance(labels, list) and len(labels) == len(texts) else letters

@@ -221,6 +221,44 @@ def test_keys_that_are_not_read_are_named(tmp_path):
     assert load_questions([path]).unread_keys == ("context", "question")
 
 
+@pytest.mark.parametrize(
+    ("record", "unread"),
+    [
+        ({"question": "Q", "instruction": "I", "answer": "A"}, ["instruction"]),
+        ({"instruction": "I", "input": "i", "context": "C", "passage": "P", "answer": "A"}, ["passage"]),
+        ({"question": "Q", "context": "C", "passage": "C", "article": "another", "answer": "A"}, ["article"]),
+        ({"question": "Q", "answers": ["A", "B"], "answer": "b"}, ["answer"]),
+        ({"question": "Q", "answers": ["A", "B"], "answer": "B", "target": {"x": 1}}, ["target"]),
+        (
+            {"question": "Q", "answers": ["A"], "output": "O", "A": "1", "choices": ["A", "B"]},
+            ["A", "choices", "output"],
+        ),
+        (
+            {"question": "Q", "choices": ["a", "b"], "options": ["c", "d"], "answer": 0, "answers": ["z"]},
+            ["answers", "options"],
+        ),
+        ({"question": "Q", "A": "a", "B": "b", "answer": "A", "answerKey": "B"}, ["answerKey"]),
+        (
+            {"messages": json.dumps([{"role": "user", "content": "Q", "n": 1}]), "query": "q", "answer": "A"},
+            ["messages.n", "query"],
+        ),
+        ({"data": [{"question": "Q", "answer": "A", "is_impossible": False}], "system": "S"}, ["system"]),
+        ({"prompt": "Q", "response": "A", "context": "C", "id": 1}, ["context"]),
+    ],
+)
+def test_nothing_of_a_question_goes_in_silence(tmp_path, record, unread):
+    found = load_questions([write_lines(tmp_path / "q.jsonl", record)])
+    assert len(found.questions) == 1 and sorted(found.unread_keys) == unread
+
+
+def test_keys_that_columns_drop_are_named(tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", {"q": "Q", "prompt": "P", "a": "A", "answer": "own"})
+    assert load_questions([path], columns={"question": "q", "answer": "a"}).unread_keys == (
+        "answer",
+        "prompt",
+    )
+
+
 @pytest.mark.parametrize("label", [0, 1, False])
 def test_a_label_beside_the_choices_of_a_chat_is_no_preference(label):
     asked = {"messages": [{"role": "user", "content": "Which?"}], "choices": ["a", "b"], "answer": 1}

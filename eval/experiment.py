@@ -18,6 +18,7 @@ neither, and imports no torch.
 
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import product
@@ -37,6 +38,8 @@ OTHER_SEEDS = 10_000
 """added to the seeds of the A/A arm"""
 ENOUGH_SEEDS = 8
 """paired seeds from which on an exact test over six tasks can find anything"""
+FOLDERS = ("cells", "work")
+"""what else lies in the folder of an experiment"""
 Stages = dict[str, dict[str, Any]]
 """names of stages and what each is told to do, with dotted keys"""
 
@@ -123,6 +126,9 @@ class Experiment:
                 raise UserError(f"{key}: expected stage.setting with a stage of {names}")
         if unknown := {*self.links} - self.stages.keys():
             raise UserError(f"links: expected stages of {', '.join(self.stages)}, got {min(unknown)}")
+        names = Counter(link_name(stage, arm) for stage in self.links for arm in ("", *self.named))
+        if taken := [name for name, count in names.items() if count > 1 or name in FOLDERS]:
+            raise UserError(f"links: {taken[0]} would name several folders; rename a stage or an arm")
         for pair in self.pairs:
             if len(pair) != 2 or not {*pair} <= self.named.keys() or pair[0] == pair[1]:
                 raise UserError(f"contrasts: expected pairs of different arms, got {' and '.join(pair)}")
@@ -157,6 +163,11 @@ class Experiment:
         """Changes whenever anything does that the file fixes; two files that say the same are one."""
         decides = asdict(self) | {"name": "", "links": ()}
         return sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def link_name(stage: str, arm: str = "") -> str:
+    """Return the name in --out of the folder of a stage; "" is for one that all arms share."""
+    return f"{stage}-{arm.replace('/', '-')}" if arm else stage
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.cells import SOURCES, UNDECIDING, Cell, Trial, folder_of
-from eval.experiment import A_A, Experiment
+from eval.experiment import A_A, Experiment, link_name
 from model.errors import UserError
 from model.files import check_place, read_object, write_json
 
@@ -89,7 +89,7 @@ def link(trials: Sequence[Trial], stages: Sequence[str], work: Path, out: Path) 
         made = {trial.arm: trial.cells[stage].address for trial in first if stage in trial.cells}
         is_shared = len({*made.values()}) == 1
         for arm, address in made.items():
-            name = out / (stage if is_shared else f"{stage}-{arm.replace('/', '-')}")
+            name = out / link_name(stage, "" if is_shared else arm)
             target = folder_of(address, work)
             if target.exists() and (name.is_symlink() or not name.exists()):
                 name.unlink(missing_ok=True)

@@ -270,6 +270,17 @@ def _json_text(value: Any, name: str) -> str:
 
 def _parse_json(text: str, name: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
-        raise RecordError(f"{name} are not JSON") from None
+        return read_json(text)
+    except ValueError as error:
+        raise error if isinstance(error, RecordError) else RecordError(f"{name} are not JSON") from None
+
+
+def read_json(text: str) -> Any:
+    """Return what JSON says; raises `RecordError` for a key that stands twice, of which one would be lost."""
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise RecordError("a key stands twice")
+    return values

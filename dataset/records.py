@@ -3,7 +3,6 @@
 What a record says is `dataset/formats.py`'s.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 from dataset.chat_form import OURS
 from dataset.formats import FormatError, format_of, parse_messages
 from dataset.json_lines import is_bomb
-from dataset.messages import LeftOutError, RecordError, held_keys, read_text
+from dataset.messages import LeftOutError, RecordError, held_keys, read_json, read_text
 from dataset.sources import Block, form_of, read_blocks
 from dataset.text_files import DEFAULT_RULES, TextRules, not_utf8
 from dataset.unpacking import check_whole
@@ -69,10 +68,10 @@ def _lines(block: Block) -> Iterator[Record]:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text or text.isspace():
                 continue
-            values = values if is_bomb(text) else expand(json.loads(text, object_pairs_hook=_unique))
+            values = values if is_bomb(text) else expand(read_json(text))
         except UnicodeDecodeError:
             fault = not_utf8(line)
-        except _TwiceError as error:
+        except RecordError as error:
             fault = str(error)
         except ValueError as error:
             fault = _not_json(line, str(error), begins)
@@ -113,16 +112,6 @@ def _inside(outer: Any, unread: tuple[str, ...], name: str) -> Iterable[tuple[An
 
 def _renamed(value: dict[str, Any]) -> dict[str, Any]:
     return {OTHER_NAMES.get(key, key): each for key, each in value.items()}
-
-
-class _TwiceError(ValueError):
-    """Says that an object of JSON has a key twice, of which the library keeps the last without a word."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(values := dict(pairs)) < len(pairs):
-        raise _TwiceError("a key stands twice")
-    return values
 
 
 def _not_json(line: bytes, error: str, begins: bool) -> str:

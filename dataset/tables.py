@@ -26,7 +26,10 @@ def parquet_rows(path: str) -> Iterator[bytes]:
     from pyarrow.parquet import ParquetFile  # `datasets` would take the name for a pattern, and open pictures
 
     with opened(path) as file, _explaining(path, UserError):
-        for batch in ParquetFile(file).iter_batches(ROWS_AT_ONCE):
+        table = ParquetFile(file)
+        if len({*table.schema_arrow.names}) < len(table.schema_arrow.names):
+            raise ValueError("a column stands twice, of which one would be lost")
+        for batch in table.iter_batches(ROWS_AT_ONCE):
             yield from map(_line, batch.to_pylist())
 
 

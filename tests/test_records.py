@@ -103,8 +103,16 @@ def test_columns_that_others_are_named_for_are_told(prepare, tmp_path):
 
 def test_a_key_that_stands_twice_is_a_fault_of_its_record(prepare, tmp_path):
     good = json.dumps({"messages": CHAT})
-    (tmp_path / "a.jsonl").write_text(good + "\n" + good[:-1] + ', "messages": []}\n')
-    assert prepare(str(tmp_path / "a.jsonl"), max_reject_fraction=0.5)["rejects"] == {"a key stands twice": 1}
+    inside = json.dumps({"messages": json.dumps(CHAT).replace('"role"', '"content": "c", "role"')})
+    path = write(tmp_path / "a.jsonl", *[good + "\n"] * 2, good[:-1] + ', "messages": []}\n', inside + "\n")
+    assert prepare(path, max_reject_fraction=0.5)["rejects"] == {"a key stands twice": 2}
+
+
+def test_a_table_with_a_column_twice_is_one_line(tmp_path):
+    columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a.parquet cannot be read: a column stands twice"):
+        list(read_records([str(tmp_path / "a.parquet")]))
 
 
 def test_questions_without_answer_are_counted_and_are_no_fault(prepare, tmp_path):

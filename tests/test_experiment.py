@@ -145,7 +145,10 @@ def test_the_hash_is_that_of_what_the_file_says(tmp_path):
             {"arms": {"a/b": {}, "a-b": {"second.prompt_mask": "prefix"}}, "links": ["second"]},
             "links: second-a-b would name several folders; rename a stage or an arm",
         ),
-        ({"stages": STAGES | {"work": STAGES["world"]}, "links": ["work"]}, "links: work would name several"),
+        (
+            {"stages": STAGES | {"work": {**STAGES["world"]}}, "links": ["work"]},
+            "links: work would name several",
+        ),
         ({"decision": {"equivalence": -0.5}}, "decision.equivalence: expected more than 0"),
         ({"tune": {"second.batch_size": [8]}, "tuning_seed": 1}, "tuning_seed: expected one that no arm"),
         ({"tune": {"second.prompt_mask": ["prefix"]}}, "tune: arm prefix names second.prompt_mask itself"),

@@ -88,7 +88,13 @@ def _matches(pattern: Path) -> list[str]:
                 os.listdir(folder)
             except OSError as error:
                 _refuse(error)
-    return sorted(found for found in glob(str(pattern), recursive=True) if not os.path.isdir(found))
+    found = sorted(glob(str(pattern), recursive=True))
+    files = [each for each in found if not os.path.isdir(each)]
+    read = {folder for file in files for folder in Path(file).parents}
+    for folder in filter(os.path.isdir, found):
+        if Path(folder) not in read and os.listdir(folder):
+            print(f"{printable(folder)} is a folder: name it to read it", file=sys.stderr)
+    return files
 
 
 def _refuse(error: OSError) -> NoReturn:

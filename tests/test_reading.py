@@ -127,6 +127,16 @@ def test_a_linked_folder_that_is_not_read_is_named(tmp_path, capsys):
     assert capsys.readouterr().err == f"{tmp_path}/data/more is a link to a folder: name it to read it\n"
 
 
+def test_a_folder_that_a_glob_finds_is_named_unless_its_files_are_found_too(tmp_path, capsys):
+    files = [write(tmp_path / name, LINES) for name in ("a.jsonl", "more/b.jsonl")]
+    (tmp_path / "nothing").mkdir()
+    assert find_sources([str(tmp_path / "*")]) == files[:1]
+    assert capsys.readouterr().err == f"{tmp_path}/more is a folder: name it to read it\n"
+    for pattern in ("**", "**/*"):
+        assert find_sources([str(tmp_path / pattern)]) == files
+        assert not capsys.readouterr().err
+
+
 def test_tokenizers_and_token_stores_among_the_data_are_left_out_and_named(tmp_path, capsys):
     data = write(tmp_path / "data" / "a.jsonl", LINES)
     train_tokenizer(["a"], 272).save(tmp_path / "data" / "tok")

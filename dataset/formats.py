@@ -47,6 +47,8 @@ PAIRS: dict[ChatFormat, tuple[tuple[str, str], ...]] = {
 }
 """keys of a prompt and its answer; where several would do, the first pair of a format goes before others"""
 PAIR_KEYS = {*chain(*chain(*PAIRS.values()))}
+OF_SEVERAL = ("answers", "answer", "ideal")
+"""keys of an answer under which several may stand"""
 DETAILS: dict[ChatFormat, tuple[str, ...]] = {"alpaca": ("input", "context"), "reading": ("context",)}
 """keys of what else belongs to the prompt"""
 LISTS: tuple[ChatFormat, ...] = ("conversations", "messages")
@@ -231,7 +233,7 @@ def _read_pair(
     if record.get("is_impossible") is True:
         raise LeftOutError("no answer")
     answer = record.get(answer_key)
-    if answer_key in ("answers", "answer", "ideal"):
+    if answer_key in OF_SEVERAL:
         answer = read_text(read_answers(answer)[0], "answer")
     prompt = _read_prompt(record, chat_format, prompt_key, question_position)
     thoughts = {name: record[name] for name in THOUGHTS if name in record}

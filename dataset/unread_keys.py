@@ -10,6 +10,8 @@ from dataset.formats import (
     COMMON,
     DETAILS,
     LISTS,
+    OF_SEVERAL,
+    PAIR_KEYS,
     PAIRS,
     PREFERENCE,
     ChatFormat,
@@ -23,6 +25,8 @@ from dataset.messages import THOUGHTS, TURN_KEYS, held_keys, is_absent, read_obj
 
 BESIDE_PAIRS = {"history", "is_impossible"}
 """of what stands beside any chat, what is not read beside a list of messages"""
+HOLDERS = {*LISTS, *PAIR_KEYS, "chosen"} - {*OF_SEVERAL}
+"""keys under which messages may stand"""
 SYNONYMS = {"from": "role", "value": "content"}
 """keys of a message that are read where it lacks the others"""
 
@@ -30,7 +34,7 @@ SYNONYMS = {"from": "role", "value": "content"}
 def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
     """Return the keys of a record and of its messages that hold something and are not read."""
     read = _read_keys(record, chat_format)
-    lists = {*LISTS, "prompt", "completion", "chosen"} & read & record.keys()
+    lists = HOLDERS & read & record.keys()
     return others(record, read).union(*(of_turns(name, record[name]) for name in lists))
 
 
@@ -63,7 +67,9 @@ def _of_turn(turn: dict[str, Any]) -> Iterator[str]:
 
 def _read_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
     if chat_format in PAIRS:
-        return COMMON | {*pair_of(record, chat_format), *DETAILS.get(chat_format, ()), *THOUGHTS}
+        prompt, answer = pair_of(record, chat_format)
+        thoughts = () if isinstance(record.get(answer), list) and answer not in OF_SEVERAL else THOUGHTS
+        return COMMON | {prompt, answer, *DETAILS.get(chat_format, ()), *thoughts}
     if chat_format != "preference":
         return COMMON - BESIDE_PAIRS | {next((name for name in LISTS if record.get(name)), "messages")}
     rest = {key: value for key, value in record.items() if key not in PREFERENCE}

@@ -12,7 +12,17 @@ from typing import Any
 
 from dataset.chat_form import ROLES, Message
 from dataset.formats import COMMON, DETAILS, QuestionPosition, format_of, parse_messages, rename
-from dataset.messages import LeftOutError, RecordError, is_absent, read_objects, read_text, shown
+from dataset.messages import (
+    THOUGHTS,
+    LeftOutError,
+    RecordError,
+    held_keys,
+    is_absent,
+    read_message,
+    read_objects,
+    read_text,
+    shown,
+)
 from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
 from dataset.unpacking import check_whole
@@ -133,7 +143,7 @@ def _load_file(
             faults.append(LeftOut(str(path), record.line, str(error), is_broken))
         else:
             are_chats.append(not questions[-1].choices and _accepted(record.value) is None)
-            keys |= dict.fromkeys([*record.unread, *sorted(_unread(record.value))])
+            keys |= dict.fromkeys([*record.unread, *sorted(unread_of(record.value))])
     _check_faults(path, faults, len(questions), max_reject_fraction)
     kept = range(len(questions)) if max_questions is None else spread(questions, max_questions)
     from_chats = sum(are_chats[n] for n in kept)
@@ -141,19 +151,26 @@ def _load_file(
     return QuestionSet(asked, tuple(faults), from_chats, tuple(keys), len(questions) - len(asked))
 
 
-def _unread(record: dict[str, Any]) -> set[str]:
+def unread_of(record: dict[str, Any]) -> set[str]:
     """Return the keys of a record and of its messages that hold something and are not read."""
-    if choices := read_choices(record):
-        read = {*choices.keys}
-    elif answers := _accepted(record):
-        read = {key for key in ACCEPTED if _is_among(record.get(key), answers)}
-    else:
-        return unread_keys(record, format_of(record)) - NAMES
-    if turns := next((key for key in TURNS if _turns(record.get(key))), None):
-        return others(record, read | {turns} | COMMON - BESIDE_PAIRS | NAMES) | of_turns(turns, record[turns])
+    choices = read_choices(record)
+    if not (answers := (choices.right,) if choices else _accepted(record)):
+        thoughts = {*THOUGHTS} & {*held_keys(record)}  # of the answer, which are not compared
+        return unread_keys(record, format_of(record)) - NAMES | thoughts
+    read = choices.keys if choices else {key for key in ACCEPTED if _is_among(record.get(key), answers)}
+    if key := next((key for key in TURNS if _turns(record.get(key))), None):
+        read = read | {key} | COMMON - BESIDE_PAIRS | NAMES
+        return others(record, read) | _unread_of_turns(key, _turns(record[key]), answers)
     asked = _place(record, ASKED)
     beside = DETAILS["alpaca"] if asked == "instruction" else (_place(record, CONTEXTS),)
     return others(record, read | {asked, *beside} | COMMON | NAMES)
+
+
+def _unread_of_turns(key: str, turns: list[dict[str, Any]], answers: Sequence[str]) -> set[str]:
+    """Return the same of a chat, whose own last answer gives way to those that count as right."""
+    last = read_message(turns[-1])
+    is_lost = last.role == "assistant" and not _is_among(last.content, answers)
+    return of_turns(key, turns) | ({f"the last answer of {key}"} if is_lost else set())
 
 
 def _place(record: dict[str, Any], keys: Sequence[str]) -> str | None:

@@ -1,0 +1,124 @@
+"""The law that no text of a record goes in silence: it is in the messages, or its key is told."""
+
+import json
+import re
+from random import Random
+
+import pytest
+
+from dataset.formats import LISTS, PAIR_KEYS, format_of, parse_messages
+from dataset.messages import THOUGHTS, RecordError
+from dataset.unread_keys import unread_keys
+from eval.questions import parse_question, unread_of
+
+KEYS = [
+    *LISTS,
+    *PAIR_KEYS,
+    *THOUGHTS,
+    "chosen",
+    "label",
+    "context",
+    "system",
+    "system_prompt",
+    "tools",
+    "history",
+    "text",
+]
+OF_QUESTIONS = [
+    *KEYS,
+    "choices",
+    "options",
+    "answerKey",
+    "target",
+    "problem",
+    "passage",
+    "article",
+    "A",
+    "B",
+    "split",
+]
+TOLD_WHOLE = {"answers"}  # the first of several is trained on
+TEXT = re.compile(r"text\d+")
+
+
+class Drawn:
+    """Draws records in which every text is another."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys, self.random, self.count = keys, Random(0), 0
+
+    def text(self) -> str:
+        self.count += 1
+        return f"text{self.count}"
+
+    def turn(self, role: str) -> dict:
+        turn = (
+            {"role": role, "content": self.text()}
+            if self.random.random() < 0.7
+            else {"from": role, "value": self.text()}
+        )
+        more = {
+            "value": self.text(),
+            "content": [{"type": "text", "text": self.text()}],
+            "name": self.text(),
+        }
+        return {key: more[key] for key in self.random.sample([*more], 1) if self.random.random() < 0.3} | turn
+
+    def turns(self) -> list[dict]:
+        return [self.turn(("user", "assistant")[n % 2]) for n in range(self.random.randint(1, 4))]
+
+    def value(self, key: str):
+        kinds = {
+            "label": lambda: True,
+            "tools": lambda: [{"name": self.text()}],
+            "history": lambda: [[self.text(), self.text()]],
+            "answers": lambda: {"text": [self.text(), self.text()]},
+            "choices": lambda: [self.text(), self.text()],
+            "options": lambda: [self.text(), self.text()],
+        }
+        if key in LISTS:
+            return json.dumps(self.turns()) if self.random.random() < 0.2 else self.turns()
+        if key in ("prompt", "completion", "chosen", "input") and self.random.random() < 0.4:
+            return self.turns()
+        return kinds.get(key, self.text)()
+
+    def record(self) -> dict:
+        return {key: self.value(key) for key in self.random.sample(self.keys, self.random.randint(2, 5))}
+
+
+def texts(value) -> set[str]:
+    return {*TEXT.findall(json.dumps(value, default=vars))}
+
+
+def untold(record: dict, said: set[str], told: set[str]) -> set[str]:
+    """The texts of a record that are not said and stand under no key that is told."""
+    inside = {key.partition(".")[2] for key in told}
+    lost = set()
+    for key in record.keys() - told - TOLD_WHOLE:
+        value = json.loads(record[key]) if key in LISTS and isinstance(record[key], str) else record[key]
+        turns = value if isinstance(value, list) else []
+        of_told = [turn[name] for turn in turns if isinstance(turn, dict) for name in inside & turn.keys()]
+        answer = turns[-1:] if f"the last answer of {key}" in told else []
+        lost |= texts(value) - said - texts(of_told) - texts(answer)
+    return lost
+
+
+def read_chat(record: dict) -> tuple[set[str], set[str]]:
+    return texts(parse_messages(record, preference="chosen")), unread_keys(record, format_of(record))
+
+
+def read_question(record: dict) -> tuple[set[str], set[str]]:
+    return texts(parse_question(record, "name", "split")), unread_of(record)
+
+
+@pytest.mark.parametrize(("read", "keys"), [(read_chat, KEYS), (read_question, OF_QUESTIONS)])
+def test_every_text_of_a_record_is_read_or_its_key_is_told(read, keys):
+    drawn, number = Drawn(keys), 0
+    for record in (drawn.record() for _ in range(8000)):
+        try:
+            said, told = read(record)
+        except RecordError:
+            continue
+        number += 1
+        assert not untold(record, said, told), record
+    assert number > 800

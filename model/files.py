@@ -31,15 +31,23 @@ def is_seen(character: str) -> bool:
     return character.isprintable() or character in HARMLESS or unicodedata.category(character) not in ESCAPED
 
 
+class _Written(dict[int, str]):
+    """How each character stands in JSON, found when it is met; line ends are those between values."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = chr(code) if code == ord("\n") or is_seen(chr(code)) else json.dumps(chr(code))[1:-1]
+        return self[code]
+
+
+WRITTEN = _Written()
+
+
 def as_json(value: Any, indent: int | None = None) -> str:
     """Return JSON in which every script stays readable, and what is not seen stands as an escape.
 
     So a file of ours may be shown in a terminal, and its lines are those that every reader finds.
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    if text.isprintable():
-        return text
-    return "".join(c if c == "\n" or is_seen(c) else json.dumps(c)[1:-1] for c in text)
+    return json.dumps(value, indent=indent, ensure_ascii=False).translate(WRITTEN)
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Which token may see which: the one rule, every form of its masks, and which cuts of a row it allows.
+"""Which token may see which: the one rule, every form of its masks, and where a document may be cut.
 
 A row of tokens is described by its `Layout`, whose blocks a strategy sets (`model/strategies.py`). Training,
 prefill, decode and plots all derive their masks from `visible`; nothing else decides visibility.
+
+In order: the rule, the masks made from it, common layouts, the blocks of a conversation, which labels would
+leak, and which computed tokens can be reused.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,8 +56,8 @@ def visible(
 
     The diagonal is always on, so padding (document -1) sees itself and no row is empty. `window` counts
     keys including the token itself and looks left only (Gemma 3 report, arXiv 2503.19786); with `both_sides`
-    later keys of a block are bounded, too: |q - k| < window. `not_future` is `k.index <= q.index` where the
-    caller has it at hand. Prefix blocks: Raffel et al. 2020 (arXiv 1910.10683, figure 4).
+    later keys of a block are bounded, too: |q - k| < window. `not_future` is `k.index <= q.index`, for a
+    caller that has it already. Prefix blocks: Raffel et al. 2020 (arXiv 1910.10683, figure 4).
     """
     if not_future is None:
         not_future = k.index <= q.index
@@ -88,8 +90,8 @@ def dense_mask(causal: Tensor, layout: Layout, window: int | None = None, both_s
 def cached_mask(query: Layout, key: Layout, window: int | None = None, both_sides: bool = False) -> Tensor:
     """Return the bool mask (B, Tq, Tk) of new tokens over cached keys, where a row is one document.
 
-    A token's index is its position there. Padding queries stand where a key of theirs is, so that no row is
-    empty.
+    A token's index is its position there. The caller gives a padding query the position of a real key, so
+    that no row of the mask is empty.
     """
     return visible(*_pairs(query, key, (query.position_ids, key.position_ids)), window, both_sides)
 
@@ -120,7 +122,7 @@ def causal_step(lengths: Tensor) -> Layout:
 
 
 def is_plain_causal(layout: Layout) -> bool:
-    """Say whether no mask is needed beyond the triangle: one document per row, padding right, no blocks."""
+    """Say whether the lower triangle is mask enough: one document per row, padded on the right, no blocks."""
     documents = layout.document_ids
     is_one_document = (documents == documents[:, :1]) | (documents < 0)
     right_padded = (documents[:, 1:] < 0) | (documents[:, :-1] >= 0)
@@ -132,12 +134,14 @@ def check_layout(layout: Layout) -> None:
     documents, _, blocks = layout
     if bool(((blocks >= 0) & (documents < 0)).any()):
         raise ValueError("a token of padding has a block; expected -1")
-    runs = blocks >= 0
-    runs[:, 1:] &= (blocks[:, 1:] != blocks[:, :-1]) | (documents[:, 1:] != documents[:, :-1])
-    rows, starts = runs.nonzero(as_tuple=True)
-    seen, counts = torch.stack((rows, blocks[rows, starts])).unique(dim=1, return_counts=True)
+
+    # A block opens where the token before is of another block or document; twice in a row means it is torn.
+    opens = blocks >= 0
+    opens[:, 1:] &= (blocks[:, 1:] != blocks[:, :-1]) | (documents[:, 1:] != documents[:, :-1])
+    rows, starts = opens.nonzero(as_tuple=True)
+    pairs, counts = torch.stack((rows, blocks[rows, starts])).unique(dim=1, return_counts=True)
     if (counts > 1).any():
-        row, block = seen[:, counts > 1][:, 0].tolist()
+        row, block = pairs[:, counts > 1][:, 0].tolist()
         raise ValueError(
             f"block {block} of row {row} is not one contiguous run of tokens inside one document"
         )
@@ -151,31 +155,34 @@ def prompt_blocks(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
     """
     strategy, is_answer = strategy_named(prompt_mask), answers.numpy()
 
-    # Messages open where they are marked to, and where answers begin and end.
+    # A message opens where `starts` says so, and where an answer begins or ends.
     opens = starts.numpy().copy()
     opens[:1] = True
     opens[1:] |= is_answer[1:] != is_answer[:-1]
     first = np.flatnonzero(opens)
-    talk = "".join("A" if is_answer[index] else "U" for index in first)
+    roles = "".join("A" if is_answer[index] else "U" for index in first)
 
-    # Blocks are numbered in the order in which they come.
-    blocks, numbers = [strategy.block(talk, n) for n in range(len(talk))], {CAUSAL: CAUSAL}
+    # The strategy names the block of each message; blocks are renumbered 0, 1, … in order of appearance.
+    blocks = [strategy.block(roles, i) for i in range(len(roles))]
+    numbers = {CAUSAL: CAUSAL}
     for block in blocks:
         numbers.setdefault(block, len(numbers) - 1)
-    ids = np.array([numbers[block] for block in blocks], dtype=np.int64)  # one for each message
-    return torch.from_numpy(np.repeat(ids, np.diff(first, append=len(opens))))
+    of_message = np.array([numbers[block] for block in blocks], dtype=np.int64)
+
+    # Every token gets the block of its message.
+    return torch.from_numpy(np.repeat(of_message, np.diff(first, append=len(opens))))
 
 
 def blocks_before_answer(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
-    """Return the block ids (n,) of a prompt whose answer is still to come: those that training gave it."""
+    """Return the block ids (n,) of a prompt whose answer is still to come, the same as training gave it."""
     answer = answers.new_ones(1)
     return prompt_blocks(prompt_mask, torch.cat((answers, answer)), torch.cat((starts, ~answer)))[:-1]
 
 
 def is_readable(block_ids: Tensor) -> Tensor:
-    """Return True (B, T) where the label is visible to the row that predicts it: the leak rule.
+    """Return True (B, T) where the label is visible to the token that predicts it: the leak rule.
 
-    The target at `t` is predicted by row `t - 1`, which sees token `t` exactly when both share a block.
+    The label at `t` is predicted by token `t - 1`, which sees token `t` exactly when both share a block.
     """
     readable = torch.zeros_like(block_ids, dtype=torch.bool)
     readable[:, 1:] = (block_ids[:, 1:] == block_ids[:, :-1]) & (block_ids[:, 1:] >= 0)
@@ -185,17 +192,18 @@ def is_readable(block_ids: Tensor) -> Tensor:
 def last_visible(block_ids: Tensor) -> Tensor:
     """Return the last index (n,) that each token of one document sees: the end of its block, or itself.
 
-    Under one window, two layouts of one document are equal exactly when this is. A window of 2 or more on
-    both sides moves no legal cut: a token of a block still sees the next one.
+    Without windows, two layouts of a document give the same mask exactly when they agree on this. Windows
+    change no legal cut: even with one of 2 on both sides, a token of a block sees the next one.
     """
     index = torch.arange(len(block_ids))
     is_end = torch.ones_like(index, dtype=torch.bool)
     is_end[:-1] = (block_ids[1:] != block_ids[:-1]) | (block_ids[1:] < 0)
-    return torch.where(is_end, index, len(index)).flip(0).cummin(0).values.flip(0)  # the next end
+    # The smallest end at or after each token: a running minimum from the right.
+    return torch.where(is_end, index, len(index)).flip(0).cummin(0).values.flip(0)
 
 
 def legal_cuts(block_ids: Tensor) -> Tensor:
-    """Return after which tokens (n,) of one document it may be cut: none up to there sees a later one."""
+    """Return True (n,) for tokens after which a document may be cut: none up to there sees a later one."""
     return last_visible(block_ids).cummax(0).values == torch.arange(len(block_ids))
 
 
@@ -212,14 +220,6 @@ def reusable_prefix(cached: Tensor, wanted: Tensor, limit: int) -> int:
     return int(legal[-1]) + 1 if len(legal) else 0
 
 
-def draw_text(mask: Tensor, labels: Sequence[str] | None = None) -> str:
-    """Return a mask (Tq, Tk) as a picture in characters, `1` = may attend, one line per query.
-
-    `labels` (one per query) stand before the lines.
-    """
-    width = max((len(label) for label in labels), default=0) if labels else 0
-    names = [label.rjust(width) + "  " for label in labels] if labels else [""] * len(mask)
-    return "\n".join(
-        name + " ".join("1" if cell else "." for cell in line)
-        for name, line in zip(names, mask.tolist(), strict=True)
-    )
+def draw_text(mask: Tensor) -> str:
+    """Return a mask (Tq, Tk) as a picture in characters, `1` = may attend, one line per query."""
+    return "\n".join(" ".join("1" if cell else "." for cell in line) for line in mask.tolist())

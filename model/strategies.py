@@ -1,9 +1,8 @@
-"""The prompt masks: which messages of a conversation are blocks, whose tokens see each other both ways.
+"""The prompt masks: which messages of a conversation form blocks, whose tokens see each other both ways.
 
-A conversation is a word here, with a letter for each message: A for an answer, U for any other (of the
-system, a user or a tool). A strategy is a function from such a word and the number of a message to the block
-of its tokens. Its docstring draws, and says in words, what that makes of the conversation UUAUA, whose
-messages (of the system, a user, an answer …) have two tokens each:
+A strategy is a function that returns the block of message `i` of a conversation. Of the conversation it gets
+`roles`, one letter per message: A for an answer, U for any other (system, user or tool). Its docstring draws
+the blocks, and names them, for `roles` UUAUA: system, user, answer, user, answer, with two tokens each.
 
     S S U U A A U U A A
 
@@ -21,24 +20,24 @@ CAUSAL = -1
 """The block of tokens that see only what comes before them."""
 
 
-def causal(talk: str, n: int) -> int:
+def causal(roles: str, i: int) -> int:
     """. . . . . . . . . .  none."""
     return CAUSAL
 
 
-def prefix(talk: str, n: int) -> int:
+def prefix(roles: str, i: int) -> int:
     """0 0 0 0 . . . . . .  everything before the first answer (Raffel et al. 2020, arXiv 1910.10683)."""
-    return 0 if n < talk.find("A") else CAUSAL
+    return 0 if i < roles.find("A") else CAUSAL
 
 
-def segment(talk: str, n: int) -> int:
-    """0 0 1 1 . . 2 2 . .  each message that is no answer, by itself (Katz et al. 2024, arXiv 2412.18487)."""
-    return n if n < talk.rfind("A") and talk[n] != "A" else CAUSAL
+def segment(roles: str, i: int) -> int:
+    """0 0 1 1 . . 2 2 . .  each message but the answers, by itself (Katz et al. 2024, arXiv 2412.18487)."""
+    return i if i < roles.rfind("A") and roles[i] != "A" else CAUSAL
 
 
-def history(talk: str, n: int) -> int:
+def history(roles: str, i: int) -> int:
     """0 0 0 0 0 0 0 0 . .  everything before the last answer."""
-    return 0 if n < talk.rfind("A") else CAUSAL
+    return 0 if i < roles.rfind("A") else CAUSAL
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,15 @@ class Strategy:
     """A prompt mask, and what follows from its blocks."""
 
     block: Callable[[str, int], int]
-    """maps a conversation and the number of a message to its block, any number; tokens after the last answer,
-    and conversations without one, are causal"""
+    """maps `roles` and `i` to the block of that message, any number; messages after the last answer are
+    causal, and so are all of a conversation without answers"""
     losses: tuple[str, ...]
-    """what may carry loss in conversations, the default first: nothing that a token before it sees"""
+    """what may carry loss in conversations, the default first: no token that the one before it sees"""
     text_losses: tuple[str, ...] = ()
-    """the same in texts of pretraining, whose prefix is a message and whose rest is an answer; none = not for
-    texts"""
+    """the same in pretraining texts, which are a message (the prefix) and an answer (the rest); empty = not
+    for texts"""
     survives_turns: bool = True
-    """whether what was computed of a conversation serves when a turn is added: no block grows or goes"""
+    """whether keys and values computed so far stay valid when a turn is added: no block grows or ends"""
 
     @property
     def name(self) -> str:
@@ -63,7 +62,7 @@ class Strategy:
 
     @property
     def drawing(self) -> str:
-        """Its blocks over the example, a letter a token."""
+        """The blocks of the example above, one character per token."""
         return self.block.__doc__.partition("  ")[0]
 
 

@@ -18,11 +18,12 @@ from test_house import CORE
 from training_runs import conversations, data, sentences
 
 from dataset.tokenizer import Tokenizer
+from eval.drawings import draw_mask
 from eval.experiment import load_experiment
 from model import strategies
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import from_preset
-from model.masks import draw_text, prompt_blocks, visible_mask
+from model.masks import prompt_blocks, visible_mask
 from model.transformer import LanguageModel
 from tests.conftest import one_document, turns
 from tests.minimind import save_minimind
@@ -128,7 +129,7 @@ def test_the_drawings_of_the_tutorial_are_those_of_the_code():
         assert letters.split() == list("SUUAAUA") * 4
     for name, rows in drawn.items():
         layout = one_document(prompt_blocks(name, answers, starts))
-        text = draw_text(visible_mask(layout)[0], list("SUUAAUA"))
+        text = draw_mask(visible_mask(layout)[0], list("SUUAAUA"))
         assert [row.strip() for row in rows] == text.splitlines(), name
     assert list(drawn) == ["causal", "prefix", "segment", "history"]
 

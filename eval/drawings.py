@@ -6,6 +6,7 @@ import torch
 from rich.cells import cell_len
 from torch import Tensor
 
+from eval.tables import padded
 from model.masks import draw_text
 
 GAP = " " * 3
@@ -15,8 +16,8 @@ def draw_mask(mask: Tensor, labels: Sequence[str]) -> str:
     """Draw a mask (T, T), a line per token behind its label; wide characters keep the columns straight."""
     width = max(map(cell_len, labels))
     lines = draw_text(mask).split("\n")
-    padded = (" " * (width - cell_len(label)) + label for label in labels)
-    return "\n".join(f"{label}  {line}" for label, line in zip(padded, lines, strict=True))
+    names = (padded(label, width, is_right=True) for label in labels)
+    return "\n".join(f"{name}  {line}" for name, line in zip(names, lines, strict=True))
 
 
 def draw_masks(masks: dict[str, Tensor], labels: Sequence[str], width: int) -> str:
@@ -27,7 +28,7 @@ def draw_masks(masks: dict[str, Tensor], labels: Sequence[str], width: int) -> s
     drawn = (draw_text(mask).replace(" ", "").split("\n") for mask in masks.values())
     columns = [[line.ljust(side) for line in lines] for lines in drawn]
     titles = " " * margin + GAP.join(title.ljust(side) for title in masks)
-    names = (" " * (margin - 2 - cell_len(label)) + label + "  " for label in labels)
+    names = (padded(label, margin - 2, is_right=True) + "  " for label in labels)
     rows = (name + GAP.join(lines) for name, *lines in zip(names, *columns, strict=True))
     return "\n".join([titles, *rows])
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dataset.batch_settings import BatchSettings
+from dataset.batches import Batch, BatchStream
 from dataset.formats import read_columns
 from dataset.messages import shown
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
 from eval.answers import Cell, Prediction, PredictionRecord, answer_questions, score_answers, tabulate
 from eval.items import losses_of, means, tasks_of
-from eval.likelihood import store_likelihood
 from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
 from eval.settings import QUESTION_KEYS, EvaluationSettings, TextSampling
@@ -23,7 +23,7 @@ from eval.typed_json import read_as, read_lines
 from model.errors import UserError
 from model.files import as_json, check_place, read_object, whole_folder
 from model.strategies import STRATEGIES
-from trainer.validation import Likelihood
+from trainer.validation import Likelihood, TextBytes, left_out, measure
 
 RESULTS, PREDICTIONS, REJECTS = "results.json", "predictions.jsonl", "rejects.jsonl"
 ITEMS = "items.json"
@@ -138,6 +138,31 @@ def _predict(
     for n, score in zip(free, score_answers(served, [questions[n] for n in free], rows, scored), strict=True):
         predictions[n] = replace(predictions[n], log_likelihood=score)
     return predictions
+
+
+def store_likelihood(
+    served: ServedModel,
+    store: TokenStore,
+    settings: BatchSettings,
+    rows: int,
+    report: Callable[[int], None] = lambda targets: None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Likelihood:
+    """Return the likelihood of a token store's targets, those that a training with these settings would have.
+
+    `rows` rows are computed at a time, then `report` gets the number of their targets, and `tell` what is
+    too long to be measured. Raises `UserError` for a store that does not go with the settings.
+    """
+    stream = BatchStream([store], settings)
+    if words := left_out(stream):
+        tell(f"{store.path}: {words}; rows have {stream.settings.max_seq_len} tokens")
+
+    def reported() -> Iterator[Batch]:
+        for batch in stream.batches(epoch=0, rows_per_step=rows):
+            yield batch
+            report(batch.num_targets)
+
+    return measure(served.model, reported(), TextBytes(served.tokenizer))
 
 
 def announcements(asked: QuestionSet, max_new_tokens: int | None) -> Iterator[str]:

@@ -1,18 +1,68 @@
-"""What the arms of an experiment look like inside: the mask over a short sample, and where a model looks."""
+"""What a model sees of a conversation and where it looks: of one model, of runs compared, of arms."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dataset.conversation import Message, Rendered, render
 from dataset.tokenizer import Tokenizer
 from eval.cells import Trial, folder_of
-from eval.comparison import open_runs, shortest_question
-from eval.comparison_masks import answered, look_at
+from eval.comparison import Run, open_runs, shortest_question
+from eval.plots import MaskPanel, model_panels
+from eval.questions import Question
+from eval.served_model import open_model
+from model.attention import Visibility, eager_attention, eager_probabilities
+from model.config import DeviceName
 from model.errors import UserError
 from model.files import read_object
+from model.masks import Layout, causal_layout, prompt_blocks
+from model.transformer import LanguageModel
 
 LOOKS = ("mask", "attention")
+
+
+@torch.no_grad()
+def attention_maps(model: LanguageModel, ids: Tensor, layout: Layout | None = None) -> list[Tensor]:
+    """Return the attention probabilities (B, H, T, T) of every layer; the model stays as it is."""
+    maps: list[Tensor] = []
+
+    def recording(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+        maps.append(eager_probabilities(q, k, seen, scale))
+        return eager_attention(q, k, v, seen, scale)
+
+    former = model.model.layers[0].self_attn.attend
+    model.set_attention(recording)
+    try:
+        model(ids, layout)
+    finally:
+        model.set_attention(former)
+    return maps
+
+
+def answered(question: Question, tokenizer: Tokenizer) -> Rendered:
+    """Render a question with its first accepted answer."""
+    return render([*question.messages, Message("assistant", question.answers[0])], tokenizer)
+
+
+def look_at(
+    run: Run, rendered: Rendered, device: DeviceName = "auto"
+) -> tuple[list[MaskPanel], list[Tensor]]:
+    """Return a conversation's masks in a run, and where the model looks: (1, H, T, T) for each layer.
+
+    Raises `UserError` for a model that is gone, or whose context is too short.
+    """
+    served = open_model(run.model, device=device)
+    if len(rendered) > (takes := served.model.config.max_position_embeddings):
+        raise UserError(f"the shortest question has {len(rendered)} tokens, but {run.model} takes {takes}")
+    answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
+    block_ids = prompt_blocks(run.evaluation.prompt_mask, answers, starts)
+    ids = torch.from_numpy(rendered.ids.astype("int64"))[None]
+    layout = causal_layout(*ids.shape)._replace(block_ids=block_ids[None])
+    on_device = Layout(*(each.to(served.device) for each in layout))
+    maps = attention_maps(served.model, ids.to(served.device), on_device)
+    return model_panels(run.label, block_ids, served.model.config), maps
 
 
 def add_looks(results: dict[str, Any], trials: list[Trial], work: Path, former: Path) -> None:

@@ -7,7 +7,7 @@ from math import isfinite
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 
 from dataset.printing import printable
 
@@ -109,8 +109,14 @@ def _lines(
 
 
 def _line(name: str, cells: Sequence[str], name_width: int, widths: Sequence[int]) -> str:
-    padded = (" " * (size - cell_len(cell)) + cell for cell, size in zip(cells, widths, strict=True))
-    return GAP.join([name + " " * (name_width - cell_len(name)), *padded]).rstrip()
+    figures = (padded(cell, size, is_right=True) for cell, size in zip(cells, widths, strict=True))
+    return GAP.join([padded(name, name_width), *figures]).rstrip()
+
+
+def padded(text: str, width: int, is_right: bool = False) -> str:
+    """Return a text with the spaces that bring it to a width in characters of a terminal."""
+    space = " " * (width - cell_len(text))
+    return space + text if is_right else text + space
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -124,12 +130,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 def _folded(text: str, width: int) -> list[str]:
     """Return a text cut into lines of a width."""
-    lines = [""]
-    for character in text:
-        if cell_len(lines[-1] + character) > max(width, 2):
-            lines.append("")
-        lines[-1] += character
-    return lines
+    return chop_cells(text, max(width, 2)) or [""]
 
 
 def as_markdown(table: Table, width: int | None = None) -> str:
@@ -148,16 +149,14 @@ def _markdown_lines(
 ) -> Iterator[str]:
     rule = ["-" * (widths[n] - 1) + (":" if n in right else "-") for n in part]
     for row in (0, None, *range(1, len(columns[0]))):
-        cells = rule if row is None else [_padded(columns[n][row], widths[n], n in right) for n in part]
+        cells = rule if row is None else [padded(columns[n][row], widths[n], n in right) for n in part]
         yield f"| {' | '.join(cells)} |"
 
 
 def figure_columns(table: Table) -> set[int]:
     """Return the numbers of the columns of figures, which stand on the right; the first one holds names."""
     columns = {n: [row[n] for row in table.rows if row] for n in range(1, len(table.header))}
-    return {
-        n for n, column in columns.items() if all(cell[:1] in "+-\u2212\u20130123456789" for cell in column)
-    }
+    return {n for n, column in columns.items() if all(cell[:1] in FIGURES for cell in column)}
 
 
 def literal(text: str) -> str:
@@ -171,11 +170,6 @@ def literal(text: str) -> str:
 
 def _indented(cell: str) -> str:
     return "&emsp;" + cell.strip() if cell.startswith("  ") else cell
-
-
-def _padded(cell: str, width: int, is_right: bool = False) -> str:
-    space = " " * (width - cell_len(cell))
-    return space + cell if is_right else cell + space
 
 
 def figure(value: float | None, is_signed: bool = False) -> str:

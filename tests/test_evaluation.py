@@ -12,7 +12,7 @@ from dataset.batch_settings import BatchSettings
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from eval import evaluation
-from eval.likelihood import store_likelihood
+from eval.evaluation import store_likelihood
 from eval.served_model import open_model
 from eval.settings import EvaluationSettings
 from model.errors import UserError

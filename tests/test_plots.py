@@ -4,7 +4,7 @@ import torch
 from matplotlib.image import imread
 
 from eval import plots
-from eval.attention_maps import attention_maps
+from eval.looks import attention_maps
 from eval.plots import mask_panel, model_panels, save_attention, save_masks, strategy_panels
 from model.config import from_preset
 from tests.conftest import STRATEGIES, windowed

@@ -13,10 +13,10 @@ from dataset.batch_settings import BatchSettings
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from eval.answers import answer_questions
-from eval.attention_maps import attention_maps
 from eval.chat import ChatSession, TextSampling
 from eval.continuations import score
-from eval.likelihood import store_likelihood
+from eval.evaluation import store_likelihood
+from eval.looks import attention_maps
 from eval.plots import save_attention
 from eval.questions import parse_question
 from eval.served_model import ServedModel, open_model

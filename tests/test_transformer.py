@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from eval.attention_maps import attention_maps
+from eval.looks import attention_maps
 from model.attention import Visibility, eager_attention
 from model.backends import BACKENDS, attend, blockwise_attention, by_documents, choose
 from model.config import from_preset

@@ -107,8 +107,7 @@ def folder_of(address: str, work: Path) -> Path:
 def _placed(value: Any, work: Path) -> Any:
     """Replace references by paths; a glob becomes the files that it stands for, where they are there."""
     if isinstance(value, list | tuple):
-        paths = [each for item in value for each in _expanded(_placed(item, work))]
-        return paths
+        return [each for item in value for each in _expanded(_placed(item, work))]
     if isinstance(value, str) and value.startswith("@"):
         address, _, rest = value[1:].partition("/")
         return str(folder_of(address, work) / rest)
@@ -151,20 +150,20 @@ def plan(
     if len(seeds) > 1:
         base = experiment.named[experiment.baseline] | tuned.get(experiment.baseline, {})
         trials += [trial_of(experiment.stages, A_A, base, seed, OTHER_SEEDS) for seed in seeds]
-    _check_different(experiment, trials)
+    check_different(trials, experiment.pairs)
     return trials
 
 
-def _check_different(experiment: Experiment, trials: Sequence[Trial]) -> None:
+def check_different(trials: Sequence[Trial], pairs: Sequence[Sequence[str]]) -> None:
     """Raise `UserError` where seeds, or arms that are compared, are measured by the same cells."""
     measured = {(trial.arm, trial.seed): tuple(cell.address for cell in trial.measured) for trial in trials}
-    for arm in experiment.named:
+    for arm in dict.fromkeys(trial.arm for trial in trials):
         seeds = [cells for (name, _), cells in measured.items() if name == arm]
         if len({*seeds}) < len(seeds):
             raise UserError(
                 f"arm {arm}: expected trainings that take the seed, got the same for several seeds"
             )
-    for arm, baseline in experiment.pairs:
+    for arm, baseline in pairs:
         if measured[arm, trials[0].seed] == measured[baseline, trials[0].seed]:
             raise UserError(f"arms {arm} and {baseline} do the same; there is nothing to compare")
 
@@ -179,24 +178,14 @@ def trial_of(stages: Stages, arm: str, named: dict[str, Any], seed: int, shift: 
             cells[stage] = _cell(stage, given, seed + shift, cells)
         except UserError as error:
             raise UserError(f"arm {arm}, stage {stage}: {error}") from None
-    used = _closure([cell for cell in cells.values() if cell.program.measures], cells)
+    used: set[str] = set()  # what is measured, and all that it is made from, which stands above it
+    for cell in reversed(cells.values()):
+        if cell.program.measures or cell.address in used:
+            used |= {cell.address, *cell.needs}
     if not used:
-        raise UserError(f"stages: expected one that measures ({', '.join(_measuring())}), got none")
+        measuring = ", ".join(name for name, program in PROGRAMS.items() if program.measures)
+        raise UserError(f"stages: expected one that measures ({measuring}), got none")
     return Trial(arm, seed, {stage: cell for stage, cell in cells.items() if cell.address in used})
-
-
-def _measuring() -> list[str]:
-    return [name for name, program in PROGRAMS.items() if program.measures]
-
-
-def _closure(ends: list[Cell], cells: dict[str, Cell]) -> set[str]:
-    by_address = {cell.address: cell for cell in cells.values()}
-    found, waiting = set(), [cell.address for cell in ends]
-    while waiting:
-        address = waiting.pop()
-        found.add(address)
-        waiting += [need for need in by_address[address].needs if need not in found]
-    return found
 
 
 def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell]) -> Cell:

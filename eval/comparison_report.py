@@ -1,17 +1,20 @@
 """A comparison as tables, as `comparison.json` and `comparison.md`."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from eval.answers import Cell
-from eval.comparison import Comparison, Pairing, Run
+from eval.comparison import Comparison, LossRow, Pairing, Run
 from eval.tables import Table, as_markdown, literal, score_table
 from model.files import write_json, write_text
 
 REPORT = "comparison"
 ONE_SEED = "a single training (seed) of each says nothing about their masks"
+SCORE = ("split", "kind", "questions", "correct", "exact_match", "interval")
+PAIR = ("first", "second", "split", "kind")
+PAIRED = ("questions", "difference", "interval", "p_value")
 
 
 def scores(found: Comparison) -> Table:
@@ -43,27 +46,22 @@ def _time(run: Run) -> str:
 
 def paired_tables(found: Comparison) -> list[Table]:
     """Return a table for each run against the first: which questions only one of both answered rightly."""
-    tables = []
-    for second in found.runs[1:]:
-        pairings = [each for each in found.pairings if each.second == second.label]
-        if not pairings:
-            continue
-        first = found.runs[0].label
-        header = (
-            f"{first} and {second.label}, paired",
-            *("n", f"only {first}", f"only {second.label}"),
-            *("difference, points", "p"),
-        )
-        caption = (
-            f"difference of {second.label} to {first} with its 95% interval (Bonett and Price 2012)",
-            "p: McNemar's exact test, for each line by itself",
-        )
-        tables.append(Table(header, tuple(map(_paired_row, pairings)), caption))
-    return tables
+    first, *others = (run.label for run in found.runs)
+    return [_paired_table(found, first, second) for second in others] if found.pairings else []
+
+
+def _paired_table(found: Comparison, first: str, second: str) -> Table:
+    header = f"{first} and {second}, paired", "n", f"only {first}", f"only {second}"
+    caption = (
+        f"difference of {second} to {first} with its 95% interval (Bonett and Price 2012)",
+        "p: McNemar's exact test, for each line by itself",
+    )
+    rows = (_paired_row(each) for each in found.pairings if each.second == second)
+    return Table((*header, "difference, points", "p"), tuple(rows), caption)
 
 
 def _paired_row(each: Pairing) -> tuple[str, ...]:
-    counts, (low, high) = each.counts, each.counts.interval()
+    counts, (low, high) = each.counts, each.counts.interval
     difference = f"{counts.difference * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f})"
     numbers = counts.questions, counts.only_first, counts.only_second
     name = f"  {each.kind}" if each.kind else each.split
@@ -87,55 +85,31 @@ def as_page(found: Comparison) -> str:
 
 def as_json(found: Comparison) -> dict[str, Any]:
     """Return the comparison as JSON holds it."""
-    return {
-        "runs": [
-            {
-                "label": run.label,
-                "path": str(run.path),
-                "model": str(run.model),
-                "prompt_mask": run.evaluation.prompt_mask,
-                "training_seconds": run.seconds,
-                "scores": [_score(cell) for cell in run.cells],
-            }
-            for run in found.runs
-        ],
-        "paired": [_pair(each) for each in found.pairings],
-        "losses": [
-            {
-                "store": row.store,
-                "targets": row.losses[0].targets,
-                "text_bytes": row.losses[0].text_bytes,
-                "nats_per_token": _by_label(found, [loss.nats_per_token for loss in row.losses]),
-                "bits_per_byte": _by_label(found, [loss.bits_per_byte for loss in row.losses]),
-            }
-            for row in found.losses
-        ],
-        "notes": [*found.notes, ONE_SEED],
+    runs = [
+        {
+            "label": run.label,
+            "path": str(run.path),
+            "model": str(run.model),
+            "prompt_mask": run.evaluation.prompt_mask,
+            "training_seconds": run.seconds,
+            "scores": [_named(cell, *SCORE) for cell in run.cells],
+        }
+        for run in found.runs
+    ]
+    paired = [
+        _named(each, *PAIR) | asdict(each.counts) | _named(each.counts, *PAIRED) for each in found.pairings
+    ]
+    losses = [_losses(row, [run.label for run in found.runs]) for row in found.losses]
+    return {"runs": runs, "paired": paired, "losses": losses, "notes": [*found.notes, ONE_SEED]}
+
+
+def _named(of: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(of, name) for name in names}
+
+
+def _losses(row: LossRow, labels: list[str]) -> dict[str, Any]:
+    by_label = {
+        name: {label: getattr(loss, name) for label, loss in zip(labels, row.losses, strict=True)}
+        for name in ("nats_per_token", "bits_per_byte")
     }
-
-
-def _by_label(found: Comparison, values: list[float | None]) -> dict[str, float | None]:
-    return {run.label: value for run, value in zip(found.runs, values, strict=True)}
-
-
-def _score(cell: Cell) -> dict[str, Any]:
-    figures = {"questions": cell.questions, "correct": cell.correct, "exact_match": cell.exact_match}
-    return {"split": cell.split, "kind": cell.kind} | figures | {"interval": cell.interval}
-
-
-def _pair(each: Pairing) -> dict[str, Any]:
-    counts = each.counts
-    return {
-        "first": each.first,
-        "second": each.second,
-        "split": each.split,
-        "kind": each.kind,
-        "questions": counts.questions,
-        "both": counts.both,
-        "only_first": counts.only_first,
-        "only_second": counts.only_second,
-        "neither": counts.neither,
-        "difference": counts.difference,
-        "interval": counts.interval(),
-        "p_value": counts.p_value,
-    }
+    return {"store": row.store, **_named(row.losses[0], "targets", "text_bytes"), **by_label}

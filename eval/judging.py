@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.cells import Trial, trial_of
+from eval.cells import Trial, check_different, trial_of
 from eval.effects import Effect, attainable_level, compare_paired, look_level, seeds_needed
 from eval.evidence import primary_of, scores_of
 from eval.experiment import ENOUGH_SEEDS, Primary, Recipe
@@ -116,12 +116,9 @@ def check_recipes(recipes: Mapping[str, Recipe]) -> str:
     if a.primary != b.primary:
         raise UserError(f"expected one primary metric of A and B, got {a.primary} and {b.primary}")
     trials = trials_of(recipes, range(2))
-    first, second, *next_seed = ([cell.address for cell in trial.measured] for trial in trials)
-    if first == second:
-        raise UserError("A and B do the same; there is nothing to judge")
-    if first == next_seed[0] or second == next_seed[1]:
-        raise UserError("expected trainings that take the seed, got the same ones for every seed")
-    return sha256(json.dumps([first, second]).encode()).hexdigest()[:12]
+    check_different(trials, [(A, B)])
+    measured = [[cell.address for cell in trial.measured] for trial in trials[:2]]
+    return sha256(json.dumps(measured).encode()).hexdigest()[:12]
 
 
 def place_of(folder: Path, pair: str, rule: Rule, first_seed: int) -> Path:

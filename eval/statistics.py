@@ -49,15 +49,16 @@ class PairedCounts:
         told_apart = self.only_first + self.only_second
         return float(binomtest(self.only_second, told_apart).pvalue) if told_apart else 1.0
 
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Return the interval of `difference` at `z` standard normal deviations (1.96: 95%).
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of `difference`.
 
         Bonett and Price 2012, Adjusted Wald confidence interval for a difference of binomial proportions
         based on paired data (J. Educ. Behav. Stat. 37): one pair more of either kind.
         """
         first, second = ((count + 1) / (self.questions + 2) for count in (self.only_first, self.only_second))
         centre = second - first
-        half_width = z * sqrt((first + second - centre**2) / (self.questions + 2))
+        half_width = 1.96 * sqrt((first + second - centre**2) / (self.questions + 2))
         return max(-1.0, centre - half_width), min(1.0, centre + half_width)
 
 

@@ -35,7 +35,7 @@ def test_mcnemars_test_is_that_of_a_fair_coin(counts):
 
 def test_the_paired_interval_is_the_published_form_by_hand():
     # 21 pairs, of which 1 is right for the first alone and 7 for the second alone: (8 - 2) / 23 and its width
-    low, high = PairedCounts(1, 1, 7, 12).interval()
+    low, high = PairedCounts(1, 1, 7, 12).interval
     assert (low, high) == pytest.approx((0.0134, 0.5084), abs=5e-5)
     assert (low + high) / 2 == pytest.approx(6 / 23)
     assert high - 6 / 23 == pytest.approx(1.96 * ((2 / 23 + 8 / 23 - (6 / 23) ** 2) / 23) ** 0.5)
@@ -45,7 +45,7 @@ def test_the_paired_interval_is_the_published_form_by_hand():
 def test_equal_models_differ_by_nothing_with_some_doubt():
     same = count_pairs([(True, True)] * 60 + [(False, False)] * 38)
     assert same == PairedCounts(60, 0, 0, 38) and (same.difference, same.p_value) == (0.0, 1.0)
-    assert same.interval() == pytest.approx((-1.96 * (2 / 100 / 100) ** 0.5, 1.96 * (2 / 100 / 100) ** 0.5))
+    assert same.interval == pytest.approx((-1.96 * (2 / 100 / 100) ** 0.5, 1.96 * (2 / 100 / 100) ** 0.5))
 
 
 def test_pairs_are_told_apart_by_who_is_right():

@@ -1,4 +1,4 @@
-"""What attention is: what a query is told of the keys that it sees, the formula, and the module around it.
+"""Attention: the form in which it gets its mask, the formula step by step, and the module around it.
 
 `model/backends.py` has faster ways to the same numbers, and chooses among them.
 """
@@ -19,9 +19,9 @@ MaskKind = Literal["none", "causal", "dense", "documents"]
 
 
 class Visibility(NamedTuple):
-    """What a backend is told of the mask; computed once per forward pass and window.
+    """Which keys each query sees, in the form that attention takes; made once per forward pass and window.
 
-    Exactly one of three: a bool `mask`, the square triangle (`is_causal`), or neither (every key is visible).
+    Exactly one of three: a bool `mask`, the lower triangle (`is_causal`), or neither (every key is visible).
     """
 
     mask: Tensor | None = None
@@ -29,19 +29,19 @@ class Visibility(NamedTuple):
     is_causal: bool = False
     """the lower triangle of a square, with no mask tensor"""
     documents: "DocumentAttention | None" = None
-    """a way to attend that skips what `mask` forbids between documents, where there is one"""
+    """attends inside each document of packed rows, skipping the pairs between them; None = `mask` alone"""
 
     @property
     def kind(self) -> MaskKind:
-        """The kind of mask that a backend must be able to take; `documents` has a dense mask, too."""
+        """The kind of mask, by which a backend says what it can take; `documents` comes with a dense mask."""
         if self.mask is None:
             return "causal" if self.is_causal else "none"
         return "dense" if self.documents is None else "documents"
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Visibility, float], Tensor]
-"""Maps queries (B, H, Tq, D), keys and values (B, Hkv, Tk, D), a `Visibility` and the scale of scores to
-outputs (B, H, Tq, D)."""
+"""Takes queries (B, H, Tq, D), keys and values (B, Hkv, Tk, D), a `Visibility` and the scale of scores;
+returns outputs (B, H, Tq, D)."""
 CacheUpdate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Stores keys and values (B, Hkv, T, D) of new tokens; returns those to attend to (B, Hkv, Tk, D)."""
 
@@ -59,7 +59,7 @@ def eager_probabilities(q: Tensor, k: Tensor, seen: Visibility, scale: float) ->
 
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
-    """Attend step by step, with every intermediate in reach: the form to read and to test against."""
+    """Attend step by step: the form to read, and the one that all others are tested against."""
     probabilities = eager_probabilities(q, k, seen, scale).to(v.dtype)
     return probabilities @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
@@ -86,14 +86,17 @@ class Attention(nn.Module):
         seen: Visibility,
         update_cache: CacheUpdate | None = None,
     ) -> Tensor:
-        """Map (B, T, hidden_size) to the same shape; `update_cache` adds keys and values of earlier ones."""
+        """Map (B, T, hidden_size) to the same shape.
+
+        `update_cache` stores the new keys and values, and returns them with those of earlier tokens.
+        """
         B, T, _ = x.shape
-        q, k, v = (
-            project(x).view(B, T, -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)
         q = rotate(self.q_norm(q).transpose(1, 2), angles)  # (B, H, T, D)
         k = rotate(self.k_norm(k).transpose(1, 2), angles)  # (B, Hkv, T, D)
-        v = v.transpose(1, 2)
+        v = v.transpose(1, 2)  # (B, Hkv, T, D)
         if update_cache is not None:
             k, v = update_cache(k, v)  # (B, Hkv, Tk, D)
         y = self.attend(q, k, v, seen, self.scale)

@@ -1,4 +1,4 @@
-"""The training objective: nats of the target tokens, summed; the caller divides by the step's count."""
+"""The training objective: cross-entropy of the targets in nats, summed; `trainer/loop.py` takes the mean."""
 
 import torch
 from torch import Tensor
@@ -7,24 +7,30 @@ from torch.autograd.function import once_differentiable
 NO_TARGET = -100
 """The label of a token that is no target."""
 LOGITS_AT_ONCE = {"cpu": 2**22}
-"""How many logits are held together, by type of device; chunks that stay in the cache are also faster."""
+"""Logits of one chunk, by type of device; on a CPU so few that they stay in its cache, which is faster."""
 MANY_LOGITS_AT_ONCE = 2**26
-"""The same for devices that want large products."""
+"""The same for other devices, which are best at large products."""
 FEWEST_ROWS = 128
+"""States of one chunk at least, however large the vocabulary."""
 MOST_ROWS = 8192
-"""Sums of that many products of an error, at most 1, and a state keep in the range of float16."""
+"""The same at most: gradients of the weight, summed over that many states, stay in the range of float16."""
 
 
 def summed_cross_entropy(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
     """Return the summed nats of all targets, a scalar in float32 or wider.
 
-    `hidden` (B, T, C) are final states, `output_weight` is (V, C), `labels` (B, T) are unshifted: row t-1
-    predicts label t, -100 is no target. Logits are computed for target rows only, so prompts cost nothing
-    here, and in chunks of rows, so that memory does not grow with their number.
+    `hidden` (B, T, C) are final states, `output_weight` is (V, C), `labels` (B, T) are unshifted: the state
+    at t - 1 predicts label t, -100 is no target. The same number as
+
+        F.cross_entropy((hidden @ output_weight.T)[:, :-1].transpose(1, 2), labels[:, 1:], reduction="sum")
+
+    but logits are computed at targets only, so that prompts cost nothing here, and in chunks, so that memory
+    does not grow with the number of targets.
     """
     targets = labels[:, 1:]
     is_target = targets != NO_TARGET
-    states, kind = hidden[:, :-1][is_target], hidden.device.type  # (N, C)
+    states = hidden[:, :-1][is_target]  # (N, C)
+    kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     return _SummedNats.apply(
         states.to(dtype), output_weight.to(dtype), targets[is_target], torch.is_grad_enabled()
@@ -32,7 +38,7 @@ def summed_cross_entropy(hidden: Tensor, output_weight: Tensor, labels: Tensor) 
 
 
 class _SummedNats(torch.autograd.Function):
-    """Cross-entropy of a linear layer; gradients are made with the logits, chunk by chunk, so none is kept.
+    """Cross-entropy of a linear layer without keeping logits: a chunk's gradients are made with its loss.
 
     `torch.nn.functional.linear_cross_entropy` does the same, but returns the sum in the dtype of its input:
     in bfloat16, sums of thousands of nats are off by dozens.
@@ -46,15 +52,18 @@ class _SummedNats(torch.autograd.Function):
         budget = LOGITS_AT_ONCE.get(states.device.type, MANY_LOGITS_AT_ONCE)
         rows = min(max(FEWEST_ROWS, budget // len(weight)), MOST_ROWS)
         for begin in range(0, len(states), rows):
+            # Nats are log(sum(exp(logits))) less the logit of the target, here after the largest was taken
+            # from all. What can be is done in place, to pass over memory rarely.
             part = slice(begin, begin + rows)
             logits = (states[part] @ weight.T).to(wide)  # (n, V)
-            logits -= logits.amax(dim=1, keepdim=True)  # in place, to pass over memory rarely
+            logits -= logits.amax(dim=1, keepdim=True)
             index = targets[part, None]
             at_target = logits.gather(1, index)
             total = logits.exp_().sum(dim=1, keepdim=True)
             nats += (total.log() - at_target).sum()
             if needs_gradient:
-                error = logits.div_(total)  # softmax, less one at the target
+                # The gradient of the logits is their softmax, less 1 at the target.
+                error = logits.div_(total)
                 error.scatter_add_(1, index, torch.full_like(total, -1.0))
                 error = error.to(states.dtype)
                 states_gradient[part] = error @ weight

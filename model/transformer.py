@@ -37,20 +37,11 @@ class DecoderLayer(nn.Module):
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.compiled: Callable[..., Tensor] | None = None
-        """`compute`, compiled for training; without gradients shapes are too many to compile for"""
 
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, update_cache: CacheUpdate | None
     ) -> Tensor:
         """Map (B, T, hidden_size) to the same shape."""
-        compute = self.compiled if self.compiled and torch.is_grad_enabled() else self.compute
-        return compute(x, angles, seen, update_cache)
-
-    def compute(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, update_cache: CacheUpdate | None
-    ) -> Tensor:
-        """Map (B, T, hidden_size) to the same shape, as it is written here."""
         x = x + self.self_attn(self.input_layernorm(x), angles, seen, update_cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -61,7 +52,8 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        rows = torch.empty(config.vocab_size, config.hidden_size)  # not drawn twice, nor on `meta`
+        # `LanguageModel` draws the weights; `nn.Embedding(…)` would draw them once more.
+        rows = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding.from_pretrained(rows, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -71,22 +63,24 @@ class Decoder(nn.Module):
     def register_triangle(self) -> None:
         """Register the causal mask that every dense mask is sliced from; no checkpoint holds it.
 
-        On the meta device only its place: drawing there would import the compiler, which takes two seconds.
+        On the meta device it is None until the weights are there: making it would import the compiler, which
+        takes two seconds.
         """
         side = min(self.config.max_position_embeddings, MAX_REGISTERED_SIDE)
-        is_drawn = torch.get_default_device().type != "meta"
-        self.register_buffer("causal_mask", causal_mask(side) if is_drawn else None, persistent=False)
+        is_meta = torch.get_default_device().type == "meta"
+        self.register_buffer("causal_mask", None if is_meta else causal_mask(side), persistent=False)
 
     def forward(self, ids: Tensor, layout: Layout | None = None, cache: KVCache | None = None) -> Tensor:
         """Return hidden states (B, T, hidden_size) of `ids` (B, T); no layout means causal rows.
 
-        Ids are whatever `embed_tokens` maps to the residual stream: floats (B, T, F) where it is a matrix.
         With a cache, `layout` continues the cached rows (right-padded) and attention reaches back to them.
+        Where `embed_tokens` is a linear layer, `ids` are floats (B, T, F).
         """
         if cache is None:
             visibilities, update_cache = self._visibilities(ids, layout), None
         else:
-            visibilities, update_cache = self._cached_visibilities(layout, cache), cache.update
+            keys, update_cache = cache.extend(layout), cache.update
+            visibilities = self._cached_visibilities(layout, keys, cache)
         layout = layout or causal_layout(*ids.shape[:2], device=ids.device)
         return self.compute(ids, layout.position_ids, visibilities, update_cache)
 
@@ -97,9 +91,9 @@ class Decoder(nn.Module):
         visibilities: Sequence[Visibility],
         update_cache: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """Return hidden states (B, T, hidden_size): the one way through the layers, also of compiled steps.
+        """Return hidden states (B, T, hidden_size); training, prefill and all decoding steps go through here.
 
-        `visibilities` has one for each layer; `update_cache` takes the number of a layer, too.
+        `visibilities` are one for each layer; `update_cache` takes the number of the layer first.
         """
         x = self.embed_tokens(ids)  # (B, T, C)
         angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
@@ -112,13 +106,13 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def each_layer(self, form: Callable[[int | None], Visibility]) -> list[Visibility]:
-        """Return what each layer is told of the mask, made from its window; those with the same share it."""
+        """Return the mask of each layer, made by `form` from its window; layers of one window share it."""
         windows = self.config.layer_windows
         forms = {window: form(window) for window in set(windows)}
         return [forms[window] for window in windows]
 
     def _visibilities(self, ids: Tensor, layout: Layout | None) -> list[Visibility]:
-        """Return what each layer is told of the mask of whole rows; a window as long as they are is none."""
+        """Return the mask of each layer for whole rows; a window as long as the rows is none."""
         length = ids.shape[1]
         return self.each_layer(lambda w: self._visibility(ids, layout, w if w and w < length else None))
 
@@ -131,14 +125,14 @@ class Decoder(nn.Module):
         mask = dense_mask(triangle, layout, window, both_sides)[:, None]
         return Visibility(mask, documents=by_documents(mask, layout) if window is None else None)
 
-    def _cached_visibilities(self, layout: Layout, cache: KVCache) -> list[Visibility]:
-        """Return the same for tokens by which a cache is extended, over all keys that it then gives."""
-        keys = cache.extend(layout)
+    def _cached_visibilities(self, layout: Layout, keys: Layout, cache: KVCache) -> list[Visibility]:
+        """Return the mask of each layer for the tokens that a cache was just extended by, over its `keys`."""
         is_step = layout.position_ids.shape[1] == 1 and bool((cache.lengths == cache.used).all())
 
         def form(window: int | None) -> Visibility:
-            if is_step and window is None:  # every key is real and comes before the token
+            if is_step and window is None:  # one token after every key: it sees them all
                 return Visibility()
+            # A padding query gets the position of the last key of its row, so that it sees one.
             last, real = cache.lengths[:, None] - 1, layout.document_ids >= 0
             queries = layout._replace(position_ids=torch.where(real, layout.position_ids, last))
             return Visibility(cached_mask(queries, keys, window, self.config.window_both_sides)[:, None])
@@ -170,44 +164,30 @@ class LanguageModel(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+
+    @torch.no_grad()
+    def _scale_residuals(self) -> None:
+        """Divide the first weights of projections to the residual stream by their number, two per layer.
+
+        GPT-2 divides by its square root (Radford et al. 2019); closer to zero, lookups form earlier.
+        """
+        for layer in self.model.layers:
+            for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                if not projection.weight.is_meta:  # where dividing would import the compiler
+                    projection.weight.div_(2 * len(self.model.layers))
+
     def forward(self, ids: Tensor, layout: Layout | None = None, labels: Tensor | None = None) -> Tensor:
         """Return logits (B, T, V) of `ids` (B, T), or with `labels` (B, T) the summed nats of the targets.
 
-        Labels are unshifted (`labels[t]` is `ids[t]` or -100) and predicted by the row before them.
+        Labels are unshifted: `labels[t]` is `ids[t]` or -100, and the state at t - 1 predicts it.
         """
         hidden = self.model(ids, layout)
         if labels is None:
             return self.lm_head(hidden)
         return summed_cross_entropy(hidden, self.lm_head.weight, labels)
-
-    def num_parameters(self) -> int:
-        """Count parameters, tied ones once, also where the output layer has a narrow copy of its own."""
-        parts = (self.model,) if self.config.tie_word_embeddings else (self,)
-        return sum(parameter.numel() for part in parts for parameter in part.parameters())
-
-    def set_masks(self, config: ModelConfig) -> None:
-        """Take over prompt mask and sliding windows of a configuration; no weight has their shape."""
-        names = ("prompt_mask", "sliding_window", "layer_types", "window_both_sides")
-        self.config = self.model.config = replace(
-            self.config, **{name: getattr(config, name) for name in names}
-        )
-
-    @torch.no_grad()
-    def resize_token_embeddings(self, vocab_size: int) -> None:
-        """Give the vocabulary more rows; each is the mean of those that are there."""
-        self.config = self.model.config = replace(self.config, vocab_size=vocab_size)
-        embedding, head = self.model.embed_tokens, self.lm_head
-        for module in (embedding, head):
-            rows = module.weight.mean(dim=0).expand(vocab_size - len(module.weight), -1)
-            module.weight = nn.Parameter(torch.cat((module.weight, rows)))
-        embedding.num_embeddings = head.out_features = vocab_size
-        if self.config.tie_word_embeddings:
-            head.weight = embedding.weight
-
-    def set_attention(self, attend: str | Attend) -> None:
-        """Let all layers attend as is best (`auto`), in the way of a name in `BACKENDS`, or by a function."""
-        for layer in self.model.layers:
-            layer.self_attn.attend = named(attend) if isinstance(attend, str) else attend
 
     def new_cache(self, batch: int) -> KVCache:
         """Return an empty cache for `batch` rows, in the dtype and on the device of the model."""
@@ -215,8 +195,25 @@ class LanguageModel(nn.Module):
         return new_cache(self.config, batch, weight.dtype, weight.device)
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Map causal tokens (B, 1) that continue the rows of a cache to the logits (B, V) after them."""
+        """Feed one causal token per row (B, 1) to a cache; return the logits (B, V) of what comes next."""
         return self.lm_head(self.model(tokens, causal_step(cache.lengths), cache)[:, 0])
+
+    def num_parameters(self) -> int:
+        """Count parameters, tied ones once, even if `lm_head` is a copy in another dtype (served models)."""
+        parts = (self.model,) if self.config.tie_word_embeddings else (self,)
+        return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+    def set_masks(self, config: ModelConfig) -> None:
+        """Take over prompt mask and sliding windows of a configuration; no weight depends on them."""
+        names = ("prompt_mask", "sliding_window", "layer_types", "window_both_sides")
+        self.config = self.model.config = replace(
+            self.config, **{name: getattr(config, name) for name in names}
+        )
+
+    def set_attention(self, attend: str | Attend) -> None:
+        """Choose how all layers attend: `auto`, the name of one of `BACKENDS`, or a function."""
+        for layer in self.model.layers:
+            layer.self_attn.attend = named(attend) if isinstance(attend, str) else attend
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only the layers' inputs for the backward pass, which computes the rest again.
@@ -224,18 +221,3 @@ class LanguageModel(nn.Module):
         Gradients stay the same to the bit: nothing in a layer is random (Chen et al. 2016, arXiv 1604.06174).
         """
         self.model.recomputes_layers = True
-
-    def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-
-    @torch.no_grad()
-    def _scale_residuals(self) -> None:
-        """Divide what the layers first add to the residual stream by the number of additions.
-
-        GPT-2 divides by its root (Radford et al. 2019); starting closer to zero, lookups form earlier.
-        """
-        for layer in self.model.layers:
-            for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                if not projection.weight.is_meta:  # there a division imports much
-                    projection.weight.div_(2 * len(self.model.layers))

@@ -1,8 +1,10 @@
 """Whether the layers run compiled, and why."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from model.backends import keep_documents_uncompiled
 from model.config import ModelConfig
@@ -31,7 +33,12 @@ def compile_layers(model: LanguageModel, lengths_vary: bool) -> None:
     """
     keep_documents_uncompiled()
     for layer in model.model.layers:
-        layer.compiled = torch.compile(layer.compute, dynamic=lengths_vary)
+        layer.forward = _with_gradients(torch.compile(layer.forward, dynamic=lengths_vary), layer.forward)
+
+
+def _with_gradients(compiled: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return what runs compiled in training; without gradients, shapes are too many to compile for."""
+    return lambda *inputs: (compiled if torch.is_grad_enabled() else plain)(*inputs)
 
 
 def training_flops(config: ModelConfig, tokens: int) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from dataset.batch_settings import BatchSettings, RowSettings
 from dataset.batches import BatchStream
@@ -130,7 +131,7 @@ def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest
         )
     origin, fingerprint = f"weights of {path}", weights_digest(checkpoint.model)[:12]
     if highest_id >= room:
-        checkpoint.model.resize_token_embeddings(tokenizer.vocab_size)
+        resize_token_embeddings(checkpoint.model, tokenizer.vocab_size)
         added = " ".join(map(tokenizer.token_text, range(room, tokenizer.vocab_size)))
         origin += f", grown from {room} to {tokenizer.vocab_size} tokens as the data holds some of {added}"
     if own.fingerprint != tokenizer.fingerprint:
@@ -140,6 +141,19 @@ def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest
         origin += f", trained with prompt mask {config.prompt_mask} until now"
         checkpoint.model.set_masks(replace(config, prompt_mask=prompt_mask))
     return Start(checkpoint.model, origin, fingerprint)
+
+
+@torch.no_grad()
+def resize_token_embeddings(model: LanguageModel, vocab_size: int) -> None:
+    """Give the vocabulary more rows; each is the mean of those that are there."""
+    model.config = model.model.config = replace(model.config, vocab_size=vocab_size)
+    embedding, head = model.model.embed_tokens, model.lm_head
+    for module in (embedding, head):
+        rows = module.weight.mean(dim=0).expand(vocab_size - len(module.weight), -1)
+        module.weight = nn.Parameter(torch.cat((module.weight, rows)))
+    embedding.num_embeddings = head.out_features = vocab_size
+    if model.config.tie_word_embeddings:
+        head.weight = embedding.weight
 
 
 def _digest(values: object) -> str:

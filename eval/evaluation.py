@@ -27,8 +27,10 @@ from trainer.validation import Likelihood, TextBytes, left_out, measure
 
 RESULTS, PREDICTIONS, REJECTS = "results.json", "predictions.jsonl", "rejects.jsonl"
 ITEMS = "items.json"
-NO_FACTS = {"model", "out", "overwrite", "device"}
-"""settings that decide no result; the model is told by its files"""
+NO_FACTS = {"model", "data", "loss_data", "out", "overwrite", "device"}
+"""settings that decide no result, or are told by the content of files"""
+STATES = {(True, True): "has changed", (False, True): "is new", (True, False): "is no longer given"}
+"""what has become of a file that was there before or not, and is there now or not"""
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,7 @@ def facts_of(served: ServedModel, settings: EvaluationSettings) -> Facts:
     """Return everything that decides the result: weights, tokenizer, mask, data and settings."""
     check_sources(settings.data)
     values = {name: value for name, value in asdict(settings).items() if name not in NO_FACTS}
-    values |= {"prompt_mask": served.prompt_mask}
-    del values["data"], values["loss_data"]
+    values["prompt_mask"] = served.prompt_mask
     return Facts(
         {file.name: describe_source(str(file))["sha256"] for file in _model_files(served.path)},
         {path: describe_source(path)["sha256"] for path in settings.data},
@@ -220,14 +221,7 @@ def differences(there: Facts, wanted: Facts) -> list[str]:
         before, after = getattr(there, kind), getattr(wanted, kind)
         for name in before | after:
             if before.get(name) != after.get(name):
-                state = (
-                    "is no longer given"
-                    if name not in after
-                    else "is new"
-                    if name not in before
-                    else "has changed"
-                )
-                found.append(f"{what} {name} {state}")
+                found.append(f"{what} {name} {STATES[name in before, name in after]}")
     return found
 
 

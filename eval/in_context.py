@@ -98,7 +98,8 @@ class Regression:
 
     def __init__(self, settings: RegressionSettings) -> None:
         """Draw the weights."""
-        self.settings, self.device = settings, _device(settings)
+        uses_cpu = settings.device == "auto" and is_cpu_asked()  # by the launcher
+        self.settings, self.device = settings, choose_device("cpu" if uses_cpu else settings.device)
         torch.manual_seed(settings.seed)
         self.model = RegressionModel(settings)
         self.ledger = Ledger(weights_digest(self.model))
@@ -152,12 +153,6 @@ class Regression:
             "device": describe_device(self.device),
             "settings": asdict(self.settings),
         }
-
-
-def _device(settings: RegressionSettings) -> torch.device:
-    """Return where to compute: the settings say, then the launcher, then the machine."""
-    asked = "cpu" if settings.device == "auto" and is_cpu_asked() else settings.device
-    return choose_device(asked)
 
 
 def find(settings: RegressionSettings) -> dict[str, Any] | None:

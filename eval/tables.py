@@ -136,21 +136,15 @@ def _folded(text: str, width: int) -> list[str]:
 def as_markdown(table: Table, width: int | None = None) -> str:
     """Return the table as Markdown, straight in a terminal, too; columns beyond `width` come further down."""
     rows = [[_indented(literal(cell)) for cell in row] for row in (table.header, *table.rows) if row]
-    columns = list(zip(*rows, strict=True))
-    widths = [max(3, *map(cell_len, column)) for column in columns]
+    widths = [max(3, *map(cell_len, column)) for column in zip(*rows, strict=True)]
     right = figure_columns(table)
-    parts = _parts(widths, width) if width else [list(range(1, len(columns)))]
-    pieces = ["\n".join(_markdown_lines(columns, widths, [0, *part], right)) for part in parts]
+    rows = [[padded(cell, widths[n], n in right) for n, cell in enumerate(row)] for row in rows]
+    rows.insert(1, ["-" * (size - 1) + (":" if n in right else "-") for n, size in enumerate(widths)])
+    pieces = []
+    for part in _parts(widths, width) if width else [range(1, len(widths))]:
+        lines = (" | ".join([row[0], *(row[n] for n in part)]) for row in rows)
+        pieces.append("\n".join(f"| {line} |" for line in lines))
     return "\n\n".join([*pieces, *map(literal, table.caption)])
-
-
-def _markdown_lines(
-    columns: Sequence[tuple[str, ...]], widths: Sequence[int], part: list[int], right: set[int]
-) -> Iterator[str]:
-    rule = ["-" * (widths[n] - 1) + (":" if n in right else "-") for n in part]
-    for row in (0, None, *range(1, len(columns[0]))):
-        cells = rule if row is None else [padded(columns[n][row], widths[n], n in right) for n in part]
-        yield f"| {' | '.join(cells)} |"
 
 
 def figure_columns(table: Table) -> set[int]:

@@ -11,6 +11,7 @@ from dataset.records import read_records
 from dataset.sources import check_sources
 from dataset.tokenizer import Tokenizer
 from eval.chat import ChatSession, Turn
+from eval.typed_json import read_as
 from model.errors import UserError
 from model.files import as_json, write_text
 
@@ -88,27 +89,23 @@ def _parse(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, list[Turn
     return system, [_turn(*pair, each, tokenizer) for pair, each in zip(pairs, ids, strict=True)]
 
 
-def _answer_ids(record: dict[str, Any], answers: int, tokenizer: Tokenizer) -> list[list[int]]:
+def _answer_ids(record: dict[str, Any], answers: int, tokenizer: Tokenizer) -> Sequence[Sequence[int]]:
     """Return the ids of each answer as they were sampled, none where they are not this tokenizer's."""
     if "answer_ids" not in record or record.get("tokenizer") != tokenizer.fingerprint:
-        return [[]] * answers
-    found = record["answer_ids"]
-    if not isinstance(found, list) or len(found) != answers or not all(map(_is_ids, found)):
+        return [()] * answers
+    try:
+        found = read_as(tuple[tuple[int, ...], ...], record["answer_ids"])
+    except ValueError:
+        found = ()
+    if len(found) != answers or any(i >= tokenizer.vocab_size for ids in found for i in ids):
         raise RecordError(
-            "answer_ids are not a list of ids for each answer; without the key, texts are taken"
-        )
-    if any(i >= tokenizer.vocab_size for ids in found for i in ids):
-        raise RecordError(
-            f"answer_ids are not below {tokenizer.vocab_size}; without the key, texts are taken"
+            f"answer_ids are not a list of ids below {tokenizer.vocab_size} for each answer; "
+            "without the key, texts are taken"
         )
     return found
 
 
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
-
-
-def _turn(question: Message, answer: Message, ids: list[int], tokenizer: Tokenizer) -> Turn:
+def _turn(question: Message, answer: Message, ids: Sequence[int], tokenizer: Tokenizer) -> Turn:
     """Return a turn; ids that do not spell the answer (its text was edited) give way to the text."""
     text = "".join(OURS.parts(answer))  # with its thought and calls, as the chat shows it
     if not tokenizer.decode(ids, skip_special_tokens=True).startswith(text):

@@ -17,6 +17,7 @@ from eval.cells import Cell, Trial
 from eval.places import Places, write_job
 from eval.running import run_cell
 from model.errors import UserError
+from model.systems import num_cores
 
 LOOK_EVERY_SECONDS = 0.2
 Cluster = Literal["none", "local", "slurm"]
@@ -26,12 +27,28 @@ Cluster = Literal["none", "local", "slurm"]
 class Workers:
     """Where cells run, and how many at once."""
 
-    threads: int
-    """of all cells at once"""
+    threads: int = 0
+    """of all cells at once, most of which take one; default: as many as there are cores"""
     cluster: Cluster = "none"
-    gpus_per_cell: int = 0
+    """submit cells through submitit: to slurm, or to its executor on this machine (local)"""
     partition: str | None = None
+    """of slurm"""
+    gpus_per_cell: int = 0
+    """0: cells compute on CPUs"""
     hours_per_cell: float = 12.0
+    """after which slurm ends a cell, which the same command continues"""
+
+    def __post_init__(self) -> None:
+        """Refuse what runs nothing."""
+        if self.threads < 0 or self.gpus_per_cell < 0 or self.hours_per_cell <= 0:
+            raise UserError("--threads, --gpus_per_cell, --hours_per_cell: expected 0 or more, got less")
+        if self.partition and self.cluster != "slurm":
+            raise UserError("--partition changes nothing without --cluster slurm; leave it out")
+
+    @property
+    def room(self) -> int:
+        """Threads of all cells at once."""
+        return self.threads or num_cores()
 
 
 class Job(Protocol):
@@ -148,7 +165,7 @@ class Grid:
     def _has_room(self, cell: Cell) -> bool:
         """Say whether a cell finds its threads free; one with more than there are runs alone."""
         threads = sum(self.cells[address].threads for address in self.running)
-        return not self.running or threads + cell.threads <= self.workers.threads
+        return not self.running or threads + cell.threads <= self.workers.room
 
     def _end(self, address: str) -> None:
         del self.running[address]
@@ -169,4 +186,4 @@ class Grid:
             return None
         means = {stage: sum(each) / len(each) for stage, each in self.seconds.items()}
         total = sum(means.get(cell.stage, sum(known) / len(known)) for cell in left)
-        return total / min(self.workers.threads, len(left))
+        return total / min(self.workers.room, len(left))

@@ -15,19 +15,17 @@ from dataset.command_line import parse, run
 from dataset.printing import printable
 from eval.ablation import run_experiment
 from eval.experiment import load_experiment
-from eval.grid import Cluster, Workers
+from eval.grid import Workers
 from eval.grid_progress import showing
 from eval.places import EXPERIMENTS, Places, check_out, link, note_experiment
 from eval.tables import as_text
 from eval.verdicts import tables
-from model.errors import UserError
 from model.files import write_json
-from model.systems import num_cores
 
 
-@dataclass(frozen=True)
-class AblateSettings:
-    """Which experiment runs, and where."""
+@dataclass(frozen=True, kw_only=True)
+class AblateSettings(Workers):
+    """Which experiment runs, and where; the other flags are those of what runs its cells."""
 
     config: str
     """file of the experiment, as those in configs/ablation"""
@@ -37,23 +35,6 @@ class AblateSettings:
     """paired seeds instead of those of the file, which makes it another experiment"""
     work: str | None = None
     """folder for what cells write, models and data; default: work in --out. Experiments may share one"""
-    threads: int = 0
-    """of all cells at once, most of which take one; default: as many as there are cores"""
-    cluster: Cluster = "none"
-    """submit cells through submitit: to slurm, or to its executor on this machine (local)"""
-    partition: str | None = None
-    """of slurm"""
-    gpus_per_cell: int = 0
-    """0: cells compute on CPUs"""
-    hours_per_cell: float = 12.0
-    """after which slurm ends a cell, which the same command continues"""
-
-    def __post_init__(self) -> None:
-        """Refuse what runs nothing."""
-        if self.threads < 0 or self.gpus_per_cell < 0 or self.hours_per_cell <= 0:
-            raise UserError("--threads, --gpus_per_cell, --hours_per_cell: expected 0 or more, got less")
-        if self.partition and self.cluster != "slurm":
-            raise UserError("--partition changes nothing without --cluster slurm; leave it out")
 
 
 def main() -> None:
@@ -66,13 +47,6 @@ def main() -> None:
 
     experiment = load_experiment(settings.config, settings.seeds)
     places = Places(out / "cells", Path(settings.work or out / "work"))
-    workers = Workers(
-        settings.threads or num_cores(),
-        settings.cluster,
-        settings.gpus_per_cell,
-        settings.partition,
-        settings.hours_per_cell,
-    )
     command = f"python -m scripts.ablate --config {settings.config} --out {settings.out}"
     command += f" --seeds {settings.seeds}" if settings.seeds else ""
     command += f" --gpus_per_cell {settings.gpus_per_cell}" if settings.gpus_per_cell else ""
@@ -81,7 +55,7 @@ def main() -> None:
     )
     former = note_experiment(out, experiment)
     with showing() as show:
-        results, trials = run_experiment(experiment, places, workers, command, show, former)
+        results, trials = run_experiment(experiment, places, settings, command, show, former)
     add_looks(results, trials, places.work, out / "results.json")
     write_json(out / "results.json", results, indent=None)
     link(trials, experiment.links, places.work, out)

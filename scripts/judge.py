@@ -32,7 +32,6 @@ from eval.judging import (
 from eval.places import Places, check_out
 from model.errors import UserError
 from model.files import write_json
-from model.systems import num_cores
 
 JUDGEMENTS = "judgements"
 
@@ -69,7 +68,7 @@ def main() -> None:
     file = place_of(out / JUDGEMENTS, check_recipes(recipes), rule, first)
     fixed = fix(file, rule, primary)
     places = Places(out / "cells", out / "work")
-    workers = Workers(settings.threads or num_cores())
+    workers = Workers(settings.threads)
 
     def measure(seeds: int) -> Measured:
         trials = trials_of(recipes, range(first, first + seeds))

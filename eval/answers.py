@@ -15,6 +15,7 @@ from eval.questions import Question
 from eval.served_model import ServedModel
 from eval.settings import ChoiceBy, TextSampling
 from eval.statistics import wilson_interval
+from eval.typed_json import read_as
 from model.generator import Generator, Prompt, Request
 
 
@@ -50,23 +51,13 @@ class Prediction:
         return asdict(self.question) | said | measured | ({"scores": self.scores} if self.scores else {})
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictionRecord(Question):
-    """A line of `predictions.jsonl`."""
-
-    prediction: str
-    finish_reason: str
-    is_correct: bool | None
-    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    log_likelihood: float | None = None
-    f1: float | None = None
-    """for readers of the file; told again from the text"""
-
-    def parsed(self) -> Prediction:
-        """Return what was written."""
-        question = Question(**{name.name: getattr(self, name.name) for name in fields(Question)})
-        said = (self.prediction, self.finish_reason, self.is_correct, self.scores, self.log_likelihood)
-        return Prediction(question, *said)
+def read_prediction(record: Any) -> Prediction:
+    """Return what `Prediction.record` wrote; raises `ValueError` that names the value at fault."""
+    given = dict(read_as(dict[str, Any], record, "line"))
+    given.pop("f1", None)  # for readers of the file; told again from the text
+    asked = {each.name: given.pop(each.name) for each in fields(Question) if each.name in given}
+    said = {"text" if name == "prediction" else name: value for name, value in given.items()}
+    return read_as(Prediction, said | {"question": asked}, "line")
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,12 @@ def telling_questions(runs: Sequence[Run], count: int) -> list[int]:
 
 
 def shortest_question(predictions: Sequence[Prediction]) -> Question:
-    """Return the question with the fewest characters, its answer included; an ASCII one if there is one."""
+    """Return the question with the fewest characters, its answer included; an ASCII one if there is one.
+
+    Raises `UserError` where there is none.
+    """
+    if not predictions:
+        raise UserError("there are no questions")
 
     def size(question: Question) -> tuple[bool, int]:
         text = "".join(m.content for m in question.messages) + question.answers[0]

@@ -14,7 +14,7 @@ from dataset.formats import read_columns
 from dataset.messages import shown
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
-from eval.answers import Cell, Prediction, PredictionRecord, answer_questions, score_answers, tabulate
+from eval.answers import Cell, Prediction, answer_questions, read_prediction, score_answers, tabulate
 from eval.items import losses_of, means, tasks_of
 from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
@@ -302,6 +302,6 @@ def load_predictions(folder: str | Path) -> tuple[Prediction, ...]:
     """Read the predictions that `save` wrote, in the order of the question files."""
     file = Path(folder) / PREDICTIONS
     try:
-        return tuple(record.parsed() for record in read_lines(PredictionRecord, file))
+        return tuple(read_lines(read_prediction, file))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}); evaluate again, with --overwrite") from None

@@ -1,15 +1,15 @@
 """What a model sees of a conversation and where it looks: of one model, of runs compared, of arms."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dataset.conversation import Message, Rendered, render
-from dataset.tokenizer import Tokenizer
+from dataset.conversation import Message, render
 from eval.cells import Trial, folder_of
 from eval.comparison import Run, open_runs, shortest_question
+from eval.evaluation import load_predictions
 from eval.plots import MaskPanel, model_panels
 from eval.questions import Question
 from eval.served_model import open_model
@@ -41,19 +41,22 @@ def attention_maps(model: LanguageModel, ids: Tensor, layout: Layout | None = No
     return maps
 
 
-def answered(question: Question, tokenizer: Tokenizer) -> Rendered:
-    """Render a question with its first accepted answer."""
-    return render([*question.messages, Message("assistant", question.answers[0])], tokenizer)
+class Look(NamedTuple):
+    """A conversation in the eyes of a model."""
+
+    tokens: list[str]
+    panels: list[MaskPanel]
+    maps: list[Tensor]
+    """attention probabilities (1, H, T, T) of each layer"""
 
 
-def look_at(
-    run: Run, rendered: Rendered, device: DeviceName = "auto"
-) -> tuple[list[MaskPanel], list[Tensor]]:
-    """Return a conversation's masks in a run, and where the model looks: (1, H, T, T) for each layer.
+def look_at(run: Run, question: Question, device: DeviceName = "auto") -> Look:
+    """Return what the model of a run sees of a question and its first accepted answer.
 
     Raises `UserError` for a model that is gone, or whose context is too short.
     """
     served = open_model(run.model, device=device)
+    rendered = render([*question.messages, Message("assistant", question.answers[0])], served.tokenizer)
     if len(rendered) > (takes := served.model.config.max_position_embeddings):
         raise UserError(f"the shortest question has {len(rendered)} tokens, but {run.model} takes {takes}")
     answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
@@ -62,7 +65,8 @@ def look_at(
     layout = causal_layout(*ids.shape)._replace(block_ids=block_ids[None])
     on_device = Layout(*(each.to(served.device) for each in layout))
     maps = attention_maps(served.model, ids.to(served.device), on_device)
-    return model_panels(run.label, block_ids, served.model.config), maps
+    tokens = [served.tokenizer.token_text(token_id) for token_id in rendered.ids.tolist()]
+    return Look(tokens, model_panels(run.label, block_ids, served.model.config), maps)
 
 
 def add_looks(results: dict[str, Any], trials: list[Trial], work: Path, former: Path) -> None:
@@ -92,12 +96,10 @@ def _look(trial: Trial, work: Path) -> dict[str, Any] | None:
         return None
     try:
         [run] = open_runs([folder])
-        tokenizer = Tokenizer.load(run.model)
-        rendered = answered(shortest_question(run.predictions), tokenizer)
-        panels, maps = look_at(run, rendered, "cpu")
+        question = shortest_question(load_predictions(folder))  # of all, though none was answered
+        labels, panels, maps = look_at(run, question, "cpu")
     except UserError:
         return None  # its model is gone, or there are no questions
-    labels = [tokenizer.token_text(token_id) for token_id in rendered.ids.tolist()]
     rows = ["".join("01"[int(cell)] for cell in row) for row in panels[0].mask.tolist()]
     means = [torch.round(heads[0].mean(0), decimals=3).tolist() for heads in maps]
     return {

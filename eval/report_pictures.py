@@ -15,12 +15,8 @@ BLUE, ORANGE, VERMILION, GREY = "#0072b2", "#e69f00", "#d55e00", "#8a8a8a"
 COLOURS = ("currentColor", BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", VERMILION)
 Points = Sequence[tuple[float, float]]
 DASHES = ("none", "7 3", "2 2")
-FONT, LINE, CHARACTER, CELL = (
-    12,
-    15,
-    6.5,
-    14,
-)  # size and height of a line, width of a character, side of a cell
+FONT, LINE, CHARACTER = 12, 15, 6.5  # size and height of a line, width of a character
+CELL = 14  # side of a cell
 WIDTH, LEFT, RIGHT = 420, 165, 410  # of a plot: names stand left of LEFT, intervals between it and RIGHT
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import typing
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -55,12 +56,12 @@ def _read_dataclass(form: type[Parsed], value: Any, name: str) -> Parsed:
     return form(**{key: read_as(hints[key], each, f"{name}.{key}") for key, each in value.items()})
 
 
-def read_lines(form: type[Parsed], file: Path) -> list[Parsed]:
+def read_lines(parse: Callable[[Any], Parsed], file: Path) -> list[Parsed]:
     """Return the lines of a .jsonl file; raises `ValueError` that names the one at fault, `OSError`."""
     found = []
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         try:  # splitlines would cut at U+2028 too
-            found += [read_as(form, json.loads(line), "line")] if line else []
+            found += [parse(json.loads(line))] if line else []
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number}: {error}") from None
     return found

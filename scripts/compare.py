@@ -101,28 +101,25 @@ def draw_masks(runs: Sequence["Run"], settings: CompareSettings, width: int) -> 
     from dataset.tokenizer import Tokenizer
     from eval.comparison import shortest_question
     from eval.drawings import draw_masks
-    from eval.looks import answered, look_at
+    from eval.looks import look_at
     from eval.plots import save_attention, save_masks
 
     try:
-        if not runs[0].predictions:
-            raise UserError("there are no questions")
-        tokenizers = [Tokenizer.load(each.model) for each in runs]
-        if len({tokenizer.fingerprint for tokenizer in tokenizers}) > 1:
+        question = shortest_question(runs[0].predictions)
+        if len({Tokenizer.load(each.model).fingerprint for each in runs}) > 1:
             raise UserError("the models have different tokenizers")
-        rendered = answered(shortest_question(runs[0].predictions), tokenizers[0])
-        looks = {each.label: look_at(each, rendered, settings.device) for each in runs}
+        looks = {each.label: look_at(each, question, settings.device) for each in runs}
     except UserError as error:
         print(printable(f"Masks are not drawn: {error}"))
         return
-    tokens = [tokenizers[0].token_text(token_id) for token_id in rendered.ids.tolist()]
-    panels = [panel for own, _ in looks.values() for panel in own]
+    tokens = looks[runs[0].label].tokens
+    panels = [panel for look in looks.values() for panel in look.panels]
     if settings.show_masks:
         drawing = draw_masks({panel.title: panel.mask for panel in panels}, tokens, width)
         print(f"Who sees whom: a line per token, 1 = may attend\n\n{printable(drawing, keep=chr(10))}\n")
     out = Path(settings.out)
     save_masks(out / "masks.png", panels, tokens)
-    save_attention(out / "attention.png", {label: maps for label, (_, maps) in looks.items()}, tokens)
+    save_attention(out / "attention.png", {label: look.maps for label, look in looks.items()}, tokens)
     print(
         printable(f"{out / 'masks.png'}, {out / 'attention.png'}: who sees whom, and where the models look")
     )

@@ -9,10 +9,9 @@ import torch
 from dataset.conversation import Message, render
 from dataset.tokenizer import Tokenizer
 from eval import answers
-from eval.answers import Prediction, PredictionRecord, answer_questions
+from eval.answers import Prediction, answer_questions, read_prediction
 from eval.chat import TextSampling
 from eval.questions import parse_question
-from eval.typed_json import read_as
 from model.masks import Layout, causal_layout, prompt_blocks
 from tests.serving import chat_question, saying_model, served_model, small_tokenizer
 
@@ -86,7 +85,7 @@ def test_the_choice_that_the_full_forward_finds_most_probable_is_taken(strategy)
         assert prediction.scores["sum"] == pytest.approx(scores, abs=1e-4)  # float32 sums of up to 30 terms
         assert prediction.text == question.choices[scores.index(max(scores))]
         assert prediction.is_correct == (prediction.text == question.answers[0])
-        assert read_as(PredictionRecord, json.loads(json.dumps(prediction.record()))).parsed() == prediction
+        assert read_prediction(json.loads(json.dumps(prediction.record()))) == prediction
     [cell] = answers.tabulate(predictions)
     assert (cell.chosen, cell.stop_rate) == (3, 0)
 

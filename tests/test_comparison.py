@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from eval.answers import Cell, tabulate
 from eval.comparison import compare, open_runs, shortest_question, telling_questions
 from eval.comparison_report import paired_tables, scores
 from eval.evaluation import Found
+from eval.looks import add_looks
 from eval.served_model import open_model
 from eval.settings import EvaluationSettings
 from eval.statistics import PairedCounts
@@ -184,6 +186,16 @@ def test_the_questions_shown_are_those_that_tell_most(runs):
     found = compare(runs)
     assert telling_questions(found.runs, 3) == [1, 2, 3]
     assert shortest_question(found.runs[0].predictions).messages[0].content == "Peru 0?"
+
+
+def test_the_mask_of_an_arm_is_drawn_where_no_answer_was_generated_too(runs, tmp_path):
+    data = write_lines(tmp_path / "q.jsonl", *QUESTIONS)
+    evaluate_into(runs[0], data, answers="none")
+    copytree(runs[0] / "evaluation", tmp_path / "scores-1/scores")
+    trial = SimpleNamespace(arm="causal", measured=[SimpleNamespace(address="scores-1")])
+    results = {"experiment": {"hash": ""}, "arms": [{"name": "causal"}]}
+    add_looks(results, [trial], tmp_path, tmp_path / "results.json")
+    assert "Peru" in "".join(results["arms"][0]["mask"]["labels"])
 
 
 def run_command(monkeypatch, capsys, *flags: str) -> str:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from model.attention import Visibility
-from model.kv_cache import GROWTH_TOKENS, KVCache, slot_layout, slots_of, write_layout
+from model.kv_cache import GROWTH_TOKENS, KVCache, slot_layout, write_layout
 from model.masks import cached_mask, causal_step
+from model.rolling_cache import slots_of
 from model.transformer import LanguageModel
 
 TRIALS = 12

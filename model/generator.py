@@ -1,7 +1,6 @@
-"""Ids in, ids out: prefill under the model's own mask, then decode a token per row and step.
+"""Ids in, ids out: prefill under the model's own mask, then decode one token per row and step.
 
-Knows no tokenizer and no text; `eval/chat.py` puts text on top. How a token is chosen is
-`model/sampling.py`'s.
+`model/sampling.py` chooses the tokens. Tokenizer and text are not known here; `eval/chat.py` adds them.
 """
 
 import math
@@ -23,14 +22,14 @@ from model.transformer import LanguageModel
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one row is asked with; a forced beginning of the answer stands at its end, causal."""
+    """The tokens that an answer follows; a forced beginning of the answer comes last and is causal."""
 
     ids: tuple[int, ...]
     block_ids: tuple[int, ...]
     """block of each token under the model's prompt mask; -1 = causal"""
 
     def part(self, start: int, stop: int | None = None) -> "Prompt":
-        """Return the tokens from `start` on, up to `stop`."""
+        """Return the tokens from `start` to before `stop`."""
         return Prompt(self.ids[start:stop], self.block_ids[start:stop])
 
     def append(self, ids: Sequence[int]) -> "Prompt":
@@ -62,7 +61,7 @@ class Generator:
         prefill_chunk_tokens: int = 512,
         step: Callable[[Tensor, KVCache], Tensor] | None = None,
     ) -> None:
-        """Take another way to `model.step`, where there is a quicker one (`model/decoding.py`)."""
+        """Take the place of `model.step` by `step`, where there is a faster one (`model/decoding.py`)."""
         self.model = model.eval()
         self.step = step or model.step
         self.stop_ids = frozenset(stop_ids)
@@ -77,24 +76,25 @@ class Generator:
         return [completion for _, completion in sorted(self.stream(requests, batch_size), key=lambda c: c[0])]
 
     def stream(self, requests: Sequence[Request], batch_size: int = 16) -> Iterator[tuple[int, Completion]]:
-        """Yield the number of each request with its completion, as they are done.
+        """Yield the number of each request with its completion, in the order in which they finish.
 
-        A row whose answer is done takes the next request, so no row of the batch ever waits for another.
+        A row whose answer is finished takes the next request, so no row of the batch waits for another.
         """
         answers = [self.begin(request) for request in requests]
         yield from ((n, answer.completion()) for n, answer in enumerate(answers) if answer.finish_reason)
         queue = deque(n for n, answer in enumerate(answers) if not answer.finish_reason)
         cache, rows = None, []  # rows[r] is the number of the request in row r of the cache
+        # Each pass prefills fresh requests, or drops finished rows, or decodes one token of every row.
         while queue or rows:
             free = [row for row, n in enumerate(rows) if answers[n].finish_reason]
             fresh = [queue.popleft() for _ in range(min(len(queue), batch_size - len(rows) + len(free)))]
             if fresh:
-                # Fresh requests are prefilled in a cache of their own; its rows then take the free ones.
+                # Fresh requests are prefilled in a cache of their own, whose rows then replace the free ones.
                 begun = self.model.new_cache(len(fresh))
                 logits = self.prefill(begun, [requests[n].prompt for n in fresh])
                 cache, rows = _refill(cache, rows, begun, fresh, free)
             elif free:
-                # Nothing waits: free rows are dropped, so that no step computes them.
+                # No request waits: free rows are dropped, so that no step computes them.
                 going = [row for row in range(len(rows)) if row not in free]
                 cache.select(going)
                 rows = [rows[row] for row in going]
@@ -121,17 +121,17 @@ class Generator:
                 f"prompt has {len(prompt.ids)} tokens but the model takes {self.max_tokens}; "
                 "shorten it or raise max_position_embeddings"
             )
-        room = self.max_tokens - len(prompt.ids) + 1  # the last token is never fed
+        room = self.max_tokens - len(prompt.ids) + 1  # the last token of an answer is never fed
         return Answer(request.sampling, prompt.ids, room, self.stop_ids, request.is_stop)
 
     @torch.no_grad()
     def prefill(self, cache: KVCache, prompts: Sequence[Prompt]) -> Tensor:
         """Feed non-empty prompts of any lengths, one per row; return the logits (B, V) after each.
 
-        Long ones go in chunks that end at legal cuts. Raises `ValueError` when a prompt continues a block
-        that the cache already holds a part of.
+        Long ones are fed in chunks. Raises `ValueError` when a prompt continues a block of which the cache
+        already holds a part.
         """
-        last = [None] * len(prompts)  # hidden states (C,) after what was fed of each
+        last = [None] * len(prompts)  # hidden state (C,) of the last token fed so far, per row
         chunks = [self._chunks(prompt) for prompt in prompts]
         for parts in zip_longest(*chunks, fillvalue=Prompt((), ())):
             hidden = self._hidden(cache, parts)
@@ -146,11 +146,12 @@ class Generator:
         return self.step(torch.tensor([[token] for token in ids], device=cache.lengths.device), cache)
 
     def _chunks(self, prompt: Prompt) -> list[Prompt]:
-        """Return the parts in which a prompt is fed: cut legally, and as long as the chunk size allows."""
+        """Split a prompt at legal cuts into parts of at most `prefill_chunk_tokens`; blocks stay whole."""
         if len(prompt.ids) <= self.prefill_chunk_tokens:
             return [prompt]
         legal = (legal_cuts(torch.tensor(prompt.block_ids)).nonzero().flatten() + 1).tolist()
         bounds = [0]
+        # Cut as late as possible: where the part would be too long at the next legal cut.
         for cut, following in pairwise([*legal, math.inf]):
             if following - bounds[-1] > self.prefill_chunk_tokens:
                 bounds.append(cut)
@@ -165,24 +166,22 @@ class Generator:
         """Feed parts of any lengths, at least one of them not empty; return hidden states (B, T, C)."""
         device = cache.lengths.device
         longest = max(len(part.ids) for part in parts)
-        ids, blocks = (
-            torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
-            for rows, fill in (
-                ([part.ids for part in parts], 0),
-                ([part.block_ids for part in parts], CAUSAL),
-            )
-        )
-        counts = torch.tensor([len(part.ids) for part in parts], device=device)
+
+        def padded(rows: Iterable[Sequence[int]], fill: int) -> Tensor:
+            return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
+
+        ids = padded((part.ids for part in parts), 0)
+        blocks = padded((part.block_ids for part in parts), CAUSAL)
+        documents = padded(([0] * len(part.ids) for part in parts), -1)
         index = torch.arange(longest, device=device)
-        documents = torch.where(index < counts[:, None], 0, -1)
         return self.model.model(ids, Layout(documents, cache.lengths[:, None] + index, blocks), cache)
 
 
 def _refill(
     cache: KVCache | None, rows: list[int], begun: KVCache, fresh: list[int], free: list[int]
 ) -> tuple[KVCache, list[int]]:
-    """Let fresh requests, begun in a cache of their own, take the free rows; the first bring the cache."""
-    if cache is None:
+    """Put the fresh rows of `begun` in place of free ones; return the cache and the requests in its rows."""
+    if cache is None:  # the first ones bring it
         return begun, fresh
     taken = free[: len(fresh)]
     cache.replace(taken, begun)
@@ -191,7 +190,7 @@ def _refill(
 
 
 class Session:
-    """One conversation over one cache: each reply computes only what the cut rule does not let it reuse."""
+    """One conversation over one cache: each reply reuses as much of it as the masks allow."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
@@ -232,7 +231,8 @@ class Session:
         return logits
 
     def _reusable(self, prompt: Prompt) -> int:
-        """Return how many tokens need not be computed again; one at least is left, for its logits."""
+        """Return how many tokens need not be computed again; the last one is, for its logits."""
+        # How many tokens both begin with.
         pairs = enumerate(zip(self._cached.ids, prompt.ids, strict=False))
         same = next((n for n, (old, new) in pairs if old != new), min(len(self._cached.ids), len(prompt.ids)))
         cached, wanted = (torch.tensor(p.block_ids, dtype=torch.long) for p in (self._cached, prompt))

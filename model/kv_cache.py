@@ -1,8 +1,8 @@
 """Keys and values of the tokens seen so far, and the layout they were computed under.
 
 A call of the model first `extend`s the cache by the layout of its tokens, then every layer stores and reads
-with `update`. After `reserve`, a compiled step of one causal token per row does all that by itself. Models of
-which every layer has a window keep less: `model/rolling_cache.py`.
+with `update`. A compiled step (`model/decoding.py`) calls `reserve` alone and writes by itself. Where every
+layer has a sliding window, `model/rolling_cache.py` keeps only the tokens that the windows can still see.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class KVCache:
     """
 
     ring: int | None = None
-    """number of slots after which tokens take the first one again; None = never"""
+    """slots of a rolling cache, after which tokens take the first one again; None = a slot for each token"""
 
     def __init__(
         self, config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str
@@ -40,7 +40,7 @@ class KVCache:
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.positions, self.block_ids = (torch.full((batch, 1), -1, device=device) for _ in range(2))
-        """position of the token in each slot, -1 = empty, and its block; both (B, slots)"""
+        """position of the token in each slot, -1 = empty, and its block; both (B, S)"""
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.used = 0
         """length of the longest row in tokens"""
@@ -48,8 +48,8 @@ class KVCache:
     def extend(self, layout: Layout) -> Layout:
         """Make room for right-padded tokens of `layout` (B, T) at the end of each row.
 
-        Returns the layout (B, Tk) of the keys that `update` will give, good until the cache changes; their
-        positions are their place in the row, -1 where there is none. Raises `ValueError` for tokens that do
+        Returns the layout (B, Tk) of the keys that `update` will return, valid until the cache changes; an
+        empty slot has position -1. Raises `ValueError` for tokens that do
         not continue their row or whose block began before this call (the cut rule), and `UserError` when a
         row would pass `max_position_embeddings`.
         """
@@ -60,11 +60,11 @@ class KVCache:
         self.lengths = lengths
         self._choose_slots(layout.position_ids, real)
         write_layout(layout, self._slots, self.positions, self.block_ids)
-        self.positions[:, -1] = -1
+        self.positions[:, -1] = -1  # padding was written here
         return slot_layout(self.positions[:, : self.used], self.block_ids[:, : self.used])
 
     def reserve(self, used: int) -> None:
-        """Let the longest row have `used` tokens; who calls it writes them, their layout and the lengths.
+        """Make room for `used` tokens in the longest row; the caller writes them, their layout and lengths.
 
         Raises `UserError` when the row would pass `max_position_embeddings`.
         """
@@ -73,9 +73,7 @@ class KVCache:
                 f"the context needs {used} tokens but the model takes {self.max_tokens}; "
                 "shorten it or raise max_position_embeddings"
             )
-        missing = used + 1 - self.block_ids.shape[1]
-        if not self.ring:
-            self._grow(-(-missing // GROWTH_TOKENS) * GROWTH_TOKENS)
+        self._make_room(used)
         self.used = used
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,13 +82,13 @@ class KVCache:
         return self.keys[layer][:, :, : self.used], self.values[layer][:, :, : self.used]
 
     def can_truncate(self, length: int) -> bool:
-        """Say whether all keys that the token after the first `length` of a row sees are still there."""
+        """Say whether all keys that the next token sees after going back to `length` are still there."""
         return length <= self.used
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from `length` on in every row.
 
-        Raises `ValueError` inside a block: tokens before the cut have seen tokens after it.
+        Raises `ValueError` inside a block, where tokens before the cut have seen tokens after it.
         """
         self._check_cut(length)
         self.positions = self.positions.masked_fill(self.positions >= length, -1)
@@ -117,42 +115,17 @@ class KVCache:
             mine[index] = theirs
         self.used = int(self.lengths.max())
 
-    def _index(self, rows: list[int]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self.keys, *self.values, self.positions, self.block_ids, self.lengths]
-
-    def _choose_slots(self, positions: Tensor, real: Tensor) -> None:
-        """Decide where tokens at `positions` (B, T) are kept, now that the rows have their new lengths.
-
-        In a ring, a token whose slot a later one of the same call takes goes where padding does. Slots that
-        follow one another in all rows alike are written as a slice, which is far quicker than by their index.
-        """
-        if self.ring:
-            real = real & (positions >= self.lengths[:, None] - self.ring)
-        self._slots = torch.where(real, slots_of(positions, self.ring), self.block_ids.shape[1] - 1)
-        first = int(self._slots[0, 0])
-        straight = torch.arange(first, first + self._slots.shape[1], device=positions.device)
-        is_straight = bool((self._slots == straight).all())
-        self._straight = slice(first, first + len(straight)) if is_straight else None
-
-    def _store(self, layer: int, k: Tensor, v: Tensor) -> None:
-        for store, new in ((self.keys[layer], k), (self.values[layer], v)):
-            if self._straight:
-                store[:, :, self._straight] = new
-            else:
-                rows = torch.arange(len(new), device=new.device)[:, None]
-                store[rows, :, self._slots] = new.transpose(1, 2).to(store.dtype)
-
     def _check_continues(self, layout: Layout, real: Tensor) -> None:
+        # New positions go on where the row ends, in one document.
         expected = self.lengths[:, None] + torch.arange(real.shape[1], device=real.device)
         is_one_document = (layout.document_ids == layout.document_ids[:, :1]) | ~real
         if bool(((layout.position_ids != expected) & real).any() | ~is_one_document.all()):
             raise ValueError(
                 f"the cache holds {self.lengths.tolist()} tokens; expected rows of one document that go on"
             )
-        last = slots_of((self.lengths - 1).clamp(min=0), self.ring)
+
+        # The first new token has another block than the last one of the row.
+        last = self._slots_of((self.lengths - 1).clamp(min=0))
         before, after = self.block_ids.gather(1, last[:, None])[:, 0], layout.block_ids[:, 0]
         split = (self.lengths > 0) & real[:, 0] & (after >= 0) & (before == after)
         if bool(split.any()):
@@ -162,16 +135,10 @@ class KVCache:
                 "tokens: a bidirectional block must be computed in one call"
             )
 
-    def _check_cut(self, length: int) -> None:
-        if not 0 < length < self.used:
-            return
-        before, after = (self.block_ids[:, slots_of(place, self.ring)] for place in (length - 1, length))
-        split = (before >= 0) & (before == after) & (self.lengths > length)
-        if bool(split.any()):
-            row = int(split.nonzero()[0])
-            raise ValueError(
-                f"block {int(before[row])} of row {row} is cut after {length} tokens; cut before it"
-            )
+    def _make_room(self, used: int) -> None:
+        """Grow until there are slots for `used` tokens and for padding."""
+        missing = used + 1 - self.block_ids.shape[1]
+        self._grow(-(-missing // GROWTH_TOKENS) * GROWTH_TOKENS)
 
     def _grow(self, added: int) -> None:
         """Add empty slots, if any are to be added."""
@@ -184,18 +151,53 @@ class KVCache:
             [F.pad(x, (0, 0, 0, added)) for x in stores] for stores in (self.keys, self.values)
         )
 
+    def _slots_of(self, positions: Tensor | int) -> Tensor | int:
+        """Return the slots of tokens at these positions."""
+        return positions
 
-def slots_of(positions: Tensor | int, ring: int | None) -> Tensor | int:
-    """Return the slots of tokens at these positions, which repeat after `ring` tokens."""
-    return positions % ring if ring else positions
+    def _choose_slots(self, positions: Tensor, real: Tensor) -> None:
+        """Decide in which slots tokens at `positions` (B, T) are stored; padding goes to the last one.
+
+        Slots that are consecutive and the same in all rows are written as a slice, far quicker than by index.
+        """
+        self._slots = torch.where(real, self._slots_of(positions), self.block_ids.shape[1] - 1)
+        first = int(self._slots[0, 0])
+        consecutive = torch.arange(first, first + self._slots.shape[1], device=positions.device)
+        is_slice = bool((self._slots == consecutive).all())
+        self._slice = slice(first, first + len(consecutive)) if is_slice else None
+
+    def _store(self, layer: int, k: Tensor, v: Tensor) -> None:
+        for store, new in ((self.keys[layer], k), (self.values[layer], v)):
+            if self._slice:
+                store[:, :, self._slice] = new
+            else:
+                rows = torch.arange(len(new), device=new.device)[:, None]
+                store[rows, :, self._slots] = new.transpose(1, 2).to(store.dtype)
+
+    def _check_cut(self, length: int) -> None:
+        if not 0 < length < self.used:
+            return
+        before, after = (self.block_ids[:, self._slots_of(place)] for place in (length - 1, length))
+        split = (before >= 0) & (before == after) & (self.lengths > length)
+        if bool(split.any()):
+            row = int(split.nonzero()[0])
+            raise ValueError(
+                f"block {int(before[row])} of row {row} is cut after {length} tokens; cut before it"
+            )
+
+    def _index(self, rows: list[int]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.keys, *self.values, self.positions, self.block_ids, self.lengths]
 
 
 def write_layout(layout: Layout, slots: Tensor, positions: Tensor, block_ids: Tensor) -> None:
-    """Write down in `positions` and `block_ids` (B, S) which tokens (B, T) are put into `slots` (B, T)."""
+    """Record in `positions` and `block_ids` (B, S) the tokens (B, T) that are put into `slots` (B, T)."""
     positions.scatter_(1, slots, layout.position_ids)
     block_ids.scatter_(1, slots, layout.block_ids)
 
 
 def slot_layout(positions: Tensor, block_ids: Tensor) -> Layout:
-    """Return the layout (B, slots) of what stands in slots; an empty one, position -1, is padding."""
+    """Return the layout (B, S) of the tokens in the slots; an empty slot (position -1) counts as padding."""
     return Layout(torch.where(positions >= 0, 0, -1), positions, block_ids)

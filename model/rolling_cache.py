@@ -11,6 +11,11 @@ UNDO_TOKENS = 64
 """tokens kept beyond the window, so that as many may be taken back"""
 
 
+def slots_of(positions: Tensor | int, ring: int | None) -> Tensor | int:
+    """Return the slots of tokens at these positions, which repeat after `ring` tokens; None = never."""
+    return positions % ring if ring else positions
+
+
 def new_cache(config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str) -> KVCache:
     """Return an empty cache for `batch` rows, a rolling one where no layer sees farther than a window."""
     farthest = max(window or config.max_position_embeddings for window in config.layer_windows)
@@ -80,6 +85,16 @@ class RollingKVCache(KVCache):
         """Keep only the given rows, in the given order; a row may be given more than once."""
         super().select(rows)
         self._longest = self._longest[self._index(rows)]
+
+    def _make_room(self, used: int) -> None:
+        """Do nothing: all slots are there from the start."""
+
+    def _slots_of(self, positions: Tensor | int) -> Tensor | int:
+        return slots_of(positions, self.ring)
+
+    def _choose_slots(self, positions: Tensor, real: Tensor) -> None:
+        """Decide where tokens are stored; one whose slot a later one of the same call takes is not."""
+        super()._choose_slots(positions, real & (positions >= self.lengths[:, None] - self.ring))
 
     def _tensors(self) -> list[Tensor]:
         return [*super()._tensors(), self._longest]

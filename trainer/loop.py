@@ -69,7 +69,7 @@ class Training:
                 self.reporter.log_training(rate, self.gradient_norm)
             self.reporter.estimate_if_due()
 
-            # One process that is asked to stop stops them all: who went on alone would wait for the others.
+            # A stop asked of one process stops them all: the others would wait for it forever.
             (is_stopping,) = self.device.summed(is_stop_asked())
 
             # Save before validating, which takes long and may fail: what was trained is safe by then.
@@ -108,14 +108,14 @@ class Training:
         if world > 2 and self.reporter.meter.steps == 0:
             self._settle(batch)
 
-        # DDP takes the mean over processes, which `world` makes a sum. Float16 needs a scale besides, which
-        # is taken out of the gradients before they are clipped.
+        # DDP takes the mean over processes; times `world` it is a sum. In float16 the loss is scaled besides,
+        # and the gradients are scaled back before they are clipped.
         nats = self._backward(batch, scale=world / targets * progress.loss_scale)
         (nats,) = self.device.summed(nats)
         self.gradient_norm = self.optimizers.clip(progress.loss_scale)
 
-        # A gradient that is not finite would spoil every weight. One that only left the range of float16 is
-        # usual, halves the scale, and is no failure of the step.
+        # A gradient that is not finite would spoil every weight, so its step is skipped. In float16 that is
+        # usual while the loss is finite: the scale was too large and is halved.
         is_finite = math.isfinite(nats) and math.isfinite(self.gradient_norm)
         is_overflow = not is_finite and math.isfinite(nats) and progress.loss_scale > 1
         if is_finite:
@@ -130,7 +130,7 @@ class Training:
             self.saves.give_up(batch, progress)
 
     def _backward(self, batch: Batch, scale: float) -> float:
-        """Run all micro-batches and return their nats; gradients are exchanged with the last one only."""
+        """Run all micro-batches and return their nats; only the last one sums gradients over processes."""
         device, total = self.device.accelerator.device, 0.0
         parts = zip(*(tensor.chunk(self.settings.gradient_accumulation) for tensor in batch), strict=True)
         micro_batches = [Batch(*part).to(device) for part in parts]
@@ -143,10 +143,10 @@ class Training:
         return float(total)
 
     def _settle(self, batch: Batch) -> None:
-        """Let DDP lay its gradients out anew, which it does once, after the first backward pass.
+        """Run a backward pass without effect, after which DDP groups the gradients into its final buckets.
 
-        The layout decides in which order three or more processes are summed, and so the bits of a resumed
-        run: it has to be the final one from the first step on.
+        The buckets decide in which order the gradients of three or more processes are summed. They must be
+        final from the first step on, or a resumed run would not end with the same bits.
         """
         self._backward(batch, scale=0.0)
         self.optimizers.zero_grad()
@@ -167,9 +167,9 @@ class Training:
 
 
 def prefetched(items: Iterator[Item]) -> Iterator[Item]:
-    """Pass items on in their order, made up to `ITEMS_AHEAD` ahead in a thread, which ends with the receiver.
+    """Yield items in their order, while a thread prepares up to `ITEMS_AHEAD` more.
 
-    What goes wrong in the thread is raised here, after the items before it.
+    The thread ends when the receiver does. An error in it is raised here, after the items before it.
     """
     thread = ThreadPoolExecutor(max_workers=1)
     try:

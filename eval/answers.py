@@ -94,11 +94,6 @@ class Cell:
         """Wilson's 95% interval of `exact_match`."""
         return wilson_interval(self.correct, self.questions)
 
-    @property
-    def stop_rate(self) -> float:
-        """Share of free answers that ended by themselves; 0 where there are none."""
-        return self.stopped / max(1, self.questions - self.chosen)
-
 
 def answer_questions(
     served: ServedModel,

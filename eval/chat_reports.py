@@ -1,8 +1,7 @@
 """What a chat says about itself: what an answer cost, how full the context is, what the mask looks like."""
 
 from eval.chat import ChatSession, ReplyStatistics, TextSession
-from eval.drawings import describe_blocks, draw_mask
-from eval.plots import model_panels
+from eval.plots import describe_blocks, draw_mask, model_panels
 from model.strategies import STRATEGIES
 
 WIDEST_PICTURE_TOKENS = 60

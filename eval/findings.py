@@ -80,7 +80,7 @@ def analyse(
         "arms": [_arm(evidence, name, named) for name, named in experiment.named.items()],
         "comparisons": comparisons,
         "a_a": a_a,
-        "scores": list(_means(evidence, scores)),
+        "scores": list(_means(scores)),
         "curves": list(_curves(evidence)),
         "disagreements": _disagreements(evidence),
         "cells": list(_cells(evidence)),
@@ -208,7 +208,7 @@ def _cost(evidence: Evidence, arm: str) -> dict[str, float]:
     return sums | {"parameters": max((each["parameters"] for each in trials[0]), default=0)}
 
 
-def _means(evidence: Evidence, scores: dict[tuple[str, str], Scores]) -> Iterable[dict[str, Any]]:
+def _means(scores: dict[tuple[str, str], Scores]) -> Iterable[dict[str, Any]]:
     """Yield the mean of each arm on each task, with its interval over seeds."""
     for (task, metric), each in scores.items():
         for arm in dict.fromkeys(arm for arm, _ in each.by_trial):

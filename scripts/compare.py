@@ -100,9 +100,8 @@ def draw_masks(runs: Sequence["Run"], settings: CompareSettings, width: int) -> 
     """Draw the masks over the shortest question, and what the models make of them; or say why not."""
     from dataset.tokenizer import Tokenizer
     from eval.comparison import shortest_question
-    from eval.drawings import draw_masks
     from eval.looks import look_at
-    from eval.plots import save_attention, save_masks
+    from eval.plots import draw_masks, save_attention, save_masks
 
     try:
         question = shortest_question(runs[0].predictions)

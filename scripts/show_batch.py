@@ -92,7 +92,7 @@ def print_table(
 
 def print_mask(mask: "Tensor", tokens: list[str]) -> None:
     """Print the mask (T, T) of a row, or its beginning where the row is long."""
-    from eval.drawings import draw_mask
+    from eval.plots import draw_mask
 
     shown = min(len(tokens), WIDEST_PICTURE_TOKENS)
     if shown < len(tokens):

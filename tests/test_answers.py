@@ -87,7 +87,7 @@ def test_the_choice_that_the_full_forward_finds_most_probable_is_taken(strategy)
         assert prediction.is_correct == (prediction.text == question.answers[0])
         assert read_prediction(json.loads(json.dumps(prediction.record()))) == prediction
     [cell] = answers.tabulate(predictions)
-    assert (cell.chosen, cell.stop_rate) == (3, 0)
+    assert (cell.chosen, cell.stopped) == (3, 0)
 
 
 def answer_score(served, question, text: str) -> float:

@@ -18,8 +18,8 @@ from test_house import CORE
 from training_runs import conversations, data, sentences
 
 from dataset.tokenizer import Tokenizer
-from eval.drawings import draw_mask
 from eval.experiment import load_experiment
+from eval.plots import draw_mask
 from model import strategies
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import from_preset

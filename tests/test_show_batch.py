@@ -9,7 +9,7 @@ from dataset.batches import BatchStream
 from dataset.conversation import ROLES
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
-from eval.drawings import draw_mask
+from eval.plots import draw_mask
 from model.masks import visible_mask
 from scripts.show_batch import main
 from tests.conftest import FOR_TEXTS, STRATEGIES

@@ -175,19 +175,15 @@ def mixtures(evidence: Evidence) -> list[str]:
             "versions": {str(record["versions"]) for record in records},
             "devices": {record["result"].get("training", {}).get("device", "") for record in records},
         }
-        found += [
-            f"cells of stage {stage} are of {len(each)} {what}"
-            for what, each in ways.items()
-            if len(each) > 1
-        ]
+        several = {what: len(each) for what, each in ways.items() if len(each) > 1}
+        found += [f"cells of stage {stage} are of {count} {what}" for what, count in several.items()]
     return found
 
 
 def shared(evidence: Evidence) -> list[str]:
     """Return the trainings that all seeds of an arm share, so that seeds say nothing of their luck."""
     trials = list(evidence.whole(evidence.experiment.baseline).values())
-    return [
-        stage
-        for stage, cell in trials[0].cells.items()
-        if cell.program.trains and len(trials) > 1 and cell.address == trials[1].cells[stage].address
-    ]
+    if len(trials) < 2:
+        return []
+    first, second = (trial.cells for trial in trials[:2])
+    return [s for s, cell in first.items() if cell.program.trains and cell.address == second[s].address]

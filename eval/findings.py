@@ -60,9 +60,7 @@ def analyse(
     _adjust(evidence, a_a, alpha)
     for each in a_a:
         each["is_primary"] = False
-    remarks = [*notes, *mixtures(evidence), *_losses(evidence), *_uncompared(evidence, scores)]
-    remarks += _looks_before(former, experiment.hash)
-    remarks += [f"all seeds share one training {stage}" for stage in shared(evidence)]
+    remarks = [*notes, *mixtures(evidence), *_remarks(evidence, scores, former)]
     return {
         "experiment": {
             "name": experiment.name,
@@ -89,22 +87,22 @@ def analyse(
     }
 
 
-def _losses(evidence: Evidence) -> list[str]:
+def _remarks(
+    evidence: Evidence, scores: dict[tuple[str, str], Scores], former: Sequence[str]
+) -> Iterable[str]:
+    """Yield what is missing, what no comparison holds, and what makes its proof weaker."""
     arms = (*evidence.experiment.named, A_A)
-    return [f"{arm} lacks seeds {', '.join(map(str, lost))}" for arm in arms if (lost := evidence.lost(arm))]
-
-
-def _uncompared(evidence: Evidence, scores: dict[tuple[str, str], Scores]) -> list[str]:
-    """Say which tasks some arm was not measured on with every seed that it has: no comparison holds them."""
-    arms = (*evidence.experiment.named, A_A)
+    for arm in arms:
+        if lost := evidence.lost(arm):
+            yield f"{arm} lacks seeds {', '.join(map(str, lost))}"
     trials = {(arm, seed) for arm in arms for seed in evidence.whole(arm)}
     tasks = [f"{task} ({metric})" for (task, metric), each in scores.items() if trials - each.by_trial.keys()]
-    return [f"not every arm was measured on {', '.join(tasks)}"] if tasks else []
-
-
-def _looks_before(former: Sequence[str], own: str) -> list[str]:
-    others = [each for each in former if each != own]
-    return [f"{len(others)} other experiments were run here before ({', '.join(others)})"] if others else []
+    if tasks:
+        yield f"not every arm was measured on {', '.join(tasks)}"
+    if others := [each for each in former if each != evidence.experiment.hash]:
+        yield f"{len(others)} other experiments were run here before ({', '.join(others)})"
+    for stage in shared(evidence):
+        yield f"all seeds share one training {stage}"
 
 
 def _scores(evidence: Evidence) -> dict[tuple[str, str], Scores]:
@@ -259,14 +257,10 @@ def _disagreements(evidence: Evidence) -> list[dict[str, Any]]:
     }
     found = []
     for together in zip(*said.values(), strict=False):
-        if (
-            len({each["question"] for each in together}) == 1
-            and len({each["answer"] for each in together}) > 1
-        ):
-            answers = dict(zip(said, (each["answer"] for each in together), strict=True))
-            found.append(
-                {key: together[0][key] for key in ("task", "question", "expected")} | {"answers": answers}
-            )
+        answers = {arm: each["answer"] for arm, each in zip(said, together, strict=True)}
+        if len({each["question"] for each in together}) == 1 and len({*answers.values()}) > 1:
+            asked = {key: together[0][key] for key in ("task", "question", "expected")}
+            found.append(asked | {"answers": answers})
     return found
 
 

@@ -92,11 +92,8 @@ def starter(workers: Workers, places: Places) -> Callable[[Path, int], Job]:
     except RuntimeError as error:
         raise UserError(f"--cluster {workers.cluster}: {error}") from None
     slurm = {"slurm_partition": workers.partition} if workers.partition else {}
-    executor.update_parameters(
-        timeout_min=int(60 * workers.hours_per_cell),
-        gpus_per_node=workers.gpus_per_cell,
-        **slurm,
-    )
+    minutes, gpus = int(60 * workers.hours_per_cell), workers.gpus_per_cell
+    executor.update_parameters(timeout_min=minutes, gpus_per_node=gpus, **slurm)
 
     def submit(folder: Path, threads: int) -> Job:
         executor.update_parameters(cpus_per_task=threads)

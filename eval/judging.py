@@ -20,7 +20,7 @@ from eval.experiment import ENOUGH_SEEDS, Primary, Recipe
 from eval.findings import Scores
 from eval.places import Places
 from eval.tables import figure
-from eval.verdicts import UNITS, verdict
+from eval.verdicts import UNITS, factor, verdict
 from model.errors import UserError
 from model.files import read_object, write_json
 
@@ -221,4 +221,4 @@ def _still_needed(found: Judgement) -> str:
 
 def _sized(value: float, primary: Primary, is_signed: bool = False) -> str:
     unit = UNITS.get(primary.metric, "")
-    return f"{figure(value * (100 if unit == 'points' else 1), is_signed)} {unit}".strip()
+    return f"{figure(value * factor(unit), is_signed)} {unit}".strip()

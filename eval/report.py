@@ -19,6 +19,7 @@ from eval.report_pictures import (
     draw_mask,
 )
 from eval.tables import Table, figure
+from eval.verdicts import factor
 from model.files import write_text
 
 Values = Mapping[str, Any]
@@ -72,24 +73,20 @@ def _sections(results: Values) -> Iterator[tuple[str, Sequence[Part]]]:
     yield "How to get any number again", _again(results)
 
 
-def _factor(entry: Values) -> int:
-    return 100 if entry["unit"] == "points" else 1
-
-
 def _measure(entry: Values) -> str:
     return f"{entry['metric']}, {entry['unit']}" if entry["unit"] else entry["metric"]
 
 
 def _shown(entry: Values, key: str, is_signed: bool = False) -> str:
     """Return what an entry holds: a number or an interval in the unit of its metric, or words."""
-    value, factor = entry[key], 1 if key in WITHOUT_UNIT else _factor(entry)
+    value, scale = entry[key], 1 if key in WITHOUT_UNIT else factor(entry["unit"])
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence):
-        return " to ".join(figure(end * factor, is_signed) for end in value)
+        return " to ".join(figure(end * scale, is_signed) for end in value)
     if isinstance(value, int) and key in ("seeds", "items", "clusters"):
         return f"{value:,}"
-    return figure(None if value is None else value * factor, is_signed)
+    return figure(None if value is None else value * scale, is_signed)
 
 
 def _mean(score: Values) -> str:
@@ -173,8 +170,8 @@ def _forests(results: Values) -> list[Part]:
         if groups := _estimates(results, metric):
             bound = results["experiment"]["decision"]["equivalence"] if metric == primary else None
             title = f"Differences to the baseline with intervals, {measure}"
-            factor = _factor(_of_metric([*results["comparisons"], *results["a_a"]], metric)[0])
-            picture = Picture(draw_forest(title, groups, bound and bound * factor), title)
+            scale = factor(_of_metric([*results["comparisons"], *results["a_a"]], metric)[0]["unit"])
+            picture = Picture(draw_forest(title, groups, bound and bound * scale), title)
             parts += _open_if_primary(results, metric, measure, [Gallery([picture])])
     text = (
         "Orange: primary. Grey: arms against themselves, which go on beyond the edges that they reach. "
@@ -201,9 +198,9 @@ def _finite(comparisons: Sequence[Values]) -> list[Values]:
 
 
 def _estimate(each: Values, name: str, colour: str) -> Estimate:
-    factor = _factor(each)
-    ends = each["interval"] and tuple(end * factor for end in each["interval"])
-    return Estimate(name, each["difference"] * factor, ends, colour)
+    scale = factor(each["unit"])
+    ends = each["interval"] and tuple(end * scale for end in each["interval"])
+    return Estimate(name, each["difference"] * scale, ends, colour)
 
 
 def _curves(curves: Sequence[Values], arms: Sequence[str]) -> list[Part]:

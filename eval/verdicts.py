@@ -7,10 +7,15 @@ from eval.experiment import ENOUGH_SEEDS, Experiment
 from eval.tables import Table
 
 UNITS = {"log_likelihood": "nats", "exact_match": "points", "f1": "points"}
-"""of metrics; points are shares of 100"""
+"""of metrics"""
 DECIDED = ("identical", "higher", "lower", "equal within the bound")
 INCOMPLETE = "some cells failed: no claim until they are there"
 TOO_FEW = f"fewer than {ENOUGH_SEEDS} paired seeds: no claim"
+
+
+def factor(unit: str) -> int:
+    """Return what a value is shown times: points are shares of 100."""
+    return 100 if unit == "points" else 1
 
 
 def verdict(each: dict[str, Any], alpha: float) -> str:
@@ -34,7 +39,7 @@ def answer(experiment: Experiment, comparisons: Sequence[dict[str, Any]], remark
 
 def _sentence(each: dict[str, Any], experiment: Experiment) -> str:
     unit = f" {each['unit']}" if each["unit"] else ""
-    scale = 100 if each["unit"] == "points" else 1
+    scale = factor(each["unit"])
     what = f"{each['metric'].replace('_', '-')} on {each['task']}"
     size = f"{each['difference'] * scale:+.3g}{unit}"
     if each["seeds"] == 1:
@@ -74,39 +79,31 @@ def tables(results: dict[str, Any]) -> Iterator[Table]:
 
 def _table(results: dict[str, Any], metric: str) -> Table:
     unit = UNITS.get(metric, "")
-    scale, digits = (100, 1) if unit == "points" else (1, 3)
-    means = {
-        (each["task"], each["arm"]): each["mean"] for each in results["scores"] if each["metric"] == metric
-    }
-    effects = {
-        (each["task"], each["arm"], each["baseline"]): each
-        for each in results["comparisons"]
-        if each["metric"] == metric
-    }
+    scale, digits = factor(unit), 1 if unit == "points" else 3
+    means = _named(results["scores"], metric, "task", "arm")
+    effects = _named(results["comparisons"], metric, "task", "arm", "baseline")
     arms = [arm["name"] for arm in results["arms"]]
     pairs = list(dict.fromkeys((arm, baseline) for _, arm, baseline in effects))
     rows = []
     for task in dict.fromkeys(task for task, *_ in effects):
         items = str(max(effects[task, *pair]["items"] for pair in pairs if (task, *pair) in effects))
-        levels = [f"{means[task, arm] * scale:.{digits}f}" if (task, arm) in means else "" for arm in arms]
+        levels = [means[task, arm]["mean"] if (task, arm) in means else None for arm in arms]
+        shown = ("" if level is None else f"{level * scale:.{digits}f}" for level in levels)
+        gaps = (_gap(effects.get((task, *pair)), scale, digits) for pair in pairs)
         name = f"  {task.partition('/')[2]}" if "/" in task else task
-        rows.append(
-            (name, items, *levels, *(_gap(effects.get((task, *pair)), scale, digits) for pair in pairs))
-        )
+        rows.append((name, items, *shown, *gaps))
     seeds = min(each["seeds"] for each in effects.values())
     title = metric.replace("_", "-") + (f", {unit}" if unit else "")
-    if seeds == 1:
-        caption = ("one seed: says nothing about masks",)
-    else:
-        caption = (
-            f"{seeds} paired seeds; in brackets: interval over them",
-            "*: after Holm's correction, too",
-        )
-    return Table(
-        (title, "n", *arms, *(f"{arm}\N{MINUS SIGN}{baseline}" for arm, baseline in pairs)),
-        tuple(rows),
-        caption,
-    )
+    caption = [f"{seeds} paired seeds; in brackets: interval over them", "*: after Holm's correction, too"]
+    caption = caption if seeds > 1 else ["one seed: says nothing about masks"]
+    columns = (f"{arm}\N{MINUS SIGN}{baseline}" for arm, baseline in pairs)
+    return Table((title, "n", *arms, *columns), tuple(rows), tuple(caption))
+
+
+def _named(
+    entries: Sequence[dict[str, Any]], metric: str, *keys: str
+) -> dict[tuple[str, ...], dict[str, Any]]:
+    return {tuple(each[key] for key in keys): each for each in entries if each["metric"] == metric}
 
 
 def _gap(each: dict[str, Any] | None, scale: float, digits: int) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
+from trainer.run_dir import is_count, is_number
+
 Parsed = TypeVar("Parsed")
 
 
@@ -39,8 +41,8 @@ _hints = cache(typing.get_type_hints)
 
 def _is_plain(form: type, value: Any) -> bool:
     if form is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is form and not (form is int and value < 0)
+        return is_number(value) and math.isfinite(value)
+    return is_count(value) if form is int else type(value) is form
 
 
 def _read_dataclass(form: type[Parsed], value: Any, name: str) -> Parsed:

@@ -1,6 +1,6 @@
 """An experiment from its file to its report: tuning, the grid of cells look by look, findings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from statistics import fmean
 from typing import Any
@@ -9,12 +9,10 @@ from eval.cells import Cell, Trial, plan, trial_of
 from eval.evidence import gather, primary_of
 from eval.experiment import Experiment
 from eval.findings import analyse
-from eval.grid import Grid, Workers
+from eval.grid import Grid, Show, Workers
 from eval.places import Places
 from eval.verdicts import DECIDED
 from model.errors import UserError
-
-Show = Callable[[Grid, Cell | None], None]
 
 
 def run_experiment(

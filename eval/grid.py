@@ -132,8 +132,8 @@ class Grid:
                 self._want(self.cells[address])
         self.waiting[cell.address] = cell
 
-    def run(self, show: Callable[["Grid", Cell | None], None]) -> None:
-        """Run what is missing; `show` gets every change, and the cell that has ended if one has."""
+    def run(self, show: "Show") -> None:
+        """Run what is missing, and show how it goes."""
         start = starter(self.workers, self.places) if self.waiting else None
         try:
             while self.waiting or self.running:
@@ -184,3 +184,7 @@ class Grid:
         means = {stage: sum(each) / len(each) for stage, each in self.seconds.items()}
         total = sum(means.get(cell.stage, sum(known) / len(known)) for cell in left)
         return total / min(self.workers.room, len(left))
+
+
+Show = Callable[[Grid, Cell | None], None]
+"""gets every change of a grid, and the cell that has ended if one has"""

@@ -2,14 +2,12 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dataset.progress import Bars, about
 from eval.cells import Cell
-from eval.grid import Grid
-
-Show = Callable[[Grid, Cell | None], None]
+from eval.grid import Grid, Show
 
 
 @contextmanager

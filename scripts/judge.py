@@ -13,8 +13,8 @@ from dataset.command_line import parse, run
 from dataset.printing import printable
 from eval.cells import Cell
 from eval.experiment import load_recipe
-from eval.grid import Grid, Workers
-from eval.grid_progress import Show, showing
+from eval.grid import Grid, Show, Workers
+from eval.grid_progress import showing
 from eval.judging import (
     A,
     B,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 
 from eval.answers import Cell, Prediction, tabulate
@@ -14,9 +15,9 @@ from eval.evaluation import RESULTS, Evaluation, load, load_predictions
 from eval.questions import Question
 from eval.served_model import tell_apart
 from eval.statistics import PairedCounts, count_pairs
-from eval.typed_json import read_as
 from model.errors import UserError
 from model.files import read_object
+from trainer.run_dir import is_number
 from trainer.validation import Likelihood
 
 
@@ -87,21 +88,18 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Read evaluations: each lies in a folder, or in evaluation/ of a run directory."""
     given = [Path(path) for path in paths]
     folders = [path if (path / RESULTS).is_file() else path / "evaluation" for path in given]
-    evaluations = [load(folder) for folder in folders]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("--runs: expected different runs, got one of them twice")
-    models = [
-        path if path != folder else _model_of(folder, evaluation)
-        for path, folder, evaluation in zip(given, folders, evaluations, strict=True)
-    ]
-    labels = tell_apart([evaluation.prompt_mask for evaluation in evaluations], models)
+    runs = list(map(_open, given, folders))
+    labels = tell_apart([run.evaluation.prompt_mask for run in runs], [run.model for run in runs])
     labels = labels if len(set(labels)) == len(labels) else [str(path) for path in given]
-    return [
-        Run(path, model, label, evaluation, _load_predictions(folder, evaluation), _training_seconds(model))
-        for path, model, label, evaluation, folder in zip(
-            given, models, labels, evaluations, folders, strict=True
-        )
-    ]
+    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+
+
+def _open(path: Path, folder: Path) -> Run:
+    evaluation = load(folder)
+    model = path if path != folder else _model_of(folder, evaluation)
+    return Run(path, model, "", evaluation, _load_predictions(folder, evaluation), _training_seconds(model))
 
 
 def _model_of(folder: Path, evaluation: Evaluation) -> Path:
@@ -124,13 +122,10 @@ def _training_seconds(model: Path) -> float | None:
     advice = "take it away: the comparison only loses the training time"
     if not file.is_file():
         return None
-    try:
-        seconds = read_as(float | None, read_object(file, advice).get("seconds"), "seconds")
-        if seconds is not None and seconds < 0:
-            raise ValueError(f"seconds: {seconds}")
-        return seconds
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); {advice}") from None
+    seconds = read_object(file, advice).get("seconds")
+    if seconds is not None and not (is_number(seconds) and 0 <= seconds < inf):
+        raise UserError(f"{file} is damaged (seconds: {seconds!r:.40}); {advice}")
+    return seconds
 
 
 def with_shared_questions(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[str, ...]]:

@@ -1,7 +1,7 @@
-"""Batches of a training: rows in order, shared out to processes, no label that could be read.
+"""Batches for training: rows as tensors, divided among processes, without labels that the mask would leak.
 
-What stands in a row is decided by `dataset/documents.py`, the order of rows by `dataset/packing.py`, and what
-blocks mean by `model/masks.py`.
+`dataset/documents.py` decides what a document holds, `dataset/packing.py` which rows there are and in which
+order, `model/masks.py` what blocks mean.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
     ids: Tensor
     labels: Tensor
-    """`ids[t]` where token t carries loss, else -100; row t - 1 predicts it"""
+    """`ids[t]` where token t carries loss, else -100; token t - 1 predicts it"""
     document_ids: Tensor
     """-1 = padding"""
     position_ids: Tensor
@@ -68,14 +68,10 @@ class BatchStream:
         self._planned: tuple[int, RowPlan] | None = None
 
     def plan(self, epoch: int) -> RowPlan:
-        """Return the rows of an epoch."""
+        """Return the rows of an epoch; every epoch has as many."""
         if self._planned is None or self._planned[0] != epoch:
             self._planned = epoch, self.documents.arrange(epoch)
         return self._planned[1]
-
-    def rows_per_epoch(self, epoch: int = 0) -> int:
-        """Return the number of rows, which is the same in every epoch."""
-        return len(self.plan(epoch))
 
     def batches(
         self, epoch: int, start_row: int = 0, rows_per_step: int = 1, rank: int = 0, world: int = 1
@@ -89,7 +85,7 @@ class BatchStream:
             raise UserError(f"{rows_per_step} rows a step cannot be shared out to {world} processes")
         plan, share = self.plan(epoch), rows_per_step // world
         for first in range(start_row, len(plan), rows_per_step):
-            # A step is a stretch of rows of one length, of which each process takes its share, in order.
+            # A step is the next `rows_per_step` rows at one length; process `rank` takes its share of them.
             length = self._row_length(plan, first, rows_per_step)
             mine = range(first + rank * share, first + (rank + 1) * share)
             rows = [self.pieces(epoch, row) if row < len(plan) else [] for row in mine]
@@ -118,10 +114,10 @@ class BatchStream:
 def collate(rows: Sequence[Sequence[Piece]], length: int, pad_id: int) -> Batch:
     """Return the batch (len(rows), length) of rows of pieces, padded on the right.
 
-    Documents are numbered from 0 in each row and so are blocks. Raises `ValueError` if a block is torn or a
-    label could be read.
+    In each row documents and blocks are numbered from 0. Raises `ValueError` if a block is torn or a label is
+    visible to the token that predicts it.
     """
-    # The five fields of a batch, all padding at first; rows are written into them piece by piece.
+    # The five fields of a batch begin as padding; rows are written into them piece by piece.
     grid = np.empty((5, len(rows), length), dtype=np.int64)
     for field, padding in zip(grid, Batch(pad_id, NO_TARGET, -1, 0, -1), strict=True):
         field.fill(padding)
@@ -129,7 +125,7 @@ def collate(rows: Sequence[Sequence[Piece]], length: int, pad_id: int) -> Batch:
         _fill_row(Batch(*grid[:, row]), pieces)
     batch = Batch(*torch.from_numpy(grid))
 
-    # The leak rule: a label that the row before it sees through its block is none. No other may be seen.
+    # The leak rule: a token that the one before it sees, as both share a block, is no label. Then check all.
     check_layout(batch.layout)
     batch.labels[is_readable(batch.block_ids)] = NO_TARGET
     check_labels(batch)
@@ -137,13 +133,13 @@ def collate(rows: Sequence[Sequence[Piece]], length: int, pad_id: int) -> Batch:
 
 
 def join_documents(batch: Batch) -> Batch:
-    """Return the rows with documents that see those before them, as packers without masks have it.
+    """Return the rows as one document each, as packing without masks has it: all see what comes before.
 
         documents   0 0 0 0 1 1 1 .    become    0 0 0 0 0 0 0 .
         positions   0 1 2 3 0 1 2 .              0 1 2 3 4 5 6 .
         blocks      0 0 - - 1 1 - .              0 0 - - 1 1 - .      labels stay, too
 
-    So no target is the first token of its document, which the last one of another would predict.
+    The first token of a document is still no label: the last token of another one would predict it.
     """
     real = batch.document_ids >= 0
     index = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
@@ -151,7 +147,7 @@ def join_documents(batch: Batch) -> Batch:
 
 
 def check_labels(batch: Batch) -> None:
-    """Raise `ValueError` if the row that predicts a label sees it, or belongs to another document."""
+    """Raise `ValueError` if the token that predicts a label sees it, or is of another document."""
     tokens = Tokens(
         torch.arange(batch.ids.shape[1]).expand_as(batch.ids), batch.document_ids, batch.block_ids
     )
@@ -164,7 +160,7 @@ def check_labels(batch: Batch) -> None:
 
 
 def _fill_row(row: Batch, pieces: Sequence[Piece]) -> None:
-    """Write pieces one after the other into the fields (T,) of a row."""
+    """Write pieces one after the other into the fields (T,) of a row, blocks numbered through the row."""
     begin = next_block = 0
     for number, piece in enumerate(pieces):
         span = slice(begin, begin + len(piece.ids))

@@ -66,10 +66,10 @@ def are_trained(codes: np.ndarray) -> np.ndarray:
 
 
 class Renderer:
-    """Renders conversations with one tokenizer in its form, whose texts it encodes once."""
+    """Renders conversations in the form of a tokenizer (`ChatForm`), whose fixed texts it encodes once."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Encode what stands between contents; raises `UserError` where the tokenizer's form is unknown."""
+        """Encode the texts around contents; raises `UserError` where the tokenizer's form is unknown."""
         self.tokenizer, self.form, encode = tokenizer, tokenizer.form, tokenizer.encode_form
         self.headers = {role: encode(self.form.headers.get(role, "")) for role in ROLES}
         self.footers = {role: encode(text) for role, text in self.form.footers.items()}
@@ -81,8 +81,9 @@ class Renderer:
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
         """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come.
 
-        An answer that is trained on follows what it will be asked with. One that a prompt holds stands as the
-        template writes it, whose tokens may be others: a newline joins the text after it.
+        Some templates write an `opening` after the header of an answer that is asked for, such as an empty
+        thought. An answer that is trained on follows it, too, unless it brings a thought; one inside a prompt
+        begins with `past_opening`, encoded with its text.
         """
         answers = [n for n, message in enumerate(messages) if message.role == "assistant"]
         past = self.form.past_opening if generation_prompt else self.form.closing
@@ -92,11 +93,11 @@ class Renderer:
         return self.assemble([each.role for each in messages], contents, generation_prompt, untrained, bare)
 
     def render_text(self, text: str) -> Rendered:
-        """Return the tokens of a text of pretraining, which begins and ends as a document does."""
-        row, end = _Row(self.tokenizer.typecode), [self.tokenizer.endoftext_id]
+        """Return the tokens of a pretraining text, with the end-of-text token on both sides."""
+        tokens, end = _Tokens(self.tokenizer.typecode), [self.tokenizer.endoftext_id]
         for ids in (end, chain.from_iterable(self.tokenizer.encode_parts(text)), end):
-            row.add(ids, "assistant", TARGET)
-        return row.rendered()
+            tokens.add(ids, "assistant", TARGET)
+        return tokens.rendered()
 
     def assemble(
         self,
@@ -108,40 +109,40 @@ class Renderer:
     ) -> Rendered:
         """Return the tokens of a conversation whose contents are encoded already.
 
-        `untrained` are the places of the answers that carry no loss, `bare` those of the answers that do not
-        follow the opening of an answer that is asked for.
+        `untrained` are the numbers of the messages that are answers without loss, `bare` those of answers
+        whose header has no `opening` after it.
         """
         self.form.check([f"{role} messages" for role in roles])
-        row, end, before = _Row(self.tokenizer.typecode), [self.tokenizer.im_end_id], None
+        tokens, end, before = _Tokens(self.tokenizer.typecode), [self.tokenizer.im_end_id], None
 
-        # Some forms give a conversation without a system message one of their own.
+        # Some forms have a default system message.
         if self.form.default_system and list(roles[:1]) != ["system"]:
-            self._add_header(row, "system", before)
-            row.add(self.tokenizer.encode(self.form.default_system), before := "system")
-            row.add(self.footers[before], before)
+            self._add_header(tokens, "system", before)
+            tokens.add(self.tokenizer.encode(self.form.default_system), before := "system")
+            tokens.add(self.footers[before], before)
 
-        # Header, content, footer; an answer has its end marker as footer, which is a target like its content.
-        # Some forms write the results of several tools as one message, with something between them.
+        # Header, content, footer. The footer of an answer is its end marker, a target like its content.
+        # Some forms write the results of several tools as one message, with a text between them.
         for number, (role, content) in enumerate(zip(roles, contents, strict=True)):
             is_result = role == "tool" and self.form.between_results is not None
             if is_result and before == "tool":
-                row.add(self.between_results, role)
+                tokens.add(self.between_results, role)
             else:
-                self._add_header(row, role, before, number not in bare)
+                self._add_header(tokens, role, before, number not in bare)
             bits = TARGET | UNTRAINED * (number in untrained) if role == "assistant" else 0
-            row.add(content, role, bits)
+            tokens.add(content, role, bits)
             if bits:
-                row.add(end, role, bits)
+                tokens.add(end, role, bits)
             elif not (is_result and roles[number + 1 : number + 2] == ["tool"]):
-                row.add(self.footers[role], role)
+                tokens.add(self.footers[role], role)
             before = role
 
-        # The newline after an answer comes with the header that follows, and by itself where none does.
+        # The newline after an answer is part of the next header; after the last answer it stands alone.
         if generation_prompt:
-            self._add_header(row, "assistant", before)
+            self._add_header(tokens, "assistant", before)
         elif before == "assistant":
-            row.add(self.newline, "assistant")
-        return row.rendered()
+            tokens.add(self.newline, "assistant")
+        return tokens.rendered()
 
     def _encode(self, message: Message, opening: str = "") -> Iterator[int]:
         parts, encode = self.form.parts(message, opening), self.tokenizer.encode
@@ -152,16 +153,17 @@ class Renderer:
             for number, part in enumerate(parts)
         )
 
-    def _add_header(self, row: "_Row", role: str, before: str | None, opens: bool = True) -> None:
+    def _add_header(self, tokens: "_Tokens", role: str, before: str | None, opens: bool = True) -> None:
+        """Add a header to the message before it if it is an answer's, else to the message that it starts."""
         header = self.headers[role] + (self.opening if role == "assistant" and opens else [])
         if role == "assistant" and before not in (None, "assistant"):
-            row.add(header, before)
+            tokens.add(header, before)
         else:
-            owed = self.newline if before == "assistant" else [] if before else self.begin
-            row.add(owed + header, role, is_start=True)
+            gap = self.newline if before == "assistant" else [] if before else self.begin
+            tokens.add(gap + header, role, is_start=True)
 
 
-class _Row:
+class _Tokens:
     """Collects tokens and their codes."""
 
     def __init__(self, typecode: str) -> None:

@@ -1,6 +1,6 @@
 """Which documents share a row, and in which order rows come: pure functions of lengths, seed and epoch.
 
-A row is a series of pieces (document, begin, end); tokens are `dataset/batches.py`'s.
+A row is a series of pieces (document, begin, end); `dataset/batches.py` fills in the tokens.
 """
 
 from array import array
@@ -39,8 +39,8 @@ class RowPlan:
 def best_fit(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
     """Fill rows by best-fit-decreasing (Johnson et al. 1974): the longest first, each into the fullest row.
 
-    A document that fits into a row stays whole, a longer one is cut into rows and a rest (Ding et al. 2024,
-    arXiv 2404.10830). Those of one length are shuffled: rows differ between epochs while their number stays.
+    A document that fits into a row stays whole; a longer one is cut into full rows and a rest (Ding et al.
+    2024, arXiv 2404.10830). Pieces of one length are shuffled, so that epochs differ in rows, not in number.
     """
     random = np.random.default_rng((seed, epoch))
     pieces = random.permutation(_cut(lengths, capacity))
@@ -52,13 +52,13 @@ def best_fit(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPl
 def _fullest_rows(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """Put each size (P,) into the fullest row that takes it; return its row (P,) and the number of rows.
 
-    No Python object is kept for a piece: there may be many millions.
+    Pieces may be many millions, so no Python object is kept for one.
     """
     row_of_piece, num_rows = array("q"), 0
     rows_by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
-    spaces = 0  # bit s is set where rows_by_space[s] holds a row
+    spaces = 0  # as bits: bit s is set where rows_by_space[s] holds a row
     for size in memoryview(sizes):
-        # The lowest bit at or above `size` is the least space that suffices; without one a row begins.
+        # The lowest set bit at or above `size` is the least space that suffices; if none is, a row begins.
         enough = spaces >> size
         if enough:
             space = size + (enough & -enough).bit_length() - 1
@@ -67,7 +67,7 @@ def _fullest_rows(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
                 spaces ^= 1 << space
         else:
             space, row, num_rows = capacity, num_rows, num_rows + 1
-        # The row goes on with less space.
+        # The row now has less space.
         row_of_piece.append(row)
         rows_by_space[space - size].append(row)
         spaces |= 1 << (space - size)
@@ -80,7 +80,7 @@ def split_stream(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> R
         stream      0 0 0 0 0 0 1 1 1 2 2 2      cuts at the ends of documents and of rows (here of 4 tokens)
         pieces      0 0 0 0|0 0|1 1|1|2 2 2
 
-    The last row may be short; it is left out where it would hold one token, which nothing predicts.
+    The last row may be short. Were it one token, it would be left out: no token predicts it.
     """
     random = np.random.default_rng((seed, epoch))
     documents = random.permutation(np.flatnonzero(lengths))
@@ -98,27 +98,27 @@ def split_stream(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> R
 
 
 def one_per_row(lengths: np.ndarray, capacity: int, seed: int, epoch: int) -> RowPlan:
-    """Give every document a row, or several where it is longer; a last one of one token is left out."""
+    """Give every document a row of its own, or several if it is longer than one."""
     pieces = _cut(lengths, capacity)
     random = np.random.default_rng((seed, epoch))
     return _rows_at(pieces, np.arange(len(pieces)), random.permutation(len(pieces)))
 
 
 def _cut(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Return the pieces (P, 3) of at most `capacity` tokens, without last ones of one token.
+    """Cut documents into pieces (P, 3) of `capacity` tokens and a rest, left out where it is one token.
 
-    The k-th piece of a document begins at token k x `capacity`: k counts its pieces alone, which is the place
-    among all pieces less that of its first.
+    The k-th piece of a document begins at token k * `capacity`, where k is the number of the piece among all
+    pieces less the number of the document's first piece.
     """
     documents = np.flatnonzero(lengths)
-    counts = (lengths[documents] - 2) // capacity + 1
+    counts = (lengths[documents] - 2) // capacity + 1  # (n - 1) / capacity, rounded up
     which = np.repeat(documents, counts)
     begins = (np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)) * capacity
     return np.stack((which, begins, np.minimum(begins + capacity, lengths[which])), axis=1)
 
 
 def _rows_at(pieces: np.ndarray, row_of_piece: np.ndarray, place_of_row: np.ndarray) -> RowPlan:
-    """Return the rows in the order that `place_of_row` (R,) says, the pieces of each in their own."""
+    """Return rows sorted by their place (R,) in the epoch; pieces keep their order within a row."""
     counts = np.bincount(row_of_piece)[np.argsort(place_of_row)]
     order = np.argsort(place_of_row[row_of_piece], kind="stable")
     return RowPlan(pieces[order], np.concatenate(([0], np.cumsum(counts))))

@@ -49,9 +49,9 @@ class KVCache:
         """Make room for right-padded tokens of `layout` (B, T) at the end of each row.
 
         Returns the layout (B, Tk) of the keys that `update` will return, valid until the cache changes; an
-        empty slot has position -1. Raises `ValueError` for tokens that do
-        not continue their row or whose block began before this call (the cut rule), and `UserError` when a
-        row would pass `max_position_embeddings`.
+        empty slot has position -1. Raises `ValueError` for tokens that do not continue their row or whose
+        block began before this call (the cut rule), and `UserError` when a row would pass
+        `max_position_embeddings`.
         """
         real = layout.document_ids >= 0
         self._check_continues(layout, real)

@@ -49,7 +49,7 @@ def main() -> None:
     if settings.epoch < 0:
         raise UserError(f"--epoch: expected 0 or more, got {settings.epoch}")
     stream = BatchStream(open_stores(settings.data), settings)
-    rows = stream.rows_per_epoch(settings.epoch)
+    rows = len(stream.plan(settings.epoch))
     if not 0 <= settings.row < rows:
         raise UserError(f"--row: expected 0 to {rows - 1}, got {settings.row}")
     batch = next(stream.batches(settings.epoch, settings.row, rows_per_step=1))
@@ -85,7 +85,7 @@ def print_table(
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(table)
     console.print(
-        f"row {settings.row} of {stream.rows_per_epoch(settings.epoch)}: {batch.num_real} tokens, "
+        f"row {settings.row} of {len(stream.plan(settings.epoch))}: {batch.num_real} tokens, "
         f"{len(pieces)} documents, {batch.num_targets} labels, {batch.ids.numel() - batch.num_real} padding"
     )
 

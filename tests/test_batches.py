@@ -132,7 +132,7 @@ def test_an_epoch_delivers_each_document_once_for_any_processes_and_after_a_rest
     documents = ["U" + "u" * (n - 3) + "an" for n in lengths]
     with TemporaryDirectory() as folder:
         stream = stream_of(folder, documents, max_seq_len=16, packing=packing)
-    steps_before = data.draw(st.integers(0, stream.rows_per_epoch() // (2 * world)))
+    steps_before = data.draw(st.integers(0, len(stream.plan(0)) // (2 * world)))
     restart = steps_before * 2 * world
     ids = []
     for rank in range(world):
@@ -144,7 +144,7 @@ def test_an_epoch_delivers_each_document_once_for_any_processes_and_after_a_rest
         ]
     for rank in range(world_after):
         steps = list(stream.batches(1, restart, rows_per_step=world_after, rank=rank, world=world_after))
-        assert len(steps) == -(-(stream.rows_per_epoch() - restart) // world_after)
+        assert len(steps) == -(-(len(stream.plan(0)) - restart) // world_after)
         ids += [token_id for batch in steps for token_id in batch.ids[batch.document_ids >= 0].tolist()]
     assert sorted(ids) == list(range(sum(lengths)))
 
@@ -174,7 +174,7 @@ def test_each_conversation_is_in_an_epoch_once_or_is_counted_as_left_out(rounds,
             stream = BatchStream([TokenStore(folder)], choice)
         except UserError:
             return  # no answer fits
-    pieces = [piece for row in range(stream.rows_per_epoch()) for piece in stream.pieces(0, row)]
+    pieces = [piece for row in range(len(stream.plan(0))) for piece in stream.pieces(0, row)]
     seen, figures = [piece.document for piece in pieces], stream.describe()
     assert len(seen) == len(set(seen)) == figures["documents"] and all(p.supervised.any() for p in pieces)
     left_out = set(range(len(documents))) - set(seen)
@@ -206,7 +206,7 @@ def test_several_stores_are_read_as_one(tmp_path):
         (tmp_path / name).mkdir()
     stores = [write(tmp_path / "a", ["Uan", "Uuan"]), write(tmp_path / "b", ["Uuuan"])]
     stream = BatchStream(stores, BatchSettings(max_seq_len=16, packing="none"))
-    rows = [stream.pieces(0, row) for row in range(stream.rows_per_epoch())]
+    rows = [stream.pieces(0, row) for row in range(len(stream.plan(0)))]
     assert sorted((piece.document, len(piece.ids)) for (piece,) in rows) == [(0, 3), (1, 4), (2, 5)]
 
 

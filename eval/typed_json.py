@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
-from trainer.run_dir import is_count, is_number
+from model.files import is_count, is_number
 
 Parsed = TypeVar("Parsed")
 

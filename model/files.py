@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOCK = ".lock"
+LARGEST = 2**63  # what no number in a file reaches
 HARMLESS = "\u200c\u200d"  # joiners of emoji and of several scripts
 ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half surrogates, line and paragraph separators
 
@@ -48,6 +49,16 @@ def as_json(value: Any, indent: int | None = None) -> str:
     So a file of ours may be shown in a terminal, and its lines are those that every reader finds.
     """
     return json.dumps(value, indent=indent, ensure_ascii=False).translate(WRITTEN)
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value from a file is a number that can be computed with, or one that is not finite."""
+    return type(value) is float or type(value) is int and abs(value) < LARGEST
+
+
+def is_count(value: Any) -> bool:
+    """Say whether a value from a file is a whole number of something, of 0 or more."""
+    return type(value) is int and 0 <= value < LARGEST
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dataset.batches import Batch
 from model.errors import UserError
-from trainer.run_dir import is_number
+from model.files import is_number
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from model.errors import UserError
+from model.files import is_count
 from trainer.inputs import Inputs
-from trainer.run_dir import RunDirectory, is_count, step_of
+from trainer.run_dir import RunDirectory, step_of
 from trainer.schedule import multiplier
 from trainer.settings import ScheduleSettings
 from trainer.training_state import FORMER, Progress, read_progress

@@ -23,6 +23,8 @@ from model.files import (
     as_json,
     check_place,
     flush,
+    is_count,
+    is_number,
     locked,
     read_object,
     replacing,
@@ -34,8 +36,6 @@ MARK = "settings.yaml"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 CHECKPOINT = re.compile(r"step-\d{8,18}", re.ASCII)
 TAKE_AWAY = "take it away to go on"
-LARGEST = 2**63
-"""what no number of a training reaches"""
 
 
 class RunDirectory:
@@ -240,16 +240,6 @@ def _fault(record: Any, name: str) -> str | None:
         if key != "validation" and not is_number(value) and (key in names or value is not None):
             return f"{key} is no number"
     return None
-
-
-def is_number(value: Any) -> bool:
-    """Say whether a value from a file is a number that can be computed with, or one that is not finite."""
-    return type(value) is float or type(value) is int and abs(value) < LARGEST
-
-
-def is_count(value: Any) -> bool:
-    """Say whether a value from a file is a whole number of something, of 0 or more."""
-    return type(value) is int and 0 <= value < LARGEST
 
 
 def _line(record: dict[str, Any]) -> str:

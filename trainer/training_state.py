@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from dataset.batches import Batch
 from model.errors import UserError
-from model.files import open_tensors, write_tensors
+from model.files import is_count, is_number, open_tensors, write_tensors
 from trainer.ledger import Ledger, read_ledger, weights_digest
 from trainer.loss_scale import first_scale, next_scale
 from trainer.optimizer import Optimizers
-from trainer.run_dir import is_count, is_number
 from trainer.sharding import is_cut_up, own_rows
 
 FORMER = ("optimizer.pt", "optimizer")

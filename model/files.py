@@ -112,12 +112,19 @@ def write_tensors(path: Path, tensors: dict[str, "Tensor"], metadata: dict[str, 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name to write to; what was written takes the place of `path` in one instant, on the disk."""
+    """Yield a name to write to; what was written takes the place of `path` in one instant, on the disk.
+
+    An `OSError` names `path`, which the user knows.
+    """
     partial = beside(path, "partial")
-    yield partial
-    flush(partial)
-    os.replace(partial, path)
-    flush(path.parent)
+    try:
+        yield partial
+        flush(partial)
+        os.replace(partial, path)
+        flush(path.parent)
+    except OSError as error:
+        error.filename = str(path) if error.filename in (partial, str(partial)) else error.filename
+        raise
 
 
 @contextmanager

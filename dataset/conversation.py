@@ -148,13 +148,14 @@ class Renderer:
         parts, encode = self.form.parts(message, opening), self.tokenizer.encode
         if len(parts) == 1:
             return chain.from_iterable(self.tokenizer.encode_parts(parts[0]))
+        # Every second part is text of the form, in which special tokens are what they spell.
         return chain.from_iterable(
             self.tokenizer.encode_form(part) if number % 2 else encode(part)
             for number, part in enumerate(parts)
         )
 
     def _add_header(self, tokens: "_Tokens", role: str, before: str | None, opens: bool = True) -> None:
-        """Add a header to the message before it if it is an answer's, else to the message that it starts."""
+        """Add a header; an answer's belongs to the message before it, any other to the message it starts."""
         header = self.headers[role] + (self.opening if role == "assistant" and opens else [])
         if role == "assistant" and before not in (None, "assistant"):
             tokens.add(header, before)

@@ -166,7 +166,7 @@ class Texts(Documents):
 
 
 def prefix_length(num_tokens: int, seed: int, epoch: int, document: int, offset: int) -> int:
-    """Return the tokens of a fragment that are its prefix: uniform over 0 … n-1, a pure hash of the rest."""
+    """Return how many tokens of a fragment are its prefix: uniform over 0 … n-1, a hash of the arguments."""
     key = f"{seed} {epoch} {document} {offset}".encode()
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") % num_tokens
 

@@ -26,6 +26,7 @@ from model.masks import (
 from model.rolling_cache import new_cache
 
 MAX_REGISTERED_SIDE = 4096
+"""Side of the triangle that is registered at first; longer rows make it grow."""
 
 
 class DecoderLayer(nn.Module):

@@ -95,7 +95,7 @@ class Training:
             epoch, row = epoch + 1, 0
 
     def _update(self, batch: Batch) -> None:
-        """Take one optimizer step; where loss or gradient are not finite, leave the weights alone."""
+        """Take one optimizer step, of whose rows `batch` is the part of this process."""
         progress, world = self.progress, self.device.world
 
         # The loss is divided by all targets of the step, on all processes: a mean of the means of rows or of
@@ -106,7 +106,7 @@ class Training:
         progress.consume(batch, self.setup.rows_per_step, tokens, targets, flops)
 
         if world > 2 and self.reporter.meter.steps == 0:
-            self._settle(batch)
+            self._settle_buckets(batch)
 
         # DDP takes the mean over processes; times `world` it is a sum. In float16 the loss is scaled besides,
         # and the gradients are scaled back before they are clipped.
@@ -114,13 +114,20 @@ class Training:
         (nats,) = self.device.summed(nats)
         self.gradient_norm = self.optimizers.clip(progress.loss_scale)
 
-        # A gradient that is not finite would spoil every weight, so its step is skipped. In float16 that is
-        # usual while the loss is finite: the scale was too large and is halved.
+        # A gradient that is not finite would spoil every weight, so its step is skipped.
         is_finite = math.isfinite(nats) and math.isfinite(self.gradient_norm)
-        is_overflow = not is_finite and math.isfinite(nats) and progress.loss_scale > 1
         if is_finite:
             self.optimizers.step(self.setup.multiplier(progress.step - 1))
         self.optimizers.zero_grad()
+        self._conclude(batch, nats, targets, is_finite)
+
+    def _conclude(self, batch: Batch, nats: float, targets: int, is_finite: bool) -> None:
+        """Count a step that was taken, or skipped as its loss or gradient was not finite; give up after many.
+
+        In float16 a skipped step with a finite loss is usual: the loss scale was too large and is halved.
+        """
+        progress = self.progress
+        is_overflow = not is_finite and math.isfinite(nats) and progress.loss_scale > 1
         progress.conclude(nats if is_finite or is_overflow else None, targets, not is_finite)
         if self.device.dtype == torch.float16:
             progress.adapt_scale(is_finite)
@@ -142,7 +149,7 @@ class Training:
             total += nats.detach()
         return float(total)
 
-    def _settle(self, batch: Batch) -> None:
+    def _settle_buckets(self, batch: Batch) -> None:
         """Run a backward pass without effect, after which DDP groups the gradients into its final buckets.
 
         The buckets decide in which order the gradients of three or more processes are summed. They must be

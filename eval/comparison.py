@@ -88,9 +88,9 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Read evaluations: each lies in a folder, or in evaluation/ of a run directory."""
     given = [Path(path) for path in paths]
     folders = [path if (path / RESULTS).is_file() else path / "evaluation" for path in given]
+    runs = list(map(_open, given, folders))
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("--runs: expected different runs, got one of them twice")
-    runs = list(map(_open, given, folders))
     labels = tell_apart([run.evaluation.prompt_mask for run in runs], [run.model for run in runs])
     labels = labels if len(set(labels)) == len(labels) else [str(path) for path in given]
     return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]

@@ -61,7 +61,7 @@ class Generator:
         prefill_chunk_tokens: int = 512,
         step: Callable[[Tensor, KVCache], Tensor] | None = None,
     ) -> None:
-        """Take the place of `model.step` by `step`, where there is a faster one (`model/decoding.py`)."""
+        """Decode with `step` where a faster one than `model.step` is given (`model/decoding.py`)."""
         self.model = model.eval()
         self.step = step or model.step
         self.stop_ids = frozenset(stop_ids)

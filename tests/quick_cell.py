@@ -4,10 +4,8 @@ import json
 import random
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-
-from dataset.command_line import parse, run
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,17 @@ class QuickSettings:
     """stands for what was trained on"""
 
 
+def settings_of(words: list[str]) -> QuickSettings:
+    """Read flags as a grid writes them, `--gain=0.5`, in a tenth of the time that commands take for it."""
+    given = dict(word.removeprefix("--").split("=", 1) for word in words)
+    forms = {"bool": json.loads, "int": int, "float": float, "str": str}
+    kinds = {field.name: field.type.__name__ for field in fields(QuickSettings)}
+    return QuickSettings(**{name: forms[kinds[name]](value) for name, value in given.items()})
+
+
 def main() -> None:
     """Write what a training and an evaluation leave."""
-    settings = parse(QuickSettings, "Draw scores.")
+    settings = settings_of(sys.argv[1:])
     if settings.model:
         assert (Path(settings.model) / "items.json").exists()
     time.sleep(settings.seconds)
@@ -62,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -14,7 +14,7 @@ from model.systems import resource
 from model.transformer import LanguageModel
 
 MEGABYTE = 1_000_000
-SIDES = {"cpu": (1024, 2048)}
+SIDES = {"cpu": (256, 1024, 2048)}
 LARGE_SIDES = (4096, 8192)
 """sides of the square matrices that are multiplied to find the peak; accelerators want large ones"""
 REPETITIONS = 4

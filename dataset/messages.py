@@ -23,6 +23,7 @@ CALLERS = ("function_call", "tool_call")  # roles whose text is the JSON of call
 FLAGS = ("weight", "train", "training", "loss", "loss_weight", "trainable", "loss_mask")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TURN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", "tools", *FLAGS, *THOUGHTS}
+PART_KEYS = {"type", "text"}
 
 THINK = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
 CALL = re.compile(r"<tool_call>\s*+(\{(?:(?!</?tool_call>).)*\})\s*+</tool_call>\s*+", re.DOTALL)
@@ -31,6 +32,8 @@ RESPONSE = re.compile(
     r"\A\s*<tool_response>\s*((?:(?!</?tool_response>).)*?)\s*</tool_response>\s*\Z", re.DOTALL
 )
 ARGUMENTS = ("arguments", "args", "parameters", "input")
+CALL_KEYS, CALL_MARKS = {"name", *ARGUMENTS}, {"type", "id", "index"}
+"""of a tool call, those that are read and those that say nothing"""
 LIKE_FLAG = re.compile(
     r"(?:\w+_)?(?:train|loss|mask|weight|learn|supervise|reject|ignore|skip)[a-z]*(?:_on|_on_turn|_turn|_flag)?",
     re.IGNORECASE,

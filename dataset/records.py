@@ -3,6 +3,7 @@
 What a record says is `dataset/formats.py`'s.
 """
 
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -105,13 +106,24 @@ def _inside(outer: Any, unread: tuple[str, ...], name: str) -> Iterable[tuple[An
         return [(outer, unread)]
     if name == "data" and not (format_of(first) or "text" in first or first.keys() & set(NESTING)):
         return [(outer, unread)]  # a list under a name of the user's own, such as messages
-    above = {OTHER_NAMES.get(key, key): outer[key] for key in CONTEXTS if key in outer}
+    above = _renamed({key: outer[key] for key in CONTEXTS if key in outer})
     unread += tuple(key for key in held_keys(outer) if key not in (name, *CONTEXTS))
-    return [(above | _renamed(each) if isinstance(each, dict) else each, unread) for each in inside]
+    return [_below(above, each, unread) if isinstance(each, dict) else (each, unread) for each in inside]
+
+
+def _below(
+    above: dict[str, Any], value: dict[str, Any], unread: tuple[str, ...]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a record with the text that stands above it, which gives way to one of its own."""
+    own = _renamed(value)
+    hidden = tuple(key for key in held_keys(above) if own.get(key, above[key]) != above[key])
+    return above | own, unread + hidden
 
 
 def _renamed(value: dict[str, Any]) -> dict[str, Any]:
-    return {OTHER_NAMES.get(key, key): each for key, each in value.items()}
+    """Return an object with our names for its keys, but where both stand in it."""
+    names = {key: name for key, name in OTHER_NAMES.items() if name not in value}
+    return {names.get(key, key): each for key, each in value.items()}
 
 
 def _not_json(line: bytes, error: str, begins: bool) -> str:
@@ -130,7 +142,7 @@ def _texts(block: Block) -> Iterator[Record]:
     for end in chain(block.record_end.finditer(content), [None]):
         piece = content[begin : end.start() if end else None].rstrip()
         text = piece.lstrip()
-        if text.strip(b"\xef\xbb\xbf"):
+        if text.replace(BOM_UTF8, b""):
             yield _text(block.source, line + piece.count(b"\n", 0, len(piece) - len(text)), text)
         if end:
             line, begin = line + content.count(b"\n", begin, end.end()), end.end()

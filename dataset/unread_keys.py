@@ -3,6 +3,7 @@
 How what is read is read stands in `dataset/formats.py` and `dataset/messages.py`.
 """
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -21,11 +22,22 @@ from dataset.formats import (
     prompt_of,
     read_chosen,
 )
-from dataset.messages import THOUGHTS, TURN_KEYS, held_keys, is_absent, read_objects
+from dataset.messages import (
+    CALL,
+    CALL_KEYS,
+    CALL_MARKS,
+    CALLERS,
+    PART_KEYS,
+    THOUGHTS,
+    TURN_KEYS,
+    held_keys,
+    is_absent,
+    read_objects,
+)
 
 BESIDE_PAIRS = {"history", "is_impossible"}
 """of what stands beside any chat, what is not read beside a list of messages"""
-HOLDERS = {*LISTS, *PAIR_KEYS, "chosen"} - {*OF_SEVERAL}
+HOLDERS = {*LISTS, *PAIR_KEYS, "chosen", "history"} - {*OF_SEVERAL}
 """keys under which messages may stand"""
 SYNONYMS = {"from": "role", "value": "content"}
 """keys of a message that are read where it lacks the others"""
@@ -35,7 +47,8 @@ def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[s
     """Return the keys of a record and of its messages that hold something and are not read."""
     read = _read_keys(record, chat_format)
     lists = HOLDERS & read & record.keys()
-    return others(record, read).union(*(of_turns(name, record[name]) for name in lists))
+    answers = (of_objects(name, record.get(name), {"text"}) for name in read & {*OF_SEVERAL})
+    return others(record, read).union(*(of_turns(name, record[name]) for name in lists), *answers)
 
 
 def others(record: dict[str, Any], read: Collection[str]) -> set[str]:
@@ -48,8 +61,12 @@ def of_turns(name: str, value: Any) -> set[str]:
     """Return the keys of messages under a key of a record that hold something and are not read."""
     if name in LISTS and isinstance(value, str):
         value = read_objects(value, name)
-    turns = value if isinstance(value, list) else [value]
-    return {f"{name}.{key}" for turn in turns if isinstance(turn, dict) for key in _of_turn(turn)}
+    return {f"{name}.{key}" for turn in _objects(value) for key in _of_turn(turn)}
+
+
+def of_objects(name: str, value: Any, read: Collection[str]) -> set[str]:
+    """Return the keys of objects under a key that hold something, but those that are read."""
+    return {f"{name}.{key}" for each in _objects(value) for key in held_keys(each) if key not in read}
 
 
 def dropped(record: dict[str, Any], renamed: dict[str, Any], columns: Mapping[str, str]) -> set[str]:
@@ -63,6 +80,36 @@ def _of_turn(turn: dict[str, Any]) -> Iterator[str]:
         other = turn.get(SYNONYMS.get(key))
         if key not in TURN_KEYS or not (is_absent(other) or other == turn[key]):
             yield key
+    for key in ("content", "value"):
+        said, speaker = turn.get(key), turn.get("from") if turn.get("role") is None else turn["role"]
+        if isinstance(said, list):
+            yield from of_objects(key, said, PART_KEYS)
+        elif isinstance(said, str):
+            calls = [said] if str(speaker).lower() in CALLERS else CALL.findall(said)
+            yield from (each for call in calls for each in _of_calls(key, call))
+    for key in ("tool_calls", "function_call"):
+        yield from _of_calls(key, turn.get(key))
+
+
+def _of_calls(name: str, value: Any) -> Iterator[str]:
+    """Yield the same of tool calls, which may be JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:  # then it is text and nothing else
+            return
+    for call in _objects(value):
+        inside = call.get("function")
+        yield from of_objects(name, call, CALL_MARKS | ({"function"} if "function" in call else CALL_KEYS))
+        yield from of_objects(f"{name}.function", inside, CALL_MARKS | CALL_KEYS)
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a list, or in lists in it, or the one that a value is."""
+    if isinstance(value, dict):
+        yield value
+    for each in value if isinstance(value, list) else ():
+        yield from _objects(each)
 
 
 def _read_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:

@@ -4,7 +4,7 @@ What a chat looks like is `dataset/formats.py`'s.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +26,7 @@ from dataset.messages import (
 from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
 from dataset.unpacking import check_whole
-from dataset.unread_keys import BESIDE_PAIRS, dropped, of_turns, others, unread_keys
+from dataset.unread_keys import BESIDE_PAIRS, dropped, of_objects, of_turns, others, unread_keys
 from eval.choices import read_choices
 from eval.matching import final_answer
 from model.errors import UserError
@@ -39,6 +39,8 @@ CONTEXTS = ("context", "passage", "article")
 """keys of the text that a question is about"""
 ACCEPTED = ("answers", "answer", "ideal", "targets", "target")
 """keys of what counts as right"""
+OF_ANSWERS = ("text", "value", "aliases", "spans")
+"""keys of an answer that is an object"""
 EXPECTED = "expected question and answers (context where there is one), or messages; beside choices, answer"
 NAMES = {"id", "split", "language", "kind", "task", "cluster", "is_impossible"}
 """keys of what else is read of any question"""
@@ -158,12 +160,23 @@ def unread_of(record: dict[str, Any]) -> set[str]:
         thoughts = {*THOUGHTS} & {*held_keys(record)}  # of the answer, which are not compared
         return unread_keys(record, format_of(record)) - NAMES | thoughts
     read = choices.keys if choices else {key for key in ACCEPTED if _is_among(record.get(key), answers)}
+    inside = _unread_inside(record, read, {"text", "label"} if choices else OF_ANSWERS)
     if key := next((key for key in TURNS if _turns(record.get(key))), None):
         read = read | {key} | COMMON - BESIDE_PAIRS | NAMES
-        return others(record, read) | _unread_of_turns(key, _turns(record[key]), answers)
+        return others(record, read) | _unread_of_turns(key, _turns(record[key]), answers) | inside
     asked = _place(record, ASKED)
     beside = DETAILS["alpaca"] if asked == "instruction" else (_place(record, CONTEXTS),)
-    return others(record, read | {asked, *beside} | COMMON | NAMES)
+    inside |= of_turns("history", record.get("history"))
+    return others(record, read | {asked, *beside} | COMMON | NAMES) | inside
+
+
+def _unread_inside(record: dict[str, Any], keys: Collection[str], read: Collection[str]) -> set[str]:
+    """Return the same of objects that answers or choices are; those of choices by letter are all read."""
+    values = {key: record.get(key) for key in keys}
+    are_letters = [
+        key for key, value in values.items() if isinstance(value, dict) and not value.keys() & {*read}
+    ]
+    return set().union(*(of_objects(key, values[key], read) for key in values.keys() - are_letters))
 
 
 def _unread_of_turns(key: str, turns: list[dict[str, Any]], answers: Sequence[str]) -> set[str]:
@@ -319,7 +332,7 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for each in value for text in _texts(each)]
     if isinstance(value, dict):
-        known = [key for key in ("text", "value", "aliases", "spans") if key in value]
+        known = [key for key in OF_ANSWERS if key in value]
         if not known:
             raise RecordError("answers are objects without text")
         return [text for key in known for text in _texts(value[key])]

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dataset.messages import shown as shown_names
 from dataset.printing import printable
 from eval.answer_text import shown
 from eval.chat import ChatSession, TextSession
@@ -204,7 +205,8 @@ class ChatTerminal(Terminal):
 
     def command_load(self, argument: str) -> None:
         """/load FILE.jsonl: take up a conversation that was saved"""
-        load_transcript(argument, self.sessions)
+        if keys := load_transcript(argument, self.sessions):
+            self.note(f"not taken up: {shown_names(keys)}")
         self._note_each(lambda session: f"{len(session.turns)} turns, the last: {session.turns[-1].question}")
 
     def command_mask(self, argument: str) -> None:

@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from dataset.chat_form import OURS, Message
-from dataset.formats import parse_messages
+from dataset.formats import format_of, parse_messages
 from dataset.messages import RecordError
-from dataset.records import read_records
+from dataset.records import Record, read_records
 from dataset.sources import check_sources
 from dataset.tokenizer import Tokenizer
+from dataset.unread_keys import unread_keys
 from eval.chat import ChatSession, Turn
 from eval.typed_json import read_as
 from model.errors import UserError
 from model.files import as_json, write_text
+
+OF_TRANSCRIPTS = {"answer_ids", "tokenizer"}
 
 
 def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
@@ -25,7 +28,7 @@ def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
     if Path(path).suffix != ".jsonl":
         raise UserError(f"expected a file name that ends in .jsonl, as training data does, got {str(path)!r}")
     path = Path(path)
-    if path.exists() and not all("answer_ids" in record for record in _read(path)):
+    if path.exists() and not all("answer_ids" in record.value for record in _read(path)):
         raise UserError(f"{path} holds something else than transcripts; choose another name")
     if not all(_spoken(session) for session in sessions):
         raise UserError("there is nothing to save yet")
@@ -34,29 +37,33 @@ def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
     return sum(len(session.turns) - len(_spoken(session)) for session in sessions)
 
 
-def load_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> None:
+def load_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> list[str]:
     """Let each session take up the conversation of its line; `UserError` leaves all as they were.
 
     Answers come back as the ids that they were where the tokenizer is the same, else encoded from their text.
+    Returns the keys that hold something else, which is not taken up.
     """
     check_sources([str(path)])
     records = _read(Path(path))
     if len(records) != len(sessions):
         raise UserError(f"{path} holds {len(records)} conversations; expected {len(sessions)}, one per model")
     try:
-        found = [_parse(record, s.served.tokenizer) for record, s in zip(records, sessions, strict=True)]
+        pairs = zip(records, sessions, strict=True)
+        found = [_parse(record.value, session.served.tokenizer) for record, session in pairs]
     except RecordError as error:
         raise UserError(f"{path}: {error}") from None
     for session, (system, turns) in zip(sessions, found, strict=True):
         session.restore(system, turns)
+    keys = ({*record.unread, *unread_keys(record.value, format_of(record.value))} for record in records)
+    return sorted(set().union(*keys) - OF_TRANSCRIPTS)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[Record]:
     records = list(read_records([str(path)]))
     for record in records:
         if record.value is None:
             raise UserError(f"{path}, line {record.line}: {record.fault}")
-    return [record.value for record in records]
+    return records
 
 
 def _spoken(session: ChatSession) -> list[Turn]:

@@ -47,6 +47,9 @@ def main() -> None:
             )
     for files, keys in unread_keys(manifest["sources"]):
         print(f"{files}: keys not read: {keys}", file=sys.stderr)
+    for source in manifest["sources"]:
+        if not source["documents"]:
+            print(printable(f"{source['path']}: no document was made of it"), file=sys.stderr)
 
 
 def unread_keys(sources: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -92,7 +92,14 @@ def test_keys_around_nested_records_are_told(prepare, tmp_path):
         "paragraphs": [{"context": "C", "n": 1, "qas": [QUESTION, QUESTION]}],
     }
     path = write(tmp_path / "a.jsonl", {"system": "Be brief", "data": [inside]})
-    assert prepare(path)["sources"][0]["unread_keys"] == ["id", "n", "source", "system"]
+    inner = ["answers.answer_start", "id", "n", "source", "system"]
+    assert prepare(path)["sources"][0]["unread_keys"] == inner
+
+
+def test_no_text_is_taken_for_a_byte_order_mark(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\ufeff\n\n\ufefb\n\nb", encoding="utf-8")  # an Arabic letter of the same three bytes
+    assert [record.value for record in read_records([str(path)])] == [{"text": "\ufefb"}, {"text": "b"}]
 
 
 def test_columns_that_others_are_named_for_are_told(prepare, tmp_path):
@@ -241,7 +248,10 @@ def test_keys_that_are_not_read_are_said_once_a_file(prepare, tmp_path, monkeypa
     for _ in range(2):
         main()
         said = capsys.readouterr()
-        assert said.err.splitlines()[-1] == f"{files[0]} and 1 more: keys not read: id, topic\\x1b"
+        assert said.err.splitlines()[-2:] == [
+            f"{files[0]} and 1 more: keys not read: id, topic\\x1b",
+            f"{files[2]}: no document was made of it",
+        ]
         assert max(map(len, said.out.splitlines()[1:])) <= 80
         sys.argv[:] = [flag for flag in sys.argv if flag != "--overwrite"]
     texts = write(tmp_path / "t.jsonl", {"text": "a", "title": "T", "n": 0, "tags": [], "url": None})
@@ -250,6 +260,17 @@ def test_keys_that_are_not_read_are_said_once_a_file(prepare, tmp_path, monkeypa
     )
     manifest, _ = write_store(settings)
     assert manifest["sources"][0]["unread_keys"] == ["n", "title"]
+
+
+def test_a_file_that_gives_no_document_is_named(prepare, tmp_path, monkeypatch, capsys):
+    prepare(write(tmp_path / "a.jsonl", *[{"messages": CHAT}] * 150))
+    array = tmp_path / "b.jsonl"
+    array.write_text(json.dumps([{"messages": CHAT}] * 50))
+    flags = ["--kind", "sft", "--overwrite", "--tokenizer", str(tmp_path / "tokenizer")]
+    data = ["--data", str(tmp_path / "a.jsonl"), str(array)]
+    monkeypatch.setattr("sys.argv", ["x", *flags, "--out", str(tmp_path / "out"), *data])
+    main()
+    assert capsys.readouterr().err == f"{array}: no document was made of it\n"
 
 
 def test_keys_that_arrow_filled_with_null_are_left_out(tmp_path):

@@ -50,6 +50,16 @@ def test_a_restored_conversation_goes_on_as_if_it_had_never_stopped(tmp_path):
     assert say(restored, "And?") == say(session, "And?")
 
 
+def test_what_a_chat_does_not_take_up_is_told(tmp_path):
+    path, session = tmp_path / "talk.jsonl", talk()
+    save_transcript(path, [session])
+    assert load_transcript(path, [session]) == []
+    [record] = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    record["conversations"][1]["name"] = "Ann"
+    path.write_text(json.dumps({"version": "1", "data": [record | {"context": "Peru is a country."}]}))
+    assert load_transcript(path, [session]) == ["context", "conversations.name", "version"]
+
+
 def test_an_answer_whose_text_was_edited_is_encoded_anew(tmp_path):
     path = tmp_path / "talk.jsonl"
     save_transcript(path, [talk()])

@@ -8,6 +8,7 @@ import pytest
 
 from dataset.formats import LISTS, PAIR_KEYS, format_of, parse_messages
 from dataset.messages import THOUGHTS, RecordError
+from dataset.records import expand
 from dataset.unread_keys import unread_keys
 from eval.questions import parse_question, unread_of
 
@@ -37,7 +38,6 @@ OF_QUESTIONS = [
     "B",
     "split",
 ]
-TOLD_WHOLE = {"answers"}  # the first of several is trained on
 TEXT = re.compile(r"text\d+")
 
 
@@ -59,9 +59,14 @@ class Drawn:
         )
         more = {
             "value": self.text(),
-            "content": [{"type": "text", "text": self.text()}],
+            "content": [{"type": "text", "text": self.text(), "note": self.text()}],
             "name": self.text(),
         }
+        if self.keys is KEYS and role == "assistant":
+            called = {"name": self.text(), "arguments": {"x": self.text()}, "because": self.text()}
+            more["tool_calls"] = [
+                {"id": "1", "function": called} | self.random.choice([{}, {"hint": self.text()}])
+            ]
         return {key: more[key] for key in self.random.sample([*more], 1) if self.random.random() < 0.3} | turn
 
     def turns(self) -> list[dict]:
@@ -71,9 +76,11 @@ class Drawn:
         kinds = {
             "label": lambda: True,
             "tools": lambda: [{"name": self.text()}],
-            "history": lambda: [[self.text(), self.text()]],
-            "answers": lambda: {"text": [self.text(), self.text()]},
-            "choices": lambda: [self.text(), self.text()],
+            "history": lambda: [
+                [self.text(), self.random.choice([self.text, lambda: [self.turn("assistant")]])()]
+            ],
+            "answers": lambda: {"text": [self.text()], "why": self.text()},
+            "choices": lambda: [{"text": self.text(), "label": label, "why": self.text()} for label in "AB"],
             "options": lambda: [self.text(), self.text()],
         }
         if key in LISTS:
@@ -92,15 +99,20 @@ def texts(value) -> set[str]:
 
 def untold(record: dict, said: set[str], told: set[str]) -> set[str]:
     """The texts of a record that are not said and stand under no key that is told."""
-    inside = {key.partition(".")[2] for key in told}
     lost = set()
-    for key in record.keys() - told - TOLD_WHOLE:
+    for key in record.keys() - told:
         value = json.loads(record[key]) if key in LISTS and isinstance(record[key], str) else record[key]
-        turns = value if isinstance(value, list) else []
-        of_told = [turn[name] for turn in turns if isinstance(turn, dict) for name in inside & turn.keys()]
-        answer = turns[-1:] if f"the last answer of {key}" in told else []
-        lost |= texts(value) - said - texts(of_told) - texts(answer)
+        answer = value[-1:] if f"the last answer of {key}" in told else []
+        lost |= texts(value) - said - texts(list(held(value, key, told))) - texts(answer)
     return lost
+
+
+def held(value, place: str, told: set[str]):
+    """What stands inside of a value at places that are told, such as messages.content.note."""
+    for each in value if isinstance(value, list) else ():
+        yield from held(each, place, told)
+    for key, each in value.items() if isinstance(value, dict) else ():
+        yield from [each] if f"{place}.{key}" in told else held(each, f"{place}.{key}", told)
 
 
 def read_chat(record: dict) -> tuple[set[str], set[str]]:
@@ -122,3 +134,25 @@ def test_every_text_of_a_record_is_read_or_its_key_is_told(read, keys):
         number += 1
         assert not untold(record, said, told), record
     assert number > 800
+
+
+def test_what_a_call_that_is_text_holds_beside_its_arguments_is_told():
+    call = json.dumps({"name": "f", "arguments": {}, "because": "it rains"})
+    answer = {"role": "assistant", "content": f"so<tool_call>{call}</tool_call>"}
+    turns = [{"role": "user", "content": "a"}, answer, {"from": "function_call", "value": call}]
+    assert unread_keys({"messages": turns}, "messages") == {
+        "messages.content.because",
+        "messages.value.because",
+    }
+
+
+def test_a_text_inside_of_a_text_of_its_own_is_told_and_never_takes_its_place():
+    def read(value: dict) -> list[tuple[dict, tuple[str, ...]]]:
+        return [(inner, unread) for inner, unread in expand({"data": [value]})]
+
+    asked = {"question": "q", "query_text": "other", "answers": ["a"]}
+    assert read({"context": "outer", "qas": [asked | {"context": "inner"}]}) == [
+        ({"context": "inner", **asked}, ("context",))
+    ]
+    [(inner, unread)] = read({"context": "outer", "context_text": "more", "qas": [asked]})
+    assert inner == {"context": "outer", "context_text": "more", **asked} and not unread

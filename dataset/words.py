@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import Regex, models, pre_tokenizers
 
 from dataset.foreign_tokenizer import explaining_panics, try_out
+from model.errors import UserError
 
 
 class Words(dict[str, list[int]]):
@@ -19,15 +20,26 @@ class Words(dict[str, list[int]]):
         """Take over what encodes contents; raises `UserError` if its rules fail on harmless text."""
         super().__init__()
         self.content, self.pattern = content, _word_pattern(content)
+        self._lacking = _lacking_bytes(content)
         if self.pattern is None:
-            try_out(content)
+            try_out(content, self._lacking)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, word by word unless texts are cut in other ways than ours."""
+        """Return the ids of a text, word by word unless texts are cut in other ways than ours.
+
+        Raises `UserError` for a text of which the tokenizer would lose a part.
+        """
+        if self._lacking:
+            self._check(text)
         if self.pattern is None:
             with explaining_panics():
                 return self.content.encode(text, add_special_tokens=False).ids
         return list(chain.from_iterable(map(self.__getitem__, self.pattern.findall(text))))
+
+    def _check(self, text: str) -> None:
+        if not self._lacking.isdisjoint(text.encode(errors="replace")):
+            lost = next(c for c in text if not self._lacking.isdisjoint(c.encode(errors="replace")))
+            raise UserError(f"the tokenizer has no token for {lost!r}, which it would lose; use another")
 
     def __missing__(self, word: str) -> list[int]:
         ids = self.content.encode(word, add_special_tokens=False).ids
@@ -51,8 +63,9 @@ def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     A word is cut only at a space, at a Han character, or where ASCII changes between letters, digits and
     signs; an apostrophe stays with what follows. The rest is left to the library, so the ids are the same.
     """
-    isolates_han = _isolates_han(content)
-    if isolates_han is None or content.normalizer is not None:
+    isolates_han, model = _isolates_han(content), content.model
+    has_marks = model.continuing_subword_prefix or model.end_of_word_suffix
+    if isolates_han is None or content.normalizer is not None or has_marks:
         return None
 
     # White space as Unicode has it, and the Han characters that are cut off, each for itself.
@@ -95,6 +108,13 @@ def without_added_tokens(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     model["merges"] = [[a, b] for a, b in model["merges"] if not added & {a, b, a + b}]
     content |= {"added_tokens": [], "post_processor": None}
     return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def _lacking_bytes(content: tokenizers.Tokenizer) -> frozenset[int]:
+    """Return the bytes of UTF-8 without a token: the library drops them from texts without a word."""
+    vocab = content.get_vocab()
+    lacking = {byte for character, byte in byte_of_character().items() if character not in vocab}
+    return frozenset(lacking - {0xC0, 0xC1, *range(0xF5, 0x100)})  # which no text has
 
 
 def byte_of_character() -> dict[str, int]:

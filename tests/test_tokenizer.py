@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from dataset.tokenizer import (
     FILES,
@@ -265,6 +266,47 @@ def test_a_word_of_the_vocabulary_that_is_also_an_added_token_is_escaped():
     ids = tokenizer.encode(f"{word}{word}")
     assert tokenizer.special(word) not in ids
     assert tokenizer.decode(ids) == f"{word}{word}"
+
+
+def test_a_character_without_a_token_is_refused_in_place_of_being_lost():
+    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False)  # of the bytes that it was shown alone
+    backend = _foreign(models.BPE(), trainer, decoders.ByteLevel())
+    for rules in (backend.pre_tokenizer, pre_tokenizers.ByteLevel(add_prefix_space=True)):
+        backend.pre_tokenizer = rules
+        tokenizer = Tokenizer(backend)
+        assert tokenizer.decode(tokenizer.encode("法国 Paris")).strip() == "法国 Paris"
+        with pytest.raises(UserError, match="has no token for 'q', which it would lose"):
+            tokenizer.encode("法国 q")
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "rules", "becomes"),
+    [
+        (normalizers.Lowercase(), None, "'ab  c!"),
+        (normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), None, "2e中"),
+        (None, pre_tokenizers.Whitespace(), "Abc!"),
+        (None, pre_tokenizers.Split(Regex(r"\s"), "removed"), "Abc!"),
+    ],
+)
+def test_rules_that_lose_a_part_of_a_text_are_refused(normalizer, rules, becomes):
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet, show_progress=False)
+    backend = _foreign(models.BPE(), trainer, decoders.ByteLevel())
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([rules, last]) if rules else last
+    if normalizer:
+        backend.normalizer = normalizer
+    with pytest.raises(UserError, match=f"lose parts of texts.*{re.escape(becomes)}"):
+        Tokenizer(backend)
+
+
+def test_a_normalizer_that_composes_characters_loses_nothing():
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet, show_progress=False)
+    backend = _foreign(models.BPE(), trainer, decoders.ByteLevel())
+    backend.normalizer = normalizers.NFC()  # as Qwen's
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.decode(tokenizer.encode("é 中")) == "é 中"
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused():

@@ -19,6 +19,7 @@ from stat import S_ISREG
 from typing import Any, NamedTuple, NoReturn
 
 from dataset.json_lines import as_json_lines
+from dataset.messages import shown
 from dataset.printing import printable
 from dataset.tables import HUB, hub_rows, parquet_rows
 from dataset.text_files import DEFAULT_RULES, TextRules
@@ -68,13 +69,17 @@ def _expand(name: str) -> list[str]:
 
 
 def _files_in(folder: Path) -> list[str]:
-    """Return the files in a folder, however deep; links to folders are named, not followed."""
+    """Return the files in a folder, however deep; links to folders, and what is hidden, are named alone."""
     if product := _product(folder):
         raise UserError(f"{folder} is {product}, not data; name the files in it that are data, if any")
     entries: list[Path] = []
+    hidden: list[str] = []
     for place, folders, files in os.walk(folder, onerror=_refuse):
+        hidden += [name for name in folders + [*filter(form_of, files)] if name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]  # half-made stores among them
         entries += [Path(place, name) for name in folders + files if not name.startswith(".")]
+    if hidden:
+        print(f"{printable(str(folder))}: not read, as hidden, are {shown(sorted(hidden))}", file=sys.stderr)
     for link in sorted(entry for entry in entries if entry.is_symlink() and os.path.isdir(entry)):
         print(f"{printable(str(link))} is a link to a folder: name it to read it", file=sys.stderr)
     return [str(entry) for entry in sorted(entries) if not os.path.isdir(entry)]

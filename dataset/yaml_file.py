@@ -8,6 +8,7 @@ import yaml
 from yaml.events import CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from model.errors import UserError
+from model.files import is_seen
 
 DEEPEST = 8
 """levels of a recipe, of which the settings have two"""
@@ -24,6 +25,12 @@ def read_yaml(path: str, what: str = "") -> dict[str, Any]:
     if not isinstance(content, dict | None):
         raise UserError(f"{what}expected keys and values in {path}, got {reprlib.repr(content)}")
     return content or {}
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Return values as YAML that a terminal may show: with escapes where a text holds what is not seen."""
+    texts = (yaml.safe_dump(values, sort_keys=False, allow_unicode=unicode) for unicode in (True, False))
+    return next(text for text in texts if all(c == "\n" or is_seen(c) for c in text))
 
 
 def _loaded(text: str) -> Any:
@@ -50,4 +57,9 @@ class _Loader(yaml.SafeLoader):
             if name in lines:
                 raise ValueError(f"{name} stands twice, in lines {lines[name]} and {line}; keep one of them")
             lines[name] = line
-        return super().construct_mapping(node, deep)
+        values = super().construct_mapping(node, deep)
+        if len(values) < len(node.value):  # yes and true are one key, and so may be what << merges
+            raise ValueError(
+                f"a key stands twice in what begins in line {node.start_mark.line + 1}; keep one"
+            )
+        return values

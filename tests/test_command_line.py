@@ -155,9 +155,11 @@ BOMB = "a: &a {}\n" + "".join(
         ("steps: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("steps: 1\nloud: true\nsteps: 2\n", "steps stands twice, in lines 1 and 3; keep one of them"),
         ("engine: {power: 1, power: 2}", "power stands twice"),
+        ("engine: {<<: {power: 1}, power: 2}", "a key stands twice in what begins in line 1"),
+        ("yes: 1\ntrue: 2", "a key stands twice in what begins in line 1"),
         ('name: "a\\0b"', "a text holds the character NUL"),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_a_hostile_recipe_is_one_line(tmp_path, recipe, message, capsys):
     path = tmp_path / "recipe.yaml"

@@ -5,11 +5,21 @@ from dataclasses import fields
 import pytest
 
 from dataset.command_line import parse
+from dataset.printing import printable
+from dataset.yaml_file import as_yaml, read_yaml
 from model.config import ModelConfig, from_preset
 from model.errors import UserError
 from scripts.show_batch import ShowBatchSettings
 from tests.conftest import windowed
 from trainer.settings import ModelSettings, PretrainSettings, SftSettings
+
+
+@pytest.mark.parametrize("out", ["阅读 a", "a\u202eb\x1b\u2028\x85", "007", "no"])
+def test_saved_settings_are_read_back_and_nothing_in_them_steers_a_terminal(tmp_path, out):
+    text = as_yaml({"out": out, "max_steps": 3})
+    assert "".join(map(printable, text.split("\n"))) == text.replace("\n", "")
+    (tmp_path / "settings.yaml").write_text(text, encoding="utf-8")
+    assert read_yaml(str(tmp_path / "settings.yaml")) == {"out": out, "max_steps": 3}
 
 
 def model_of(line: str) -> ModelSettings:

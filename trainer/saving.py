@@ -5,9 +5,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from dataset.batches import Batch
+from dataset.yaml_file import as_yaml
 from model.checkpoint import TRAINED_ON, load_checkpoint, save_checkpoint
 from model.errors import UserError
 from model.files import write_json, write_tensors, write_text
@@ -78,8 +77,7 @@ class Saves:
     def begin(self, given: TrainSettings, step: int, is_validated: bool) -> None:
         """Write the settings down as they were given, and take away what is about to be done again."""
         if self._is_main:
-            recipe = yaml.safe_dump(to_plain(given), sort_keys=False, allow_unicode=True)
-            write_text(self.run_dir.path / "settings.yaml", recipe)
+            write_text(self.run_dir.path / "settings.yaml", as_yaml(to_plain(given)))
             self.run_dir.cut_records(step, is_validated)
         self.prune()
 

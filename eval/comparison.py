@@ -35,6 +35,8 @@ class Run:
     predictions: tuple[Prediction, ...]
     seconds: float | None
     """of the training; None where nothing says it"""
+    unanswered: int = 0
+    """questions for which no answer was generated"""
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -78,7 +80,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     opened = open_runs(paths)
     runs, notes = with_shared_questions(opened)
     losses, missing = _loss_rows(runs)
-    notes = (*notes, *missing)
+    notes = (*_unanswered(runs), *notes, *missing)
     if not runs[0].predictions and not losses:
         raise UserError(f"nothing to compare: {'; '.join(notes)}")
     return Comparison(runs, tuple(_pairings(runs)), losses, notes)
@@ -99,7 +101,10 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
 def _open(path: Path, folder: Path) -> Run:
     evaluation = load(folder)
     model = path if path != folder else _model_of(folder, evaluation)
-    return Run(path, model, "", evaluation, _load_predictions(folder, evaluation), _training_seconds(model))
+    predictions = _load_predictions(folder, evaluation)
+    answered = tuple(prediction for prediction in predictions if prediction.is_correct is not None)
+    unanswered = len(predictions) - len(answered)
+    return Run(path, model, "", evaluation, answered, _training_seconds(model), unanswered)
 
 
 def _model_of(folder: Path, evaluation: Evaluation) -> Path:
@@ -114,7 +119,14 @@ def _load_predictions(folder: Path, evaluation: Evaluation) -> tuple[Prediction,
         raise UserError(
             f"{folder}: {RESULTS} counts other predictions than lie there; evaluate again, with --overwrite"
         )
-    return tuple(prediction for prediction in predictions if prediction.is_correct is not None)
+    return predictions
+
+
+def _unanswered(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        if run.unanswered:
+            asked = f"{run.unanswered:,} questions without a generated answer (--answers none)"
+            yield f"{run.label}: {asked} are not compared"
 
 
 def _training_seconds(model: Path) -> float | None:
@@ -136,10 +148,11 @@ def with_shared_questions(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[s
     """
     named = [dict(_named(run.predictions)) for run in runs]
     shared = [name for name in named[0] if all(name in each for each in named)]
-    without = [run.label for run in runs if not run.predictions]
+    without = [run for run in runs if not run.predictions]
     if len(without) == len(runs):
         return tuple(runs), ()
-    notes = [f"{label} was evaluated without questions (scripts.evaluate --data)" for label in without]
+    never = (run.label for run in without if not run.unanswered)
+    notes = [f"{label} was evaluated without questions (scripts.evaluate --data)" for label in never]
     for split in [] if without else dict.fromkeys(name[0] for each in named for name in each):
         asked = [sum(name[0] == split for name in each) for each in named]
         paired = sum(name[0] == split for name in shared)

@@ -171,6 +171,21 @@ def test_a_run_without_questions_is_named(runs, tmp_path):
     assert len(found.losses) == 1 and not found.pairings
 
 
+def test_questions_without_a_generated_answer_are_counted_and_said(runs, tmp_path):
+    choices = {"question": "Peru?", "choices": ["Lima", "Cuzco"], "answer": 0}
+    data = write_lines(tmp_path / "q.jsonl", *QUESTIONS[:3], choices)
+    for run in runs:
+        evaluate_into(run, data, answers="none")
+    found = compare(runs)
+    words = "3 questions without a generated answer (--answers none) are not compared"
+    assert found.notes == (f"causal: {words}", f"prefix: {words}")
+    assert [len(run.predictions) for run in found.runs] == [1, 1]
+    for run in runs:
+        evaluate_into(run, write_lines(tmp_path / "q.jsonl", *QUESTIONS[:3]), answers="none")
+    with pytest.raises(UserError, match="nothing to compare: causal: 3 questions without a generated answer"):
+        compare(runs)
+
+
 def test_results_that_do_not_count_their_own_predictions_are_refused(runs):
     file = runs[0] / "evaluation/predictions.jsonl"
     file.write_text(file.read_text().replace('"is_correct": false', '"is_correct": true', 1))

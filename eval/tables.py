@@ -156,7 +156,7 @@ def figure_columns(table: Table) -> set[int]:
 def literal(text: str) -> str:
     """Return foreign text as Markdown that shows it as it is, on one line."""
     return re.sub(
-        r"[\\`*<|~&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|^ *(?:[#>]|[+=-](?=\s|$))",
+        r"[\\`*<|~&$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|^ *(?:[#>]|[+=-](?=[\s=-]|$))",
         r"\\\g<0>",
         printable(text),
     )

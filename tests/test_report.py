@@ -69,7 +69,8 @@ def test_no_foreign_text_becomes_markup_or_steers_anything(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", [HOSTILE, r"a\*b\\", "&lt; &amp;", "~~a~~ **b** __c__", "# a", "> a", "- a", "[a]: b", "a_b"]
+    "text",
+    [HOSTILE, r"a\*b\\", "&lt; &amp;", "~~a~~ **b** __c__", "# a", "> a", "- a", "---", "[a]: b", "a_b"],
 )
 def test_literal_markdown_shows_the_text_itself(text):
     assert unescape(MARKDOWN.render(literal(text))) == f"<p>{printable(text)}</p>\n"

@@ -3,6 +3,8 @@
 Nothing here is part of a checkpoint, and nothing that trains goes through it.
 """
 
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -126,8 +128,15 @@ def native_bfloat16(uses_cpu: bool) -> str | None:
 
 
 def compiler_fault(device: torch.device) -> str | None:
-    """Compile a line for a device and return what went wrong, None if it works."""
+    """Compile a line for a device and return what went wrong, None if it works.
+
+    torch runs what lies in the folder of its compiler, by default in /tmp, where others may have made it.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # slow to import
+
     try:
+        if os.stat(folder := cache_dir()).st_uid != os.getuid():
+            return f"{folder} belongs to another user; set TORCHINDUCTOR_CACHE_DIR to a folder of your own"
         torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # compilers, their headers and their caches fail in many ways
         return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -59,6 +59,14 @@ def test_a_missing_compiler_is_told_from_a_working_one(monkeypatch):
         choose_compilation("always", CPU, 1.0)
 
 
+def test_nothing_is_compiled_with_the_code_that_another_user_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    assert compilation.compiler_fault(CPU) is None
+    monkeypatch.setattr("os.getuid", lambda: tmp_path.stat().st_uid + 1)
+    assert f"{tmp_path} belongs to another user" in compilation.compiler_fault(CPU)
+
+
 @pytest.mark.parametrize(
     "packing, prompt_mask, in_blocks",
     [

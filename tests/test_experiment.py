@@ -198,7 +198,12 @@ def test_stages_are_handed_down_through_files_and_never_in_a_circle(tmp_path):
 @pytest.mark.parametrize(
     "file", [*EXPERIMENTS, "configs/quickstart/quickstart.yaml", "configs/quickstart/smoke.yaml"]
 )
-def test_every_experiment_of_the_project_can_be_planned(file):
+def test_every_experiment_of_the_project_can_be_planned(file, tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(Path("configs").resolve())
+    (tmp_path / "data").mkdir()
+    for name in ("babi_train.jsonl", "babi.jsonl"):  # which users bring themselves
+        (tmp_path / "data" / name).write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
     experiment = load_experiment(str(file))
     trials = plan(experiment, range(experiment.seeds), {})
     assert len(trials) == experiment.seeds * (len(experiment.named) + (experiment.seeds > 1))

@@ -30,7 +30,7 @@ def parquet_rows(path: str) -> Iterator[bytes]:
         if len({*table.schema_arrow.names}) < len(table.schema_arrow.names):
             raise ValueError("a column stands twice, of which one would be lost")
         for batch in table.iter_batches(ROWS_AT_ONCE):
-            yield from map(_line, batch.to_pylist())
+            yield from map(_line, batch.to_pylist(maps_as_pydicts="strict"))  # else arguments are pairs
 
 
 def hub_rows(source: str) -> Iterator[bytes]:

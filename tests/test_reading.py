@@ -200,6 +200,16 @@ def test_damage_in_a_compressed_file_costs_what_follows(tmp_path):
     ]
 
 
+def test_a_map_in_a_parquet_file_is_an_object(tmp_path):
+    kind = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    for pairs in ([("x", "1")], [("x", "1"), ("x", "2")]):
+        table = pyarrow.table({"arguments": pyarrow.array([pairs], kind)})
+        pyarrow.parquet.write_table(table, tmp_path / f"{len(pairs)}.parquet")
+    assert values(str(tmp_path / "1.parquet")) == [{"arguments": {"x": "1"}}]
+    with pytest.raises(UserError, match="duplicate key was 'x'"):
+        values(str(tmp_path / "2.parquet"))
+
+
 def test_the_name_of_a_parquet_file_is_no_pattern(tmp_path):
     parquet(tmp_path / "a1.parquet", [{"text": "of another file"}])
     for name in ("a[1].parquet", "a*.parquet", "a::b.parquet", "zip:a.parquet"):

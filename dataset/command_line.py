@@ -127,6 +127,10 @@ class _Flag:
     help: str
     group: tuple[str, str] | None
 
+    @property
+    def takes_text(self) -> bool:
+        return any(kind is str or typing.get_origin(kind) is typing.Literal for kind in _members(self.hint))
+
 
 def _flags(cls: type, instance: Any = None, prefix: str = "", group: tuple | None = None) -> Iterator[_Flag]:
     hints, helps = typing.get_type_hints(cls), _field_docstrings(cls)
@@ -242,14 +246,14 @@ def _over(former: dict[str, list[str]], later: dict[str, list[str]], rivals: _Ri
 
 def _recipe_flags(path: str, flags: dict[str, _Flag]) -> dict[str, list[str]]:
     """Return the words of each key of a recipe."""
-    content = read_yaml(path, "--config: ")
-    words = {}
-    for key, value in _leaves(content, flags):
+    leaves, words = [*_leaves(read_yaml(path, "--config: "), flags)], {}
+    written = dict(_leaves(read_yaml(path, as_text=True), flags))
+    for key, value in leaves:
         if key not in flags:
             raise UserError(f"unknown key {key} in {path}{_suggestion(key, flags)}")
         if key in words:
             raise UserError(f"{key} stands twice in {path}; keep one of them")
-        words[key] = _as_flag(flags[key], value)
+        words[key] = _as_flag(flags[key], written[key] if flags[key].takes_text else value)
     return {key: each for key, each in words.items() if each}
 
 

@@ -14,10 +14,13 @@ DEEPEST = 8
 """levels of a recipe, of which the settings have two"""
 
 
-def read_yaml(path: str, what: str = "") -> dict[str, Any]:
-    """Return the keys and values of a YAML file; raises `UserError`, which begins with `what`."""
+def read_yaml(path: str, what: str = "", as_text: bool = False) -> dict[str, Any]:
+    """Return the keys and values of a YAML file, `as_text` as they are written, but null.
+
+    Raises `UserError`, which begins with `what`.
+    """
     try:
-        content = _loaded(Path(path).read_text(encoding="utf-8"))
+        content = _loaded(Path(path).read_text(encoding="utf-8"), _TextLoader if as_text else _Loader)
     except OSError as error:
         raise UserError(f"{what}cannot read {path}: {error.strerror}") from None
     except Exception as error:  # of numbers and dates the library raises whatever int() and date() raise
@@ -33,7 +36,7 @@ def as_yaml(values: dict[str, Any]) -> str:
     return next(text for text in texts if all(c == "\n" or is_seen(c) for c in text))
 
 
-def _loaded(text: str) -> Any:
+def _loaded(text: str, loader: "type[_Loader]") -> Any:
     """Return the content of YAML; raises `ValueError` for what makes little text large or deep."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
@@ -45,7 +48,7 @@ def _loaded(text: str) -> Any:
             raise ValueError(f"aliases such as *{event.anchor} are not read; write the value again")
         if depth > DEEPEST:
             raise ValueError(f"expected at most {DEEPEST} levels, one inside another")
-    return yaml.load(text, _Loader)
+    return yaml.load(text, loader)
 
 
 class _Loader(yaml.SafeLoader):
@@ -63,3 +66,12 @@ class _Loader(yaml.SafeLoader):
                 f"a key stands twice in what begins in line {node.start_mark.line + 1}; keep one"
             )
         return values
+
+
+class _TextLoader(_Loader):
+    """Takes values for texts: 007, 1.10, no, 12:30 and dates stay what they are."""
+
+    yaml_implicit_resolvers = {
+        first: [resolver for resolver in resolvers if resolver[0] == "tag:yaml.org,2002:null"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }

@@ -69,6 +69,13 @@ def test_a_recipe_may_name_flags_that_have_no_value(tmp_path):
     assert read(f"--config {recipe}") == read("--data a")
 
 
+def test_a_text_of_a_recipe_is_the_text_that_stands_there(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: [No, 007, 1.10, 12:30, 2024-6-1, 0x1f, null]\nname: off\nsteps: 1_0\n")
+    read_as = Trip(data=("No", "007", "1.10", "12:30", "2024-6-1", "0x1f", "None"), name="off", steps=10)
+    assert read(f"--config {recipe}") == read_as
+
+
 def test_flags_become_the_dataclass_and_defaults_stay():
     assert read("--data a b --engine.power 3 --loud --sizes 1 2") == Trip(
         data=("a", "b"), engine=Engine(power=3.0), loud=True, sizes=[1, 2]

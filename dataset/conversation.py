@@ -5,13 +5,14 @@ Which token may see which is decided elsewhere (`model/masks.py`) from what is m
 """
 
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
 
-from dataset.chat_form import ROLES, Message
+from dataset.chat_form import ROLES, ChatForm, Message
 from dataset.tokenizer import Tokenizer
 
 TARGET, START, UNTRAINED = 16, 32, 64  # bits of a token's code; the low four are the index of its role
@@ -70,71 +71,38 @@ class Renderer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Encode the texts around contents; raises `UserError` where the tokenizer's form is unknown."""
-        self.tokenizer, self.form, encode = tokenizer, tokenizer.form, tokenizer.encode_form
-        self.headers = {role: encode(self.form.headers.get(role, "")) for role in ROLES}
-        self.footers = {role: encode(text) for role, text in self.form.footers.items()}
-        self.newline = encode(self.form.gap)
-        self.opening, self.begin = encode(self.form.opening), encode(self.form.begin)
-        self.between_results = encode(self.form.between_results or "")
-        self.ellipsis = tokenizer.encode("…")
+        self.tokenizer, self.ellipsis = tokenizer, tokenizer.encode("…")
+        self._take(tokenizer.form)
+        if not all(self._gives(*proof) for proof in self.form.proofs):
+            self._take(self.form.whole)
+
+    def _take(self, form: ChatForm) -> None:
+        """Encode the texts of a form as they stand after others; a header also where it begins the first."""
+        self.form, encode = form, self.tokenizer.encode_form
+        headers = {role: form.headers.get(role, "") for role in ROLES}
+        self.headers = {role: encode(text) for role, text in headers.items()}
+        self.first_headers = {role: encode(form.begin + text, before="") for role, text in headers.items()}
+        self.footers = {role: encode(text) for role, text in form.footers.items()}
+        self.newline, self.opening = encode(form.gap, before=form.end), encode(form.opening)
+
+    def _gives(self, messages: Sequence[Message], text: str) -> bool:
+        """Say whether a prompt has the tokens of its text: none lies across the end of a content."""
+        more = {len(self.first_headers[role]) - len(self.headers[role]) for role in self.form.headers}
+        expected = self.tokenizer.encode_form(text, before="")
+        return len(more) == 1 and min(more) >= 0 and self.render(messages, True).ids.tolist() == expected
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
-        """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come.
-
-        Some templates write an `opening` after the header of an answer that is asked for, such as an empty
-        thought. An answer that is trained on follows it, too, unless it brings a thought; one inside a prompt
-        begins with `past_opening`, encoded with its text.
-        """
-        answers = [n for n, message in enumerate(messages) if message.role == "assistant"]
-        past = self.form.past_opening if generation_prompt else self.form.closing
-        contents = (self._encode(each, past * (each.role == "assistant")) for each in messages)
-        bare = answers if generation_prompt else [n for n in answers if messages[n].thought]
-        untrained = [n for n in answers if not messages[n].is_trained]
-        return self.assemble([each.role for each in messages], contents, generation_prompt, untrained, bare)
-
-    def render_text(self, text: str) -> Rendered:
-        """Return the tokens of a pretraining text, with the end-of-text token on both sides."""
-        tokens, end = _Tokens(self.tokenizer.typecode), [self.tokenizer.endoftext_id]
-        for ids in (end, chain.from_iterable(self.tokenizer.encode_parts(text)), end):
-            tokens.add(ids, "assistant", TARGET)
-        return tokens.rendered()
-
-    def assemble(
-        self,
-        roles: Sequence[str],
-        contents: Iterable[Iterable[int]],
-        generation_prompt: bool = False,
-        untrained: Collection[int] = (),
-        bare: Collection[int] = (),
-    ) -> Rendered:
-        """Return the tokens of a conversation whose contents are encoded already.
-
-        `untrained` are the numbers of the messages that are answers without loss, `bare` those of answers
-        whose header has no `opening` after it.
-        """
-        self.form.check([f"{role} messages" for role in roles])
+        """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come."""
         tokens, end, before = _Tokens(self.tokenizer.typecode), [self.tokenizer.im_end_id], None
 
-        # Some forms have a default system message.
-        if self.form.default_system and list(roles[:1]) != ["system"]:
-            self._add_header(tokens, "system", before)
-            tokens.add(self.tokenizer.encode(self.form.default_system), before := "system")
-            tokens.add(self.footers[before], before)
-
         # Header, content, footer. The footer of an answer is its end marker, a target like its content.
-        # Some forms write the results of several tools as one message, with a text between them.
-        for number, (role, content) in enumerate(zip(roles, contents, strict=True)):
-            is_result = role == "tool" and self.form.between_results is not None
-            if is_result and before == "tool":
-                tokens.add(self.between_results, role)
-            else:
-                self._add_header(tokens, role, before, number not in bare)
-            bits = TARGET | UNTRAINED * (number in untrained) if role == "assistant" else 0
-            tokens.add(content, role, bits)
-            if bits:
-                tokens.add(end, role, bits)
-            elif not (is_result and roles[number + 1 : number + 2] == ["tool"]):
-                tokens.add(self.footers[role], role)
+        for message, parts in self.form.write(messages, generation_prompt):
+            role, is_answer = message.role, message.role == "assistant"
+            self._add_header(tokens, role, before, self.form.is_opened(message, generation_prompt))
+            bits = is_answer * (TARGET | UNTRAINED * (not message.is_trained))
+            for number, part in enumerate(parts):
+                tokens.add(self._encode(part, number % 2 > 0, not tokens.ids), role, bits)
+            tokens.add(end if is_answer else self.footers[role], role, bits)
             before = role
 
         # The newline after an answer is part of the next header; after the last answer it stands alone.
@@ -144,44 +112,55 @@ class Renderer:
             tokens.add(self.newline, "assistant")
         return tokens.rendered()
 
-    def _encode(self, message: Message, opening: str = "") -> Iterator[int]:
-        parts, encode = self.form.parts(message, opening), self.tokenizer.encode
-        if len(parts) == 1:
-            return chain.from_iterable(self.tokenizer.encode_parts(parts[0]))
-        # Every second part is text of the form, in which special tokens are what they spell.
-        return chain.from_iterable(
-            self.tokenizer.encode_form(part) if number % 2 else encode(part)
-            for number, part in enumerate(parts)
-        )
+    def render_text(self, text: str) -> Rendered:
+        """Return the tokens of a pretraining text, with the end-of-text token on both sides."""
+        tokens, tokenizer = _Tokens(self.tokenizer.typecode), self.tokenizer
+        content = chain.from_iterable(tokenizer.encode_parts(text, begins=True))
+        for ids in (tokenizer.text_begin, content, [tokenizer.endoftext_id]):
+            tokens.add(ids, "assistant", TARGET)
+        return tokens.rendered()
 
-    def _add_header(self, tokens: "_Tokens", role: str, before: str | None, opens: bool = True) -> None:
+    def _encode(self, part: str | tuple[int, ...], is_form: bool, begins: bool) -> Iterable[int]:
+        """Return the ids of a part of a message; special tokens are what they spell in text of the form."""
+        if isinstance(part, tuple):
+            return part
+        if is_form:
+            return self.tokenizer.encode_form(part, before="" if begins else None)
+        return chain.from_iterable(self.tokenizer.encode_parts(part))
+
+    def _add_header(self, tokens: "_Tokens", role: str, before: str | None, is_opened: bool = True) -> None:
         """Add a header; an answer's belongs to the message before it, any other to the message it starts."""
-        header = self.headers[role] + (self.opening if role == "assistant" and opens else [])
+        header = self.headers[role] if before else self.first_headers[role]
+        header = header + self.opening * (role == "assistant" and is_opened)
         if role == "assistant" and before not in (None, "assistant"):
             tokens.add(header, before)
         else:
-            gap = self.newline if before == "assistant" else [] if before else self.begin
-            tokens.add(gap + header, role, is_start=True)
+            tokens.add(self.newline * (before == "assistant") + header, role, START)
 
 
 class _Tokens:
-    """Collects tokens and their codes."""
+    """Collects tokens and their codes; of the bits, START is the first token's alone."""
 
     def __init__(self, typecode: str) -> None:
         self.ids = array(typecode)
         self.codes = bytearray()
 
-    def add(self, ids: Iterable[int], role: str, bits: int = 0, is_start: bool = False) -> None:
+    def add(self, ids: Iterable[int], role: str, bits: int = 0) -> None:
         first = len(self.ids)
         self.ids.extend(ids)
-        self.codes += bytes([ROLES.index(role) | bits]) * (len(self.ids) - first)
-        if is_start:
-            self.codes[first] |= START
+        code, count = ROLES.index(role) | bits, len(self.ids) - first
+        self.codes += bytes([code])[:count] + bytes([code & ~START]) * (count - 1)
 
     def rendered(self) -> Rendered:
         return Rendered(np.frombuffer(self.ids, self.ids.typecode), np.frombuffer(self.codes, np.uint8))
 
 
+@lru_cache(maxsize=4)
+def renderer_of(tokenizer: Tokenizer) -> Renderer:
+    """Return the renderer of a tokenizer, made once."""
+    return Renderer(tokenizer)
+
+
 def render(messages: Sequence[Message], tokenizer: Tokenizer, generation_prompt: bool = False) -> Rendered:
     """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come."""
-    return Renderer(tokenizer).render(messages, generation_prompt)
+    return renderer_of(tokenizer).render(messages, generation_prompt)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import AddedToken, decoders
 
 from model.errors import UserError
 
@@ -15,16 +15,66 @@ NAMED_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 TRIED_OUT = " ".join(character * 40 + "!" for character in "a1 中é-\n")  # what costs regexes their patience
 TO_KEEP = "Ab  c!\n\n\td-1 2é中。"  # what some rules drop: capitals, spaces, line ends, accents
+BYTE_PIECES = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+_OF_PIECES = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+DECODINGS = {
+    decoders.Sequence(_OF_PIECES).__getstate__(): "pieces",
+    decoders.Sequence([*_OF_PIECES, decoders.Strip(" ", 1, 0)]).__getstate__(): "trimmed pieces",
+}
+KINDS = {"BPE": "BPE of characters", "WordPiece": "WordPiece (BERT)"}
+KINDS |= {"Unigram": "SentencePiece Unigram (T5, XLM-R)"}
 
 
-def kind_of(backend: tokenizers.Tokenizer) -> str:
-    """Return the name of a kind of tokenizer that is not ours, as its users know it."""
-    kind, rules = type(backend.model).__name__, (backend.pre_tokenizer, backend.decoder)
-    if kind == "BPE":
-        spaces = pre_tokenizers.Metaspace, decoders.Metaspace
-        is_sentence_piece = backend.model.byte_fallback or any(isinstance(each, spaces) for each in rules)
-        return "SentencePiece BPE (Llama 2, Mistral)" if is_sentence_piece else "BPE of characters"
-    return {"Unigram": "SentencePiece Unigram (T5, XLM-R)", "WordPiece": "WordPiece (BERT)"}.get(kind, kind)
+def decoding_of(backend: tokenizers.Tokenizer) -> str:
+    """Say how ids become bytes: byte-level, or as pieces of SentencePiece, where each byte has one.
+
+    Of trimmed pieces, the space before a text is left out. Raises `UserError` for other kinds.
+    """
+    decoder, kind, found = backend.decoder, type(backend.model).__name__, None
+    if kind == "BPE" and isinstance(decoder, decoders.ByteLevel):
+        found = "byte-level"
+    elif kind == "BPE" and decoder and None not in map(backend.token_to_id, BYTE_PIECES):
+        found = backend.model.byte_fallback and DECODINGS.get(decoder.__getstate__())
+    if not found:
+        raise UserError(f"expected BPE, byte-level or with byte fallback, got {KINDS.get(kind, kind)}")
+    return found
+
+
+def piece_bytes(piece: str) -> bytes:
+    """Return the bytes that a piece of SentencePiece stands for."""
+    return BYTE_PIECES.get(piece) or piece.replace("▁", " ").encode()
+
+
+def is_blank(token: str) -> bool:
+    """Say whether an added token is a run of spaces or line ends: text that anybody writes."""
+    return not token.strip(" ▁\n\t\r")
+
+
+def marks_of(backend: tokenizers.Tokenizer) -> dict[int, AddedToken]:
+    """Return the added tokens that are no text; runs of spaces are some, and pieces that stand for bytes."""
+    pieces = BYTE_PIECES if backend.model.byte_fallback else ()
+    added = backend.get_added_tokens_decoder().items()
+    return {i: token for i, token in added if not (is_blank(token.content) or token.content in pieces)}
+
+
+def copy_of(backend: tokenizers.Tokenizer, added: list[AddedToken]) -> tokenizers.Tokenizer:
+    """Return a tokenizer with the same model and rules, and these added tokens; it takes no time."""
+    copy = tokenizers.Tokenizer(backend.model)
+    for rule in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        setattr(copy, rule, getattr(backend, rule))
+    copy.add_tokens(added)
+    return copy
+
+
+def encode_after(backend: tokenizers.Tokenizer, before: str, text: str) -> list[int]:
+    """Return the ids of a text where it stands after another."""
+    skipped = len(backend.encode(before, add_special_tokens=False).ids) if before else 0
+    return backend.encode(before + text, add_special_tokens=False).ids[skipped:]
+
+
+def inside_of(backend: tokenizers.Tokenizer) -> str:
+    """Return a text that joins no other, after which to encode what begins none; "" where nothing changes."""
+    return "" if encode_after(backend, "\0", "a") == encode_after(backend, "", "a") else "\0"
 
 
 @contextmanager

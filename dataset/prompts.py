@@ -10,7 +10,7 @@ from model.masks import blocks_before_answer
 
 def raw_prompt(text: str, tokenizer: Tokenizer, prompt_mask: str) -> Prompt:
     """Return the prompt that a pretrained model continues: one document, all of it one message."""
-    ids = (tokenizer.endoftext_id, *tokenizer.encode(text))
+    ids = (*tokenizer.text_begin, *tokenizer.encode(text, begins=True))
     no_marks = torch.zeros(len(ids), dtype=torch.bool)
     return Prompt(ids, tuple(blocks_before_answer(prompt_mask, no_marks, no_marks).tolist()))
 

@@ -20,16 +20,8 @@ SEPARATORS = {
 }
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 ENDS = (
-    *(
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<｜end▁of▁sentence｜>",
-        "<eos>",
-        "[EOS]",
-        "<eod>",
-        "<|eod|>",
-        "</s>",
-    ),
+    *("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>"),
+    *("<eos>", "[EOS]", "<eod>", "<|eod|>"),
     *TURN_ENDS,
 )
 """what ends a document; the first of these that a .txt file has is taken to end all of its documents"""

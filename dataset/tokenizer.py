@@ -1,4 +1,4 @@
-"""Byte-level BPE: training, the directory it lives in, text to ids and back, text from a stream of ids.
+"""BPE of bytes: training, the directory it lives in, text to ids and back, text from a stream of ids.
 
 Content never becomes a special token here: whoever wants one writes its id. The form of a conversation is
 `dataset/conversation.py`'s.
@@ -16,15 +16,20 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from dataset.chat_form import COPIES_OF, ROLES, ChatForm, our_templates, read_form
+from dataset.chat_form import COPIES_OF, ROLES, ChatForm, our_templates
+from dataset.foreign_form import read_form
 from dataset.foreign_tokenizer import (
     NAMED_FILES,
     brought_template,
-    kind_of,
+    copy_of,
+    decoding_of,
+    encode_after,
+    marks_of,
     named_tokens,
+    piece_bytes,
     quiet_panics,
 )
-from dataset.words import Words, byte_of_character, pre_tokenizer, without_added_tokens
+from dataset.words import Words, byte_of_character, pre_tokenizer, without_marks
 from model.errors import UserError
 from model.files import read_object
 
@@ -43,7 +48,9 @@ RUN = re.compile(r"[^\W\d_]{n}|\d{n}|(?:[^\w\s]|_){n}|\s{n}".replace("n", str(RU
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer with our markers and tags; one from elsewhere keeps its files and its form.
+    """A BPE tokenizer of bytes with our markers and tags; one from elsewhere keeps its files and its form.
+
+    It is byte-level, or has pieces of characters and of the bytes of others, as those of Llama 2 and Gemma.
 
     What a tokenizer from elsewhere lacks of them gets ids beyond its own: a model needs a row for those only
     where a message has one.
@@ -57,10 +64,9 @@ class Tokenizer:
     ) -> None:
         """Take over a tokenizer of `tokenizers` and the files beside it, by name, for ids below `room`.
 
-        Raises `UserError` if it is not byte-level BPE.
+        Raises `UserError` if it is another kind.
         """
-        if not isinstance(backend.model, models.BPE) or not isinstance(backend.decoder, decoders.ByteLevel):
-            raise UserError(f"expected byte-level BPE, got {kind_of(backend)}")
+        self.decoding = decoding_of(backend)
         self.own_vocab_size = _size(backend)
         if self.own_vocab_size > LARGEST_VOCAB:
             raise UserError(f"expected ids below {LARGEST_VOCAB}, got a token {self.own_vocab_size - 1}")
@@ -70,14 +76,14 @@ class Tokenizer:
         template, self._named = brought_template(self._files), named_tokens(self._files)
         self.prompt_copies = COPIES_OF.get(template, 1)
         self._template = "" if template in COPIES_OF else template  # of one from elsewhere
-        added = {token.content for token in backend.get_added_tokens_decoder().values()}
+        added = {token.content for token in marks_of(backend).values()}
         endoftext = next((t for t in (ENDOFTEXT, self._named.get("eos_token")) if t in added), ENDOFTEXT)
         wanted = (endoftext, *(() if self._template else (IM_START, IM_END)), *TAGS)
         if lacking := [text for text in wanted if text not in added]:
-            self._own = tokenizers.Tokenizer.from_str(backend.to_str())
+            self._own = copy_of(backend, list(backend.get_added_tokens_decoder().values()))
             backend.add_tokens([AddedToken(t, special=t not in TAGS, normalized=False) for t in lacking])
         self.vocab_size, self._room = _size(backend), room
-        self._words = Words(without_added_tokens(backend))
+        self._words = Words(without_marks(backend))
         self.endoftext_id = self.special(endoftext)
         pads = (self._named.get("pad_token"), PAD, endoftext)
         self.pad_id = next((self.special(text) for text in pads if text in added), 0)
@@ -120,7 +126,9 @@ class Tokenizer:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         whole = self._backend if room >= self.vocab_size else self._own
-        files = dict(self._files) if self._own_form else self._our_files()
+        files = dict(self._files)
+        if not self._template and whole.token_to_id(IM_END) is not None:
+            files = self._our_files() | files
         if "tokenizer.json" not in files or whole is not self._own:
             files["tokenizer.json"] = whole.to_str(pretty=True).encode()
         for name, content in files.items():
@@ -142,9 +150,9 @@ class Tokenizer:
     @cached_property
     def form(self) -> ChatForm:
         """Return how conversations are written; raises `UserError` where the template cannot be read."""
-        added = self._own.get_added_tokens_decoder().values()
         template = self._template or our_templates(self.prompt_copies)[0]
-        return read_form(template, self._named, {token.content for token in added})
+        marks = {token.content for token in marks_of(self._own).values()}
+        return read_form(template, self._named, marks)
 
     @cached_property
     def im_end_id(self) -> int:
@@ -154,31 +162,37 @@ class Tokenizer:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Return the ids that end an answer, whichever of them pads rows."""
-        return (self.im_end_id, self.endoftext_id)
+        ends = (self.form.end, self.token_text(self.endoftext_id))
+        return tuple(self.added_ids[text] for text in dict.fromkeys(ends) if text in self.added_ids)
 
-    def encode_form(self, text: str) -> list[int]:
-        """Return the ids of text of a form or of a tag: added tokens in it are themselves."""
+    @cached_property
+    def text_begin(self) -> list[int]:
+        """Return what stands before a text: the end of another, or what a foreign tokenizer puts there."""
+        return self._own.encode("").ids[:1] or [self.endoftext_id]
+
+    def encode_form(self, text: str, before: str | None = None) -> list[int]:
+        """Return the ids of text of a form, after other such text or some content: marks are themselves."""
         if text in self.added_ids:
             return [self.added_ids[text]]
         backend = self._own if self._template else self._backend
-        return backend.encode(text, add_special_tokens=False).ids
+        return encode_after(backend, self._words.inside if before is None else before, text)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of content: the text of an added token in it is encoded as the characters it is.
+    def encode(self, text: str, begins: bool = False) -> list[int]:
+        """Return the ids of content: the text of a mark in it is encoded as the characters it is.
 
         Raises `UserError` for what is not Unicode, such as a terminal's undecoded bytes.
         """
-        return list(chain.from_iterable(self.encode_parts(text)))
+        return list(chain.from_iterable(self.encode_parts(text, begins)))
 
-    def encode_parts(self, text: str) -> Iterable[Iterable[int]]:
+    def encode_parts(self, text: str, begins: bool = False) -> Iterable[Iterable[int]]:
         """Yield what `encode` returns, a part at a time where a text is very long."""
         if len(text) > 2 * PART_CHARACTERS:
-            return map(self._encode_part, _parts(text))
-        return [self._encode_part(text)]
+            return (self._encode_part(part, begins and not n) for n, part in enumerate(_parts(text)))
+        return [self._encode_part(text, begins)]
 
-    def _encode_part(self, text: str) -> list[int]:
+    def _encode_part(self, text: str, begins: bool) -> list[int]:
         try:
-            return self._words.encode(text)
+            return self._words.encode(text, begins)
         except TypeError:
             raise UserError("the text is not valid Unicode; write it as UTF-8") from None
 
@@ -205,14 +219,14 @@ class Tokenizer:
     @cached_property
     def added_ids(self) -> dict[str, int]:
         """Return the id of each added token by its text: marks and tags, never text of a person's."""
-        added = self._backend.get_added_tokens_decoder()
-        return {token.content: token_id for token_id, token in added.items() if token_id < self._room}
+        marks = marks_of(self._backend).items()
+        return {token.content: token_id for token_id, token in marks if token_id < self._room}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Return the ids that `skip_special_tokens` leaves out of decoded text; tags are never among them."""
-        added = self._backend.get_added_tokens_decoder()
-        return frozenset(i for i, token in added.items() if token.special and token.content not in TAGS)
+        marks = marks_of(self._backend).items()
+        return frozenset(i for i, token in marks if token.special and token.content not in TAGS)
 
     @property
     def typecode(self) -> str:
@@ -235,12 +249,17 @@ class Tokenizer:
     def _own_form(self) -> str:
         """Return what tells the form of conversations from ours; "" where there is nothing."""
         try:
-            return "" if self.form == ChatForm(prompt_copies=self.prompt_copies) else repr(self.form)
+            form = self.form
         except UserError:
             return self._template
+        if form.whole is None:
+            return self._template
+        return "" if form == ChatForm() else repr(form) + " trims" * form.trims
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
+        if self.decoding != "byte-level":
+            return {i: piece_bytes(piece) for piece, i in self._backend.get_vocab().items()}
         byte_of = byte_of_character()
         vocab = self._backend.get_vocab(with_added_tokens=False)
         known = {i: bytes(byte_of[c] for c in t) for t, i in vocab.items() if byte_of.keys() >= set(t)}
@@ -256,12 +275,16 @@ class TextStream:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_trimmed = tokenizer.decoding != "trimmed pieces"
 
     def feed(self, token_id: int) -> str:
         """Return the characters that this token completes, often none or one."""
         if token_id in self._skipped:
             return ""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        if text and not self._is_trimmed:
+            text, self._is_trimmed = text.removeprefix(" "), True
+        return text
 
     def flush(self) -> str:
         """Return what an unfinished character leaves (U+FFFD or nothing) and start anew."""

@@ -79,7 +79,9 @@ class _Chat:
         # What always stays, and where rounds begin: what a tool says belongs to the round of the question.
         self.has_system = document.roles[0] == SYSTEM and len(self._texts) > 0
         footer = len(renderer.footers.get("system", []))
-        self.prefix = self._texts[0][1] + footer if self.has_system else len(renderer.begin)
+        first = ROLES[document.roles[0]]
+        begin = len(renderer.first_headers[first]) - len(renderer.headers[first])
+        self.prefix = self._texts[0][1] + footer if self.has_system else begin
         followers = self.ends[:-1] + len(renderer.newline)
         role = document.roles[followers]
         self._rounds = np.append(self.prefix, followers[(role == SYSTEM) | (role == USER)])
@@ -102,8 +104,9 @@ class _Chat:
             role = ROLES[roles[start]]
             if start in answers or role == "assistant":
                 continue
-            owed = form.newline if start in after_answers else [] if start else form.begin
-            low, high = start + len(owed) + len(form.headers[role]), stop - len(form.footers[role])
+            header = form.headers[role] if start else form.first_headers[role]
+            owed = form.newline if start in after_answers else []
+            low, high = start + len(owed) + len(header), stop - len(form.footers[role])
             if stop in answers:
                 opening = len(form.opening)
                 is_bare = ids[stop - opening : stop].tolist() != form.opening
@@ -311,4 +314,7 @@ def _assemble(
         first = chat.prefix if chat.has_system else 0
         codes[first : chat.prefix + 1] = codes[chat.prefix] & 15
         codes[first] |= START
+        if not chat.has_system:  # some tokenizers write a space before it
+            header = chat.renderer.first_headers[ROLES[codes[first] & 15]]
+            ids[: len(header)] = header
     return Rendered(ids, codes)

@@ -5,9 +5,17 @@ import re
 from itertools import chain
 
 import tokenizers
-from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 
-from dataset.foreign_tokenizer import explaining_panics, try_out
+from dataset.foreign_tokenizer import (
+    copy_of,
+    encode_after,
+    explaining_panics,
+    inside_of,
+    is_blank,
+    marks_of,
+    try_out,
+)
 from model.errors import UserError
 
 
@@ -19,21 +27,23 @@ class Words(dict[str, list[int]]):
     def __init__(self, content: tokenizers.Tokenizer) -> None:
         """Take over what encodes contents; raises `UserError` if its rules fail on harmless text."""
         super().__init__()
-        self.content, self.pattern = content, _word_pattern(content)
+        self.content, self.pattern, self.inside = content, _word_pattern(content), ""
         self._lacking = _lacking_bytes(content)
         if self.pattern is None:
             try_out(content, self._lacking)
+            self.inside = inside_of(content)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, begins: bool = False) -> list[int]:
         """Return the ids of a text, word by word unless texts are cut in other ways than ours.
 
-        Raises `UserError` for a text of which the tokenizer would lose a part.
+        Some tokenizers write a space before what `begins` a text. Raises `UserError` for a text of which the
+        tokenizer would lose a part.
         """
         if self._lacking:
             self._check(text)
         if self.pattern is None:
             with explaining_panics():
-                return self.content.encode(text, add_special_tokens=False).ids
+                return encode_after(self.content, "" if begins else self.inside, text)
         return list(chain.from_iterable(map(self.__getitem__, self.pattern.findall(text))))
 
     def _check(self, text: str) -> None:
@@ -63,7 +73,7 @@ def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     A word is cut only at a space, at a Han character, or where ASCII changes between letters, digits and
     signs; an apostrophe stays with what follows. The rest is left to the library, so the ids are the same.
     """
-    isolates_han, model = _isolates_han(content), content.model
+    isolates_han, model = _isolates_han(content.pre_tokenizer), content.model
     has_marks = model.continuing_subword_prefix or model.end_of_word_suffix
     if isolates_han is None or content.normalizer is not None or has_marks:
         return None
@@ -83,35 +93,34 @@ def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     return re.compile(rf"[{han}]|{word}" if han else word)
 
 
-def _isolates_han(content: tokenizers.Tokenizer) -> bool | None:
+def _isolates_han(rules: pre_tokenizers.PreTokenizer | None) -> bool | None:
     """Say whether texts are cut as GPT-2 does with each Han character apart; None where in another way."""
-    rules = json.loads(content.to_str())["pre_tokenizer"]
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if rules == _word_rules(pre_tokenizer(isolate_han=True)):
-        return True
-    return False if rules in (_word_rules(pre_tokenizer(isolate_han=False)), _word_rules(gpt2)) else None
+    plain = (pre_tokenizer(isolate_han=False), pre_tokenizers.ByteLevel(add_prefix_space=False))
+    ways = {each.__getstate__(): False for each in plain}
+    ways |= {pre_tokenizer(isolate_han=True).__getstate__(): True}
+    return ways.get(rules.__getstate__()) if rules else None
 
 
-def _word_rules(rules: pre_tokenizers.PreTokenizer) -> dict[str, object]:
-    """Return how `tokenizers` writes a pre-tokenizer, which is how two can be compared."""
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = rules
-    return json.loads(backend.to_str())["pre_tokenizer"]
+def without_marks(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Return a copy that knows no mark: its own escape switch leaves those with `special=False`."""
+    added, marks = backend.get_added_tokens_decoder(), marks_of(backend)
+    content = copy_of(backend, [token for token in added.values() if is_blank(token.content)])
+    texts = {mark.content for i, mark in marks.items() if i in encode_after(content, "", mark.content)}
+    if not texts:
+        return content
 
-
-def without_added_tokens(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Return a copy that knows no added token: its own escape switch leaves those with `special=False`."""
-    content = json.loads(backend.to_str())
-    added = {token["content"] for token in content["added_tokens"]}
-    model = content["model"]
-    model["vocab"] = {token: i for token, i in model["vocab"].items() if token not in added}
-    model["merges"] = [[a, b] for a, b in model["merges"] if not added & {a, b, a + b}]
-    content |= {"added_tokens": [], "post_processor": None}
-    return tokenizers.Tokenizer.from_str(json.dumps(content))
+    # Some are words, too: they leave the vocabulary.
+    rules = json.loads(content.to_str())
+    model = rules["model"]
+    model["vocab"] = {token: i for token, i in model["vocab"].items() if token not in texts}
+    model["merges"] = [[a, b] for a, b in model["merges"] if not texts & {a, b, a + b}]
+    return tokenizers.Tokenizer.from_str(json.dumps(rules))
 
 
 def _lacking_bytes(content: tokenizers.Tokenizer) -> frozenset[int]:
     """Return the bytes of UTF-8 without a token: the library drops them from texts without a word."""
+    if content.model.byte_fallback:
+        return frozenset()
     vocab = content.get_vocab()
     lacking = {byte for character, byte in byte_of_character().items() if character not in vocab}
     return frozenset(lacking - {0xC0, 0xC1, *range(0xF5, 0x100)})  # which no text has

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.conversation import Rendered, Renderer
+from dataset.chat_form import Message
+from dataset.conversation import Rendered, render
 from dataset.prompts import prompt_of, raw_prompt
 from dataset.tokenizer import Tokenizer
 from eval.answer_text import AnswerText
@@ -209,12 +210,8 @@ def render_turns(
     tokenizer: Tokenizer, system: str, turns: Sequence[Turn], question: str | None = None
 ) -> Rendered:
     """Render a conversation with its answers as they were sampled, and a question whose answer is to come."""
-    form, encode = tokenizer.form, tokenizer.encode
-    roles, contents = (["system"], [encode(system)]) if system else ([], [])
+    messages = [Message("system", system)] if system else []
     for turn in turns:
-        roles += ["user", "assistant"]
-        contents += [encode(form.written("user", turn.question)), list(turn.answer_ids)]
-    if question is not None:
-        roles.append("user")
-        contents.append(encode(form.written("user", question)))
-    return Renderer(tokenizer).assemble(roles, contents, generation_prompt=question is not None)
+        messages += [Message("user", turn.question), Message("assistant", turn.answer, ids=turn.answer_ids)]
+    messages += [] if question is None else [Message("user", question)]
+    return render(messages, tokenizer, generation_prompt=question is not None)

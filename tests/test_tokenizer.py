@@ -253,7 +253,8 @@ def test_a_tokenizer_from_elsewhere_gets_the_markers_it_lacks(tmp_path):
     assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     assert Tokenizer(backend)._words.pattern is None
-    assert Tokenizer(backend).encode("a b") == backend.encode("a b").ids
+    assert Tokenizer(backend).encode("a b", begins=True) == backend.encode("a b").ids
+    assert Tokenizer(backend).encode("a b") == tokenizer.encode("a b")  # as it follows a header
 
 
 def test_a_word_of_the_vocabulary_that_is_also_an_added_token_is_escaped():
@@ -311,7 +312,7 @@ def test_a_normalizer_that_composes_characters_loses_nothing():
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused():
     trainer = trainers.WordPieceTrainer(vocab_size=300)
-    with pytest.raises(UserError, match="byte-level BPE"):
+    with pytest.raises(UserError, match="expected BPE, byte-level or with byte fallback, got WordPiece"):
         Tokenizer(_foreign(models.WordPiece(), trainer, decoders.WordPiece()))
 
 
@@ -429,8 +430,8 @@ def test_the_report_says_where_no_text_was_held_out(capsys):
 def test_kinds_of_tokenizers_that_are_not_ours_have_the_names_their_users_know(tmp_path):
     spaces = pre_tokenizers.Metaspace()
     kinds = [
-        (models.BPE(byte_fallback=True), None, "SentencePiece BPE (Llama 2, Mistral)"),
-        (models.BPE(), spaces, "SentencePiece BPE (Llama 2, Mistral)"),
+        (models.BPE(byte_fallback=True), None, "BPE of characters"),
+        (models.BPE(), spaces, "BPE of characters"),
         (models.BPE(), None, "BPE of characters"),
         (models.Unigram(), spaces, "SentencePiece Unigram (T5, XLM-R)"),
         (models.WordPiece(), None, "WordPiece (BERT)"),
@@ -442,7 +443,7 @@ def test_kinds_of_tokenizers_that_are_not_ours_have_the_names_their_users_know(t
         backend.save(str(tmp_path / "tokenizer.json"))
         with pytest.raises(UserError) as error:
             Tokenizer.load(tmp_path)
-        assert str(error.value) == f"expected byte-level BPE, got {name}"
+        assert str(error.value) == f"expected BPE, byte-level or with byte fallback, got {name}"
 
 
 def test_rules_that_panic_on_a_text_are_one_line(tmp_path, capfd):

@@ -26,7 +26,7 @@ from eval.chat_reports import (
 )
 from eval.chat_settings import describe_sampling, parse_setting
 from eval.served_model import tell_apart
-from eval.transcript import load_transcript, save_transcript
+from eval.transcript import is_replaced, load_transcript, save_transcript
 from model.errors import UserError, in_a_line
 
 Ask = Callable[[TextSession, Callable[[], bool]], Iterator[str]]
@@ -199,9 +199,10 @@ class ChatTerminal(Terminal):
 
     def command_save(self, argument: str) -> None:
         """/save FILE.jsonl: write what the model remembers of the conversation, as training data"""
+        replaced = "; what it held before is replaced" * is_replaced(argument, self.sessions)
         blank = save_transcript(argument, self.sessions)
         left_out = f"; {blank} turns with blank answers are left out" if blank else ""
-        self.note(f"{argument} is written{left_out}")
+        self.note(f"{argument} is written{replaced}{left_out}")
 
     def command_load(self, argument: str) -> None:
         """/load FILE.jsonl: take up a conversation that was saved"""

@@ -37,6 +37,16 @@ def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
     return sum(len(session.turns) - len(_spoken(session)) for session in sessions)
 
 
+def is_replaced(path: str | Path, sessions: Sequence[ChatSession]) -> bool:
+    """Say whether a file holds messages that a transcript of these sessions in its place would not."""
+    records = _read(Path(path)) if Path(path).is_file() else []
+    former = [record.value.get("conversations") or [] for record in records]
+    now = [_record(session)["conversations"] for session in sessions]
+    return len(former) > len(now) or any(
+        new[: len(old)] != old for old, new in zip(former, now, strict=False)
+    )
+
+
 def load_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> list[str]:
     """Let each session take up the conversation of its line; `UserError` leaves all as they were.
 

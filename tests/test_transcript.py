@@ -7,7 +7,7 @@ import pytest
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from eval.chat import ChatSession, TextSampling
-from eval.transcript import load_transcript, save_transcript
+from eval.transcript import is_replaced, load_transcript, save_transcript
 from model.errors import UserError
 from tests.serving import saying_model, served_model, small_tokenizer
 
@@ -158,8 +158,13 @@ def test_ids_that_are_none_are_refused_and_change_nothing(tmp_path, ids):
 
 def test_only_a_transcript_is_ever_replaced(tmp_path):
     path, session = tmp_path / "talk.jsonl", talk()
+    assert not is_replaced(path, [session])
     save_transcript(path, [session])
+    say(session, "And?")
+    assert not is_replaced(path, [session]), "it goes on from what lies there"
     session.undo()
+    session.undo()
+    assert is_replaced(path, [session])
     save_transcript(path, [session])
     assert len(json.loads(path.read_text(encoding="utf-8"))["answer_ids"]) == 1
     path.write_text('{"text": "precious"}\n')

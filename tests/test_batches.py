@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream, check_labels, collate
-from dataset.conversation import ROLES, Message, Renderer
+from dataset.conversation import ROLES, Message, Rendered, Renderer
 from dataset.documents import Piece
 from dataset.preparation import PreparationSettings, write_store
+from dataset.prompts import prompt_of
 from dataset.token_store import Part, StoreWriter, TokenStore
 from model.errors import UserError
 from model.loss import NO_TARGET
-from model.masks import visible_mask
-from tests.drawn_stores import TOKENIZER, drawn, stream_of, write
+from model.masks import prompt_blocks, visible_mask
+from tests.conftest import STRATEGIES, turns
+from tests.drawn_stores import TOKENIZER, codes_of, drawn, stream_of, write
 
 # A chat of two turns and one of one turn, packed into a row of 16 and padded:
 TWO_DOCUMENTS = ["SsUuaaUuaan", "Uuan"]
@@ -61,6 +63,16 @@ def test_a_packed_row_of_two_chats_is_as_drawn(tmp_path, prompt_mask, supervise,
     assert drawn(batch.labels[0], NO_TARGET) == " ".join(LABELS[labels].split())
     assert all(field.dtype == torch.int64 and field.shape == (1, 16) for field in batch)
     assert (batch.num_real, batch.num_targets) == (15, len(LABELS[labels].replace(".", "").split()))
+
+
+@pytest.mark.parametrize("prompt_mask", STRATEGIES)
+def test_a_chat_has_the_blocks_of_its_messages_in_a_packed_row_and_as_a_prompt(tmp_path, prompt_mask):
+    (batch,) = stream_of(tmp_path, TWO_DOCUMENTS, max_seq_len=16, prompt_mask=prompt_mask).batches(epoch=0)
+    first, second = (prompt_blocks(prompt_mask, *turns(chat)) for chat in TWO_DOCUMENTS)
+    second[second >= 0] += first.max() + 1
+    assert batch.block_ids[0].tolist() == [*first.tolist(), *second.tolist(), -1]
+    asked = prompt_of(Rendered(np.arange(8), codes_of("SsUuaaUu")), prompt_mask)
+    assert batch.block_ids[0, :8].tolist() == [*asked.block_ids]
 
 
 @pytest.mark.parametrize("prompt_mask", BLOCKS)

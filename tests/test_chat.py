@@ -29,10 +29,14 @@ def say(session, text: str) -> str:
     return "".join(session.ask(text))
 
 
+def fresh_prompt(session: ChatSession, turns: list[Turn], question: str) -> Prompt:
+    rendered = render_turns(session.served.tokenizer, session.system, turns, question)
+    return prompt_of(rendered, session.served.prompt_mask)
+
+
 def fresh_answer(session: ChatSession, turns: list[Turn], question: str) -> tuple[int, ...]:
     """What the generator says to the whole conversation at once, without any session."""
-    rendered = render_turns(session.served.tokenizer, session.system, turns, question)
-    prompt = prompt_of(rendered, session.served.prompt_mask)
+    prompt = fresh_prompt(session, turns, question)
     [completion] = session.served.generator().generate([Request(prompt, session.sampling)])
     return completion.ids
 
@@ -44,6 +48,8 @@ def test_every_turn_gets_what_a_fresh_prefill_of_the_conversation_gives(strategy
         before = list(session.turns)
         say(session, question)
         assert session.turns[-1].answer_ids == fresh_answer(session, before, question)
+        blocks = fresh_prompt(session, before, question).block_ids
+        assert session.layout()[1][: len(blocks)].tolist() == [*blocks], "what /mask draws is what was asked"
 
 
 def test_turns_after_undo_retry_and_a_new_system_message_get_what_a_fresh_prefill_gives():
@@ -197,11 +203,11 @@ def test_reset_forgets_turns_and_states():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_raw_text_is_one_document_in_one_block_unless_the_model_is_causal(strategy):
+def test_raw_text_is_one_message_before_an_answer(strategy):
     tokenizer = small_tokenizer()
     prompt = raw_prompt("Lima", tokenizer, strategy)
     assert prompt.ids == (tokenizer.endoftext_id, *tokenizer.encode("Lima"))
-    assert set(prompt.block_ids) == ({-1} if strategy == "causal" else {0})
+    assert set(prompt.block_ids) == {min(strategies.STRATEGIES[strategy].block("UA", 0), 0)}
 
 
 def test_a_raw_session_continues_each_text_on_its_own():

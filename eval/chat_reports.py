@@ -36,8 +36,8 @@ def describe_context(session: ChatSession) -> str:
     """Return how full the context is, and what a new turn reuses under the mask."""
     capacity, used = session.served.model.config.max_position_embeddings, len(session.layout()[0])
     survives = STRATEGIES[session.served.prompt_mask].survives_turns
-    reuse = "is reused" if survives else "is prefilled again"
-    return f"{len(session.turns)} turns, {used} of {capacity} tokens of context, which {reuse} each turn"
+    reuse = "is reused each turn" if survives else "is prefilled again each turn from where its blocks change"
+    return f"{len(session.turns)} turns, {used} of {capacity} tokens of context, which {reuse}"
 
 
 def describe_mask(session: ChatSession) -> str:

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from eval.cells import Cell, Trial, plan, trial_of
-from eval.evidence import gather, primary_of
+from eval.evidence import Evidence, primary_of
 from eval.experiment import Experiment
 from eval.findings import analyse
 from eval.grid import Grid, Show, Workers
@@ -36,7 +36,7 @@ def run_experiment(
         trials = plan(experiment, range(look), tuned)
         grid = Grid(trials, places, workers)
         grid.run(checking(experiment, trials[0], places, show))
-        evidence = gather(experiment, trials, places, grid.failed, tuned)
+        evidence = Evidence(experiment, trials, places.records_of(trials), grid.failed, tuned)
         results = analyse(evidence, command, former, remarks)
         if all(each["verdict"] in DECIDED for each in results["comparisons"] if each["is_primary"]):
             break
@@ -82,11 +82,10 @@ def tune(
 
 def _primary_score(experiment: Experiment, trial: Trial, places: Places) -> float | None:
     """Return the mean over items of what decides, None where a cell failed."""
-    records = {cell.address: places.finished(cell) for cell in trial.measured}
-    if not all(records.values()):
+    records = places.records_of([trial])
+    if not all(cell.address in records for cell in trial.measured):
         return None
-    results = {address: record["result"] for address, record in records.items()}
-    _, scores = primary_of(trial, results, experiment.primary)
+    scores = primary_of(trial, records, experiment.primary)["scores"]
     known = [score for score in scores if score is not None]
     if not known:
         raise UserError(f"primary: expected scores on {experiment.primary.task}, got none for any item")

@@ -1,22 +1,26 @@
 """Answers to questions, generated in batches or chosen by likelihood, and the table of how many are right."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dataset.conversation import render
 from dataset.prompts import prompt_of
 from eval.answer_text import AnswerText
-from eval.continuations import score, score_pairs
 from eval.matching import f1, final_answer, is_exact_match
 from eval.questions import Question
 from eval.served_model import ServedModel
-from eval.settings import ChoiceBy, TextSampling
+from eval.serving_settings import ChoiceBy, TextSampling
 from eval.statistics import wilson_interval
 from eval.typed_json import read_as
+from model.errors import UserError
 from model.generator import Generator, Prompt, Request
+from model.kv_cache import KVCache
 
 
 @dataclass(frozen=True)
@@ -208,3 +212,54 @@ def _count(name: tuple[str, str, str], group: Sequence[Prediction]) -> Cell:
     counted = {field: reasons.count(reason) for field, reason in counts.items()}
     unfinished = sum(prediction.is_unfinished for prediction in group)
     return Cell(*name, questions=len(group), correct=correct, unfinished=unfinished, **counted)
+
+
+def score(generator: Generator, prompt: Prompt, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the log-probability of every token (n,) of each continuation; the prompt is computed once.
+
+    Raises `UserError` where a continuation is empty or does not fit into the context.
+    """
+    _check(generator, [prompt], continuations)
+    cache = generator.model.new_cache(1)
+    first = generator.prefill(cache, [prompt])
+    cache.select([0] * len(continuations))
+    return _scores(generator, cache, first.expand(len(continuations), -1), continuations)
+
+
+def score_pairs(
+    generator: Generator, pairs: Sequence[tuple[Prompt, Sequence[int]]], batch_size: int = 16
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the number of each prompt and continuation with the log-probability of its tokens (n,).
+
+    Those of like lengths are computed together, `batch_size` at a time. Raises as `score` does, before any
+    work but where a continuation does not fit.
+    """
+    _check(generator, *([pair[side] for pair in pairs] for side in (0, 1)))
+    by_length = sorted(range(len(pairs)), key=lambda n: len(pairs[n][0].ids) + len(pairs[n][1]))
+    for begin in range(0, len(pairs), batch_size):
+        numbers = by_length[begin : begin + batch_size]
+        cache = generator.model.new_cache(len(numbers))
+        first = generator.prefill(cache, [pairs[n][0] for n in numbers])
+        scores = _scores(generator, cache, first, [pairs[n][1] for n in numbers])
+        yield from zip(numbers, scores, strict=True)
+
+
+def _check(generator: Generator, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]) -> None:
+    if not all(continuations):
+        raise UserError("a continuation is empty; it needs at least one token to be scored")
+    for prompt in prompts:
+        generator.begin(Request(prompt))
+
+
+def _scores(
+    generator: Generator, cache: KVCache, first: Tensor, continuations: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Score a continuation per row after what the cache holds; `first` (B, V) are the logits there."""
+    fed = [Prompt((), ()).append(ids[:-1]) for ids in continuations]
+    rest = generator.feed(cache, fed) if any(part.ids for part in fed) else first[:, None][:, :0]
+    scores = []
+    for row, ids in enumerate(continuations):
+        logits = torch.cat((first[row, None], rest[row, : len(ids) - 1]))  # (n, V)
+        wide = logits.to(torch.promote_types(torch.float32, logits.dtype)).log_softmax(-1)
+        scores.append(wide.gather(1, torch.tensor(ids, device=wide.device)[:, None])[:, 0])
+    return scores

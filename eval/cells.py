@@ -22,7 +22,7 @@ from dataset.tables import HUB
 from dataset.tokenizer_sample import TokenizerSettings
 from eval.experiment import A_A, OTHER_SEEDS, Experiment, Stages
 from eval.regression import RegressionSettings
-from eval.settings import EvaluationSettings
+from eval.serving_settings import EvaluationSettings
 from model.errors import UserError
 from trainer.settings import FRESH, PretrainSettings, SftSettings, flatten
 
@@ -64,14 +64,12 @@ SOURCES = {"data", "validation", "loss_data", "tokenizer", "init", "model"}
 
 @dataclass(frozen=True)
 class Cell:
-    """One command of a grid, with the settings that it was given."""
+    """One command of a grid, with its settings."""
 
     stage: str
     run: str
-    given: dict[str, Any]
-    """dotted settings; @address stands for the folder that another cell wrote"""
     settings: dict[str, Any]
-    """all settings with their values, those of recipes and the defaults too"""
+    """all with their values, defaults too; @address stands for the folder that another cell wrote"""
     needs: tuple[str, ...]
     """addresses of the cells whose folders it reads"""
     address: str
@@ -194,65 +192,52 @@ def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell])
         raise UserError(f"threads: expected 1 or more, got {threads}")
     if run not in PROGRAMS:
         raise UserError(f"run: expected one of {', '.join(PROGRAMS)}, got {run}")
-    program = PROGRAMS[run]
-    given = {key: _resolved(value, former) for key, value in given.items()}
+    program, addresses = PROGRAMS[run], {name: cell.address for name, cell in former.items()}
     if program is PROGRAMS["evaluate"]:
         given = _with_leave(given, former)
-    settings = _settings(run, given)
+    # parsed with the names of stages, which are the same for all seeds
+    settings = json.loads(_parsed(run, json.dumps(given)))
+    settings = {key: _resolved(value, addresses) for key, value in settings.items()}
     if program.trains and "seed" not in given:
-        given["seed"] = settings["seed"] = seed
+        settings["seed"] = seed
     decides = {key: value for key, value in settings.items() if key not in UNDECIDING}
     address = f"{stage}-{_digest(run, decides | ({'threads': threads} if threads > 1 else {}))}"
-    return Cell(stage, run, given, settings, tuple(_references(given)), address, threads)
+    return Cell(stage, run, settings, tuple(_references(settings)), address, threads)
 
 
-def _resolved(value: Any, former: dict[str, Cell]) -> Any:
+def _resolved(value: Any, addresses: dict[str, str]) -> Any:
     """Replace the name of a stage in a reference by the address of its cell."""
     if isinstance(value, list | tuple):
-        return [_resolved(each, former) for each in value]
+        return [_resolved(each, addresses) for each in value]
     if not (isinstance(value, str) and value.startswith("@")):
         return value
     name, slash, rest = value[1:].partition("/")
-    if name not in former:
-        raise UserError(f"{value}: expected @ and an earlier stage ({', '.join(former) or 'none'})")
-    return f"@{former[name].address}{slash}{rest}"
+    if name not in addresses:
+        raise UserError(f"{value}: expected @ and an earlier stage ({', '.join(addresses) or 'none'})")
+    return f"@{addresses[name]}{slash}{rest}"
 
 
 def _with_leave(given: dict[str, Any], former: dict[str, Cell]) -> dict[str, Any]:
     """Allow a mask that the model was not trained with; its own mask needs no name."""
-    model, by_address = given.get("model", ""), {cell.address: cell for cell in former.values()}
-    if "prompt_mask" not in given or not model.startswith("@"):
+    served = {f"@{stage}": cell for stage, cell in former.items()}.get(given.get("model"))
+    if "prompt_mask" not in given or served is None:
         return given
-    if given["prompt_mask"] == trained_mask(by_address[model[1:]], by_address):
+    if given["prompt_mask"] == _trained_mask(served, former):
         return {key: value for key, value in given.items() if key != "prompt_mask"}
     return given | {"allow_mask_mismatch": True}
 
 
-def trained_mask(cell: Cell, by_address: dict[str, Cell]) -> str | None:
-    """Return the mask of a training: its own, or that of the model that it began with; None if unknown."""
-    init = cell.settings.get("init", "")
+def _trained_mask(cell: Cell, former: dict[str, Cell]) -> str:
+    """Return the mask of a training: its own, or that of the model that it began with."""
     if mask := cell.settings.get("prompt_mask"):
         return mask
-    return trained_mask(by_address[init[1:]], by_address) if init.startswith("@") else "causal"
-
-
-def _settings(run: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return all settings of a command that is given some; raises `UserError` as it would.
-
-    Those of cells that differ only in the addresses of what they need are parsed once.
-    """
-    addresses = list(_references(given))
-    text = json.dumps(given)
-    for number, address in enumerate(addresses):
-        text = text.replace(f"@{address}", f"@{number}@")
-    text = _parsed(run, text)
-    for number, address in enumerate(addresses):
-        text = text.replace(f"@{number}@", f"@{address}")
-    return json.loads(text)
+    begun = [each for each in former.values() if f"@{each.address}" == cell.settings.get("init")]
+    return _trained_mask(begun[0], former) if begun else "causal"
 
 
 @cache
 def _parsed(run: str, given: str) -> str:
+    """Return all settings of a command that is given some; raises `UserError` as it would."""
     keys, form = json.loads(given), PROGRAMS[run].settings
     recipe = keys.pop("config", None)
     words = ["--config", recipe] if recipe else []
@@ -260,8 +245,8 @@ def _parsed(run: str, given: str) -> str:
     return json.dumps(flatten(asdict(settings)))
 
 
-def _references(given: dict[str, Any]) -> Iterator[str]:
-    for value in given.values():
+def _references(settings: dict[str, Any]) -> Iterator[str]:
+    for value in settings.values():
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str) and each.startswith("@"):
                 yield each[1:].partition("/")[0]

@@ -15,7 +15,7 @@ from dataset.prompts import prompt_of, raw_prompt
 from dataset.tokenizer import Tokenizer
 from eval.answer_text import AnswerText
 from eval.served_model import ServedModel
-from eval.settings import TextSampling
+from eval.serving_settings import TextSampling
 from model.errors import UserError
 from model.generator import Prompt, Request, Session
 from model.masks import prompt_blocks

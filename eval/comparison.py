@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf
 from pathlib import Path
 
 from eval.answers import Cell, Prediction, tabulate
@@ -15,14 +14,13 @@ from eval.evaluation import RESULTS, Evaluation, load, load_predictions
 from eval.questions import Question
 from eval.served_model import tell_apart
 from eval.statistics import PairedCounts, count_pairs
+from eval.typed_json import read_file
 from model.errors import UserError
-from model.files import read_object
-from trainer.run_dir import is_number
 from trainer.validation import Likelihood
 
 
 @dataclass(frozen=True)
-class Run:
+class Evaluated:
     """An evaluation, and the training that it belongs to where that is known."""
 
     path: Path
@@ -56,37 +54,29 @@ class Pairing:
 
 
 @dataclass(frozen=True)
-class LossRow:
-    """The losses of all runs on one store, over the same targets."""
-
-    store: str
-    losses: tuple[Likelihood, ...]
-
-
-@dataclass(frozen=True)
 class Comparison:
     """What can be said of runs beside each other."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[Evaluated, ...]
     """with the predictions for those questions only that all were asked, in the same order"""
     pairings: tuple[Pairing, ...]
-    losses: tuple[LossRow, ...]
+    losses: dict[str, list[Likelihood]]
+    """of all runs over the same targets, by store"""
     notes: tuple[str, ...]
     """what is left out, and why"""
 
 
 def compare(paths: Sequence[str | Path]) -> Comparison:
     """Compare evaluations; `UserError` where one is missing or damaged, or nothing is common to all."""
-    opened = open_runs(paths)
-    runs, notes = with_shared_questions(opened)
-    losses, missing = _loss_rows(runs)
+    runs, notes = with_shared_questions(open_runs(paths))
+    losses, missing = _losses(runs)
     notes = (*_unanswered(runs), *notes, *missing)
     if not runs[0].predictions and not losses:
         raise UserError(f"nothing to compare: {'; '.join(notes)}")
     return Comparison(runs, tuple(_pairings(runs)), losses, notes)
 
 
-def open_runs(paths: Sequence[str | Path]) -> list[Run]:
+def open_runs(paths: Sequence[str | Path]) -> list[Evaluated]:
     """Read evaluations: each lies in a folder, or in evaluation/ of a run directory."""
     given = [Path(path) for path in paths]
     folders = [path if (path / RESULTS).is_file() else path / "evaluation" for path in given]
@@ -98,31 +88,26 @@ def open_runs(paths: Sequence[str | Path]) -> list[Run]:
     return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
 
 
-def _open(path: Path, folder: Path) -> Run:
-    evaluation = load(folder)
-    model = path if path != folder else _model_of(folder, evaluation)
-    predictions = _load_predictions(folder, evaluation)
-    answered = tuple(prediction for prediction in predictions if prediction.is_correct is not None)
-    unanswered = len(predictions) - len(answered)
-    return Run(path, model, "", evaluation, answered, _training_seconds(model), unanswered)
-
-
-def _model_of(folder: Path, evaluation: Evaluation) -> Path:
-    """Return the run directory around an evaluation, else the model's directory as it was named then."""
-    is_around = folder.resolve().name == "evaluation" and (folder.resolve().parent / "config.json").is_file()
-    return folder.resolve().parent if is_around else Path(evaluation.model)
-
-
-def _load_predictions(folder: Path, evaluation: Evaluation) -> tuple[Prediction, ...]:
-    predictions = load_predictions(folder)
+def _open(path: Path, folder: Path) -> Evaluated:
+    evaluation, predictions = load(folder), load_predictions(folder)
     if tuple(tabulate(predictions)) != evaluation.cells:
         raise UserError(
             f"{folder}: {RESULTS} counts other predictions than lie there; evaluate again, with --overwrite"
         )
-    return predictions
+    answered = tuple(prediction for prediction in predictions if prediction.is_correct is not None)
+    unanswered = len(predictions) - len(answered)
+    model = path if path != folder else _model_of(folder, evaluation)
+    return Evaluated(path, model, "", evaluation, answered, _training_seconds(model), unanswered)
 
 
-def _unanswered(runs: Sequence[Run]) -> Iterator[str]:
+def _model_of(folder: Path, evaluation: Evaluation) -> Path:
+    """Return the run directory around an evaluation, else the model's directory as it was named then."""
+    around = folder.resolve().parent
+    is_run = folder.resolve().name == "evaluation" and (around / "config.json").is_file()
+    return around if is_run else Path(evaluation.model)
+
+
+def _unanswered(runs: Sequence[Evaluated]) -> Iterator[str]:
     for run in runs:
         if run.unanswered:
             asked = f"{run.unanswered:,} questions without a generated answer (--answers none)"
@@ -134,13 +119,13 @@ def _training_seconds(model: Path) -> float | None:
     advice = "take it away: the comparison only loses the training time"
     if not file.is_file():
         return None
-    seconds = read_object(file, advice).get("seconds")
-    if seconds is not None and not (is_number(seconds) and 0 <= seconds < inf):
-        raise UserError(f"{file} is damaged (seconds: {seconds!r:.40}); {advice}")
+    seconds = read_file({"seconds?": float}, file, advice).get("seconds")
+    if seconds is not None and seconds < 0:
+        raise UserError(f"{file} is damaged (seconds: {seconds}); {advice}")
     return seconds
 
 
-def with_shared_questions(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+def with_shared_questions(runs: Sequence[Evaluated]) -> tuple[tuple[Evaluated, ...], tuple[str, ...]]:
     """Return the runs with the questions that all were asked, in the order of the first; and the others.
 
     Questions are the same if split, messages, accepted answers and choices are; one that is asked twice pairs
@@ -174,7 +159,7 @@ def _named(predictions: Sequence[Prediction]) -> Iterator[tuple[tuple, Predictio
         seen[name] += 1
 
 
-def _pairings(runs: Sequence[Run]) -> Iterator[Pairing]:
+def _pairings(runs: Sequence[Evaluated]) -> Iterator[Pairing]:
     first = runs[0]
     for second in runs[1:]:
         pairs = list(zip(first.predictions, second.predictions, strict=True))
@@ -187,39 +172,31 @@ def _pairings(runs: Sequence[Run]) -> Iterator[Pairing]:
             yield Pairing(first.label, second.label, cell.split, cell.kind, count_pairs(group))
 
 
-def _loss_rows(runs: Sequence[Run]) -> tuple[tuple[LossRow, ...], tuple[str, ...]]:
-    """Return a row for each store that all runs were measured on over the same targets, else why not."""
-    by_content = [
-        {
-            run.evaluation.facts.loss_data.get(path, path): (path, loss)
-            for path, loss in run.evaluation.losses.items()
-        }
-        for run in runs
-    ]
-    rows, notes = [], []
-    for content, path in {key: path for each in by_content for key, (path, _) in each.items()}.items():
-        name = f"loss on {Path(path).name}"
-        missing = [run.label for run, each in zip(runs, by_content, strict=True) if content not in each]
-        if missing:
-            notes.append(f"{name} is left out: this store was not measured with {', '.join(missing)}")
-            continue
-        losses = tuple(each[content][1] for each in by_content)
-        lengths = [str(run.evaluation.facts.settings.get("max_seq_len")) for run in runs]
-        if len({(loss.targets, loss.text_bytes) for loss in losses}) > 1:
-            counts = ", ".join(
-                f"{run.label} {loss.targets:,}" for run, loss in zip(runs, losses, strict=True)
-            )
-            notes.append(
-                f"{name} is left out: its targets differ ({counts}); evaluate all with the same --supervise"
-            )
-        elif len(set(lengths)) > 1:
-            notes.append(f"{name} is left out: rows differ (--max_seq_len {', '.join(lengths)})")
+def _losses(runs: Sequence[Evaluated]) -> tuple[dict[str, list[Likelihood]], list[str]]:
+    """Return the losses on stores that all were measured on over the same targets, and what is left out."""
+    found, notes, measured = {}, [], [run.evaluation for run in runs]
+    contents = [{each.facts.loss_data.get(path, path): path for path in each.losses} for each in measured]
+    for content, path in {key: path for each in contents for key, path in each.items()}.items():
+        losses = [each.losses.get(paths.get(content)) for each, paths in zip(measured, contents, strict=True)]
+        if fault := _fault_of(runs, losses):
+            notes.append(f"loss on {Path(path).name} is left out: {fault}")
         else:
-            rows.append(LossRow(path, losses))
-    return tuple(rows), tuple(notes)
+            found[path] = losses
+    return found, notes
 
 
-def telling_questions(runs: Sequence[Run], count: int) -> list[int]:
+def _fault_of(runs: Sequence[Evaluated], losses: Sequence[Likelihood | None]) -> str:
+    """Return why losses on a store do not compare, nothing where they do."""
+    if missing := [run.label for run, loss in zip(runs, losses, strict=True) if loss is None]:
+        return f"this store was not measured with {', '.join(missing)}"
+    if len({(loss.targets, loss.text_bytes) for loss in losses}) > 1:
+        counts = (f"{run.label} {loss.targets:,}" for run, loss in zip(runs, losses, strict=True))
+        return f"its targets differ ({', '.join(counts)}); evaluate all with the same --supervise"
+    lengths = [str(run.evaluation.facts.settings.get("max_seq_len")) for run in runs]
+    return f"rows differ (--max_seq_len {', '.join(lengths)})" if len({*lengths}) > 1 else ""
+
+
+def telling_questions(runs: Sequence[Evaluated], count: int) -> list[int]:
     """Return places in `predictions`: for each split in turn first where runs differ, then any others."""
     places = range(len(runs[0].predictions))
     by_split: dict[str, list[int]] = {}

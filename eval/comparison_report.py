@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from eval.comparison import Comparison, LossRow, Pairing, Run
+from eval.comparison import Comparison, Evaluated, Pairing
 from eval.tables import Table, as_markdown, literal, score_table
 from model.files import write_json, write_text
 
@@ -20,44 +20,42 @@ PAIRED = ("questions", "difference", "interval", "p_value")
 def scores(found: Comparison) -> Table:
     """Return exact match, losses and training time, a column per run."""
     table = score_table({run.label: run.cells for run in found.runs})
-    times = tuple(_time(run) for run in found.runs)
-    lower = [*_loss_lines(found), *([("training time", "", *times)] if any(times) else [])]
+    lower = list(_lower_rows(found))
     rows = (*table.rows, *([()] if table.rows and lower else []), *lower)
     title = table.header if table.rows else ("", *table.header[1:])
     return Table(title, rows, (*(table.caption if table.rows else ()), ONE_SEED))
 
 
-def _loss_lines(found: Comparison) -> Iterator[tuple[str, ...]]:
-    for row in found.losses:
-        name, losses = f"loss on {Path(row.store).name}", row.losses
-        yield (
-            f"{name}, nats/token",
-            str(losses[0].targets),
-            *(f"{loss.nats_per_token:.4f}" for loss in losses),
-        )
-        if losses[0].text_bytes:
+def _lower_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
+    for store, losses in found.losses.items():
+        name, first = f"loss on {Path(store).name}", losses[0]
+        yield f"{name}, nats/token", str(first.targets), *(f"{loss.nats_per_token:.4f}" for loss in losses)
+        if first.text_bytes:
             bits = (f"{loss.bits_per_byte:.4f}" for loss in losses)
-            yield f"{name}, bits/byte", str(losses[0].text_bytes), *bits
+            yield f"{name}, bits/byte", str(first.text_bytes), *bits
+    times = [_time(run) for run in found.runs]
+    if any(times):
+        yield "training time", "", *times
 
 
-def _time(run: Run) -> str:
+def _time(run: Evaluated) -> str:
     return "" if run.seconds is None else str(timedelta(seconds=round(min(run.seconds, 1e9))))
 
 
 def paired_tables(found: Comparison) -> list[Table]:
     """Return a table for each run against the first: which questions only one of both answered rightly."""
     first, *others = (run.label for run in found.runs)
-    return [_paired_table(found, first, second) for second in others] if found.pairings else []
-
-
-def _paired_table(found: Comparison, first: str, second: str) -> Table:
-    header = f"{first} and {second}, paired", "n", f"only {first}", f"only {second}"
     caption = (
-        f"difference of {second} to {first} with its 95% interval (Bonett and Price 2012)",
+        "difference of {} to {} with its 95% interval (Bonett and Price 2012)",
         "p: McNemar's exact test, for each line by itself",
     )
-    rows = (_paired_row(each) for each in found.pairings if each.second == second)
-    return Table((*header, "difference, points", "p"), tuple(rows), caption)
+    tables = []
+    for second in others if found.pairings else ():
+        title = (f"{first} and {second}, paired", "n", f"only {first}", f"only {second}")
+        rows = tuple(_paired_row(each) for each in found.pairings if each.second == second)
+        captions = (caption[0].format(second, first), caption[1])
+        tables.append(Table((*title, "difference, points", "p"), rows, captions))
+    return tables
 
 
 def _paired_row(each: Pairing) -> tuple[str, ...]:
@@ -72,15 +70,11 @@ def save_report(folder: Path, found: Comparison) -> None:
     """Write `comparison.json` and `comparison.md` into a folder, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{REPORT}.json", as_json(found))
-    write_text(folder / f"{REPORT}.md", as_page(found))
-
-
-def as_page(found: Comparison) -> str:
-    """Return the comparison as a page of Markdown."""
     names = [f"* {literal(run.label)}: {literal(str(run.path))}" for run in found.runs]
-    tables = [as_markdown(table) for table in (scores(found), *paired_tables(found))]
-    notes = ["\n".join(f"* {literal(note)}" for note in found.notes)] if found.notes else []
-    return "\n\n".join(["# Comparison", "\n".join(names), *tables, *notes]) + "\n"
+    notes = [f"* {literal(note)}" for note in found.notes]
+    tables = map(as_markdown, (scores(found), *paired_tables(found)))
+    parts = ["# Comparison", "\n".join(names), *tables, *(["\n".join(notes)] if notes else [])]
+    write_text(folder / f"{REPORT}.md", "\n\n".join(parts) + "\n")
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
@@ -99,17 +93,16 @@ def as_json(found: Comparison) -> dict[str, Any]:
     paired = [
         _named(each, *PAIR) | asdict(each.counts) | _named(each.counts, *PAIRED) for each in found.pairings
     ]
-    losses = [_losses(row, [run.label for run in found.runs]) for row in found.losses]
+    losses = []
+    for store, of in found.losses.items():
+        by_run = {run.label: loss for run, loss in zip(found.runs, of, strict=True)}
+        values = {
+            name: {label: getattr(loss, name) for label, loss in by_run.items()}
+            for name in ("nats_per_token", "bits_per_byte")
+        }
+        losses.append({"store": store, **_named(of[0], "targets", "text_bytes"), **values})
     return {"runs": runs, "paired": paired, "losses": losses, "notes": [*found.notes, ONE_SEED]}
 
 
 def _named(of: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(of, name) for name in names}
-
-
-def _losses(row: LossRow, labels: list[str]) -> dict[str, Any]:
-    by_label = {
-        name: {label: getattr(loss, name) for label, loss in zip(labels, row.losses, strict=True)}
-        for name in ("nats_per_token", "bits_per_byte")
-    }
-    return {"store": row.store, **_named(row.losses[0], "targets", "text_bytes"), **by_label}

@@ -18,15 +18,18 @@ from eval.answers import Cell, Prediction, answer_questions, read_prediction, sc
 from eval.items import losses_of, means, tasks_of
 from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
-from eval.settings import QUESTION_KEYS, EvaluationSettings, TextSampling
-from eval.typed_json import read_as, read_lines
+from eval.serving_settings import QUESTION_KEYS, EvaluationSettings, TextSampling
+from eval.typed_json import read_file, read_lines
 from model.errors import UserError
-from model.files import as_json, check_place, read_object, whole_folder
+from model.files import as_json, check_place, whole_folder
 from model.strategies import STRATEGIES
 from trainer.validation import Likelihood, TextBytes, left_out, measure
 
 RESULTS, PREDICTIONS, REJECTS = "results.json", "predictions.jsonl", "rejects.jsonl"
 ITEMS = "items.json"
+MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
+"""what decides answers beside weights"""
+AGAIN = "evaluate again, with --overwrite"
 NO_FACTS = {"model", "data", "loss_data", "out", "overwrite", "device"}
 """settings that decide no result, or are told by the content of files"""
 STATES = {(True, True): "has changed", (False, True): "is new", (True, False): "is no longer given"}
@@ -65,6 +68,11 @@ class Evaluation:
     """of each metric by task: a split, or split/kind"""
     unscored: int = 0
     """questions whose right answer does not fit into the context with them, and has no log-likelihood"""
+
+    def __post_init__(self) -> None:
+        """Refuse what no evaluation finds (`ValueError`)."""
+        if self.prompt_mask not in STRATEGIES or any(loss.nats < 0 for loss in self.losses.values()):
+            raise ValueError("prompt_mask or nats have impossible values")
 
 
 @dataclass(frozen=True)
@@ -192,22 +200,15 @@ def facts_of(served: ServedModel, settings: EvaluationSettings) -> Facts:
     check_sources(settings.data)
     values = {name: value for name, value in asdict(settings).items() if name not in NO_FACTS}
     values["prompt_mask"] = served.prompt_mask
+    named = [served.path / name for name in MODEL_FILES]
+    files = [*sorted(served.path.glob("model*.safetensors")), *filter(Path.is_file, named)]
+    stores = {path: json.dumps(read_manifest(path)["files"], sort_keys=True) for path in settings.loss_data}
     return Facts(
-        {file.name: describe_source(str(file))["sha256"] for file in _model_files(served.path)},
+        {file.name: describe_source(str(file))["sha256"] for file in files},
         {path: describe_source(path)["sha256"] for path in settings.data},
-        {path: _store_digest(path) for path in settings.loss_data},
+        {path: sha256(listed.encode()).hexdigest() for path, listed in stores.items()},
         json.loads(json.dumps(values)),
     )
-
-
-def _store_digest(path: str) -> str:
-    return sha256(json.dumps(read_manifest(path)["files"], sort_keys=True).encode()).hexdigest()
-
-
-def _model_files(folder: Path) -> list[Path]:
-    names = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
-    present = (folder / name for name in names if (folder / name).is_file())
-    return [*sorted(folder.glob("model*.safetensors")), *present]
 
 
 def differences(there: Facts, wanted: Facts) -> list[str]:
@@ -287,21 +288,9 @@ def load(folder: str | Path) -> Evaluation:
     file = Path(folder) / RESULTS
     if not file.is_file():
         raise UserError(f"no evaluation in {folder}; python -m scripts.evaluate --out {folder} … makes one")
-    advice = "evaluate again, with --overwrite"
-    values = read_object(file, advice)
-    try:
-        found = read_as(Evaluation, values, "results")
-        if found.prompt_mask not in STRATEGIES or any(loss.nats < 0 for loss in found.losses.values()):
-            raise ValueError("prompt_mask or nats have impossible values")
-        return found
-    except ValueError as error:
-        raise UserError(f"{file} is damaged, or of another version ({error}); {advice}") from None
+    return read_file(Evaluation, file, AGAIN)
 
 
 def load_predictions(folder: str | Path) -> tuple[Prediction, ...]:
     """Read the predictions that `save` wrote, in the order of the question files."""
-    file = Path(folder) / PREDICTIONS
-    try:
-        return tuple(read_lines(read_prediction, file))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({error}); evaluate again, with --overwrite") from None
+    return tuple(read_lines(read_prediction, Path(folder) / PREDICTIONS, AGAIN))

@@ -6,11 +6,10 @@ from typing import Any
 
 from eval.cells import Cell, Trial
 from eval.experiment import Experiment, Primary
-from eval.places import Places
+from eval.records import PROOF
 from model.errors import UserError
 
-PROOFS = ("initial_weights", "rows", "targets")
-"""hashes that a training leaves of what it began with and was given"""
+PROOFS = tuple(PROOF)
 ROWS = ("max_seq_len", "packing", "batch_size", "gradient_accumulation", "max_steps", "epochs", "max_tokens")
 REGRESSION_ROWS = ("dimensions", "examples")
 MAY_CHANGE = {
@@ -40,12 +39,10 @@ class Evidence:
 
     def whole(self, arm: str) -> dict[int, Trial]:
         """Return the trials of an arm of which every cell has left its record, by seed."""
-        return {
-            trial.seed: trial
-            for trial in self.trials
-            if trial.arm == arm
-            and all(cell.address in self.records for cell in trial.cells.values() if cell.tells)
-        }
+        own = [trial for trial in self.trials if trial.arm == arm]
+        telling = [[cell.address for cell in trial.cells.values() if cell.tells] for trial in own]
+        found = zip(own, telling, strict=True)
+        return {trial.seed: trial for trial, cells in found if {*cells} <= self.records.keys()}
 
     def lost(self, arm: str) -> list[int]:
         """Return the seeds that an arm was to be measured with, and was not."""
@@ -57,36 +54,28 @@ class Evidence:
         ours, theirs = self.whole(arm), self.whole(baseline)
         return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
 
-    @property
-    def results(self) -> dict[str, dict[str, Any]]:
-        """What came of finished cells, by address."""
-        return {address: record["result"] for address, record in self.records.items()}
+    def result(self, cell: Cell) -> dict[str, Any]:
+        """Return what came of a finished cell."""
+        return self.records[cell.address]["result"]
 
     def trainings(self, trial: Trial) -> dict[str, dict[str, Any]]:
         """Return the results of the trainings of a trial, by stage."""
-        return {
-            stage: self.results[cell.address] for stage, cell in trial.cells.items() if cell.program.trains
-        }
+        return {stage: self.result(cell) for stage, cell in trial.cells.items() if cell.program.trains}
 
 
-def scores_of(trial: Trial, results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def scores_of(trial: Trial, records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return what a trial was measured on, by task: clusters of items, and metrics with a score per item.
 
-    `results` are those of finished cells by address. The loss on a store is a task of one item. Where several
+    `records` are those of finished cells by address. The loss on a store is a task of one item. Where several
     stages measure, a task is named after its stage, too. Raises `UserError` for a task named like a loss.
     """
     found = {}
     for cell in trial.measured:
-        items = results[cell.address]["items"]
-        losses = {
-            f"loss {store}": {
-                "clusters": [0],
-                "metrics": {
-                    f"negative_{name}": [-value] for name, value in loss.items() if value is not None
-                },
-            }
-            for store, loss in items["losses"].items()
-        }
+        items = records[cell.address]["result"]["items"]
+        losses = {}
+        for store, loss in items["losses"].items():
+            scores = {f"negative_{name}": [-value] for name, value in loss.items() if value is not None}
+            losses[f"loss {store}"] = {"clusters": [0], "metrics": scores}
         if both := items["tasks"].keys() & losses:
             raise UserError(f"{cell.address}: a split is named like the {min(both)}; rename it")
         stage = f"{cell.stage}: " if len(trial.measured) > 1 else ""
@@ -94,27 +83,13 @@ def scores_of(trial: Trial, results: dict[str, dict[str, Any]]) -> dict[str, dic
     return found
 
 
-def primary_of(
-    trial: Trial, results: dict[str, dict[str, Any]], primary: Primary
-) -> tuple[list[int], list[float | None]]:
-    """Return clusters and scores of the items that decide; raises `UserError` where there are none."""
-    scores = scores_of(trial, results)
-    if primary.task not in scores or primary.metric not in scores[primary.task]["metrics"]:
-        raise UserError(f"primary: expected a task of {', '.join(scores)} and its metric, got {primary}")
-    return scores[primary.task]["clusters"], scores[primary.task]["metrics"][primary.metric]
-
-
-def gather(
-    experiment: Experiment,
-    trials: Sequence[Trial],
-    places: Places,
-    failed: dict[str, str],
-    tuned: dict[str, dict[str, Any]],
-) -> Evidence:
-    """Read the records of all cells of the trials."""
-    cells = {cell.address: cell for trial in trials for cell in trial.cells.values()}
-    found = {address: places.finished(cell) for address, cell in cells.items()}
-    return Evidence(experiment, trials, {a: record for a, record in found.items() if record}, failed, tuned)
+def primary_of(trial: Trial, records: dict[str, dict[str, Any]], primary: Primary) -> dict[str, Any]:
+    """Return clusters, questions and scores of the task that decides; raises `UserError` without any."""
+    tasks = scores_of(trial, records)
+    found = tasks.get(primary.task, {"metrics": {}})
+    if primary.metric not in found["metrics"]:
+        raise UserError(f"primary: expected a task of {', '.join(tasks)} and its metric, got {primary}")
+    return found | {"scores": found["metrics"][primary.metric]}
 
 
 def prove(evidence: Evidence, arm: str, baseline: str) -> dict[str, dict[str, str]]:
@@ -170,10 +145,10 @@ def mixtures(evidence: Evidence) -> list[str]:
     for stage in evidence.experiment.stages:
         records = [r for r in evidence.records.values() if r["stage"] == stage]
         ways = {
-            "commits": {str(record["commit"]) for record in records},
+            "commits": {str(record.get("commit")) for record in records},
             "machines": {record["machine"] for record in records},
             "versions": {str(record["versions"]) for record in records},
-            "devices": {record["result"].get("training", {}).get("device", "") for record in records},
+            "devices": {(record["result"].get("training") or {}).get("device", "") for record in records},
         }
         several = {what: len(each) for what, each in ways.items() if len(each) > 1}
         found += [f"cells of stage {stage} are of {count} {what}" for what, count in several.items()]

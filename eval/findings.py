@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from eval.cells import Cell
 from eval.effects import compare_paired, holm, look_level
 from eval.evidence import Evidence, differences, mixtures, prove, scores_of, shared
 from eval.experiment import A_A
+from eval.tables import grouped
 from eval.verdicts import INCOMPLETE, UNITS, answer, verdict
 from model.errors import UserError
+
+FAMILY = ("metric", "arm", "baseline")
+"""what comparisons share whose p are corrected together"""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,7 @@ def analyse(
         "curves": list(_curves(evidence)),
         "disagreements": _disagreements(evidence),
         "cells": list(_cells(evidence)),
-        "machine": _first(evidence, "machine"),
-        "versions": _first(evidence, "versions"),
+        **{key: next(iter(evidence.records.values()))[key] for key in ("machine", "versions")},
     }
 
 
@@ -111,7 +113,7 @@ def _scores(evidence: Evidence) -> dict[tuple[str, str], Scores]:
     asked: dict[str, tuple[Any, ...]] = {}
     for arm in (*evidence.experiment.named, A_A):
         for seed, trial in evidence.whole(arm).items():
-            for task, measured in scores_of(trial, evidence.results).items():
+            for task, measured in scores_of(trial, evidence.records).items():
                 questions = (measured["clusters"], measured.get("questions"))
                 if asked.setdefault(task, questions) != questions:
                     raise UserError(f"{task}: arms were asked different questions ({arm}, seed {seed})")
@@ -164,12 +166,8 @@ def _adjust(evidence: Evidence, comparisons: list[dict[str, Any]], alpha: float)
     The primary metric is corrected over the pairs, all else over the tasks of its metric; the kinds of a
     split describe it, and are no claims.
     """
-    families: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for each in comparisons:
-        if each["is_primary"]:
-            families.setdefault(("primary",), []).append(each)
-        elif not each["is_kind"]:
-            families.setdefault((each["metric"], each["arm"], each["baseline"]), []).append(each)
+    claims = [each for each in comparisons if each["is_primary"] or not each["is_kind"]]
+    families = grouped(claims, lambda each: each["is_primary"] or tuple(map(each.get, FAMILY)))
     for family in families.values():
         for name, corrected in (("p_value", "p_holm"), ("equivalence_p", "equivalence_p")):
             if all(each[name] is not None for each in family):
@@ -241,7 +239,9 @@ def _course(curve: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
     """Return steps and losses: of the first validation store if it was measured often, else of training."""
     stores = [point["validation"] for point in curve if "validation" in point]
     own = [
-        (point["step"], point["nats_per_token"]) for point in curve if point.get("validation") in stores[:1]
+        (point["step"], point["nats_per_token"])
+        for point in curve
+        if point.get("validation") in stores[:1] and "nats_per_token" in point
     ]
     if len(own) > 2:
         return own
@@ -251,10 +251,8 @@ def _course(curve: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
 def _disagreements(evidence: Evidence) -> list[dict[str, Any]]:
     """Return questions that arms answer differently with the first seed."""
     trials = {arm: next(iter(evidence.whole(arm).values())) for arm in evidence.experiment.named}
-    said = {
-        arm: [each for cell in trial.measured for each in evidence.results[cell.address].get("said", [])]
-        for arm, trial in trials.items()
-    }
+    results = {arm: [evidence.result(cell) for cell in trial.measured] for arm, trial in trials.items()}
+    said = {arm: [each for one in of for each in one.get("said") or ()] for arm, of in results.items()}
     found = []
     for together in zip(*said.values(), strict=False):
         answers = {arm: each["answer"] for arm, each in zip(said, together, strict=True)}
@@ -266,28 +264,20 @@ def _disagreements(evidence: Evidence) -> list[dict[str, Any]]:
 
 def _cells(evidence: Evidence) -> Iterable[dict[str, Any]]:
     """Yield every cell that says something, once, with the arms that it serves."""
-    arms: dict[str, list[str]] = {}
-    cells: dict[str, tuple[Cell, int]] = {}
-    for trial in evidence.trials:
-        for cell in trial.cells.values():
-            cells.setdefault(cell.address, (cell, trial.seed))
-            arms.setdefault(cell.address, []).append(trial.arm)
-    for address, (cell, seed) in cells.items():
+    served = [(cell, trial) for trial in evidence.trials for cell in trial.cells.values()]
+    for address, group in grouped(served, lambda each: each[0].address).items():
+        cell, first = group[0]
         record, fault = evidence.records.get(address, {}), evidence.failed.get(address)
         if not (record or cell.tells or fault):
             continue
         yield {
             "address": address,
             "stage": cell.stage,
-            "arms": list(dict.fromkeys(arms[address])),
-            "seed": seed if cell.tells else None,
+            "arms": list(dict.fromkeys(trial.arm for _, trial in group)),
+            "seed": first.seed if cell.tells else None,
             "status": "finished" if record else "failed" if fault else "missing",
             "seconds": record.get("seconds"),
             "commit": record.get("commit"),
             "command": record.get("command", ""),
             "error": fault,
         }
-
-
-def _first(evidence: Evidence, key: str) -> Any:
-    return next(record[key] for record in evidence.records.values())

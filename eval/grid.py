@@ -7,12 +7,15 @@ reported and does not stop those that need nothing of it.
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from typing import Literal, Protocol
+from typing import Any, Literal
 
+from dataset.progress import Bars, about
 from eval.cells import Cell, Trial
 from eval.places import Places, write_job
 from eval.running import run_cell
@@ -21,6 +24,8 @@ from model.systems import num_cores
 
 LOOK_EVERY_SECONDS = 0.2
 Cluster = Literal["none", "local", "slurm"]
+Start = Callable[[Path, int], Any]
+"""begins the cell of a folder with so many threads; returns what can be asked done() and told to cancel()"""
 
 
 @dataclass(frozen=True)
@@ -51,16 +56,6 @@ class Workers:
         return self.threads or num_cores()
 
 
-class Job(Protocol):
-    """A cell at work somewhere."""
-
-    def done(self) -> bool:
-        """Say whether it has ended, in whatever way."""
-
-    def cancel(self) -> None:
-        """Let it save and end."""
-
-
 class _Process:
     """A cell at work in a process of this machine, which ends when this one does."""
 
@@ -76,7 +71,7 @@ class _Process:
         self._process.wait()
 
 
-def starter(workers: Workers, places: Places) -> Callable[[Path, int], Job]:
+def starter(workers: Workers, places: Places) -> Start:
     """Return what starts the cell of a folder; raises `UserError` where submitit is wanted and absent."""
     if workers.cluster == "none":
         return _Process
@@ -95,7 +90,7 @@ def starter(workers: Workers, places: Places) -> Callable[[Path, int], Job]:
     minutes, gpus = int(60 * workers.hours_per_cell), workers.gpus_per_cell
     executor.update_parameters(timeout_min=minutes, gpus_per_node=gpus, **slurm)
 
-    def submit(folder: Path, threads: int) -> Job:
+    def submit(folder: Path, threads: int) -> Any:
         executor.update_parameters(cpus_per_task=threads)
         return executor.submit(run_cell, str(folder))
 
@@ -111,7 +106,7 @@ class Grid:
     workers: Workers
     failed: dict[str, str] = field(default_factory=dict)
     """what a cell said that failed, by address"""
-    running: dict[str, Job] = field(default_factory=dict)
+    running: dict[str, Any] = field(default_factory=dict)
     waiting: dict[str, Cell] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -149,7 +144,7 @@ class Grid:
             for job in self.running.values():
                 job.cancel()
 
-    def _start_ready(self, start: Callable[[Path, int], Job]) -> None:
+    def _start_ready(self, start: Start) -> None:
         for address, cell in list(self.waiting.items()):
             if broken := [need for need in cell.needs if need in self.failed]:
                 self.failed[address] = f"needs {broken[0]}, which failed"
@@ -188,3 +183,45 @@ class Grid:
 
 Show = Callable[[Grid, Cell | None], None]
 """gets every change of a grid, and the cell that has ended if one has"""
+
+
+@contextmanager
+def showing() -> Iterator[Show]:
+    """Yield what a grid tells its changes to; everything goes to stderr."""
+    with Bars(sys.stderr) as bars:
+
+        def show(grid: Grid, ended: Cell | None) -> None:
+            if ended and (ended.address in grid.failed or not bars.are_drawn):
+                bars.say(_words(grid, ended))
+            _show_stages(bars, grid)
+
+        yield show
+
+
+def _words(grid: Grid, ended: Cell) -> str:
+    place = f"[{_done(grid)}/{len(grid.wanted)}] {ended.address}"
+    if ended.address in grid.failed:
+        return f"{place} failed: {grid.failed[ended.address]}"
+    return f"{place}: {about(grid.seconds[ended.stage][-1])}{_left(grid)}"
+
+
+def _done(grid: Grid) -> int:
+    return len(grid.wanted) - len(grid.waiting) - len(grid.running)
+
+
+def _left(grid: Grid) -> str:
+    return "" if grid.seconds_left is None else f", {about(grid.seconds_left)} left"
+
+
+def _show_stages(bars: Bars, grid: Grid) -> None:
+    total = Counter(cell.stage for cell in grid.wanted.values())
+    waiting, running, failed = (
+        Counter(grid.cells[address].stage for address in each)
+        for each in (grid.waiting, grid.running, grid.failed)
+    )
+    for stage in total:
+        ended, times = total[stage] - waiting[stage] - running[stage], grid.seconds.get(stage)
+        each = f", {about(sum(times) / len(times))} each" if times else ""
+        words = f"{ended} of {total[stage]} ended, {running[stage]} running, {failed[stage]} failed{each}"
+        bars.show(stage, ended, total[stage], words)
+    bars.show("all", _done(grid), len(grid.wanted), f"{_done(grid)} of {len(grid.wanted)} cells{_left(grid)}")

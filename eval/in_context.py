@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from dataset.batches import Batch
 from eval.evaluation import ITEMS
 from eval.regression import RegressionSettings
+from eval.typed_json import Number, read_file
 from model.config import from_preset
 from model.errors import UserError
-from model.files import check_free, read_object, whole_folder
+from model.files import check_free, whole_folder
 from model.loss import NO_TARGET
 from model.masks import causal_layout
 from model.serving import choose_device, describe_device
@@ -37,6 +38,8 @@ SUMMARY = "summary.json"
 FREE = {"out", "device", "log_every_steps"}
 """settings that decide no result"""
 LINE_EVERY_SECONDS = 10.0
+READ = {"settings": dict[str, Any], "mean_squared_error": Number, "seconds": float}
+"""what is read of the summary that lies there"""
 
 
 class RegressionModel(LanguageModel):
@@ -161,8 +164,8 @@ def find(settings: RegressionSettings) -> dict[str, Any] | None:
     if not file.exists():
         check_free(settings.out)
         return None
-    summary = read_object(file, "choose another --out")
-    wanted, there = json.loads(json.dumps(asdict(settings))), summary.get("settings", {})
+    summary = read_file(READ, file, "choose another --out")
+    wanted, there = json.loads(json.dumps(asdict(settings))), summary["settings"]
     for name in wanted.keys() - FREE:
         if there.get(name) != wanted[name]:
             raise UserError(

@@ -15,14 +15,15 @@ import numpy as np
 
 from eval.cells import Trial, check_different, trial_of
 from eval.effects import Effect, attainable_level, compare_paired, look_level, seeds_needed
-from eval.evidence import primary_of, scores_of
+from eval.evidence import primary_of
 from eval.experiment import ENOUGH_SEEDS, Primary, Recipe
 from eval.findings import Scores
 from eval.places import Places
 from eval.tables import figure
+from eval.typed_json import read_file
 from eval.verdicts import UNITS, factor, verdict
 from model.errors import UserError
-from model.files import read_object, write_json
+from model.files import write_json
 
 A, B = "A", "B"
 
@@ -66,6 +67,20 @@ class Rule:
     def level(self) -> float:
         """P at or below which each look decides."""
         return look_level(self.looks, self.alpha)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What decides, written down before anything runs."""
+
+    rule: Rule
+    primary: Primary
+
+
+@dataclass(frozen=True)
+class _File:
+    fixed: Fixed
+    judgement: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -123,9 +138,9 @@ def check_recipes(recipes: Mapping[str, Recipe]) -> str:
 
 def place_of(folder: Path, pair: str, rule: Rule, first_seed: int) -> Path:
     """Return the file of a judgement; raises `UserError` where another one of the pair saw its seeds."""
-    for file in folder.glob(f"{pair}-*.json"):
+    for file in folder.glob(f"{pair}-[0-9]*.json"):
         other = int(file.stem.rpartition("-")[2])
-        there = read_object(file, "take it away")["fixed"]["rule"]["looks"][-1]
+        there = read_file(_File, file, "take it away").fixed.rule.looks[-1]
         if other != first_seed and first_seed < other + there and other < first_seed + rule.looks[-1]:
             raise UserError(
                 f"--first_seed {first_seed}: {file} judges the same recipes with seeds {other} to "
@@ -134,7 +149,7 @@ def place_of(folder: Path, pair: str, rule: Rule, first_seed: int) -> Path:
     return folder / f"{pair}-{first_seed}.json"
 
 
-def fix(file: Path, rule: Rule, primary: Primary) -> dict[str, Any]:
+def fix(file: Path, rule: Rule, primary: Primary) -> Fixed:
     """Write down what decides before anything runs, and return it.
 
     Raises `UserError` where the file of this pair fixed something else, and for seeds too few to decide.
@@ -145,30 +160,33 @@ def fix(file: Path, rule: Rule, primary: Primary) -> dict[str, Any]:
             f"--rule.looks: {last} seeds cannot tell recipes apart: p must be at most {rule.level:.2g} and "
             f"is at least {2 / 2**last:.2g}; take more"
         )
-    fixed = json.loads(json.dumps({"rule": asdict(rule), "primary": asdict(primary)}))
+    fixed = Fixed(rule, primary)
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"fixed": fixed, "judgement": None})
-    elif (former := read_object(file, "take it away").get("fixed")) != fixed:
+        save(file, fixed, None)
+    elif (former := read_file(_File, file, "take it away").fixed) != fixed:
         raise UserError(
-            f"{file} fixed {json.dumps(former)}; a rule that changes after a look proves nothing: keep it, "
-            "or judge seeds that nobody has seen (--first_seed)"
+            f"{file} fixed {json.dumps(asdict(former))}; a rule that changes after a look proves nothing: "
+            "keep it, or judge seeds that nobody has seen (--first_seed)"
         )
     return fixed
 
 
+def save(file: Path, fixed: Fixed, found: Judgement | None) -> None:
+    """Write the file of a judgement; without what was found, only what decides."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"fixed": asdict(fixed), "judgement": found and asdict(found)})
+
+
 def scores_of_pair(trials: list[Trial], places: Places, primary: Primary) -> Measured:
-    """Return the scores of finished trials; raises `UserError` where both were not asked the same."""
-    by_trial, clusters, questions = {}, {}, {}
-    for trial in trials:
-        results = {cell.address: places.finished(cell)["result"] for cell in trial.measured}
-        clusters[trial.arm], by_trial[trial.arm, trial.seed] = primary_of(trial, results, primary)
-        questions[trial.arm] = scores_of(trial, results)[primary.task].get("questions")
-    if clusters[A] != clusters[B] or questions[A] != questions[B]:
+    """Return the scores of finished trials; raises `UserError` where not all were asked the same."""
+    records = places.records_of(trials)
+    found = {(trial.arm, trial.seed): primary_of(trial, records, primary) for trial in trials}
+    asked = [(each["clusters"], each.get("questions")) for each in found.values()]
+    if any(each != asked[0] for each in asked):
         raise UserError(f"{primary.task}: expected the same questions for A and B, got others")
-    seeds = list(dict.fromkeys(trial.seed for trial in trials))
-    (a, b), clusters_left = Scores(clusters[A], by_trial).of((A, B), seeds)
-    return Measured(a, b, clusters_left, len(clusters[A]) - len(clusters_left))
+    scores = Scores(asked[0][0], {name: each["scores"] for name, each in found.items()})
+    (a, b), clusters = scores.of((A, B), list(dict.fromkeys(trial.seed for trial in trials)))
+    return Measured(a, b, clusters, len(scores.clusters) - len(clusters))
 
 
 def sentence(found: Judgement, rule: Rule, primary: Primary) -> str:

@@ -8,19 +8,24 @@ from torch import Tensor
 
 from dataset.conversation import Message, render
 from eval.cells import Trial, folder_of
-from eval.comparison import Run, open_runs, shortest_question
+from eval.comparison import Evaluated, open_runs, shortest_question
 from eval.evaluation import load_predictions
 from eval.plots import MaskPanel, model_panels
 from eval.questions import Question
 from eval.served_model import open_model
+from eval.typed_json import read_file
 from model.attention import Visibility, eager_attention, eager_probabilities
 from model.config import DeviceName
 from model.errors import UserError
-from model.files import read_object
 from model.masks import Layout, causal_layout, prompt_blocks
 from model.transformer import LanguageModel
 
 LOOKS = ("mask", "attention")
+MASK = {"title": str, "labels": list[str], "rows": list[str]}
+ATTENTION = {"layer": int, "labels": list[str], "weights": list[list[float]]}
+ARM = {"name": str, "mask?": MASK, "attention": list[ATTENTION]}
+FORMER = {"experiment": {"hash": str}, "arms": list[ARM]}
+"""what is read of results that lie there"""
 
 
 @torch.no_grad()
@@ -50,7 +55,7 @@ class Look(NamedTuple):
     """attention probabilities (1, H, T, T) of each layer"""
 
 
-def look_at(run: Run, question: Question, device: DeviceName = "auto") -> Look:
+def look_at(run: Evaluated, question: Question, device: DeviceName = "auto") -> Look:
     """Return what the model of a run sees of a question and its first accepted answer.
 
     Raises `UserError` for a model that is gone, or whose context is too short.
@@ -83,10 +88,10 @@ def add_looks(results: dict[str, Any], trials: list[Trial], work: Path, former: 
 def _kept(former: Path, wanted: str) -> dict[str, dict[str, Any]]:
     if not former.exists():
         return {}
-    there = read_object(former, "take it away, and the command writes it again")
-    if there.get("experiment", {}).get("hash") != wanted:
+    there = read_file(FORMER, former, "take it away, and the command writes it again")
+    if there["experiment"]["hash"] != wanted:
         return {}
-    return {arm["name"]: {key: arm[key] for key in LOOKS} for arm in there["arms"]}
+    return {arm["name"]: {key: arm.get(key) for key in LOOKS} for arm in there["arms"]}
 
 
 def _look(trial: Trial, work: Path) -> dict[str, Any] | None:

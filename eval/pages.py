@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -14,38 +14,26 @@ from eval.tables import Table, as_markdown, figure_columns, literal
 WIDTH = 150  # characters of a table in Markdown, which are read in a terminal
 
 
-@dataclass(frozen=True)
-class Banner:
+class Banner(NamedTuple):
     """A warning that nobody overlooks."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """Text as it is: commands, settings, what a model was asked."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture and what stands below it."""
+class Gallery(NamedTuple):
+    """Pictures side by side where there is room, with their captions."""
 
-    svg: Markup
-    caption: str
+    pictures: Sequence[tuple[Markup, str]]
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures side by side where there is room."""
-
-    pictures: Sequence[Picture]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Parts that a reader opens when they want them."""
+class Fold(NamedTuple):
+    """Parts under a title, which a reader opens where they stand within a section."""
 
     title: str
     parts: "Sequence[Part]"
@@ -54,8 +42,7 @@ class Fold:
 Part = str | Table | Banner | Listing | Gallery | Fold
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """A page under a heading."""
 
     name: str
@@ -98,6 +85,6 @@ def _markdown(part: Part) -> str:
         case Fold():
             return "\n\n".join(filter(None, [f"**{literal(part.title)}**", *map(_markdown, part.parts)]))
         case Gallery():
-            captions = (f"* {literal(picture.caption)}" for picture in part.pictures)
+            captions = (f"* {literal(caption)}" for _, caption in part.pictures)
             return "\n".join(["Pictures in the page as HTML:", "", *captions]) if part.pictures else ""
     return literal(part)

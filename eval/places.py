@@ -1,15 +1,17 @@
 """Where the cells of an experiment lie, which are finished, and what is left for those at work to do."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.cells import SOURCES, UNDECIDING, Cell, Trial, folder_of
 from eval.experiment import A_A, Experiment, link_name
+from eval.records import RECORD, fault_of
+from eval.typed_json import read_file
 from model.errors import UserError
-from model.files import check_place, read_object, write_json
+from model.files import check_place, write_json
 
 EXPERIMENTS = "experiments.json"
 
@@ -20,6 +22,11 @@ class Places:
 
     records: Path
     work: Path
+
+    def records_of(self, trials: Iterable[Trial]) -> dict[str, dict[str, Any]]:
+        """Return the records of the cells of trials that are finished, by address."""
+        cells = {cell.address: cell for trial in trials for cell in trial.cells.values()}
+        return {address: record for address, cell in cells.items() if (record := self.finished(cell))}
 
     def record(self, address: str) -> Path:
         """Return the file that says that a cell is finished."""
@@ -34,9 +41,9 @@ class Places:
         if not file.exists():
             return None
         advice = "take it away, and the cell runs again"
-        record = read_object(file, advice)
-        if missing := {"settings", "seconds", "result", "stage"} - record.keys():
-            raise UserError(f"{file} is damaged ({min(missing)} is missing); {advice}")
+        record = read_file(RECORD, file, advice)
+        if fault := fault_of(record["result"], cell.program.trains, cell.program.measures):
+            raise UserError(f"{file} is damaged ({fault}); {advice}")
         for key in (cell.settings.keys() & record["settings"].keys()) - UNDECIDING - SOURCES:
             there, wanted = record["settings"][key], cell.settings[key]
             if there != wanted:
@@ -58,7 +65,7 @@ def check_out(out: Path, mark: str) -> None:
 def note_experiment(out: Path, experiment: Experiment) -> list[str]:
     """Write down, before its first cell, which experiment is run in a folder; return the hashes before it."""
     file = out / EXPERIMENTS
-    noted = read_object(file, "take it away") if file.exists() else {}
+    noted = read_file(dict[str, Any], file, "take it away") if file.exists() else {}
     if experiment.hash not in noted:
         out.mkdir(parents=True, exist_ok=True)
         write_json(file, noted | {experiment.hash: asdict(experiment)})

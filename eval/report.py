@@ -1,13 +1,15 @@
 """The report of an experiment, `report.html` and `report.md`, from its results; computes no statistics."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from dataset.printing import printable
+from eval.evidence import PROOFS
 from eval.experiment import ENOUGH_SEEDS
-from eval.pages import Banner, Fold, Gallery, Listing, Page, Part, Picture, page_as_html, page_as_markdown
+from eval.pages import Banner, Fold, Gallery, Listing, Page, Part, page_as_html, page_as_markdown
 from eval.report_pictures import (
     BLUE,
     GREY,
@@ -18,7 +20,7 @@ from eval.report_pictures import (
     draw_forest,
     draw_mask,
 )
-from eval.tables import Table, figure
+from eval.tables import Table, figure, grouped
 from eval.verdicts import factor
 from model.files import write_text
 
@@ -49,13 +51,14 @@ OF_A_A = ("difference", "interval", "p", "seeds", "items", "verdict")
 def write_report(folder: Path, results: Values) -> None:
     """Write `report.html`, with pictures, and `report.md`, without, into a folder."""
     experiment = results["experiment"]
-    sections = [Fold(title, parts) for title, parts in _sections(results) if parts]
-    page = Page(f"Experiment: {experiment['name']}", experiment["question"], sections)
-    for name, text in (("report.html", page_as_html(page)), ("report.md", page_as_markdown(page))):
-        write_text(folder / name, text)
+    sections = [Fold(title, list(parts)) for title, parts in _sections(results)]
+    shown = [section for section in sections if section.parts]
+    page = Page(f"Experiment: {experiment['name']}", experiment["question"], shown)
+    write_text(folder / "report.html", page_as_html(page))
+    write_text(folder / "report.md", page_as_markdown(page))
 
 
-def _sections(results: Values) -> Iterator[tuple[str, Sequence[Part]]]:
+def _sections(results: Values) -> Iterator[tuple[str, Iterable[Part]]]:
     arms, cells = results["arms"], results["cells"]
     yield "Answer", _answer(results)
     yield "Arms and tasks", _scores_and_differences(results)
@@ -107,21 +110,21 @@ def _comparisons(comparisons: Sequence[Values], columns: Sequence[str] = tuple(C
     for each in comparisons:
         shown = (_shown(each, COLUMNS[title], COLUMNS[title] in SIGNED) for title in columns)
         rows.append((f"{each['task']}: {_pair(each)}", _measure(each), *shown))
-    return Table(("task and arms", "metric, unit", *columns), tuple(rows))
+    return Table(("task and arms", "metric, unit", *columns), rows)
 
 
-def _answer(results: Values) -> list[Part]:
+def _answer(results: Values) -> Iterator[Part]:
+    yield results["answer"]
     seeds = min((c["seeds"] for c in results["comparisons"]), default=len(results["experiment"]["seeds"]))
-    banner = []  # of n seeds the exact two-sided p is at least 2 / 2^n
     if seeds <= 1:
-        banner = [Banner("One seed: says nothing about masks.")]
-    elif seeds < ENOUGH_SEEDS:
+        yield Banner("One seed: says nothing about masks.")
+    elif seeds < ENOUGH_SEEDS:  # of n seeds the exact two-sided p is at least 2 / 2^n
         few = f"Only {seeds} paired seeds, and a claim takes {ENOUGH_SEEDS}: p cannot fall below "
-        banner = [Banner(f"{few}{figure(2 / 2**seeds)}, whatever the arms do.")]
-    primary = [each for each in results["comparisons"] if each["is_primary"]]
-    level = 100 * (1 - results["experiment"]["decision"]["alpha_of_look"])
-    note = f"The primary comparison, fixed beforehand. All intervals: {level:.3g}%, over paired seeds."
-    return [results["answer"], *banner, *([note, _comparisons(primary, FEW)] if primary else [])]
+        yield Banner(f"{few}{figure(2 / 2**seeds)}, whatever the arms do.")
+    if primary := [each for each in results["comparisons"] if each["is_primary"]]:
+        level = 100 * (1 - results["experiment"]["decision"]["alpha_of_look"])
+        yield f"The primary comparison, fixed beforehand. All intervals: {level:.3g}%, over paired seeds."
+        yield _comparisons(primary, FEW)
 
 
 def _metrics(results: Values) -> dict[str, str]:
@@ -135,16 +138,16 @@ def _of_metric(entries: Sequence[Values], metric: str) -> list[Values]:
     return [each for each in entries if each["metric"] == metric]
 
 
-def _scores_and_differences(results: Values) -> list[Part]:
-    parts: list[Part] = ["In brackets: intervals. Differences are paired by seed; the primary one is marked."]
+def _scores_and_differences(results: Values) -> Iterator[Part]:
+    yield "In brackets: intervals. Differences are paired by seed; the primary one is marked."
     for metric, measure in _metrics(results).items():
         scores, differences = (_of_metric(results[key], metric) for key in ("scores", "comparisons"))
         tables = [
             _by_task(f"means, {measure}", scores, lambda each: each["arm"], _mean),
             _by_task(f"differences, {measure}", differences, _pair, _difference),
         ]
-        parts += _open_if_primary(results, metric, measure, tables)
-    return [*parts, Fold("Every comparison in full", [_comparisons(results["comparisons"])])]
+        yield from _open_if_primary(results, metric, measure, tables)
+    yield Fold("Every comparison in full", [_comparisons(results["comparisons"])])
 
 
 def _open_if_primary(results: Values, metric: str, measure: str, parts: list[Part]) -> list[Part]:
@@ -156,40 +159,42 @@ def _by_task(
 ) -> Table:
     """Return a table with a row per task, which tells its seeds and items, and a column per arm."""
     columns, rows = list(dict.fromkeys(map(column, entries))), []
-    for task in dict.fromkeys(each["task"] for each in entries):
-        own = {column(each): each for each in entries if each["task"] == task}
-        counts = dict.fromkeys(f"{each['seeds']} × {each['items']:,}" for each in own.values())
+    for task, of_task in grouped(entries, itemgetter("task")).items():
+        own = {column(each): each for each in of_task}
+        counts = dict.fromkeys(f"{each['seeds']} × {each['items']:,}" for each in of_task)
         cells = (cell(own[name]) if name in own else "" for name in columns)
         rows.append((f"{task} ({' or '.join(counts)})", *cells))
-    return Table((f"{title} (seeds × items)", *columns), tuple(rows))
+    return Table((f"{title} (seeds × items)", *columns), rows)
 
 
-def _forests(results: Values) -> list[Part]:
-    parts, primary = [], results["experiment"]["primary"]["metric"]
+def _forests(results: Values) -> Iterator[Part]:
+    primary, parts = results["experiment"]["primary"]["metric"], []
     for metric, measure in _metrics(results).items():
         if groups := _estimates(results, metric):
             bound = results["experiment"]["decision"]["equivalence"] if metric == primary else None
             title = f"Differences to the baseline with intervals, {measure}"
             scale = factor(_of_metric([*results["comparisons"], *results["a_a"]], metric)[0]["unit"])
-            picture = Picture(draw_forest(title, groups, bound and bound * scale), title)
-            parts += _open_if_primary(results, metric, measure, [Gallery([picture])])
-    text = (
-        "Orange: primary. Grey: arms against themselves, which go on beyond the edges that they reach. "
-        "Shaded: what counts as no difference."
-    )
-    return [text, *parts] if parts else []
+            gallery = Gallery([(draw_forest(title, groups, bound and bound * scale), title)])
+            parts += _open_if_primary(results, metric, measure, [gallery])
+    if parts:
+        yield (
+            "Orange: primary. Grey: arms against themselves, which go on beyond the edges that they reach. "
+            "Shaded: what counts as no difference."
+        )
+    yield from parts
 
 
 def _estimates(results: Values, metric: str) -> dict[str, list[Estimate]]:
     """Return the lines of a forest plot by task, those of the primary comparison first, those of A/A last."""
     ours, a_a = (_finite(_of_metric(results[key], metric)) for key in ("comparisons", "a_a"))
     name = _pair if len({each["baseline"] for each in ours}) > 1 else lambda each: each["arm"]
-    groups: dict[str, list[Estimate]] = {}
-    for each in sorted(ours, key=lambda each: not each["is_primary"]):
-        colour = VERMILION if each["is_primary"] else BLUE
-        groups.setdefault(each["task"], []).append(_estimate(each, name(each), colour))
-    lines = [_estimate(each, each["task"], GREY) for each in a_a]
-    return groups | ({"A/A: the same arm, other seeds": lines} if lines else {})
+    groups = grouped(sorted(ours, key=lambda each: not each["is_primary"]), itemgetter("task"))
+    lines = {
+        task: [_estimate(each, name(each), VERMILION if each["is_primary"] else BLUE) for each in of_task]
+        for task, of_task in groups.items()
+    }
+    noise = [_estimate(each, each["task"], GREY) for each in a_a]
+    return lines | ({"A/A: the same arm, other seeds": noise} if noise else {})
 
 
 def _finite(comparisons: Sequence[Values]) -> list[Values]:
@@ -203,103 +208,97 @@ def _estimate(each: Values, name: str, colour: str) -> Estimate:
     return Estimate(name, each["difference"] * scale, ends, colour)
 
 
-def _curves(curves: Sequence[Values], arms: Sequence[str]) -> list[Part]:
-    pictures = []
-    for stage in dict.fromkeys(curve["stage"] for curve in curves):
-        title = f"{stage}: loss, mean and band over seeds"
-        own = [curve for curve in curves if curve["stage"] == stage]
-        pictures.append(Picture(draw_curves(title, own, arms), title))
-    return [Gallery(pictures)] if pictures else []
+def _curves(curves: Sequence[Values], arms: Sequence[str]) -> Iterator[Part]:
+    stages = grouped(curves, itemgetter("stage"))
+    titles = {stage: f"{stage}: loss, mean and band over seeds" for stage in stages}
+    if pictures := [(draw_curves(titles[each], own, arms), titles[each]) for each, own in stages.items()]:
+        yield Gallery(pictures)
 
 
-def _masks(arms: Sequence[Values]) -> list[Part]:
-    alike: dict[str, list[Values]] = {}
-    for arm in arms:
-        if arm["mask"]:
-            alike.setdefault(repr(arm["mask"]), []).append(arm)
+def _masks(arms: Sequence[Values]) -> Iterator[Part]:
     pictures = []
-    for group in alike.values():
+    for group in grouped([arm for arm in arms if arm["mask"]], lambda arm: repr(arm["mask"])).values():
         mask = group[0]["mask"]
         title = f"{mask['title']}: {', '.join(arm['name'] for arm in group)}"
-        pictures.append(Picture(draw_mask(title, mask["labels"], mask["rows"]), title))
-    text = "The token of a row sees the coloured tokens: earlier ones in blue, later ones in orange."
-    return [text, Gallery(pictures)] if pictures else []
+        pictures.append((draw_mask(title, mask["labels"], mask["rows"]), title))
+    if pictures:
+        yield "The token of a row sees the coloured tokens: earlier ones in blue, later ones in orange."
+        yield Gallery(pictures)
 
 
-def _attention(arms: Sequence[Values]) -> list[Part]:
-    galleries = []
-    for arm in arms:
-        titles = [f"{arm['name']}, layer {each['layer']}" for each in arm["attention"]]
-        drawn = [draw_attention(arm["name"], each["labels"], each["weights"]) for each in arm["attention"]]
-        galleries.append(Gallery([*map(Picture, drawn, titles)]))
-    text = (
-        "One sample, mean of heads: the more ink, the more the token of the row looks at that of the column."
-    )
-    return [text, *galleries] if any(gallery.pictures for gallery in galleries) else []
+def _attention(arms: Sequence[Values]) -> Iterator[Part]:
+    if any(arm["attention"] for arm in arms):
+        sample, look = "One sample, mean of heads: ", "the token of the row looks at that of the column."
+        yield f"{sample}the more ink, the more {look}"
+        for arm in arms:
+            drawn = [
+                draw_attention(arm["name"], each["labels"], each["weights"]) for each in arm["attention"]
+            ]
+            titles = [f"{arm['name']}, layer {each['layer']}" for each in arm["attention"]]
+            yield Gallery(list(zip(drawn, titles, strict=True)))
 
 
 def _disagreement(each: Values) -> list[Part]:
-    by_answer: dict[str, list[str]] = {}
-    for arm, answer in each["answers"].items():
-        by_answer.setdefault(answer, []).append(arm)
-    rows = tuple((answer, ", ".join(arms)) for answer, arms in by_answer.items())
+    by_answer = grouped(each["answers"], each["answers"].get)
+    rows = [(answer, ", ".join(arms)) for answer, arms in by_answer.items()]
     header = f"{each['task']}, expected: {' / '.join(each['expected'])}"
     return [Listing(each["question"]), Table((header, "answered by"), rows)]
 
 
 def _costs(arms: Sequence[Values]) -> Table:
     rows = []
-    for arm in arms:
-        cost = arm["cost"]
+    for name, cost in ((arm["name"], arm["cost"]) for arm in arms):
         shown = (figure(cost[key]) for key in ("flops", "tokens", "seconds"))
-        rows.append((arm["name"], *shown, f"{cost['parameters']:,}"))
-    return Table(("arm", "FLOPs", "tokens", "seconds", "parameters"), tuple(rows))
+        rows.append((name, *shown, f"{cost['parameters']:,}"))
+    return Table(("arm", "FLOPs", "tokens", "seconds", "parameters"), rows)
 
 
 def _proof(arms: Sequence[Values]) -> list[Part]:
-    named = tuple(
+    named = [
         (arm["name"], _settings(arm["named"]) or "nothing", "; ".join(arm["differs_because"]) or "nothing")
         for arm in arms
-    )
-    facts = ("initial_weights", "rows", "targets")
-    rows = tuple(
-        (f"{arm['name']}: {stage}", *(proof[fact] for fact in facts))
+    ]
+    proofs = [
+        (f"{arm['name']}: {stage}", *(proof[fact] for fact in PROOFS))
         for arm in arms
         for stage, proof in arm["proof"].items()
-    )
-    text = "Trainings against the baseline's, by hash: initial weights, rows in their order, targets."
-    proofs = Table(("arm and training", *(fact.replace("_", " ") for fact in facts)), rows)
-    return [Table(("arm", "names", "so these settings differ from the baseline's"), named), text, proofs]
+    ]
+    return [
+        Table(("arm", "names", "so these settings differ from the baseline's"), named),
+        "Trainings against the baseline's, by hash: initial weights, rows in their order, targets.",
+        Table(("arm and training", *(fact.replace("_", " ") for fact in PROOFS)), proofs),
+    ]
 
 
 def _settings(values: Values) -> str:
     return ", ".join(f"{name} = {value}" for name, value in values.items())
 
 
-def _power(results: Values) -> list[Part]:
+def _power(results: Values) -> Iterator[Part]:
     metric, a_a = results["experiment"]["primary"]["metric"], results["a_a"]
     title = f"smallest visible, {_metrics(results).get(metric, metric)}"
     ours = _of_metric(results["comparisons"], metric)
-    table = _by_task(title, ours, _pair, lambda each: _shown(each, "smallest_visible"))
-    text = "Smallest visible: the difference that so many seeds find 8 times in 10."
-    noise = "Arms against themselves under other seeds; what differs here is noise."
-    return [
-        text,
-        table,
-        *([noise, _comparisons(a_a, OF_A_A)] if a_a else ["No arm was compared with itself."]),
-    ]
+    yield "Smallest visible: the difference that so many seeds find 8 times in 10."
+    yield _by_task(title, ours, _pair, lambda each: _shown(each, "smallest_visible"))
+    if a_a:
+        yield "Arms against themselves under other seeds; what differs here is noise."
+        yield _comparisons(a_a, OF_A_A)
+    else:
+        yield "No arm was compared with itself."
 
 
-def _tuned(tuned: Mapping[str, Values]) -> list[Part]:
-    rows = tuple((arm, _settings(values)) for arm, values in tuned.items())
-    return ["Chosen on a seed that is used nowhere else.", Table(("arm", "settings"), rows)] if rows else []
+def _tuned(tuned: Mapping[str, Values]) -> Iterator[Part]:
+    if tuned:
+        yield "Chosen on a seed that is used nowhere else."
+        yield Table(("arm", "settings"), [(arm, _settings(values)) for arm, values in tuned.items()])
 
 
-def _failures(cells: Sequence[Values]) -> list[Part]:
+def _failures(cells: Sequence[Values]) -> Iterator[Part]:
     unfinished = [cell for cell in cells if cell["status"] != "finished"]
-    rows = tuple((_cell_name(cell), cell["status"], cell["error"] or "") for cell in unfinished)
-    table = [Table(("cell", "status", "error"), rows)] if rows else []
-    return [f"{len(unfinished)} of {len(cells)} cells did not finish.", *table]
+    yield f"{len(unfinished)} of {len(cells)} cells did not finish."
+    if unfinished:
+        rows = [(_cell_name(cell), cell["status"], cell["error"] or "") for cell in unfinished]
+        yield Table(("cell", "status", "error"), rows)
 
 
 def _cell_name(cell: Values) -> str:
@@ -307,26 +306,25 @@ def _cell_name(cell: Values) -> str:
     return f"{cell['stage']} of {', '.join(cell['arms'])}{seed} ({cell['address']})"
 
 
-def _cells(cells: Sequence[Values]) -> list[Part]:
-    by_stage: dict[str, list[str]] = {}
-    for cell in cells:
-        facts = f"{cell['status']}, {figure(cell['seconds'])} s, commit {cell['commit'] or '–'}"
-        text = f"# {printable(_cell_name(cell))}: {facts}\n{cell['command']}"
-        by_stage.setdefault(cell["stage"], []).append(text)
-    return [
-        Fold(f"{stage}, cells: {len(texts)}", [Listing("\n\n".join(texts))])
-        for stage, texts in by_stage.items()
-    ]
+def _cells(cells: Sequence[Values]) -> Iterator[Part]:
+    for stage, of_stage in grouped(cells, itemgetter("stage")).items():
+        yield Fold(f"{stage}, cells: {len(of_stage)}", [Listing("\n\n".join(map(_cell, of_stage)))])
 
 
-def _again(results: Values) -> list[Part]:
+def _cell(cell: Values) -> str:
+    facts = f"{cell['status']}, {figure(cell['seconds'])} s, commit {cell['commit'] or '–'}"
+    return f"# {printable(_cell_name(cell))}: {facts}\n{cell['command']}"
+
+
+def _again(results: Values) -> Iterator[Part]:
     experiment, decision = results["experiment"], results["experiment"]["decision"]
-    everything = "results.json beside this file holds every number with all its digits. All of them again:"
-    one = (
+    yield "results.json beside this file holds every number with all its digits. All of them again:"
+    yield Listing(experiment["command"])
+    yield (
         "For one number, find the cells of its arm and seeds above. The command of each, run at its commit "
         "after those that it reads from, gives the same bits on the same machine with the same versions."
     )
-    rows = (
+    rows = [
         ("hash of the experiment", experiment["hash"]),
         ("seeds", ", ".join(map(str, experiment["seeds"]))),
         ("looks, in seeds", ", ".join(map(str, decision["looks"])) or "none before the end"),
@@ -335,6 +333,5 @@ def _again(results: Values) -> list[Part]:
         ("primary", ", ".join(experiment["primary"].values())),
         ("machine", results["machine"]),
         *results["versions"].items(),
-    )
-    settings = Table(("fixed beforehand, and where", "value"), rows)
-    return [everything, Listing(experiment["command"]), one, settings]
+    ]
+    yield Table(("fixed beforehand, and where", "value"), rows)

@@ -6,7 +6,6 @@
 A cell that was killed runs its command again, which goes on from what lies there.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -14,12 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from math import isfinite
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eval.records import ITEMS, NAMED, POINT, TRAINING, not_finite
+from eval.typed_json import read_as, read_file, read_lines
 from model.errors import UserError
-from model.files import locked, read_object, write_json
+from model.files import locked, write_json
 from trainer.provenance import provenance
 
 PATIENCE_SECONDS = 60.0
@@ -27,6 +28,15 @@ PATIENCE_SECONDS = 60.0
 LOOK_EVERY_SECONDS = 0.2
 SAMPLES = 40
 """answers that a record keeps"""
+AGAIN = "run the cell again"
+JOB = {
+    **{"cell": NAMED, "command": list[str], "record": str, "output": str},
+    **{"threads": int, "measures": bool, "trains": bool},
+}
+"""job.json"""
+MESSAGE = {"content": str}
+ANSWERED = {"split": str, "messages": list[MESSAGE], "answers": list[str], "prediction": str}
+"""a line of predictions.jsonl"""
 
 
 def run_cell(folder: str, ends_with_parent: bool = False) -> None:
@@ -36,7 +46,7 @@ def run_cell(folder: str, ends_with_parent: bool = False) -> None:
     `ends_with_parent` the command is stopped when the process that called is gone.
     """
     place, parent = Path(folder), os.getppid() if ends_with_parent else None
-    job = read_object(place / "job.json", "start the experiment again")
+    job = read_file(JOB, place / "job.json", "start the experiment again")
     record, log, began = Path(job["record"]), place / "log.txt", time.monotonic()
     with locked(place, waits=True) as lock:
         if record.exists() and (place / "done").exists():
@@ -45,8 +55,11 @@ def run_cell(folder: str, ends_with_parent: bool = False) -> None:
         made_by = provenance()
         if status := _run(job, log, lock, parent):
             raise _failed(place, _last_words(log) or f"exit code {status}")
-        result = _result(job, Path(job["output"]))
-        if broken := _not_finite(result.get("items", {"tasks": {}})):
+        try:
+            result = _result(job, Path(job["output"]))
+        except UserError as error:
+            raise _failed(place, str(error)) from None
+        if "items" in result and (broken := not_finite(result["items"])):
             raise _failed(place, f"{broken} is not finite, as that of a training that diverged")
         if not record.exists():  # the one of another machine stays
             seconds = round(time.monotonic() - began, 1)
@@ -110,17 +123,8 @@ def _failed(place: Path, words: str) -> UserError:
     return UserError(words)
 
 
-def _not_finite(items: dict[str, Any]) -> str | None:
-    """Return the name of a score that is no number, of the first one if there are several."""
-    for task, measured in items["tasks"].items():
-        for metric, scores in measured["metrics"].items():
-            if not all(score is None or isfinite(score) for score in scores):
-                return f"{metric} on {task}"
-    return None
-
-
 def _record(job: dict[str, Any]) -> dict[str, Any]:
-    named = {key: job["cell"][key] for key in ("address", "stage", "run", "settings")}
+    named = {key: job["cell"][key] for key in NAMED}
     return named | {"command": " ".join(job["command"]), "threads": job["threads"]}
 
 
@@ -128,34 +132,27 @@ def _result(job: dict[str, Any], output: Path) -> dict[str, Any]:
     """Return what a command left, in small: scores of items, and what a training says of itself."""
     found: dict[str, Any] = {}
     if job["trains"]:
-        found["training"] = read_object(output / "summary.json", "run the cell again")
-        lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found["curve"] = [
-            {key: line[key] for key in ("step", "loss", "validation", "nats_per_token") if key in line}
-            for line in map(json.loads, lines)
-        ]
+        found["training"] = read_file(TRAINING, output / "summary.json", AGAIN)
+        points = read_lines(partial(read_as, POINT), output / "metrics.jsonl", AGAIN)
+        kept = [key.removesuffix("?") for key in POINT]
+        found["curve"] = [{key: point[key] for key in kept if key in point} for point in points]
     if job["measures"]:
-        found["items"] = read_object(output / "items.json", "run the cell again")
+        found["items"] = read_file(ITEMS, output / "items.json", AGAIN)
         found["said"] = list(_said(output / "predictions.jsonl"))
     return found
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def _said(file: Path) -> Iterator[dict[str, Any]]:
     """Yield some of the answers of an evaluation, the same questions whatever the model."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    for line in lines[:: max(1, len(lines) // SAMPLES)]:
-        each = json.loads(line)
+    lines = read_lines(partial(read_as, ANSWERED), file, AGAIN) if file.exists() else []
+    for each in lines[:: max(1, len(lines) // SAMPLES)]:
         asked = "\n".join(message["content"] for message in each["messages"])
         names = {"task": each["split"], "question": asked, "expected": each["answers"]}
         yield names | {"answer": each["prediction"]}
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_cell(sys.argv[1], ends_with_parent=True)
     except (UserError, KeyboardInterrupt):

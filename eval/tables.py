@@ -1,11 +1,11 @@
 """Tables of figures that fit any width, on a terminal and as Markdown: no figure is ever shortened."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.cells import cell_len, chop_cells
 
@@ -14,6 +14,7 @@ from dataset.printing import printable
 if TYPE_CHECKING:
     from eval.answers import Cell
 
+Entry = TypeVar("Entry")
 GAP, NARROWEST_NAME = "  ", 12
 FIGURES = "+-\u2212\u20130123456789"  # what a number begins with, with a minus or a dash
 SUPERSCRIPTS = str.maketrans(
@@ -25,10 +26,18 @@ SUPERSCRIPTS = str.maketrans(
 class Table:
     """Names down, figures across; an empty row parts sections."""
 
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    header: Sequence[str]
+    rows: Sequence[tuple[str, ...]]
     caption: tuple[str, ...] = ()
     """lines below it"""
+
+
+def grouped(entries: Iterable[Entry], key: Callable[[Entry], Any]) -> dict[Any, list[Entry]]:
+    """Return entries by what they have in common, in the order in which it is met."""
+    groups: dict[Any, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(key(entry), []).append(entry)
+    return groups
 
 
 def score_table(columns: Mapping[str, Sequence["Cell"]]) -> Table:

@@ -1,9 +1,11 @@
 """The interactive chat program: reads lines, streams answers, obeys commands; Ctrl-C stops an answer only."""
 
+import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
+from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
@@ -24,8 +26,8 @@ from eval.chat_reports import (
     describe_probabilities,
     describe_reply,
 )
-from eval.chat_settings import describe_sampling, parse_setting
 from eval.served_model import tell_apart
+from eval.serving_settings import TextSampling
 from eval.transcript import is_replaced, load_transcript, save_transcript
 from model.errors import UserError, in_a_line
 
@@ -247,3 +249,43 @@ def interrupt_as_event() -> Iterator[Callable[[], bool]]:
         yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, former)
+
+
+def parse_setting(name: str, text: str) -> Any:
+    """Return the value of a sampling setting; `UserError` for an unknown name or a wrong type."""
+    if name not in SETTINGS:
+        raise UserError(f"unknown setting {name!r}; choose one of {', '.join(SETTINGS)}")
+    read, expected = SETTINGS[name]
+    try:
+        return read(text)
+    except (ValueError, KeyError):
+        raise UserError(f"{name}: expected {expected}, got {text!r}") from None
+
+
+def describe_sampling(sampling: TextSampling) -> str:
+    """Return the sampling settings on one line, as `parse_setting` reads them."""
+    return ", ".join(f"{name} {_written(getattr(sampling, name))}" for name in SETTINGS)
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else str(value).lower()
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    values = json.loads(text) if text.startswith("[") else [text]
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError
+    return tuple(values)
+
+
+SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "temperature": (float, "a number"),
+    "top_k": (lambda text: None if text == "none" else int(text), "a whole number or none"),
+    "top_p": (float, "a number"),
+    "min_p": (float, "a number"),
+    "repetition_penalty": (float, "a number"),
+    "seed": (int, "a whole number"),
+    "max_new_tokens": (int, "a whole number"),
+    "stop_strings": (_texts, 'a text, or a list such as ["\\n", "User:"] or []'),
+    "log_probabilities": ({"true": True, "false": False}.__getitem__, "true or false"),
+}

@@ -1,4 +1,8 @@
-"""Dataclasses from JSON that a user may have damaged: values have the types of their fields, or are named."""
+"""JSON that a user may have damaged: values have the types that they ought to have, or are named.
+
+A form is a dataclass, which takes no other keys, a type, or a picture of what is read of an object:
+{"name": str, "scores": list[float], "note?": str}, where ? allows null and none, and other keys may stand by.
+"""
 
 import dataclasses
 import json
@@ -10,27 +14,36 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
-from model.files import is_count, is_number
+from model.errors import UserError
+from model.files import is_count, is_number, read_object
 
 Parsed = TypeVar("Parsed")
+Number = typing.NewType("Number", float)
+"""one that may not be finite, as that of a training that diverged"""
+DEEPEST = 20
+"""levels of lists and objects in a value that may be anything"""
 
 
 def read_as(form: type[Parsed], value: Any, name: str = "value") -> Parsed:
-    """Return what JSON says as a dataclass, tuple, dict or plain type.
+    """Return what JSON says in a form.
 
     Whole numbers are counts, from 0 on; other numbers are finite; keys that a dataclass does not have are
     refused, as are missing ones without a default. Raises `ValueError` that names the value at fault.
     """
     origin, arguments = typing.get_origin(form), typing.get_args(form)
+    if isinstance(form, dict):
+        return _read_picture(form, value, name)
     if dataclasses.is_dataclass(form):
         return _read_dataclass(form, value, name)
     if origin in (UnionType, typing.Union):
         forms = [each for each in arguments if (each is NoneType) == (value is None)]
         return read_as(forms[0], value, name)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(read_as(arguments[0], each, f"{name}[{n}]") for n, each in enumerate(value))
+    if origin in (tuple, list) and isinstance(value, list | tuple):
+        return origin(read_as(arguments[0], each, f"{name}[{n}]") for n, each in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {key: read_as(arguments[1], each, f"{name}.{key}") for key, each in value.items()}
+    if form is Any:
+        _check_depth(value, name, DEEPEST)
     if form is Any or _is_plain(form, value):
         return value
     raise ValueError(f"{name}: expected {getattr(form, '__name__', form)}, got {json.dumps(value)[:40]}")
@@ -40,30 +53,64 @@ _hints = cache(typing.get_type_hints)
 
 
 def _is_plain(form: type, value: Any) -> bool:
-    if form is float:
-        return is_number(value) and math.isfinite(value)
+    if form in (float, Number):
+        return is_number(value) and (form is Number or math.isfinite(value))
     return is_count(value) if form is int else type(value) is form
 
 
+def _check_depth(value: Any, name: str, levels: int) -> None:
+    if isinstance(value, list | dict):
+        if not levels:
+            raise ValueError(f"{name}: expected no more than {DEEPEST} levels, got more")
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_depth(each, name, levels - 1)
+
+
+def _read_picture(form: dict[str, Any], value: Any, name: str) -> dict[str, Any]:
+    _check_keys(value, [key for key in form if not key.endswith("?")], name)
+    for key, inner in form.items():
+        given = value.get(key.removesuffix("?"))
+        if given is not None or not key.endswith("?"):
+            read_as(inner, given, f"{name}.{key.removesuffix('?')}")
+    return value
+
+
 def _read_dataclass(form: type[Parsed], value: Any, name: str) -> Parsed:
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}: expected an object, got {json.dumps(value)[:40]}")
-    hints, fields = _hints(form), {field.name: field for field in dataclasses.fields(form)}
-    if unknown := value.keys() - fields:
+    hints, nothing = _hints(form), dataclasses.MISSING
+    fields = dataclasses.fields(form)
+    wanted = [each.name for each in fields if each.default is each.default_factory is nothing]
+    _check_keys(value, wanted, name)
+    if unknown := value.keys() - hints:
         raise ValueError(f"{name}: unknown key {min(unknown)}")
-    nothing = dataclasses.MISSING
-    for key, field in fields.items():
-        if key not in value and field.default is nothing and field.default_factory is nothing:
-            raise ValueError(f"{name}: {key} is missing")
     return form(**{key: read_as(hints[key], each, f"{name}.{key}") for key, each in value.items()})
 
 
-def read_lines(parse: Callable[[Any], Parsed], file: Path) -> list[Parsed]:
-    """Return the lines of a .jsonl file; raises `ValueError` that names the one at fault, `OSError`."""
-    found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        try:  # splitlines would cut at U+2028 too
+def _check_keys(value: Any, wanted: list[str], name: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected an object, got {json.dumps(value)[:40]}")
+    if missing := [key for key in wanted if key not in value]:
+        raise ValueError(f"{name}: {missing[0]} is missing")
+
+
+def read_file(form: type[Parsed], file: Path, advice: str) -> Parsed:
+    """Return the object in a JSON file as `read_as` does; raises `UserError`, which ends with `advice`."""
+    values = read_object(file, advice)
+    try:
+        return read_as(form, values, file.stem)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged, or of another version ({error}); {advice}") from None
+
+
+def read_lines(parse: Callable[[Any], Parsed], file: Path, advice: str) -> list[Parsed]:
+    """Return what is made of the lines of a .jsonl file.
+
+    Raises `UserError`, which names the line at fault and ends with `advice`.
+    """
+    found, place = [], ""
+    try:
+        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+            place = f"line {number}: "  # splitlines would cut at U+2028 too
             found += [parse(json.loads(line))] if line else []
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {number}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({place}{error}); {advice}") from None
     return found

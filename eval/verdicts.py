@@ -1,10 +1,11 @@
 """What may be said of a difference, in words that claim no more than the numbers do."""
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from eval.experiment import ENOUGH_SEEDS, Experiment
-from eval.tables import Table
+from eval.tables import Table, grouped
 
 UNITS = {"log_likelihood": "nats", "exact_match": "points", "f1": "points"}
 """of metrics"""
@@ -38,35 +39,33 @@ def answer(experiment: Experiment, comparisons: Sequence[dict[str, Any]], remark
 
 
 def _sentence(each: dict[str, Any], experiment: Experiment) -> str:
+    arm, baseline, scale = each["arm"], each["baseline"], factor(each["unit"])
     unit = f" {each['unit']}" if each["unit"] else ""
-    scale = factor(each["unit"])
     what = f"{each['metric'].replace('_', '-')} on {each['task']}"
     size = f"{each['difference'] * scale:+.3g}{unit}"
     if each["seeds"] == 1:
-        return f"{each['arm']} less {each['baseline']}, {what}: {size}. One seed: says nothing about masks."
+        return f"{arm} less {baseline}, {what}: {size}. One seed: says nothing about masks."
     low, high = (bound * scale for bound in each["interval"])
     n = f"{each['seeds']} paired seeds, these {each['items']:,} items"
     n += f", {each['items_left_out']:,} without a score left out" if each["items_left_out"] else ""
     level = f"{100 * (1 - each['alpha']):.3g}%"
     proof = f"{level} interval {low:+.3g} to {high:+.3g}, p {each['p_holm']:.2g} by Holm, {n}"
-    if each["verdict"] in (TOO_FEW, INCOMPLETE):
-        why = each["verdict"].capitalize()
-        return f"{each['arm']} less {each['baseline']}, {what}: {size} ({proof}). {why}."
-    if each["verdict"] == "identical":
-        return f"{each['arm']} and {each['baseline']} are identical in {what} ({n})."
-    if each["verdict"] in ("higher", "lower"):
-        return f"{each['arm']} is {each['verdict']} than {each['baseline']} in {what} by {size} ({proof})."
-    if each["verdict"].startswith("equal"):
-        bound = f"{experiment.decision.equivalence * scale:.3g}{unit}"
-        proof += f", p of equivalence {each['equivalence_p']:.2g}"
-        return f"{each['arm']} and {each['baseline']} are equal in {what} within {bound}: {size} ({proof})."
-    visible = each["smallest_visible"]
-    power = (
-        "so few seeds find nothing"
-        if visible is None
-        else f"{visible * scale:.2g}{unit} would have been seen 8 times in 10"
-    )
-    return f"{each['arm']} against {each['baseline']} is undecided in {what}: {size} ({proof}; {power})."
+    match each["verdict"]:
+        case "identical":
+            return f"{arm} and {baseline} are identical in {what} ({n})."
+        case "higher" | "lower":
+            return f"{arm} is {each['verdict']} than {baseline} in {what} by {size} ({proof})."
+        case "undecided":
+            visible = each["smallest_visible"]
+            power = "so few seeds find nothing"
+            if visible is not None:
+                power = f"{visible * scale:.2g}{unit} would have been seen 8 times in 10"
+            return f"{arm} against {baseline} is undecided in {what}: {size} ({proof}; {power})."
+        case verdict if verdict in DECIDED:
+            bound = f"{experiment.decision.equivalence * scale:.3g}{unit}"
+            proof += f", p of equivalence {each['equivalence_p']:.2g}"
+            return f"{arm} and {baseline} are equal in {what} within {bound}: {size} ({proof})."
+    return f"{arm} less {baseline}, {what}: {size} ({proof}). {each['verdict'].capitalize()}."
 
 
 def tables(results: dict[str, Any]) -> Iterator[Table]:
@@ -80,35 +79,26 @@ def tables(results: dict[str, Any]) -> Iterator[Table]:
 def _table(results: dict[str, Any], metric: str) -> Table:
     unit = UNITS.get(metric, "")
     scale, digits = factor(unit), 1 if unit == "points" else 3
-    means = _named(results["scores"], metric, "task", "arm")
-    effects = _named(results["comparisons"], metric, "task", "arm", "baseline")
+    entries = [each for each in results["scores"] if each["metric"] == metric]
+    means = {(each["task"], each["arm"]): f"{each['mean'] * scale:.{digits}f}" for each in entries}
+    effects = [each for each in results["comparisons"] if each["metric"] == metric]
     arms = [arm["name"] for arm in results["arms"]]
-    pairs = list(dict.fromkeys((arm, baseline) for _, arm, baseline in effects))
+    pairs = list(dict.fromkeys((each["arm"], each["baseline"]) for each in effects))
     rows = []
-    for task in dict.fromkeys(task for task, *_ in effects):
-        items = str(max(effects[task, *pair]["items"] for pair in pairs if (task, *pair) in effects))
-        levels = [means[task, arm]["mean"] if (task, arm) in means else None for arm in arms]
-        shown = ("" if level is None else f"{level * scale:.{digits}f}" for level in levels)
-        gaps = (_gap(effects.get((task, *pair)), scale, digits) for pair in pairs)
+    for task, of_task in grouped(effects, itemgetter("task")).items():
+        gaps = {(each["arm"], each["baseline"]): _gap(each, scale, digits) for each in of_task}
         name = f"  {task.partition('/')[2]}" if "/" in task else task
-        rows.append((name, items, *shown, *gaps))
-    seeds = min(each["seeds"] for each in effects.values())
+        shown = [*(means.get((task, arm), "") for arm in arms), *(gaps.get(pair, "") for pair in pairs)]
+        rows.append((name, str(max(each["items"] for each in of_task)), *shown))
     title = metric.replace("_", "-") + (f", {unit}" if unit else "")
-    caption = [f"{seeds} paired seeds; in brackets: interval over them", "*: after Holm's correction, too"]
-    caption = caption if seeds > 1 else ["one seed: says nothing about masks"]
     columns = (f"{arm}\N{MINUS SIGN}{baseline}" for arm, baseline in pairs)
-    return Table((title, "n", *arms, *columns), tuple(rows), tuple(caption))
+    seeds = min(each["seeds"] for each in effects)
+    caption = (f"{seeds} paired seeds; in brackets: interval over them", "*: after Holm's correction, too")
+    caption = caption if seeds > 1 else ("one seed: says nothing about masks",)
+    return Table((title, "n", *arms, *columns), rows, caption)
 
 
-def _named(
-    entries: Sequence[dict[str, Any]], metric: str, *keys: str
-) -> dict[tuple[str, ...], dict[str, Any]]:
-    return {tuple(each[key] for key in keys): each for each in entries if each["metric"] == metric}
-
-
-def _gap(each: dict[str, Any] | None, scale: float, digits: int) -> str:
-    if each is None:
-        return ""
+def _gap(each: dict[str, Any], scale: float, digits: int) -> str:
     size = f"{each['difference'] * scale:+.{digits}f}"
     if each["interval"] is None:
         return size

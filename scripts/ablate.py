@@ -15,8 +15,7 @@ from dataset.command_line import parse, run
 from dataset.printing import printable
 from eval.ablation import run_experiment
 from eval.experiment import load_experiment
-from eval.grid import Workers
-from eval.grid_progress import showing
+from eval.grid import Workers, showing
 from eval.places import EXPERIMENTS, Places, check_out, link, note_experiment
 from eval.tables import as_text
 from eval.verdicts import tables

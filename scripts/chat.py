@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dataset.command_line import parse, run
 from dataset.printing import printable
-from eval.settings import ServingSettings, TextSampling
+from eval.serving_settings import ServingSettings, TextSampling
 from model.errors import UserError
 
 if TYPE_CHECKING:

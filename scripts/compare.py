@@ -20,7 +20,7 @@ from model.files import check_place
 
 if TYPE_CHECKING:
     from eval.answers import Prediction
-    from eval.comparison import Run
+    from eval.comparison import Evaluated
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def main() -> None:
         print("\n" + as_text(table, width))
 
 
-def print_answers(runs: Sequence["Run"], count: int) -> None:
+def print_answers(runs: Sequence["Evaluated"], count: int) -> None:
     """Print what the models say to some questions, first those on which they differ."""
     from rich import box
     from rich.console import Console
@@ -96,7 +96,7 @@ def prediction_text(prediction: "Prediction") -> str:
     return f"{'+' if prediction.is_correct else '-'} {printable(' '.join(prediction.text.split()))}"
 
 
-def draw_masks(runs: Sequence["Run"], settings: CompareSettings, width: int) -> None:
+def draw_masks(runs: Sequence["Evaluated"], settings: CompareSettings, width: int) -> None:
     """Draw the masks over the shortest question, and what the models make of them; or say why not."""
     from dataset.tokenizer import Tokenizer
     from eval.comparison import shortest_question

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dataset.command_line import parse, run
 from dataset.printing import printable
-from eval.settings import EvaluationSettings
+from eval.serving_settings import EvaluationSettings
 
 if TYPE_CHECKING:
     from eval.answers import Cell

@@ -6,15 +6,14 @@ if not __package__:
     print("error: run python -m scripts.judge from the repository root", file=sys.stderr)
     sys.exit(2)
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.command_line import parse, run
 from dataset.printing import printable
 from eval.cells import Cell
 from eval.experiment import load_recipe
-from eval.grid import Grid, Show, Workers
-from eval.grid_progress import showing
+from eval.grid import Grid, Show, Workers, showing
 from eval.judging import (
     A,
     B,
@@ -25,13 +24,13 @@ from eval.judging import (
     fix,
     judge,
     place_of,
+    save,
     scores_of_pair,
     sentence,
     trials_of,
 )
 from eval.places import Places, check_out
 from model.errors import UserError
-from model.files import write_json
 
 JUDGEMENTS = "judgements"
 
@@ -77,7 +76,7 @@ def main() -> None:
         return scores_of_pair(trials, places, primary)
 
     found = judge(rule, measure)
-    write_json(file, {"fixed": fixed, "judgement": asdict(found)})
+    save(file, fixed, found)
     print(printable(sentence(found, rule, primary)) + "\n")
     for name, value in details(found, rule, primary):
         print(printable(f"  {name:<40}{value}"))

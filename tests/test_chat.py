@@ -12,9 +12,9 @@ from dataset.conversation import Message, render
 from dataset.prompts import prompt_of, raw_prompt
 from dataset.tokenizer import train_tokenizer
 from eval.chat import ChatSession, RawSession, TextSampling, Turn, render_turns
-from eval.chat_settings import parse_setting
 from eval.plots import describe_blocks, draw_mask, draw_masks
 from eval.served_model import choose_mask
+from eval.terminal import parse_setting
 from model import strategies
 from model.errors import UserError
 from model.generator import Prompt, Request

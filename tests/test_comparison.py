@@ -18,7 +18,7 @@ from eval.comparison_report import paired_tables, scores
 from eval.evaluation import Found
 from eval.looks import add_looks
 from eval.served_model import open_model
-from eval.settings import EvaluationSettings
+from eval.serving_settings import EvaluationSettings
 from eval.statistics import PairedCounts
 from eval.tables import Table, as_markdown, as_text, score_table
 from model.errors import UserError
@@ -146,7 +146,7 @@ def test_losses_alone_are_compared_over_equal_targets_and_a_missing_row_has_its_
     for run in runs:
         evaluate_into(run, loss_data=(one,), supervise="last")
     found = compare(runs)
-    assert [row.store for row in found.losses] == [one] and not found.notes and not found.pairings
+    assert list(found.losses) == [one] and not found.notes and not found.pairings
     losses = [evaluation.load(run / "evaluation").losses[one] for run in runs]
     text = as_text(scores(found), 80)
     for loss in losses:

@@ -14,7 +14,7 @@ from dataset.token_store import TokenStore
 from eval import evaluation
 from eval.evaluation import store_likelihood
 from eval.served_model import open_model
-from eval.settings import EvaluationSettings
+from eval.serving_settings import EvaluationSettings
 from model.errors import UserError
 from model.masks import Layout, causal_layout, prompt_blocks
 from tests.serving import chat_question, save_model, served_model, small_tokenizer, write_lines

@@ -94,8 +94,9 @@ def test_a_served_mask_is_allowed_where_it_is_foreign_and_unnamed_where_it_is_th
     grid = {"second.prompt_mask": ["causal", "prefix"], "scores.prompt_mask": ["causal", "prefix"]}
     found = {t.arm: t.cells["scores"] for t in plan(load(tmp_path, arms=None, grid=grid), range(1), {})}
     assert list(found) == ["causal/causal", "causal/prefix", "prefix/causal", "prefix/prefix"]
-    assert "prompt_mask" not in found["prefix/prefix"].given
-    assert found["prefix/causal"].given["allow_mask_mismatch"] is True
+    own, foreign = found["prefix/prefix"].settings, found["prefix/causal"].settings
+    assert own["prompt_mask"] is None and own["allow_mask_mismatch"] is False
+    assert foreign["prompt_mask"] == "causal" and foreign["allow_mask_mismatch"] is True
     assert len({cell.address for cell in found.values()}) == 4
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.continuations import score, score_pairs
+from eval.answers import score, score_pairs
 from model.decoding import next_logits
 from model.generator import Generator, Prompt, Request, Session
 from model.masks import blocks_before_answer, last_visible

@@ -16,7 +16,7 @@ from quick_cell import QuickSettings
 
 from eval.ablation import run_experiment
 from eval.cells import PROGRAMS, Program, plan
-from eval.evidence import gather
+from eval.evidence import Evidence
 from eval.experiment import load_experiment
 from eval.findings import analyse
 from eval.grid import Grid, Workers
@@ -123,7 +123,7 @@ def test_an_arm_that_lacks_a_seed_is_no_ground_for_a_claim_and_others_keep_their
     file.unlink()
     trials = plan(experiment, range(8), {})
     places = Places(tmp_path / "cells", tmp_path / "work")
-    results = analyse(gather(experiment, trials, places, {}, {}), "command")
+    results = analyse(Evidence(experiment, trials, places.records_of(trials), {}, {}), "command")
     primary = {each["arm"]: each for each in results["comparisons"] if each["is_primary"]}
     assert (primary["better"]["verdict"], primary["better"]["seeds"]) == ("higher", 8)
     assert (primary["other"]["verdict"], primary["other"]["seeds"]) == (INCOMPLETE, 7)
@@ -144,7 +144,8 @@ def test_a_task_that_some_arm_was_not_measured_on_is_told(tmp_path):
     experiment = experiment_in(tmp_path, seeds=2)
     run_in(tmp_path, experiment)
     trials = changed_items(tmp_path, experiment, "better", lambda items: items["losses"].clear())
-    results = analyse(gather(experiment, trials, Places(tmp_path / "cells", tmp_path / "w"), {}, {}), "")
+    records = Places(tmp_path / "cells", tmp_path / "w").records_of(trials)
+    results = analyse(Evidence(experiment, trials, records, {}, {}), "")
     assert "not every arm was measured on second: loss store (negative_nats_per_token)." in results["answer"]
     assert "second: loss store" not in {each["task"] for each in results["comparisons"]}
 
@@ -157,8 +158,9 @@ def test_a_split_that_is_named_like_a_loss_is_refused(tmp_path):
         items["tasks"]["loss store"] = items["tasks"]["task"]
 
     trials = changed_items(tmp_path, experiment, "better", rename)
+    records = Places(tmp_path / "cells", tmp_path / "w").records_of(trials)
     with pytest.raises(UserError, match="second-.*: a split is named like the loss store; rename it"):
-        analyse(gather(experiment, trials, Places(tmp_path / "cells", tmp_path / "w"), {}, {}), "")
+        analyse(Evidence(experiment, trials, records, {}, {}), "")
 
 
 def test_what_is_not_finite_fails_its_cell(tmp_path):
@@ -174,7 +176,8 @@ def test_the_experiments_that_were_looked_at_before_are_told(tmp_path, store):
     other = experiment_in(tmp_path, seeds=2)
     former = note_experiment(tmp_path, other)
     given_in(tmp_path, other, store)
-    evidence = gather(other, plan(other, range(2), {}), store, {}, {})
+    trials = plan(other, range(2), {})
+    evidence = Evidence(other, trials, store.records_of(trials), {}, {})
     assert "1 other experiments were run here before" in analyse(evidence, "", former)["answer"]
 
 

@@ -10,7 +10,7 @@ from eval.answers import Prediction, answer_questions, score_answers
 from eval.items import losses_of, means, number_clusters, tasks_of
 from eval.questions import Question, load_questions, parse_question
 from eval.served_model import open_model
-from eval.settings import EvaluationSettings
+from eval.serving_settings import EvaluationSettings
 from model.errors import UserError
 from tests.serving import chat_question, save_model, served_model, write_lines
 from tests.test_answers import answer_score

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from eval.places import Places
 from eval.running import write_json
 from model.errors import UserError
 from scripts.judge import main
+from tests.test_damaged_records import RESULT, record_of
 
 ROOT = Path(__file__).parent.parent
 PRIMARY = Primary("stories")
@@ -113,10 +115,9 @@ def test_items_without_a_score_are_told(tmp_path, monkeypatch):
     }
     trials, places = trials_of(recipes, range(2)), Places(tmp_path, tmp_path)
     scores = {"clusters": [0, 1, 2], "metrics": {"log_likelihood": [-1.0, None, -2.0]}}
-    result = {"items": {"tasks": {PRIMARY.task: scores}, "losses": {}}}
-    record = {"settings": {}, "seconds": 1.0, "stage": "only", "result": result}
+    result = RESULT | {"items": {"tasks": {PRIMARY.task: scores}, "losses": {}}}
     for cell in (cell for trial in trials for cell in trial.measured):
-        write_json(places.record(cell.address), record)
+        write_json(places.record(cell.address), record_of(cell, result))
     measured = scores_of_pair(trials, places, PRIMARY)
     assert measured.left_out == 1 and measured.a.tolist() == [[-1.0, -2.0]] * 2
     found = judge(RULE, measuring([0.0] * 8, left_out=1))
@@ -125,7 +126,9 @@ def test_items_without_a_score_are_told(tmp_path, monkeypatch):
 
 def test_a_rule_cannot_change_after_it_is_written_down(tmp_path):
     file, rule = tmp_path / "a-b.json", Rule(looks=(8, 16), bound=0.1)
-    assert fix(file, rule, PRIMARY) == fix(file, rule, PRIMARY) == json.loads(file.read_text())["fixed"]
+    fixed = fix(file, rule, PRIMARY)
+    assert fix(file, rule, PRIMARY) == fixed
+    assert json.loads(file.read_text())["fixed"] == json.loads(json.dumps(asdict(fixed)))
     for other, primary in ((Rule(), PRIMARY), (rule, Primary("facts"))):
         with pytest.raises(UserError, match="a rule that changes after a look proves nothing"):
             fix(file, other, primary)

@@ -12,9 +12,8 @@ import torch
 from dataset.batch_settings import BatchSettings
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
-from eval.answers import answer_questions
+from eval.answers import answer_questions, score
 from eval.chat import ChatSession, TextSampling
-from eval.continuations import score
 from eval.evaluation import store_likelihood
 from eval.looks import attention_maps
 from eval.plots import save_attention

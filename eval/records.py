@@ -1,0 +1,55 @@
+"""The record of a finished cell: what is read of it, whoever made it, and what may be wrong with it.
+
+Made by `eval/running.py` from the files that a command leaves; records and files may have other keys, too.
+"""
+
+from math import isfinite
+from typing import Any
+
+from eval.typed_json import Number
+
+MEASURED = {"clusters": list[int], "metrics": dict[str, list[Number | None]], "questions?": str}
+"""the scores of the items of a task, null where an item has none"""
+ITEMS = {"tasks": dict[str, MEASURED], "losses": dict[str, dict[str, float | None]]}
+"""items.json"""
+PROOF = {"initial_weights": str, "rows": str, "targets": str}
+"""hashes of what a training began with and was given"""
+TRAINING = {
+    **{"proof": PROOF, "flops": float, "tokens": int, "seconds": float, "parameters": int},
+    "device?": str,
+}
+"""summary.json"""
+POINT = {"step": int, "loss?": Number, "validation?": str, "nats_per_token?": Number}
+"""a line of metrics.jsonl"""
+SAID = {"task": str, "question": str, "expected": list[str], "answer": str}
+"""an answer to a question"""
+RESULT = {"training?": TRAINING, "curve?": list[POINT], "items?": ITEMS, "said?": list[SAID]}
+"""what came of a cell that trains, measures, or both"""
+NAMED = {"address": str, "stage": str, "run": str, "settings": dict[str, Any]}
+MADE_BY = {"machine": str, "versions": dict[str, str], "commit?": str}
+RECORD = {**NAMED, **MADE_BY, "command": str, "seconds": float, "result": RESULT}
+Values = dict[str, Any]
+
+
+def not_finite(items: Values) -> str | None:
+    """Return the name of a score that is no number, of the first one if there are several."""
+    for task, measured in items["tasks"].items():
+        for metric, scores in measured["metrics"].items():
+            if not all(score is None or isfinite(score) for score in scores):
+                return f"{metric} on {task}"
+    return None
+
+
+def fault_of(result: Values, trains: bool, measures: bool) -> str | None:
+    """Return what no finished cell of the kind has in its result."""
+    wanted = ("training", "curve") * trains + ("items",) * measures
+    if missing := [key for key in wanted if result.get(key) is None]:
+        return f"result: {missing[0]} is missing"
+    if measures and (name := not_finite(result["items"])):
+        return f"{name} is not finite"
+    for task, measured in result["items"]["tasks"].items() if measures else ():
+        count = len(measured["clusters"])
+        for metric, scores in measured["metrics"].items():
+            if len(scores) != count:
+                return f"{metric} on {task}: expected a score for each of {count} items, got {len(scores)}"
+    return None

@@ -59,6 +59,7 @@ def main() -> None:
 def _answer_once(sessions: "list[TextSession]", question: str) -> None:
     """Print the answer alone; of several models, each below its name."""
     from eval.answer_text import shown
+    from eval.chat import ChatSession
     from eval.served_model import tell_apart
 
     served = [session.served for session in sessions]
@@ -69,6 +70,9 @@ def _answer_once(sessions: "list[TextSession]", question: str) -> None:
         for piece in session.ask(question):
             print(shown(piece), end="", flush=True)
         print()
+        if isinstance(session, ChatSession) and session.last.finish_reason == "length":
+            limits = "--max_new_tokens, or the end of the context"
+            print(f"note: cut after {session.last.tokens} tokens ({limits})", file=sys.stderr)
         if session.sampling.log_probabilities:
             from eval.chat_reports import describe_probabilities  # draws masks, too: slow to import
 

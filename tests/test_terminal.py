@@ -15,6 +15,7 @@ import torch
 from eval.chat import ChatSession, TextSampling
 from eval.terminal import ChatTerminal
 from eval.transcript import save_transcript
+from scripts.chat import main
 from tests.serving import save_served, saying_model
 
 ROOT = Path(__file__).parent.parent
@@ -147,6 +148,17 @@ def chat(arguments: list[str], text: str) -> subprocess.CompletedProcess:
 def test_piped_input_is_answered_once_with_the_text_only(models):
     piped = chat(flags(models, "ends"), "法国的\n首都是哪里？\n")
     assert (piped.returncode, piped.stdout.decode(), piped.stderr) == (0, f"{SAID}\n", b"")
+
+
+def test_an_answer_that_a_limit_cuts_is_said_to_be_cut(models, monkeypatch, capsys):
+    asked = [*flags(models, "ends"), "--prompt", "法国?", "--max_new_tokens", "3"]
+    for raw, note in (
+        ([], "note: cut after 3 tokens (--max_new_tokens, or the end of the context)\n"),
+        (["--raw"], ""),
+    ):
+        monkeypatch.setattr("sys.argv", asked[1:] + raw)
+        main()
+        assert capsys.readouterr().err == note
 
 
 @pytest.mark.long

@@ -166,7 +166,7 @@ def unread_of(record: dict[str, Any]) -> set[str]:
         return others(record, read) | _unread_of_turns(key, _turns(record[key]), answers) | inside
     asked = _place(record, ASKED)
     beside = DETAILS["alpaca"] if asked == "instruction" else (_place(record, CONTEXTS),)
-    inside |= of_turns("history", record.get("history"))
+    inside |= of_turns("history", record.get("history")) | of_turns(asked, record[asked])
     return others(record, read | {asked, *beside} | COMMON | NAMES) | inside
 
 

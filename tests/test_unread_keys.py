@@ -85,7 +85,7 @@ class Drawn:
         }
         if key in LISTS:
             return json.dumps(self.turns()) if self.random.random() < 0.2 else self.turns()
-        if key in ("prompt", "completion", "chosen", "input") and self.random.random() < 0.4:
+        if key in ("prompt", "completion", "chosen", "input", "question") and self.random.random() < 0.4:
             return self.turns()
         return kinds.get(key, self.text)()
 

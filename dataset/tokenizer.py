@@ -30,7 +30,7 @@ from dataset.foreign_tokenizer import (
     quiet_panics,
 )
 from dataset.words import Words, byte_of_character, pre_tokenizer, without_marks
-from model.errors import UserError
+from model.errors import UserError, hub_advice
 from model.files import read_object
 
 ENDOFTEXT, IM_START, IM_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
@@ -96,7 +96,8 @@ class Tokenizer:
         """
         file = Path(path) / "tokenizer.json"
         if not file.is_file():
-            raise UserError(f"no tokenizer in {path}: expected a directory with tokenizer.json")
+            advice = hub_advice(path)
+            raise UserError(f"no tokenizer in {path}: expected a directory with tokenizer.json{advice}")
         present = [each for each in map(file.with_name, FILES) if each.is_file()]
         for each in present:
             if each.name in NAMED_FILES:
@@ -117,15 +118,15 @@ class Tokenizer:
             )
         return tokenizer
 
-    def save(self, path: str | Path, room: int = 0) -> None:
+    def save(self, path: str | Path, is_whole: bool = False) -> None:
         """Write a directory that `transformers.AutoTokenizer` opens, chat template included.
 
         The files of a tokenizer from elsewhere are written as they were. Tokens that it lacked come with a
-        model that has `room` for them in its vocabulary.
+        model that has learnt them, `is_whole`.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        whole = self._backend if room >= self.vocab_size else self._own
+        whole = self._backend if is_whole else self._own
         files = dict(self._files)
         if not self._template and whole.token_to_id(IM_END) is not None:
             files = self._our_files() | files

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig, from_dict
-from model.errors import UserError, brief
+from model.errors import UserError, brief, hub_advice
 from model.files import read_object, replacing, write_json, write_tensors
 from model.transformer import LanguageModel
 from model.weights import Shapes, WeightFiles, check_shapes, read_pth
@@ -244,5 +244,6 @@ def _stop_ids(path: Path, values: dict[str, Any]) -> tuple[int, ...]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path} not found; expected a model directory with {path.name}")
+        advice = hub_advice(path.parent)
+        raise UserError(f"{path} not found; expected a model directory with {path.name}{advice}")
     return read_object(path, "copy the model again")

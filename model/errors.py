@@ -1,6 +1,7 @@
 """What a user's input or machine can raise; command lines turn it into a line and exit code 2."""
 
 import reprlib
+from pathlib import Path
 
 LESS_MEMORY = (
     "lower --batch_size (a training makes up for it with --gradient_accumulation), read or answer less at "
@@ -30,6 +31,14 @@ def in_a_line(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_memory):
         return f"out of memory ({words or 'of Python'}); {LESS_MEMORY}"
     return None
+
+
+def hub_advice(folder: str | Path) -> str:
+    """Return what to do about a missing folder that has the name of a model on the hub; "" for others."""
+    owner, _, name = str(folder).partition("/")
+    if not name or "/" in name or Path(owner).exists():
+        return ""
+    return f"; of a model on the hub, make a folder first: hf download {folder} --local-dir {name}"
 
 
 def brief(value: object) -> str:

@@ -41,7 +41,7 @@ def main() -> None:
         )
     with whole_folder(settings.out) as folder:
         export_checkpoint(settings.model, folder)
-        served.tokenizer.save(folder, served.model.config.vocab_size)
+        served.tokenizer.save(folder)
     out = printable(settings.out)
     print(f'{out} is written: transformers.Qwen3ForCausalLM.from_pretrained("{out}")')
 

@@ -38,7 +38,7 @@ def main() -> None:
     model = build_from_pth(settings.weights, settings.model.config(tokenizer.own_vocab_size))
     with whole_folder(settings.out) as folder:
         save_checkpoint(folder, model, tokenizer.stop_ids)
-        tokenizer.save(folder, model.config.vocab_size)
+        tokenizer.save(folder)
     print(
         f"{printable(settings.out)} is written: {model.num_parameters():,} parameters; "
         "chat, --init and evaluate take it"

@@ -19,6 +19,7 @@ from dataset.token_store import open_stores
 from dataset.tokenizer import IM_END, TextStream, Tokenizer
 from dataset.truncation import truncate
 from eval.chat import Turn, render_turns
+from model.checkpoint import load_checkpoint
 from model.errors import UserError
 
 DATA = ROOT.parent / "shared/data"
@@ -175,9 +176,21 @@ def test_a_template_that_refuses_a_conversation_is_one_line(ours):
         render([SYSTEM, ASKED], ours["gemma"], True)
 
 
+@pytest.mark.parametrize("opened", [load_checkpoint, Tokenizer.load])
+def test_a_name_of_the_hub_gets_the_command_that_makes_a_folder_of_it(opened, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="hf download some-org/a-model --local-dir a-model"):
+        opened("some-org/a-model")
+    for path in ("out/sft", "nowhere", "/a/b", "a/b/c"):
+        with pytest.raises(UserError) as caught:
+            opened(path)
+        assert "hf download" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_tokenizer_from_elsewhere_keeps_its_files(ours, folder_of, tmp_path, name):
-    ours[name].save(tmp_path, ours[name].own_vocab_size)
+    ours[name].save(tmp_path)
     for file in folder_of[name].iterdir():
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()
     assert len(list(tmp_path.iterdir())) == len(list(folder_of[name].iterdir()))
@@ -191,8 +204,8 @@ def test_a_tokenizer_without_a_template_gets_ours_with_the_marks_that_it_needs(f
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     base = Tokenizer.load(tmp_path)
     assert Tokenizer.load(tmp_path, base.own_vocab_size).stop_ids == (base.endoftext_id,)
-    base.save(tmp_path / "texts", base.own_vocab_size)
-    base.save(tmp_path / "chats", base.vocab_size)
+    base.save(tmp_path / "texts")
+    base.save(tmp_path / "chats", is_whole=True)
     for kind in ("texts", "chats"):
         assert json.loads((tmp_path / kind / "tokenizer_config.json").read_text()) == config
         assert (tmp_path / kind / "chat_template.jinja").exists() == (kind == "chats")

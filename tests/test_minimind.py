@@ -181,6 +181,32 @@ def test_the_vocabulary_grows_only_for_a_tag_that_a_message_has(older, tmp_path,
         assert Tokenizer.load(out).fingerprint == Tokenizer.load(older).fingerprint
 
 
+def test_a_model_without_a_template_learns_texts_as_it_is_and_chats_with_two_more_tokens(
+    minimind, tmp_path, run_trainer
+):
+    base = shutil.copytree(minimind, tmp_path / "base")
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    for file in (base / "tokenizer_config.json", base / "tokenizer.json"):
+        file.write_text(file.read_text().replace("<|im_start|>", "<s>").replace("<|im_end|>", "</s>"))
+    (tmp_path / "texts.jsonl").write_text('{"text": "sor ruko lima"}\n' * 12)
+    texts = (str(tmp_path / "texts.jsonl"),)
+    write_store(PreparationSettings("pretrain", texts, str(base), str(tmp_path / "texts")))
+    for kind, store, size in (
+        ("pretrain", tmp_path / "texts", 6400),
+        ("sft", prepared(tmp_path, base), 6402),
+    ):
+        given = SHORT | {"--data": store, "--init": base, "--out": tmp_path / f"{kind}-run", "--max_steps": 3}
+        run_trainer(kind, *line(given))
+        served = open_model(tmp_path / f"{kind}-run")
+        assert served.model.config.vocab_size == served.tokenizer.own_vocab_size == size
+        assert (served.path / "chat_template.jinja").exists() == (kind == "sft")
+        assert set(served.stop_ids) == {served.tokenizer.endoftext_id, *([size - 1] if kind == "sft" else [])}
+        for file in ("tokenizer_config.json", "tokenizer.json")[: 1 + (kind == "pretrain")]:
+            assert (served.path / file).read_bytes() == (base / file).read_bytes()
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_is_not_its_own(minimind, tmp_path):
     folder = save_minimind(tmp_path / "model", vocab_size=6300)
     with pytest.raises(UserError, match="the tokenizer has 6400 tokens but the model takes 6300"):

@@ -94,8 +94,10 @@ class Saves:
         model = whole_model(self._inputs.start.model)
         if self._is_main:
             trained_on = TRAINED_ON[self._inputs.stream.kind]
-            save_checkpoint(partial, model, tokenizer.stop_ids, trained_on)
-            tokenizer.save(partial, model.config.vocab_size)
+            stores, room = self._inputs.stream.documents.stores, model.config.vocab_size
+            save_checkpoint(partial, model, [i for i in tokenizer.stop_ids if i < room], trained_on)
+            highest_id = max(store.highest_id for store in stores)
+            tokenizer.save(partial, room == tokenizer.vocab_size or highest_id >= tokenizer.own_vocab_size)
             save_shared_state(partial / "training", progress, self._facts)
         self._accelerator.wait_for_everyone()  # all of it is there before it gets its name
         if self._is_main:

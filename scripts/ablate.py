@@ -49,9 +49,8 @@ def main() -> None:
     command = f"python -m scripts.ablate --config {settings.config} --out {settings.out}"
     command += f" --seeds {settings.seeds}" if settings.seeds else ""
     command += f" --gpus_per_cell {settings.gpus_per_cell}" if settings.gpus_per_cell else ""
-    print(
-        printable(f"{experiment.question}\nexperiment {experiment.name}, hash {experiment.hash}", keep="\n")
-    )
+    title = f"{experiment.question}\nexperiment {experiment.name}, hash {experiment.hash}"
+    print(printable(title, keep="\n"))
     former = note_experiment(out, experiment)
     with showing() as show:
         results, trials = run_experiment(experiment, places, settings, command, show, former)

@@ -16,8 +16,7 @@ def main() -> None:
     settings = parse(BuildTaskSettings, __doc__)
     check_replaceable(settings.out, settings.files)
     files = build_task(settings)
-    for line in table(settings.out, files, write_files(settings.out, files)):
-        print(line)
+    print("\n".join(table(settings.out, files, write_files(settings.out, files))))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ def main() -> None:
     settings = parse(BuildWorldSettings, __doc__)
     check_replaceable(settings.out, FILES)
     files = build_world(settings.seed, SCALES[settings.scale])
-    for line in table(settings.out, files, write_files(settings.out, files)):
-        print(line)
+    print("\n".join(table(settings.out, files, write_files(settings.out, files))))
 
 
 if __name__ == "__main__":

@@ -50,10 +50,12 @@ def main() -> None:
     settings = parse(ChatSettings, "Talk with a model.")
     question = _question(settings)
     sessions = _sessions(settings)
-    if question is None:
-        _talk(sessions)
-    else:
+    if question is not None:
         _answer_once(sessions, question)
+        return
+    from eval.terminal import ChatTerminal, Terminal
+
+    (Terminal if settings.raw else ChatTerminal)(sessions).run()
 
 
 def _answer_once(sessions: "list[TextSession]", question: str) -> None:
@@ -99,13 +101,11 @@ def _sessions(settings: ChatSettings) -> "list[TextSession]":
 
     sampling = TextSampling(**{field.name: getattr(settings, field.name) for field in fields(TextSampling)})
     served = [open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch, settings.device)]
+    tell = partial(print, file=sys.stderr)
     if settings.allow_mask_mismatch:
-        print(
-            f"note: running with {served[0].prompt_mask}, not with the mask of its training", file=sys.stderr
-        )
+        tell(f"note: running with {served[0].prompt_mask}, not with the mask of its training")
     if settings.compare is not None:
         served.append(open_model(settings.compare, device=settings.device))
-    tell = partial(print, file=sys.stderr)
     for each in served:
         if each.trained_on == "texts" and not settings.raw:
             tell(f"note: {printable(str(each.path))} was never fine-tuned on chats; --raw continues text")
@@ -113,14 +113,6 @@ def _sessions(settings: ChatSettings) -> "list[TextSession]":
     if settings.raw:
         return [RawSession(each, sampling) for each in served]
     return [ChatSession(each, sampling, settings.system, settings.answer_prefix) for each in served]
-
-
-def _talk(sessions: "list[TextSession]") -> None:
-    from eval.chat import ChatSession
-    from eval.terminal import ChatTerminal, Terminal
-
-    terminal = ChatTerminal if isinstance(sessions[0], ChatSession) else Terminal
-    terminal(sessions).run()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from model.errors import UserError
 from model.files import check_place
 
 if TYPE_CHECKING:
-    from eval.answers import Prediction
     from eval.comparison import Evaluated
 
 
@@ -83,17 +82,13 @@ def print_answers(runs: Sequence["Evaluated"], count: int) -> None:
         table.add_column(printable(name), overflow="fold")
     for n in telling_questions(runs, count):
         question = runs[0].predictions[n].question
-        said = (prediction_text(each.predictions[n]) for each in runs)
+        answers = (each.predictions[n] for each in runs)
+        said = (f"{'-+'[each.is_correct]} {printable(' '.join(each.text.split()))}" for each in answers)
         asked = "\n".join(message.content for message in question.messages)
         row = printable(asked, keep="\n"), printable(" / ".join(question.answers)), *said
         table.add_row(*row, end_section=True)
     console = Console(highlight=False, markup=False, emoji=False)
     console.print("Some answers, first those on which the models differ\n", table)
-
-
-def prediction_text(prediction: "Prediction") -> str:
-    """Return an answer on one line behind a mark for right or wrong."""
-    return f"{'+' if prediction.is_correct else '-'} {printable(' '.join(prediction.text.split()))}"
 
 
 def draw_masks(runs: Sequence["Evaluated"], settings: CompareSettings, width: int) -> None:
@@ -119,9 +114,8 @@ def draw_masks(runs: Sequence["Evaluated"], settings: CompareSettings, width: in
     out = Path(settings.out)
     save_masks(out / "masks.png", panels, tokens)
     save_attention(out / "attention.png", {label: look.maps for label, look in looks.items()}, tokens)
-    print(
-        printable(f"{out / 'masks.png'}, {out / 'attention.png'}: who sees whom, and where the models look")
-    )
+    pictures = f"{out / 'masks.png'}, {out / 'attention.png'}"
+    print(printable(f"{pictures}: who sees whom, and where the models look"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ if not __package__:
     sys.exit(2)
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,8 @@ def main() -> None:
     if evaluation:
         print(printable(f"{settings.out} holds this evaluation already"))
     else:
-        for_one_row = settings.batch_size == 1
-        served = served.in_form(settings.dtype, settings.compile, for_one_row, tell)
-        found = evaluate(served, settings, Counter(), tell)
+        served = served.in_form(settings.dtype, settings.compile, settings.batch_size == 1, tell)
+        found = evaluate(served, settings, counting(), tell)
         evaluation = found.evaluation
         if settings.out:
             save(settings.out, found)
@@ -46,19 +46,18 @@ def tell(line: str) -> None:
     print(printable(line), file=sys.stderr)
 
 
-class Counter:
-    """Says on stderr how far a long measurement has come."""
+def counting() -> Callable[[str, int], None]:
+    """Return what says on stderr how far a long measurement has come: that so many more are done."""
+    counts, due = Counter(), time.monotonic() + 2
 
-    def __init__(self) -> None:
-        self._what, self._count, self._due = "", 0, time.monotonic() + 2
+    def count(what: str, more: int) -> None:
+        nonlocal due
+        counts[what] += more
+        if time.monotonic() >= due:
+            due = time.monotonic() + 5
+            tell(f"{counts[what]:,} {what}")
 
-    def __call__(self, what: str, count: int) -> None:
-        """Count `count` more of something."""
-        self._count = count + (self._count if what == self._what else 0)
-        self._what = what
-        if time.monotonic() >= self._due:
-            self._due = time.monotonic() + 5
-            print(printable(f"{self._count:,} {what}"), file=sys.stderr)
+    return count
 
 
 def show(found: "Evaluation") -> None:

@@ -39,10 +39,8 @@ def main() -> None:
     with whole_folder(settings.out) as folder:
         save_checkpoint(folder, model, tokenizer.stop_ids)
         tokenizer.save(folder)
-    print(
-        f"{printable(settings.out)} is written: {model.num_parameters():,} parameters; "
-        "chat, --init and evaluate take it"
-    )
+    size = f"{model.num_parameters():,} parameters"
+    print(f"{printable(settings.out)} is written: {size}; chat, --init and evaluate take it")
 
 
 if __name__ == "__main__":

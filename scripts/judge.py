@@ -13,7 +13,7 @@ from dataset.command_line import parse, run
 from dataset.printing import printable
 from eval.cells import Cell
 from eval.experiment import load_recipe
-from eval.grid import Grid, Show, Workers, showing
+from eval.grid import Grid, Workers, showing
 from eval.judging import (
     A,
     B,
@@ -72,7 +72,14 @@ def main() -> None:
     def measure(seeds: int) -> Measured:
         trials = trials_of(recipes, range(first, first + seeds))
         with showing() as show:
-            Grid(trials, places, workers).run(lambda grid, ended: stop_at_failures(grid, ended, show))
+
+            def shown(grid: Grid, ended: Cell | None) -> None:
+                show(grid, ended)
+                for address, words in grid.failed.items():  # its pair is lost
+                    log = places.work / address / "log.txt"
+                    raise UserError(f"{address} failed: {words}; {log} says more")
+
+            Grid(trials, places, workers).run(shown)
         return scores_of_pair(trials, places, primary)
 
     found = judge(rule, measure)
@@ -85,13 +92,6 @@ def main() -> None:
         by_chance = f"{number * rule.alpha:.2g} of {number} recipes that are as good"
         print(f"\n{number} judgements lie there, and chance calls {by_chance} better or worse:")
         print("confirm with --first_seed, on seeds that no search has seen, what a search has found")
-
-
-def stop_at_failures(grid: Grid, ended: Cell | None, show: Show) -> None:
-    """Pass on what changed; raises `UserError` for the first cell that failed, as its pair is lost."""
-    show(grid, ended)
-    for address, words in grid.failed.items():
-        raise UserError(f"{address} failed: {words}; {grid.places.work / address / 'log.txt'} says more")
 
 
 if __name__ == "__main__":

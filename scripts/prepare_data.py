@@ -8,7 +8,6 @@ if not __package__:
 
 import textwrap
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,32 +18,24 @@ from dataset.preparation import PreparationSettings, read_notes, write_store
 from dataset.printing import printable
 from dataset.sources import form_of
 from dataset.text_files import Marks, counts
+from eval.tables import grouped
 
 SHORT_TOKENS, LARGE_BYTES = 5, 100_000  # of the median document, of a .txt file that is one document
 
 
 def main() -> None:
     """Prepare what the command line asks for and print a summary."""
-    settings = parse(
-        PreparationSettings, "Tokenize text or chat files into a token store that trainers read."
-    )
+    settings = parse(PreparationSettings, "Tokenize text or chat files into a store that trainers read.")
     started = time.monotonic()
     manifest, was_finished = write_store(settings)
-    seconds = time.monotonic() - started
-    print(
-        printable(settings.out)
-        + ": "
-        + ("prepared already, nothing to do" if was_finished else f"{seconds:.1f} s")
-    )
+    said = "prepared already, nothing to do" if was_finished else f"{time.monotonic() - started:.1f} s"
+    print(f"{printable(settings.out)}: {said}")
     for store in manifest["stores"]:
         if store != ".":
             print(printable(f"{Path(settings.out) / store}:"))
         for name, value in summary(read_notes(Path(settings.out) / store)).items():
-            print(
-                textwrap.fill(
-                    printable(value), 80, initial_indent=f"  {name:<20}", subsequent_indent=" " * 22
-                )
-            )
+            lines = textwrap.wrap(printable(value), 80 - 22)
+            print(f"  {name:<20}" + ("\n" + " " * 22).join(lines))
     for files, keys in unread_keys(manifest["sources"]):
         print(f"{files}: keys not read: {keys}", file=sys.stderr)
     for source in manifest["sources"]:
@@ -54,13 +45,10 @@ def main() -> None:
 
 def unread_keys(sources: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield each set of keys that were not looked at, and the files whose records have it."""
-    files = defaultdict(list)
-    for source in sources:
-        if source.get("unread_keys"):
-            files[shown(source["unread_keys"], most=20)].append(source["path"])
-    for keys, paths in files.items():
-        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        yield printable(paths[0]) + others, keys
+    unread = [source for source in sources if source.get("unread_keys")]
+    for keys, files in grouped(unread, lambda source: shown(source["unread_keys"], most=20)).items():
+        others = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        yield printable(files[0]["path"]) + others, keys
 
 
 def summary(manifest: dict[str, Any]) -> dict[str, str]:

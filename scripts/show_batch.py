@@ -15,8 +15,6 @@ from dataset.printing import printable
 from model.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dataset.batches import Batch, BatchStream
 
 WIDEST_PICTURE_TOKENS = 80
@@ -41,7 +39,7 @@ def main() -> None:
     settings = parse(ShowBatchSettings, "Show a row of a training: tokens, blocks, labels and mask.")
     from dataset.batches import BatchStream
     from dataset.token_store import open_stores
-    from eval.plots import check_picture
+    from eval.plots import MaskPanel, check_picture, draw_mask, save_masks
     from model.masks import visible_mask
 
     if settings.png:
@@ -55,10 +53,15 @@ def main() -> None:
     batch = next(stream.batches(settings.epoch, settings.row, rows_per_step=1))
     tokens = [stream.tokenizer.token_text(token_id) for token_id in batch.ids[0].tolist()]
     print_table(stream, settings, batch, tokens)
-    mask = visible_mask(batch.layout)[0]
-    print_mask(mask, tokens)
+    mask, shown = visible_mask(batch.layout)[0], min(len(tokens), WIDEST_PICTURE_TOKENS)
+    if shown < len(tokens):
+        print(f"the mask of the first {shown} tokens (--png draws all):")
+    print(draw_mask(mask[:shown, :shown], tokens[:shown]))
     if settings.png:
-        draw_png(settings.png, f"{settings.prompt_mask}, row {settings.row}", mask, batch, tokens)
+        real, title = batch.num_real, f"{settings.prompt_mask}, row {settings.row}"
+        panel = MaskPanel(title, mask[:real, :real], batch.block_ids[0, :real])
+        save_masks(settings.png, [panel], tokens[:real])
+        print(f"{printable(settings.png)} is drawn")
 
 
 def print_table(
@@ -88,25 +91,6 @@ def print_table(
         f"row {settings.row} of {len(stream.plan(settings.epoch))}: {batch.num_real} tokens, "
         f"{len(pieces)} documents, {batch.num_targets} labels, {batch.ids.numel() - batch.num_real} padding"
     )
-
-
-def print_mask(mask: "Tensor", tokens: list[str]) -> None:
-    """Print the mask (T, T) of a row, or its beginning where the row is long."""
-    from eval.plots import draw_mask
-
-    shown = min(len(tokens), WIDEST_PICTURE_TOKENS)
-    if shown < len(tokens):
-        print(f"the mask of the first {shown} tokens (--png draws all):")
-    print(draw_mask(mask[:shown, :shown], tokens[:shown]))
-
-
-def draw_png(path: str, title: str, mask: "Tensor", batch: "Batch", tokens: list[str]) -> None:
-    """Draw the mask (T, T) of the real tokens of a row into a file."""
-    from eval.plots import MaskPanel, save_masks
-
-    real = batch.num_real
-    save_masks(path, [MaskPanel(title, mask[:real, :real], batch.block_ids[0, :real])], tokens[:real])
-    print(f"{printable(path)} is drawn")
 
 
 if __name__ == "__main__":

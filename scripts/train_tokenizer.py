@@ -22,12 +22,9 @@ from model.errors import UserError
 from model.files import check_free, read_object, whole_folder, write_json
 
 SMALLEST_SHARE = 0.01  # of the text that is measured: of a language with less the rate would say nothing
-
 REQUEST = "request.json"
-DECIDING = (
-    *("vocab_size", "isolate_han", "text_column", "document_separator", "text_marks", "max_bytes"),
-    "prompt_copies",
-)
+DECIDING = ("vocab_size", "isolate_han", "text_column", "document_separator", "text_marks")
+DECIDING += ("max_bytes", "prompt_copies")
 
 
 def main() -> None:
@@ -46,9 +43,7 @@ def main() -> None:
     else:
         tokenizer = _write(settings, sample)
     held_out = sample.held_out
-    for name in settings.compare:
-        if name.isdecimal():
-            others[name] = _train(sample, settings, int(name))
+    others |= {name: _train(sample, settings, int(name)) for name in settings.compare if name.isdecimal()}
     print_report({settings.out: tokenizer} | others, held_out)
 
 
@@ -121,13 +116,9 @@ def print_report(tokenizers: dict[str, Tokenizer], texts_of_language: Texts) -> 
     print(f"{title}; too little of {', '.join(few)}" if few else title)
     print(f"  {'tokenizer':<32}{'tokens':>9}" + "".join(f"{column:>20}" for column in columns.values()))
     for name, tokenizer in tokenizers.items():
-        rates = [f"{_bytes_per_token(tokenizer, texts_of_language[each]):>20.2f}" for each in columns]
+        counts = {each: sum(map(len, map(tokenizer.encode, texts_of_language[each]))) for each in columns}
+        rates = [f"{sizes[each] / max(count, 1):>20.2f}" for each, count in counts.items()]
         print(f"  {printable(name):<32}{tokenizer.vocab_size:>9,}" + "".join(rates))
-
-
-def _bytes_per_token(tokenizer: Tokenizer, texts: list[str]) -> float:
-    num_tokens = sum(len(tokenizer.encode(text)) for text in texts)
-    return sum(len(text.encode()) for text in texts) / max(num_tokens, 1)
 
 
 if __name__ == "__main__":

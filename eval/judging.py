@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -78,12 +78,6 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class _File:
-    fixed: Fixed
-    judgement: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
 class Judgement:
     """What the look found that ended a judgement."""
 
@@ -140,7 +134,7 @@ def place_of(folder: Path, pair: str, rule: Rule, first_seed: int) -> Path:
     """Return the file of a judgement; raises `UserError` where another one of the pair saw its seeds."""
     for file in folder.glob(f"{pair}-[0-9]*.json"):
         other = int(file.stem.rpartition("-")[2])
-        there = read_file(_File, file, "take it away").fixed.rule.looks[-1]
+        there = _fixed(file).rule.looks[-1]
         if other != first_seed and first_seed < other + there and other < first_seed + rule.looks[-1]:
             raise UserError(
                 f"--first_seed {first_seed}: {file} judges the same recipes with seeds {other} to "
@@ -163,12 +157,16 @@ def fix(file: Path, rule: Rule, primary: Primary) -> Fixed:
     fixed = Fixed(rule, primary)
     if not file.exists():
         save(file, fixed, None)
-    elif (former := read_file(_File, file, "take it away").fixed) != fixed:
+    elif (former := _fixed(file)) != fixed:
         raise UserError(
             f"{file} fixed {json.dumps(asdict(former))}; a rule that changes after a look proves nothing: "
             "keep it, or judge seeds that nobody has seen (--first_seed)"
         )
     return fixed
+
+
+def _fixed(file: Path) -> Fixed:
+    return read_file({"fixed": Fixed}, file, "take it away")["fixed"]
 
 
 def save(file: Path, fixed: Fixed, found: Judgement | None) -> None:

@@ -1,7 +1,7 @@
 """JSON that a user may have damaged: values have the types that they ought to have, or are named.
 
 A form is a dataclass, which takes no other keys, a type, or a picture of what is read of an object:
-{"name": str, "scores": list[float], "note?": str}, where ? allows null and none, and other keys may stand by.
+{"name": str, "scores": list[float], "note?": str}, where ? allows null and none; other keys stay.
 """
 
 import dataclasses
@@ -68,11 +68,10 @@ def _check_depth(value: Any, name: str, levels: int) -> None:
 
 def _read_picture(form: dict[str, Any], value: Any, name: str) -> dict[str, Any]:
     _check_keys(value, [key for key in form if not key.endswith("?")], name)
-    for key, inner in form.items():
-        given = value.get(key.removesuffix("?"))
-        if given is not None or not key.endswith("?"):
-            read_as(inner, given, f"{name}.{key.removesuffix('?')}")
-    return value
+    named = {key.removesuffix("?"): inner for key, inner in form.items()}
+    free = {key.removesuffix("?") for key in form if key.endswith("?")}
+    there = [key for key in named if not (key in free and value.get(key) is None)]
+    return {**value, **{key: read_as(named[key], value[key], f"{name}.{key}") for key in there}}
 
 
 def _read_dataclass(form: type[Parsed], value: Any, name: str) -> Parsed:

@@ -9,7 +9,7 @@ from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.formatted_text import FormattedText
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding import KeyBindings
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -55,7 +55,9 @@ class Terminal:
         self.note(
             "/help lists the commands, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves"
         )
-        reader = PromptSession(key_bindings=_keys(), prompt_continuation="  ")
+        bindings = KeyBindings()
+        bindings.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+        reader = PromptSession(key_bindings=bindings, prompt_continuation="  ")
         while self.is_running:
             try:
                 line = reader.prompt(FormattedText([("bold fg:ansicyan", "> ")])).strip()
@@ -69,10 +71,13 @@ class Terminal:
     def obey(self, line: str) -> None:
         """Run a command or answer a text; a mistake of the user is one line, and nothing else happens."""
         try:
-            if line.startswith("/"):
-                self._run_command(line)
-            else:
+            name, _, argument = line[1:].partition(" ")
+            if not line.startswith("/"):
                 self.say(lambda session, is_cancelled: session.ask(line, is_cancelled))
+            elif name in (commands := self._commands()):
+                commands[name](argument.strip())
+            else:
+                raise UserError(f"unknown command /{name}; /help lists them")
         except Exception as error:
             if (line := in_a_line(error)) is None:
                 raise
@@ -137,19 +142,15 @@ class Terminal:
                     texts[n] += piece or ""
                     if piece is None:
                         going.remove(n)
-                live.update(_columns(self.labels, texts))
-
-    def _run_command(self, line: str) -> None:
-        name, _, argument = line[1:].partition(" ")
-        if name not in self._commands():
-            raise UserError(f"unknown command /{name}; /help lists them")
-        self._commands()[name](argument.strip())
+                table = Table(expand=True)
+                for label in self.labels:
+                    table.add_column(label, ratio=1, overflow="fold")
+                table.add_row(*(Text(shown(text)) for text in texts))
+                live.update(table)
 
     def _commands(self) -> dict[str, Callable[[str], None]]:
-        prefix = "command_"
-        return {
-            name.removeprefix(prefix): getattr(self, name) for name in dir(self) if name.startswith(prefix)
-        }
+        names = (name for name in dir(self) if name.startswith("command_"))
+        return {name.removeprefix("command_"): getattr(self, name) for name in names}
 
 
 class ChatTerminal(Terminal):
@@ -222,24 +223,6 @@ class ChatTerminal(Terminal):
         super().command_stats(argument)
 
 
-def _keys() -> KeyBindings:
-    bindings = KeyBindings()
-
-    @bindings.add("escape", "enter")
-    def begin_line(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    return bindings
-
-
-def _columns(labels: Sequence[str], texts: Sequence[str]) -> Table:
-    table = Table(expand=True)
-    for label in labels:
-        table.add_column(label, ratio=1, overflow="fold")
-    table.add_row(*(Text(shown(text)) for text in texts))
-    return table
-
-
 @contextmanager
 def interrupt_as_event() -> Iterator[Callable[[], bool]]:
     """Turn Ctrl-C into an answer to the question "was it pressed?" while the block runs."""
@@ -264,11 +247,9 @@ def parse_setting(name: str, text: str) -> Any:
 
 def describe_sampling(sampling: TextSampling) -> str:
     """Return the sampling settings on one line, as `parse_setting` reads them."""
-    return ", ".join(f"{name} {_written(getattr(sampling, name))}" for name in SETTINGS)
-
-
-def _written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else str(value).lower()
+    values = {name: str(getattr(sampling, name)).lower() for name in SETTINGS}
+    values["stop_strings"] = json.dumps(sampling.stop_strings, ensure_ascii=False)
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _texts(text: str) -> tuple[str, ...]:

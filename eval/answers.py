@@ -17,10 +17,10 @@ from eval.questions import Question
 from eval.served_model import ServedModel
 from eval.serving_settings import ChoiceBy, TextSampling
 from eval.statistics import wilson_interval
-from eval.typed_json import read_as
 from model.errors import UserError
 from model.generator import Generator, Prompt, Request
 from model.kv_cache import KVCache
+from model.typed_json import read_as
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from eval.evaluation import RESULTS, Evaluation, load, load_predictions
 from eval.questions import Question
 from eval.served_model import tell_apart
 from eval.statistics import PairedCounts, count_pairs
-from eval.typed_json import read_file
 from model.errors import UserError
+from model.typed_json import read_file
 from trainer.validation import Likelihood
 
 

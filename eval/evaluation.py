@@ -19,10 +19,10 @@ from eval.items import losses_of, means, tasks_of
 from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
 from eval.serving_settings import QUESTION_KEYS, EvaluationSettings, TextSampling
-from eval.typed_json import read_file, read_lines
 from model.errors import UserError
 from model.files import as_json, check_place, whole_folder
 from model.strategies import STRATEGIES
+from model.typed_json import read_file, read_lines
 from trainer.validation import Likelihood, TextBytes, left_out, measure
 
 RESULTS, PREDICTIONS, REJECTS = "results.json", "predictions.jsonl", "rejects.jsonl"

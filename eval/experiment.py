@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dataset.yaml_file import read_yaml
-from eval.typed_json import read_as
 from model.errors import UserError
+from model.typed_json import read_as
 from trainer.settings import flatten
 
 Form = TypeVar("Form")

@@ -15,7 +15,7 @@ from eval.effects import compare_paired, holm, look_level
 from eval.evidence import Evidence, differences, mixtures, prove, scores_of, shared
 from eval.experiment import A_A
 from eval.tables import grouped
-from eval.verdicts import INCOMPLETE, UNITS, answer, verdict
+from eval.verdicts import INCOMPLETE, UNITS, sentence, verdict
 from model.errors import UserError
 
 FAMILY = ("metric", "arm", "baseline")
@@ -63,6 +63,7 @@ def analyse(
     _adjust(evidence, a_a, alpha)
     for each in a_a:
         each["is_primary"] = False
+    said = [sentence(each, experiment) for each in comparisons if each["is_primary"]]
     remarks = [*notes, *mixtures(evidence), *_remarks(evidence, scores, former)]
     return {
         "experiment": {
@@ -77,7 +78,7 @@ def analyse(
             "tuned": evidence.tuned,
             "remarks": remarks,
         },
-        "answer": answer(experiment, comparisons, remarks),
+        "answer": " ".join([*said, *(f"Note: {remark}." for remark in remarks)]),
         "arms": [_arm(evidence, name, named) for name, named in experiment.named.items()],
         "comparisons": comparisons,
         "a_a": a_a,

@@ -146,18 +146,15 @@ class Grid:
 
     def _start_ready(self, start: Start) -> None:
         for address, cell in list(self.waiting.items()):
+            busy = sum(self.cells[each].threads for each in self.running)
+            has_room = not busy or busy + cell.threads <= self.workers.room  # else it runs alone
             if broken := [need for need in cell.needs if need in self.failed]:
                 self.failed[address] = f"needs {broken[0]}, which failed"
                 del self.waiting[address]
-            elif self._has_room(cell) and not {*cell.needs} & (self.waiting.keys() | self.running):
+            elif has_room and not {*cell.needs} & (self.waiting.keys() | self.running):
                 folder = write_job(self.places, cell, uses_gpu=self.workers.gpus_per_cell > 0)
                 self.running[address] = start(folder, cell.threads)
                 del self.waiting[address]
-
-    def _has_room(self, cell: Cell) -> bool:
-        """Say whether a cell finds its threads free; one with more than there are runs alone."""
-        threads = sum(self.cells[address].threads for address in self.running)
-        return not self.running or threads + cell.threads <= self.workers.room
 
     def _end(self, address: str) -> None:
         del self.running[address]

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from dataset.batches import Batch
 from eval.evaluation import ITEMS
 from eval.regression import RegressionSettings
-from eval.typed_json import Number, read_file
 from model.config import from_preset
 from model.errors import UserError
 from model.files import check_free, whole_folder
@@ -27,6 +26,7 @@ from model.loss import NO_TARGET
 from model.masks import causal_layout
 from model.serving import choose_device, describe_device
 from model.transformer import LanguageModel
+from model.typed_json import Number, read_file
 from trainer.device import is_cpu_asked
 from trainer.ledger import Ledger, weights_digest
 from trainer.machine import model_flops

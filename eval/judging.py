@@ -20,10 +20,10 @@ from eval.experiment import ENOUGH_SEEDS, Primary, Recipe
 from eval.findings import Scores
 from eval.places import Places
 from eval.tables import figure
-from eval.typed_json import read_file
 from eval.verdicts import UNITS, factor, verdict
 from model.errors import UserError
 from model.files import write_json
+from model.typed_json import read_file
 
 A, B = "A", "B"
 

@@ -13,12 +13,12 @@ from eval.evaluation import load_predictions
 from eval.plots import MaskPanel, model_panels
 from eval.questions import Question
 from eval.served_model import open_model
-from eval.typed_json import read_file
 from model.attention import Visibility, eager_attention, eager_probabilities
 from model.config import DeviceName
 from model.errors import UserError
 from model.masks import Layout, causal_layout, prompt_blocks
 from model.transformer import LanguageModel
+from model.typed_json import read_file
 
 LOOKS = ("mask", "attention")
 MASK = {"title": str, "labels": list[str], "rows": list[str]}

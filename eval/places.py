@@ -9,9 +9,9 @@ from typing import Any
 from eval.cells import SOURCES, UNDECIDING, Cell, Trial, folder_of
 from eval.experiment import A_A, Experiment, link_name
 from eval.records import RECORD, fault_of
-from eval.typed_json import read_file
 from model.errors import UserError
 from model.files import check_place, write_json
+from model.typed_json import read_file
 
 EXPERIMENTS = "experiments.json"
 

@@ -6,7 +6,7 @@ Made by `eval/running.py` from the files that a command leaves; records and file
 from math import isfinite
 from typing import Any
 
-from eval.typed_json import Number
+from model.typed_json import Number
 
 MEASURED = {"clusters": list[int], "metrics": dict[str, list[Number | None]], "questions?": str}
 """the scores of the items of a task, null where an item has none"""

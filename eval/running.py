@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.records import ITEMS, NAMED, POINT, TRAINING, not_finite
-from eval.typed_json import read_as, read_file, read_lines
 from model.errors import UserError
 from model.files import locked, write_json
+from model.typed_json import read_as, read_file, read_lines
 from trainer.provenance import provenance
 
 PATIENCE_SECONDS = 60.0

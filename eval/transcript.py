@@ -12,9 +12,9 @@ from dataset.sources import check_sources
 from dataset.tokenizer import Tokenizer
 from dataset.unread_keys import unread_keys
 from eval.chat import ChatSession, Turn
-from eval.typed_json import read_as
 from model.errors import UserError
 from model.files import as_json, write_text
+from model.typed_json import read_as
 
 OF_TRANSCRIPTS = {"answer_ids", "tokenizer"}
 

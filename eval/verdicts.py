@@ -1,6 +1,6 @@
 """What may be said of a difference, in words that claim no more than the numbers do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any
 
@@ -32,13 +32,8 @@ def verdict(each: dict[str, Any], alpha: float) -> str:
     return "undecided"
 
 
-def answer(experiment: Experiment, comparisons: Sequence[dict[str, Any]], remarks: Sequence[str]) -> str:
-    """Return the answer in a sentence for each pair of arms, with everything that a claim needs."""
-    sentences = [_sentence(each, experiment) for each in comparisons if each["is_primary"]]
-    return " ".join([*sentences, *(f"Note: {remark}." for remark in remarks)])
-
-
-def _sentence(each: dict[str, Any], experiment: Experiment) -> str:
+def sentence(each: dict[str, Any], experiment: Experiment) -> str:
+    """Return what may be said of a comparison in a sentence, with everything that a claim needs."""
     arm, baseline, scale = each["arm"], each["baseline"], factor(each["unit"])
     unit = f" {each['unit']}" if each["unit"] else ""
     what = f"{each['metric'].replace('_', '-')} on {each['task']}"

@@ -38,9 +38,8 @@ def main() -> None:
             print(f"  {name:<20}" + ("\n" + " " * 22).join(lines))
     for files, keys in unread_keys(manifest["sources"]):
         print(f"{files}: keys not read: {keys}", file=sys.stderr)
-    for source in manifest["sources"]:
-        if not source["documents"]:
-            print(printable(f"{source['path']}: no document was made of it"), file=sys.stderr)
+    for source in (each for each in manifest["sources"] if not each["documents"]):
+        print(printable(f"{source['path']}: no document was made of it"), file=sys.stderr)
 
 
 def unread_keys(sources: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -55,20 +54,18 @@ def summary(manifest: dict[str, Any]) -> dict[str, str]:
     """Return the figures of a store by name."""
     lengths, tokens, rejects = manifest["lengths"], manifest["tokens"], manifest["rejects"]
     reasons = "; ".join(f"{count} {reason}" for reason, count in rejects.items())
-    marks = Marks(**manifest["marks"])
+    marks, sizes = Marks(**manifest["marks"]), {name: lengths[name] for name in lengths if name != "mean"}
+    became = f"{marks.records:,} records became {marks.documents:,} documents"
     figures = {
         "records": f"{manifest['records']:,}",
         "rejected": f"{sum(rejects.values()):,}" + (f" ({reasons}; see rejects.jsonl)" if rejects else ""),
-        "marks in texts": f"{counts(marks.found)}; {marks.records:,} records became {marks.documents:,} "
-        "documents",
+        "marks in texts": f"{counts(marks.found)}; {became}",
         "trained as text": f"{counts(marks.kept)}, which look like marks and are none that are known",
         "documents": f"{manifest['documents']:,}" + _doubt(manifest),
         "tokens": f"{tokens:,}",
         "targets": f"{manifest['targets']:,} ({manifest['targets'] / tokens:.1%})",
         "bytes per token": f"{manifest['bytes'] / tokens:.2f}",
-        "tokens a document": "  ".join(
-            f"{name} {value:,.0f}" for name, value in lengths.items() if name != "mean"
-        ),
+        "tokens a document": "  ".join(f"{name} {value:,.0f}" for name, value in sizes.items()),
     }
     absent = {"marks in texts": not marks.found, "trained as text": not marks.kept}
     return {name: value for name, value in figures.items() if not absent.get(name)}

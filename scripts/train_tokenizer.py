@@ -111,8 +111,7 @@ def print_report(tokenizers: dict[str, Tokenizer], texts_of_language: Texts) -> 
         return
     sizes = {language: sum(len(text.encode()) for text in ts) for language, ts in texts_of_language.items()}
     columns = {language: f"{language} ({size:,} B)" for language, size in sizes.items()}
-    least = SMALLEST_SHARE * sum(sizes.values())
-    few = [columns.pop(language) for language, size in sizes.items() if size < least]
+    few = [columns.pop(each) for each, size in sizes.items() if size < SMALLEST_SHARE * sum(sizes.values())]
     print(f"{title}; too little of {', '.join(few)}" if few else title)
     print(f"  {'tokenizer':<32}{'tokens':>9}" + "".join(f"{column:>20}" for column in columns.values()))
     for name, tokenizer in tokenizers.items():

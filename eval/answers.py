@@ -65,7 +65,7 @@ def read_prediction(record: Any) -> Prediction:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Tally:
     """One line of the result table; `language` and `kind` are empty where all are counted together."""
 
     split: str
@@ -185,7 +185,7 @@ def choose(
     return Prediction(question, text, "chosen", text in question.answers, scores, right)
 
 
-def tabulate(predictions: Sequence[Prediction]) -> list[Cell]:
+def tabulate(predictions: Sequence[Prediction]) -> list[Tally]:
     """Count right answers for each split, and in it for each language, kind and both if there are several.
 
     Questions without an answer generated are not counted.
@@ -205,13 +205,13 @@ def tabulate(predictions: Sequence[Prediction]) -> list[Cell]:
     return [_count(name, group) for name, group in sorted(groups.items())]
 
 
-def _count(name: tuple[str, str, str], group: Sequence[Prediction]) -> Cell:
+def _count(name: tuple[str, str, str], group: Sequence[Prediction]) -> Tally:
     correct = sum(prediction.is_correct for prediction in group)
     reasons = [prediction.finish_reason for prediction in group]
     counts = {"stopped": "stop", "too_long": "too_long", "chosen": "chosen"}
     counted = {field: reasons.count(reason) for field, reason in counts.items()}
     unfinished = sum(prediction.is_unfinished for prediction in group)
-    return Cell(*name, questions=len(group), correct=correct, unfinished=unfinished, **counted)
+    return Tally(*name, questions=len(group), correct=correct, unfinished=unfinished, **counted)
 
 
 def score(generator: Generator, prompt: Prompt, continuations: Sequence[Sequence[int]]) -> list[Tensor]:

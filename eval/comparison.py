@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
-from eval.answers import Cell, Prediction, tabulate
+from eval.answers import Prediction, Tally, tabulate
 from eval.evaluation import RESULTS, Evaluation, load, load_predictions
 from eval.questions import Question
 from eval.served_model import tell_apart
 from eval.statistics import PairedCounts, count_pairs
+from eval.tables import grouped
 from model.errors import UserError
 from model.typed_json import read_file
 from trainer.validation import Likelihood
@@ -37,7 +39,7 @@ class Evaluated:
     """questions for which no answer was generated"""
 
     @cached_property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Tally]:
         """Return the cells of all languages together."""
         return [cell for cell in tabulate(self.predictions) if not cell.language]
 
@@ -198,12 +200,11 @@ def _fault_of(runs: Sequence[Evaluated], losses: Sequence[Likelihood | None]) ->
 
 def telling_questions(runs: Sequence[Evaluated], count: int) -> list[int]:
     """Return places in `predictions`: for each split in turn first where runs differ, then any others."""
-    places = range(len(runs[0].predictions))
-    by_split: dict[str, list[int]] = {}
-    for n in sorted(places, key=lambda n: len({run.predictions[n].is_correct for run in runs}) == 1):
-        by_split.setdefault(runs[0].predictions[n].question.split, []).append(n)
-    rounds = range(max(map(len, by_split.values()), default=0))
-    return [split[i] for i in rounds for split in by_split.values() if i < len(split)][:count]
+    first, places = runs[0].predictions, range(len(runs[0].predictions))
+    telling = sorted(places, key=lambda n: len({run.predictions[n].is_correct for run in runs}) == 1)
+    by_split = grouped(telling, lambda n: first[n].question.split)
+    rounds = zip_longest(*by_split.values())
+    return [n for each in rounds for n in each if n is not None][:count]
 
 
 def shortest_question(predictions: Sequence[Prediction]) -> Question:

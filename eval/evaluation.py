@@ -14,7 +14,7 @@ from dataset.formats import read_columns
 from dataset.messages import shown
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
-from eval.answers import Cell, Prediction, answer_questions, read_prediction, score_answers, tabulate
+from eval.answers import Prediction, Tally, answer_questions, read_prediction, score_answers, tabulate
 from eval.items import losses_of, means, tasks_of
 from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
@@ -57,7 +57,7 @@ class Evaluation:
     """directory of the model"""
     prompt_mask: str
     facts: Facts
-    cells: tuple[Cell, ...]
+    cells: tuple[Tally, ...]
     losses: dict[str, Likelihood]
     """by token store"""
     unanswerable: int = 0

@@ -12,7 +12,7 @@ from rich.cells import cell_len, chop_cells
 from dataset.printing import printable
 
 if TYPE_CHECKING:
-    from eval.answers import Cell
+    from eval.answers import Tally
 
 Entry = TypeVar("Entry")
 GAP, NARROWEST_NAME = "  ", 12
@@ -40,7 +40,7 @@ def grouped(entries: Iterable[Entry], key: Callable[[Entry], Any]) -> dict[Any, 
     return groups
 
 
-def score_table(columns: Mapping[str, Sequence["Cell"]]) -> Table:
+def score_table(columns: Mapping[str, Sequence["Tally"]]) -> Table:
     """Return exact match in percent: columns hold the given cells, a row per split and kind."""
     by_row = {name: {(cell.split, cell.kind): cell for cell in cells} for name, cells in columns.items()}
     rows = []
@@ -64,7 +64,7 @@ def mean_table(means: Mapping[str, Mapping[str, float]]) -> Table:
     return Table(("mean over questions", *(title for title, _ in forms.values())), tuple(rows))
 
 
-def score(cell: "Cell | None") -> str:
+def score(cell: "Tally | None") -> str:
     """Return exact match with its 95% interval in percent; nothing where nothing was asked."""
     if cell is None:
         return ""

@@ -56,7 +56,7 @@ def sentence(each: dict[str, Any], experiment: Experiment) -> str:
             if visible is not None:
                 power = f"{visible * scale:.2g}{unit} would have been seen 8 times in 10"
             return f"{arm} against {baseline} is undecided in {what}: {size} ({proof}; {power})."
-        case verdict if verdict in DECIDED:
+        case "equal within the bound":
             bound = f"{experiment.decision.equivalence * scale:.3g}{unit}"
             proof += f", p of equivalence {each['equivalence_p']:.2g}"
             return f"{arm} and {baseline} are equal in {what} within {bound}: {size} ({proof})."

@@ -17,7 +17,7 @@ from dataset.printing import printable
 from eval.serving_settings import EvaluationSettings
 
 if TYPE_CHECKING:
-    from eval.answers import Cell
+    from eval.answers import Tally
     from eval.evaluation import Evaluation
 
 
@@ -75,7 +75,7 @@ def show(found: "Evaluation") -> None:
         print(printable(line))
 
 
-def remarks(found: "Evaluation", totals: Sequence["Cell"]) -> Iterator[str]:
+def remarks(found: "Evaluation", totals: Sequence["Tally"]) -> Iterator[str]:
     """Yield what a table does not say: how answers ended, what was left out, and the losses."""
     questions, stopped, too_long, chosen, unfinished = (
         sum(getattr(cell, name) for cell in totals)

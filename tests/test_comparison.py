@@ -12,7 +12,7 @@ import pytest
 
 from dataset.preparation import PreparationSettings, write_store
 from eval import evaluation
-from eval.answers import Cell, tabulate
+from eval.answers import Tally, tabulate
 from eval.comparison import compare, open_runs, shortest_question, telling_questions
 from eval.comparison_report import paired_tables, scores
 from eval.evaluation import Found
@@ -287,7 +287,7 @@ def test_figures_are_never_shortened_and_columns_without_room_come_further_down(
 
 
 def test_the_score_table_has_a_column_per_name_and_a_row_per_split_and_kind():
-    cells = [Cell("s", "", "", 4, 1, 4, 0), Cell("s", "", "k", 2, 1, 2, 0)]
+    cells = [Tally("s", "", "", 4, 1, 4, 0), Tally("s", "", "k", 2, 1, 2, 0)]
     table = score_table({"a": cells, "b": cells[:1]})
     assert table.header == ("exact match, %", "n", "a", "b")
     assert table.rows == (("s", "4", "25.0 (5-70)", "25.0 (5-70)"), ("  k", "2", "50.0 (9-91)", ""))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -166,7 +166,8 @@ def fix(file: Path, rule: Rule, primary: Primary) -> Fixed:
 
 
 def _fixed(file: Path) -> Fixed:
-    return read_file({"fixed": Fixed}, file, "take it away")["fixed"]
+    form = {"fixed": Fixed, "judgement?": dict[str, Any]}
+    return read_file(form, file, "take it away")["fixed"]
 
 
 def save(file: Path, fixed: Fixed, found: Judgement | None) -> None:

@@ -5,14 +5,13 @@ What stands in them is read by `dataset/blocks.py`.
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from glob import glob, has_magic
 from hashlib import file_digest
 from itertools import chain, takewhile
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISREG, ST_DEV, ST_INO
 from typing import Any, NoReturn
 
 from dataset.blocks import COMPRESSIONS, ENDINGS, form_of
@@ -133,9 +132,12 @@ def check_sources(sources: Sequence[str]) -> None:
             raise UserError(f"{source}: expected a file that ends in {', '.join(ENDINGS)}")
         if not size:
             raise UserError(f"data file is empty: {source}")
-    files = Counter(source if source.startswith(HUB) else os.path.realpath(source) for source in sources)
-    if twice := [source for source, count in files.items() if count > 1]:
-        raise UserError(f"data named more than once: {twice[0]}; name each file once")
+    names: dict[Any, list[str]] = {}
+    for source in sources:
+        file = source if source.startswith(HUB) else os.stat(source)[ST_INO : ST_DEV + 1]
+        names.setdefault(file, []).append(source)
+    if twice := [each for each in names.values() if len(each) > 1]:
+        raise UserError(f"data named more than once: {' and '.join(twice[0])}; name each file once")
 
 
 def _check_file(path: str) -> int:

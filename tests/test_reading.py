@@ -108,7 +108,8 @@ def test_a_file_under_two_names_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "data" / "a.jsonl", LINES)
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "data" / "a.jsonl")
-    for names in (["data", "./data/a.jsonl"], ["link.jsonl", str(tmp_path / "data")]):
+    (tmp_path / "hard.jsonl").hardlink_to(tmp_path / "data" / "a.jsonl")
+    for names in (["data", "./data/a.jsonl"], ["link.jsonl", str(tmp_path / "data")], ["hard.jsonl", "data"]):
         with pytest.raises(UserError, match="more than once: .*a.jsonl"):
             check_sources(find_sources(names))
 

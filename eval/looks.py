@@ -13,7 +13,7 @@ from eval.evaluation import load_predictions
 from eval.plots import MaskPanel, model_panels
 from eval.questions import Question
 from eval.served_model import open_model
-from model.attention import Visibility, eager_attention, eager_probabilities
+from model.attention import Scoring, Visibility, eager_attention, eager_probabilities
 from model.config import DeviceName
 from model.errors import UserError
 from model.masks import Layout, causal_layout, prompt_blocks
@@ -33,9 +33,9 @@ def attention_maps(model: LanguageModel, ids: Tensor, layout: Layout | None = No
     """Return the attention probabilities (B, H, T, T) of every layer; the model stays as it is."""
     maps: list[Tensor] = []
 
-    def recording(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
-        maps.append(eager_probabilities(q, k, seen, scale))
-        return eager_attention(q, k, v, seen, scale)
+    def recording(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
+        maps.append(eager_probabilities(q, k, seen, scoring))
+        return eager_attention(q, k, v, seen, scoring)
 
     former = model.model.layers[0].self_attn.attend
     model.set_attention(recording)

@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.layers import RMSNorm, rotate
+from model.layers import Angles, RMSNorm, rotate, soft_cap
 
 if TYPE_CHECKING:
     from model.backends import DocumentAttention
@@ -39,17 +40,26 @@ class Visibility(NamedTuple):
         return "dense" if self.documents is None else "documents"
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, Visibility, float], Tensor]
-"""Takes queries (B, H, Tq, D), keys and values (B, Hkv, Tk, D), a `Visibility` and the scale of scores;
-returns outputs (B, H, Tq, D)."""
+class Scoring(NamedTuple):
+    """How the product of a query and a key becomes their score."""
+
+    scale: float
+    """what it is multiplied by"""
+    softcap: float | None = None
+    """what scores are then bent to stay below; None = as they are"""
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Visibility, Scoring], Tensor]
+"""Takes queries (B, H, Tq, D), keys and values (B, Hkv, Tk, D), a `Visibility` and a `Scoring`; returns
+outputs (B, H, Tq, D)."""
 CacheUpdate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Stores keys and values (B, Hkv, T, D) of new tokens; returns those to attend to (B, Hkv, Tk, D)."""
 
 
-def eager_probabilities(q: Tensor, k: Tensor, seen: Visibility, scale: float) -> Tensor:
+def eager_probabilities(q: Tensor, k: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Return attention probabilities (B, H, Tq, Tk) in float32 or wider (Vaswani et al. 2017, equation 1)."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, H, Tk, D)
-    scores = (q @ k.transpose(-1, -2)) * scale  # (B, H, Tq, Tk)
+    scores = soft_cap((q @ k.transpose(-1, -2)) * scoring.scale, scoring.softcap)  # (B, H, Tq, Tk)
     mask = seen.mask
     if seen.is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -58,9 +68,9 @@ def eager_probabilities(q: Tensor, k: Tensor, seen: Visibility, scale: float) ->
     return scores.softmax(dim=-1, dtype=torch.promote_types(torch.float32, q.dtype))
 
 
-def eager_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend step by step: the form to read, and the one that all others are tested against."""
-    probabilities = eager_probabilities(q, k, seen, scale).to(v.dtype)
+    probabilities = eager_probabilities(q, k, seen, scoring).to(v.dtype)
     return probabilities @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 
@@ -71,20 +81,17 @@ class Attention(nn.Module):
         super().__init__()
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
-        self.head_dim, self.scale, self.attend = config.head_dim, config.head_dim**-0.5, attend
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.head_dim, self.attend = config.head_dim, attend
+        self.scoring = Scoring(config.query_scale, config.attn_logit_softcapping)
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
+        head_norm = partial(RMSNorm, config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity
+        self.q_norm, self.k_norm = head_norm(), head_norm()
 
     def forward(
-        self,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        seen: Visibility,
-        update_cache: CacheUpdate | None = None,
+        self, x: Tensor, angles: Angles, seen: Visibility, update_cache: CacheUpdate | None = None
     ) -> Tensor:
         """Map (B, T, hidden_size) to the same shape.
 
@@ -99,5 +106,5 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)  # (B, Hkv, T, D)
         if update_cache is not None:
             k, v = update_cache(k, v)  # (B, Hkv, Tk, D)
-        y = self.attend(q, k, v, seen, self.scale)
+        y = self.attend(q, k, v, seen, self.scoring)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))

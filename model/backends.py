@@ -10,10 +10,11 @@ from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.attention import Attend, MaskKind, Visibility, eager_attention
+from model.attention import Attend, MaskKind, Scoring, Visibility, eager_attention
 from model.errors import UserError
+from model.layers import soft_cap
 from model.masks import Layout
 
 QUERY_BLOCKS = 4
@@ -40,26 +41,29 @@ class Backend:
     """types of devices that it is for; None = all"""
     fits: Callable[[Tensor], bool] = lambda q: True
     """says of queries (B, H, T, D) whether it can take them and is worth it"""
+    bends: bool = True
+    """whether it can bend scores to stay below a bound"""
 
-    def serves(self, q: Tensor, seen: Visibility) -> bool:
+    def serves(self, q: Tensor, seen: Visibility, scoring: Scoring) -> bool:
         """Say whether it can attend here, and is worth it."""
         return (
-            torch.is_grad_enabled() in self.gradients
+            (self.bends or scoring.softcap is None)
+            and torch.is_grad_enabled() in self.gradients
             and (self.devices is None or q.device.type in self.devices)
             and seen.kind in self.masks
             and self.fits(q)
         )
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend through the first backend of the table that serves here."""
-    return choose(q, seen).attend(q, k, v, seen, scale)
+    return choose(q, seen, scoring).attend(q, k, v, seen, scoring)
 
 
-def choose(q: Tensor, seen: Visibility) -> Backend:
-    """Return the first backend of the table that serves here; the last one always does."""
+def choose(q: Tensor, seen: Visibility, scoring: Scoring) -> Backend:
+    """Return the first backend of the table that serves here; `eager` always does."""
     for backend in BACKENDS.values():
-        if backend.serves(q, seen):
+        if backend.serves(q, seen, scoring):
             return backend
     raise AssertionError("no backend serves")
 
@@ -72,21 +76,22 @@ def named(name: str) -> Attend:
     if name != "auto" and name not in BACKENDS:
         raise UserError(f"unknown attention backend {name!r}; choose one of auto, {', '.join(BACKENDS)}")
 
-    def prefer(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
-        backend = BACKENDS[name] if BACKENDS[name].serves(q, seen) else choose(q, seen)
-        return backend.attend(q, k, v, seen, scale)
+    def prefer(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
+        wanted = BACKENDS[name]
+        backend = wanted if wanted.serves(q, seen, scoring) else choose(q, seen, scoring)
+        return backend.attend(q, k, v, seen, scoring)
 
     return attend if name == "auto" else prefer
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend through torch's kernels, which keep no scores (Dao et al. 2022, arXiv 2205.14135)."""
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen.mask, is_causal=seen.is_causal, scale=scale, enable_gqa=True
+        q, k, v, attn_mask=seen.mask, is_causal=seen.is_causal, scale=scoring.scale, enable_gqa=True
     )
 
 
-def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend from one query per row: the query heads of a key head form one small matrix product.
 
     The compiler makes one loop of a product and its sum, where a call would cost more than it computes.
@@ -95,9 +100,10 @@ def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale
     wide = torch.promote_types(torch.float32, q.dtype)
     grouped = q.view(B, k.shape[1], H // k.shape[1], D)  # (B, Hkv, G, D)
     if torch.compiler.is_compiling():
-        scores = (grouped[:, :, :, None].to(wide) * k[:, :, None].to(wide)).sum(-1) * scale
+        scores = (grouped[:, :, :, None].to(wide) * k[:, :, None].to(wide)).sum(-1) * scoring.scale
     else:
-        scores = (grouped @ k.transpose(-1, -2)) * scale  # (B, Hkv, G, Tk)
+        scores = (grouped @ k.transpose(-1, -2)) * scoring.scale  # (B, Hkv, G, Tk)
+    scores = soft_cap(scores, scoring.softcap)
     if seen.mask is not None:
         scores = scores.masked_fill(~seen.mask, float("-inf"))
     probabilities = scores.softmax(dim=-1, dtype=wide)
@@ -108,7 +114,7 @@ def one_query_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale
     return y.view(B, H, 1, D)
 
 
-def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend under the triangle, some queries at a time, each block to the keys up to its own end.
 
         1 . | . .     two queries and two keys,
@@ -121,20 +127,20 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale
     the gradients, which fused kernels compute again: memory grows with the square of the length. In bfloat16,
     scores are rounded to it.
     """
-    grouped = (q * scale).unflatten(1, (k.shape[1], -1))  # (B, Hkv, G, T, D)
+    grouped = (q * scoring.scale).unflatten(1, (k.shape[1], -1))  # (B, Hkv, G, T, D)
     bounds = [q.shape[2] * n // QUERY_BLOCKS for n in range(QUERY_BLOCKS + 1)]
     blocks = [
-        _attend_block(grouped[..., begin:end, :], k[:, :, :end], v[:, :, :end])
+        _attend_block(grouped[..., begin:end, :], k[:, :, :end], v[:, :, :end], scoring.softcap)
         for begin, end in pairwise(bounds)
     ]
     return torch.cat(blocks, dim=3).flatten(1, 2)  # (B, H, T, D)
 
 
-def _attend_block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend_block(q: Tensor, k: Tensor, v: Tensor, softcap: float | None) -> Tensor:
     """Return outputs (B, Hkv, G, n, D) of queries of that shape, the last n of the keys (B, Hkv, Tk, D)."""
     heads, wide = q.shape[2:4], torch.promote_types(torch.float32, q.dtype)
     future = torch.full((q.shape[3], k.shape[2]), float("-inf"), dtype=wide, device=q.device)
-    scores = (q.flatten(2, 3) @ k.mT).unflatten(2, heads)  # (B, Hkv, G, n, Tk)
+    scores = soft_cap((q.flatten(2, 3) @ k.mT).unflatten(2, heads), softcap)  # (B, Hkv, G, n, Tk)
     probabilities = (scores + future.triu(k.shape[2] - q.shape[3] + 1)).softmax(dim=-1)
     return (probabilities.to(v.dtype).flatten(2, 3) @ v).unflatten(2, heads)
 
@@ -207,21 +213,21 @@ class DocumentAttention:
         inside = slice(span.begin, span.end)
         return Visibility(mask[span.row, None, :, inside, inside])
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """Return outputs (B, H, T, D), zero for padding."""
         B, H, T, D = q.shape
         spans = zip(*(x.transpose(1, 2).flatten(0, 1).split(self._lengths) for x in (q, k, v)), strict=True)
         outputs = [
-            torch.zeros_like(span[0]) if seen is None else _attend_span(*span, seen, scale)
+            torch.zeros_like(span[0]) if seen is None else _attend_span(*span, seen, scoring)
             for span, seen in zip(spans, self._seen, strict=True)
         ]
         return torch.cat(outputs).view(B, T, H, D).transpose(1, 2)
 
 
-def _attend_span(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+def _attend_span(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend within a span, all (n, heads, D)."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, n, D)
-    return attend(q, k, v, seen, scale)[0].transpose(0, 1)
+    return attend(q, k, v, seen, scoring)[0].transpose(0, 1)
 
 
 def by_documents(mask: Tensor, layout: Layout) -> DocumentAttention | None:
@@ -236,9 +242,25 @@ def by_documents(mask: Tensor, layout: Layout) -> DocumentAttention | None:
     return DocumentAttention(mask, spans) if pays else None
 
 
-def document_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scale: float) -> Tensor:
+def document_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend document by document."""
-    return seen.documents.attend(q, k, v, scale)
+    return seen.documents.attend(q, k, v, scoring)
+
+
+class ClassicAttention(nn.Module):
+    """Attend as books teach it: -inf where the slice [:T, :T] of a registered triangle marks the future."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.register_buffer("future", torch.ones(side, side, dtype=torch.bool).triu(1), persistent=False)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
+        """Return outputs (B, H, T, D)."""
+        length, heads = q.shape[2], q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(heads, dim=1) for x in (k, v))  # (B, H, T, D)
+        scores = soft_cap((q @ k.mT) * scoring.scale, scoring.softcap)
+        scores = scores.masked_fill(self.future[:length, :length].to(q.device), -torch.inf)
+        return scores.softmax(dim=-1, dtype=torch.promote_types(torch.float32, q.dtype)).to(v.dtype) @ v
 
 
 def keep_documents_uncompiled() -> None:
@@ -253,7 +275,8 @@ BACKENDS = {
     "one_query": Backend(one_query_attention, gradients=(False,), fits=lambda q: q.shape[2] == 1),
     "documents": Backend(document_attention, ("documents",), devices=("cpu",)),
     "blocks": Backend(blockwise_attention, ("causal",), (True,), ("cpu",), _fits_blocks),
-    "fused": Backend(fused_attention),
+    "fused": Backend(fused_attention, bends=False),
     "eager": Backend(eager_attention),
+    "classic": Backend(ClassicAttention(1024), ("causal",), fits=lambda q: q.shape[2] <= 1024),
 }
-"""Every way to attend, in the order in which they are asked."""
+"""Every way to attend, in the order in which they are asked; what stands after `eager` has to be named."""

@@ -1,9 +1,11 @@
 """The architecture as plain values with Hugging Face's names; knows no torch, so help texts load fast."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
 
+from model.checked import build_record
 from model.errors import UserError, brief
+from model.rope_scaling import RopeScaling, read_scaling
 from model.strategies import strategy_named
 
 Weights = Literal["float32", "bfloat16", "int8"]
@@ -12,14 +14,18 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 """Where a model that answers is computed; auto is the accelerator where there is one."""
 LayerType = Literal["full_attention", "sliding_attention"]
 LAYER_TYPES: tuple[str, ...] = get_args(LayerType)
+Architecture = Literal["qwen3", "llama", "gpt2", "gemma2", "gemma3"]
+Norm = Literal["rms", "layer", "layer_without_bias"]
+Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
+Positions = Literal["rotary", "learned", "none"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a dense decoder like Qwen3's (Yang et al. 2025, arXiv 2505.09388).
+    """Shape and parts of a dense decoder with norms before attention and feed-forward, and grouped queries.
 
-    Pre-norm RMSNorm, rotary positions, grouped queries, q/k norm, SwiGLU, no biases. Raises `UserError` for a
-    shape that cannot be built.
+    The parts are by default those of Qwen3 (Yang et al. 2025, arXiv 2505.09388). Raises `UserError` for what
+    cannot be built.
     """
 
     vocab_size: int
@@ -27,7 +33,7 @@ class ModelConfig:
     hidden_size: int = 512
     """width of the residual stream"""
     intermediate_size: int = 1408
-    """width inside the SwiGLU feed-forward layer"""
+    """width inside the feed-forward layer"""
     num_hidden_layers: int = 8
     """number of decoder layers"""
     num_attention_heads: int = 8
@@ -41,7 +47,7 @@ class ModelConfig:
     rope_theta: float = 1e6
     """base of the rotary wavelengths"""
     rms_norm_eps: float = 1e-6
-    """added to the mean square before the root in every RMSNorm"""
+    """added to the mean square before the root in every norm"""
     tie_word_embeddings: bool = True
     """whether the output layer is the embedding itself"""
     sliding_window: int | None = None
@@ -54,6 +60,36 @@ class ModelConfig:
     """strategy whose blocks the weights are trained under, and served with"""
     initializer_range: float = 0.02
     """standard deviation of fresh weights; of what layers add to the stream by twice their number smaller"""
+    architecture: Architecture = "qwen3"
+    """form of the model: the parts that are not given are those of this family, as which it is exported"""
+    norm: Norm = "rms"
+    """form of the norms: rms, or layer, which takes the mean out and adds a bias, or the same without bias"""
+    post_norms: bool = False
+    """whether what attention and feed-forward add to the stream has norms of its own"""
+    hidden_act: Activation = "silu"
+    """what bends values inside the feed-forward layer; gelu_pytorch_tanh is a formula close to gelu"""
+    gated_mlp: bool = True
+    """whether the feed-forward layer multiplies the bent values by a second projection"""
+    mlp_bias: bool = False
+    """whether projections of the feed-forward layer add a bias"""
+    attention_bias: bool = False
+    """whether projections of attention add a bias"""
+    qk_norm: bool = True
+    """whether the queries and keys of each head go through a norm"""
+    query_pre_attn_scalar: float | None = None
+    """attention scores are divided by its square root; null takes head_dim"""
+    attn_logit_softcapping: float | None = None
+    """bound of attention scores, which are bent by tanh to stay below it; null for none"""
+    final_logit_softcapping: float | None = None
+    """the same of logits"""
+    scale_embeddings: bool = False
+    """whether embeddings are multiplied by the square root of their width"""
+    positions: Positions = "rotary"
+    """how a token knows its place: rotary turns queries and keys, learned adds a vector, none does nothing"""
+    rope_local_theta: float | None = None
+    """base of the rotary wavelengths in sliding layers, which are not scaled then; null takes rope_theta"""
+    rope_scaling: RopeScaling | None = None
+    """how rotary positions are spread over a longer context than they were made for; null for as they are"""
 
     def __post_init__(self) -> None:
         strategy_named(self.prompt_mask)
@@ -68,12 +104,29 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        for name in ("rope_local_theta", "rope_scaling"):
+            if self.positions != "rotary" and getattr(self, name) is not None:
+                raise UserError(f"{name}: expected rotary positions with it, got {self.positions}")
         if self.window_both_sides and self.sliding_window is None:
             raise UserError("window_both_sides: expected a sliding_window with it, got none")
         if self.layer_types is not None:
             self._check_layer_types()
             if len(set(self.layer_types)) == 1:  # equal models have equal configurations
                 object.__setattr__(self, "layer_types", None)
+
+    @property
+    def usual_layer_types(self) -> tuple[LayerType, ...] | None:
+        """Which layers of this family see only a window; None where none do by default."""
+        if self.architecture not in LOCAL_PATTERNS:
+            return None
+        (period, _), last = LOCAL_PATTERNS[self.architecture], self.num_hidden_layers
+        is_full = [n % period == 0 or 1 < n == last for n in range(1, last + 1)]
+        return tuple("full_attention" if full else "sliding_attention" for full in is_full)
+
+    @property
+    def query_scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
@@ -99,9 +152,19 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
-        return asdict(self)
+        values = asdict(self)
+        if self.rope_scaling:  # transformers asks what a key that it does not expect is for
+            scaling = values["rope_scaling"].items()
+            values["rope_scaling"] = {key: value for key, value in scaling if value is not None}
+        return values
 
 
+ALWAYS_WRITTEN = {
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "rope_theta", "rms_norm_eps"),
+    "tie_word_embeddings",
+}
+"""what every configuration on disk holds; other values came later and have defaults"""
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "max_position_embeddings"),
@@ -122,14 +185,44 @@ PRESETS: dict[str, dict[str, int]] = {
 minimind3 (64M), 124m, medium (0.3B)."""
 
 
+_GPT2 = dict(norm="layer", rms_norm_eps=1e-5, positions="learned", num_key_value_heads=None)
+_GPT2_MLP = dict(hidden_act="gelu_pytorch_tanh", gated_mlp=False, mlp_bias=True)
+_GEMMA = dict(hidden_act="gelu_pytorch_tanh", post_norms=True, scale_embeddings=True)
+_SOFT_CAPS = dict(attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen3": {},
+    "llama": dict(qk_norm=False, rope_theta=1e4, rms_norm_eps=1e-5),
+    "gpt2": _GPT2 | _GPT2_MLP | dict(attention_bias=True, qk_norm=False),
+    "gemma2": _GEMMA | _SOFT_CAPS | dict(qk_norm=False, rope_theta=1e4),
+    "gemma3": _GEMMA | dict(rope_theta=1e6, rope_local_theta=1e4),
+}
+"""What families have that Qwen3 has not; as many key heads as query heads where there is no number.
+
+Touvron et al. 2023 (arXiv 2302.13971); Radford et al. 2019; Gemma 2 and 3 reports (2408.00118, 2503.19786).
+"""
+LOCAL_PATTERNS = {"gemma2": (2, 2), "gemma3": (6, 8)}
+"""one layer in so many, and the last one, sees everything; the others such a part of the context"""
+
+
 def from_preset(name: str, **overrides: Any) -> ModelConfig:
     """Build the named shape; `overrides` (at least `vocab_size`) replace its values.
 
-    Raises `UserError` for a name that is not in `PRESETS`.
+    An `architecture` among them brings its parts. Raises `UserError` for an unknown name.
     """
-    if name not in PRESETS:
-        raise UserError(f"unknown model preset {name!r}; choose one of {', '.join(PRESETS)}")
-    return ModelConfig(**{**PRESETS[name], **overrides})
+    family = overrides.get("architecture", "qwen3")
+    for kind, known, given in (("preset", PRESETS, name), ("architecture", ARCHITECTURES, family)):
+        if given not in known:
+            raise UserError(f"unknown model {kind} {brief(given)}; choose one of {', '.join(known)}")
+    shape = {**PRESETS[name], **ARCHITECTURES[family]}
+    if not overrides.get("gated_mlp", shape.get("gated_mlp", True)):  # two matrices as large as three
+        shape["intermediate_size"] = shape["intermediate_size"] * 3 // 2
+    shape |= overrides
+    shape["num_key_value_heads"] = shape["num_key_value_heads"] or shape["num_attention_heads"]
+    config = ModelConfig(**shape)
+    if config.usual_layer_types is None or "layer_types" in overrides:
+        return config
+    window = config.sliding_window or max(1, config.max_position_embeddings // LOCAL_PATTERNS[family][1])
+    return replace(config, layer_types=config.usual_layer_types, sliding_window=window)
 
 
 def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfig:
@@ -138,25 +231,12 @@ def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfi
     Raises `UserError` that names missing keys and wrong types; `source` says where they stood.
     """
     known = {field.name: field for field in fields(ModelConfig)}
-    later = {"sliding_window", "layer_types", "window_both_sides", "prompt_mask", "initializer_range"}
-    missing = sorted(known.keys() - later - values.keys())
+    missing = sorted(ALWAYS_WRITTEN - values.keys())
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; is it a model configuration?")
     chosen = {name: values[name] for name in known if name in values}
     if isinstance(chosen.get("layer_types"), list):
         chosen["layer_types"] = tuple(chosen["layer_types"])
-    for name, value in chosen.items():
-        if not _has_type(value, known[name].type):
-            expected = getattr(known[name].type, "__name__", str(known[name].type))
-            raise UserError(f"{source}: {name} must be {expected}, got {brief(value)}")
-    try:
-        return ModelConfig(**chosen)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
-
-
-def _has_type(value: Any, expected: Any) -> bool:
-    if isinstance(value, bool):
-        return expected is bool
-    kinds = (int, float) if expected is float else get_args(expected) or (expected,)
-    return isinstance(value, tuple(get_origin(kind) or kind for kind in kinds))
+    if chosen.get("rope_scaling") is not None:
+        chosen["rope_scaling"] = read_scaling(chosen["rope_scaling"], source)
+    return build_record(ModelConfig, chosen, source)

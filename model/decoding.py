@@ -119,4 +119,4 @@ def next_logits(
         lambda window: Visibility(cached_mask(layout, present, window, both_sides)[:, None])
     )
     hidden = model.model.compute(tokens, layout.position_ids, visibilities, update_cache)
-    return model.lm_head(hidden[:, 0])
+    return model.logits(hidden[:, 0])

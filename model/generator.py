@@ -138,7 +138,7 @@ class Generator:
             for row, part in enumerate(parts):
                 if part.ids:
                     last[row] = hidden[row, len(part.ids) - 1]
-        return self.model.lm_head(torch.stack(last))
+        return self.model.logits(torch.stack(last))
 
     @torch.no_grad()
     def decode(self, cache: KVCache, ids: Sequence[int]) -> Tensor:
@@ -160,7 +160,7 @@ class Generator:
     @torch.no_grad()
     def feed(self, cache: KVCache, parts: Sequence[Prompt]) -> Tensor:
         """Feed parts of any lengths, not all empty, one per row; return logits (B, T, V)."""
-        return self.model.lm_head(self._hidden(cache, parts))
+        return self.model.logits(self._hidden(cache, parts))
 
     def _hidden(self, cache: KVCache, parts: Sequence[Prompt]) -> Tensor:
         """Feed parts of any lengths, at least one of them not empty; return hidden states (B, T, C)."""

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.layers import soft_cap
+
 NO_TARGET = -100
 """The label of a token that is no target."""
 LOGITS_AT_ONCE = {"cpu": 2**22}
@@ -16,11 +18,14 @@ MOST_ROWS = 8192
 """The same at most: gradients of the weight, summed over that many states, stay in the range of float16."""
 
 
-def summed_cross_entropy(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
+def summed_cross_entropy(
+    hidden: Tensor, output_weight: Tensor, labels: Tensor, softcap: float | None = None
+) -> Tensor:
     """Return the summed nats of all targets, a scalar in float32 or wider.
 
     `hidden` (B, T, C) are final states, `output_weight` is (V, C), `labels` (B, T) are unshifted: the state
-    at t - 1 predicts label t, -100 is no target. The same number as
+    at t - 1 predicts label t, -100 is no target. Logits are bent to stay below `softcap`, if there is one.
+    Without it, the same number as
 
         F.cross_entropy((hidden @ output_weight.T)[:, :-1].transpose(1, 2), labels[:, 1:], reduction="sum")
 
@@ -33,7 +38,7 @@ def summed_cross_entropy(hidden: Tensor, output_weight: Tensor, labels: Tensor) 
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     return _SummedNats.apply(
-        states.to(dtype), output_weight.to(dtype), targets[is_target], torch.is_grad_enabled()
+        states.to(dtype), output_weight.to(dtype), targets[is_target], torch.is_grad_enabled(), softcap
     )
 
 
@@ -45,7 +50,9 @@ class _SummedNats(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, states: Tensor, weight: Tensor, targets: Tensor, needs_gradient: bool) -> Tensor:
+    def forward(
+        ctx, states: Tensor, weight: Tensor, targets: Tensor, needs_gradient: bool, softcap: float | None
+    ) -> Tensor:
         wide = torch.promote_types(torch.float32, states.dtype)
         nats = torch.zeros((), dtype=wide, device=states.device)
         states_gradient, weight_gradient = torch.empty_like(states), torch.zeros_like(weight, dtype=wide)
@@ -55,7 +62,8 @@ class _SummedNats(torch.autograd.Function):
             # Nats are log(sum(exp(logits))) less the logit of the target, here after the largest was taken
             # from all. What can be is done in place, to pass over memory rarely.
             part = slice(begin, begin + rows)
-            logits = (states[part] @ weight.T).to(wide)  # (n, V)
+            logits = soft_cap((states[part] @ weight.T).to(wide), softcap)  # (n, V)
+            slope = None if softcap is None else 1 - (logits / softcap) ** 2  # tanh' = 1 - tanh^2
             logits -= logits.amax(dim=1, keepdim=True)
             index = targets[part, None]
             at_target = logits.gather(1, index)
@@ -65,7 +73,7 @@ class _SummedNats(torch.autograd.Function):
                 # The gradient of the logits is their softmax, less 1 at the target.
                 error = logits.div_(total)
                 error.scatter_add_(1, index, torch.full_like(total, -1.0))
-                error = error.to(states.dtype)
+                error = (error if slope is None else error * slope).to(states.dtype)
                 states_gradient[part] = error @ weight
                 weight_gradient += error.T @ states[part]
         ctx.save_for_backward(states_gradient, weight_gradient)
@@ -74,6 +82,6 @@ class _SummedNats(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         states_gradient, weight_gradient = ctx.saved_tensors
-        return states_gradient * gradient, (weight_gradient * gradient).to(ctx.dtype), None, None
+        return states_gradient * gradient, (weight_gradient * gradient).to(ctx.dtype), None, None, None

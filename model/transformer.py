@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import Attend, Attention, CacheUpdate, Visibility
 from model.backends import attend, by_documents, named
 from model.config import ModelConfig
+from model.errors import UserError
 from model.kv_cache import KVCache
-from model.layers import FeedForward, RMSNorm, rotary_angles
+from model.layers import Angles, embedding_of, feed_forward_of, layer_angles, norm_of, positions_of, soft_cap
 from model.loss import summed_cross_entropy
 from model.masks import (
     Layout,
@@ -35,16 +36,26 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config, attend)
-        self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = feed_forward_of(config)
+        self.input_layernorm = norm_of(config)
+        self.post_attention_layernorm = norm_of(config)
+        output_norm = partial(norm_of, config) if config.post_norms else nn.Identity
+        self.attention_output_layernorm, self.mlp_output_layernorm = output_norm(), output_norm()
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], seen: Visibility, update_cache: CacheUpdate | None
+        self, x: Tensor, angles: Angles, seen: Visibility, update_cache: CacheUpdate | None
     ) -> Tensor:
         """Map (B, T, hidden_size) to the same shape."""
-        x = x + self.self_attn(self.input_layernorm(x), angles, seen, update_cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        y = self.self_attn(self.input_layernorm(x), angles, seen, update_cache)
+        x = x + self.attention_output_layernorm(y)
+        y = self.mlp(self.post_attention_layernorm(x))
+        return x + self.mlp_output_layernorm(y)
+
+    def additions(self) -> tuple[nn.Module, nn.Module]:
+        """Return what has the last weights of what is added to the stream: norms, or projections."""
+        if isinstance(self.mlp_output_layernorm, nn.Identity):
+            return self.self_attn.o_proj, self.mlp.down_proj
+        return self.attention_output_layernorm, self.mlp_output_layernorm
 
 
 class Decoder(nn.Module):
@@ -53,11 +64,10 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # `LanguageModel` draws the weights; `nn.Embedding(…)` would draw them once more.
-        rows = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding.from_pretrained(rows, freeze=False)
+        self.embed_tokens = embedding_of(config)
+        self.embed_positions = positions_of(config)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = norm_of(config)
         self.recomputes_layers = False
         self.register_triangle()
 
@@ -83,7 +93,9 @@ class Decoder(nn.Module):
             keys, update_cache = cache.extend(layout), cache.update
             visibilities = self._cached_visibilities(layout, keys, cache)
         layout = layout or causal_layout(*ids.shape[:2], device=ids.device)
-        return self.compute(ids, layout.position_ids, visibilities, update_cache)
+        # Padding may be counted past the last position that there is.
+        positions = layout.position_ids.where(layout.document_ids >= 0, 0)
+        return self.compute(ids, positions, visibilities, update_cache)
 
     def compute(
         self,
@@ -96,10 +108,10 @@ class Decoder(nn.Module):
 
         `visibilities` are one for each layer; `update_cache` takes the number of the layer first.
         """
-        x = self.embed_tokens(ids)  # (B, T, C)
-        angles = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
-        for n, (layer, seen) in enumerate(zip(self.layers, visibilities, strict=True)):
-            inputs = (x, angles, seen, None if update_cache is None else partial(update_cache, n))
+        x = self.embed_positions(self.embed_tokens(ids), position_ids)  # (B, T, C)
+        angles = layer_angles(self.config, position_ids, x.dtype)
+        for n, (layer, turn, seen) in enumerate(zip(self.layers, angles, visibilities, strict=True)):
+            inputs = (x, turn, seen, None if update_cache is None else partial(update_cache, n))
             if self.recomputes_layers and torch.is_grad_enabled():
                 x = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -168,17 +180,19 @@ class LanguageModel(nn.Module):
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding) and not module.weight.is_meta:
             nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
 
     @torch.no_grad()
     def _scale_residuals(self) -> None:
-        """Divide the first weights of projections to the residual stream by their number, two per layer.
+        """Divide the first weights of additions to the residual stream by their number, two per layer.
 
         GPT-2 divides by its square root (Radford et al. 2019); closer to zero, lookups form earlier.
         """
         for layer in self.model.layers:
-            for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                if not projection.weight.is_meta:  # where dividing would import the compiler
-                    projection.weight.div_(2 * len(self.model.layers))
+            for last in layer.additions():
+                if not last.weight.is_meta:  # where dividing would import the compiler
+                    last.weight.div_(2 * len(self.model.layers))
 
     def forward(self, ids: Tensor, layout: Layout | None = None, labels: Tensor | None = None) -> Tensor:
         """Return logits (B, T, V) of `ids` (B, T), or with `labels` (B, T) the summed nats of the targets.
@@ -187,8 +201,12 @@ class LanguageModel(nn.Module):
         """
         hidden = self.model(ids, layout)
         if labels is None:
-            return self.lm_head(hidden)
-        return summed_cross_entropy(hidden, self.lm_head.weight, labels)
+            return self.logits(hidden)
+        return summed_cross_entropy(hidden, self.lm_head.weight, labels, self.config.final_logit_softcapping)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map hidden states (..., C) to logits (..., V)."""
+        return soft_cap(self.lm_head(hidden), self.config.final_logit_softcapping)
 
     def new_cache(self, batch: int) -> KVCache:
         """Return an empty cache for `batch` rows, in the dtype and on the device of the model."""
@@ -197,7 +215,7 @@ class LanguageModel(nn.Module):
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Feed one causal token per row (B, 1) to a cache; return the logits (B, V) of what comes next."""
-        return self.lm_head(self.model(tokens, causal_step(cache.lengths), cache)[:, 0])
+        return self.logits(self.model(tokens, causal_step(cache.lengths), cache)[:, 0])
 
     def num_parameters(self) -> int:
         """Count parameters, tied ones once, even if `lm_head` is a copy in another dtype (served models)."""
@@ -205,8 +223,14 @@ class LanguageModel(nn.Module):
         return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
     def set_masks(self, config: ModelConfig) -> None:
-        """Take over prompt mask and sliding windows of a configuration; no weight depends on them."""
-        names = ("prompt_mask", "sliding_window", "layer_types", "window_both_sides")
+        """Take over prompt mask, sliding windows and scaled positions of a configuration.
+
+        No weight depends on them. Raises `UserError` where a layer would get another rotary base.
+        """
+        if self.config.rope_local_theta and config.layer_types != self.config.layer_types:
+            raise UserError("sliding layers have a rotary base of their own here, so no others can be chosen")
+        names = ("prompt_mask", "sliding_window", "layer_types", "window_both_sides", "rope_scaling")
+        names += ("max_position_embeddings",)
         self.config = self.model.config = replace(
             self.config, **{name: getattr(config, name) for name in names}
         )

@@ -5,7 +5,9 @@ project's `.pth` is read as tensors alone: nothing is ever unpickled.
 """
 
 import json
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,22 +27,23 @@ Shapes = Mapping[str, tuple[int, ...]]
 class WeightFiles:
     """The weights of a model directory: their shapes at once, their values when asked for."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the headers; raises `UserError` for files that are missing, damaged or of another kind."""
+    def __init__(self, path: Path, skipped: str = "$^") -> None:
+        """Read the headers, but not of names that match `skipped`.
+
+        Raises `UserError` for files that are missing, damaged or of another kind.
+        """
         self.path, self.shapes, self._file_of = path, {}, {}
         for file in _files(path):
             for name, (dtype, shape) in _header(file).items():
+                if re.search(skipped, name):
+                    continue
                 if dtype not in DTYPES:
-                    raise UserError(f"{name} holds values that are no weights ({dtype}, not {_names()})")
+                    raise UserError(
+                        f"{name} holds values that are no weights ({dtype}, not {', '.join(DTYPES)})"
+                    )
                 if name in self.shapes:
                     raise UserError(f"{name} is in {self._file_of[name].name} and in {file.name}")
                 self.shapes[name], self._file_of[name] = shape, file
-
-    @property
-    def num_layers(self) -> int:
-        """Return how many layers the names count."""
-        numbers = [name.split(".")[2] for name in self.shapes if name.startswith("model.layers.")]
-        return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
     def read(self) -> dict[str, Tensor]:
         """Return all tensors in float32; raises `UserError` where they do not fit into memory."""
@@ -54,6 +57,12 @@ class WeightFiles:
             except (SafetensorError, OSError) as error:
                 raise _damaged(file, error) from error
         return tensors
+
+
+def num_layers(shapes: Shapes) -> int:
+    """Return how many layers the names of weights count."""
+    numbers = [name.split(".")[2] for name in shapes if name.startswith("model.layers.")]
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 def read_pth(file: str | Path) -> dict[str, Tensor]:
@@ -99,19 +108,12 @@ def check_shapes(expected: Shapes, got: Shapes, path: Path) -> None:
 
 def check_memory(shapes: Shapes, path: Path) -> None:
     """Raise `UserError` where weights of these shapes do not fit into memory as float32."""
-    needed, free = 4 * sum(map(_product, shapes.values())), _free_memory()
+    needed, free = 4 * sum(map(math.prod, shapes.values())), _free_memory()
     if needed > free:
         raise UserError(
             f"{path} needs {needed / 1e9:,.1f} GB of memory as float32 but {free / 1e9:,.1f} GB are free; "
             "close other programs or use a larger machine"
         )
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _free_memory() -> int:
@@ -163,7 +165,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _damaged(file: Path, error: Exception) -> UserError:
     return UserError(f"{file} cannot be read ({error}); the file is damaged or cut short")
-
-
-def _names() -> str:
-    return ", ".join(DTYPES)

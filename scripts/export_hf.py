@@ -1,4 +1,4 @@
-"""Copy a causal model to a directory that `transformers.Qwen3ForCausalLM` opens."""
+"""Copy a causal model to a directory that `transformers` opens as a model of its own."""
 
 import sys
 
@@ -23,7 +23,7 @@ class ExportSettings:
     out: str
     """directory to write, new or empty"""
     for_engine: Literal["any", "transformers"] = "any"
-    """what will open it; a model with sliding windows is right in transformers alone"""
+    """what will open it; a Qwen3 with sliding windows is right in transformers alone"""
 
 
 def main() -> None:
@@ -34,16 +34,16 @@ def main() -> None:
     from model.files import whole_folder
 
     served = open_model(settings.model)  # raises where model and tokenizer do not fit
-    if any(served.model.config.layer_windows) and settings.for_engine != "transformers":
+    is_qwen3 = served.model.config.architecture == "qwen3"
+    if is_qwen3 and any(served.model.config.layer_windows) and settings.for_engine == "any":
         raise UserError(
             f"{settings.model} has sliding windows, which vLLM, SGLang and llama.cpp ignore: they would give "
             "other answers without a word; add --for_engine transformers if nothing else will open it"
         )
     with whole_folder(settings.out) as folder:
-        export_checkpoint(settings.model, folder)
+        kind = export_checkpoint(settings.model, folder)
         served.tokenizer.save(folder)
-    out = printable(settings.out)
-    print(f'{out} is written: transformers.Qwen3ForCausalLM.from_pretrained("{out}")')
+    print(f"{printable(settings.out)} is written: {kind.class_name} of transformers opens it")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
-from model.config import PRESETS, from_preset
+from model.config import ARCHITECTURES, PRESETS, from_preset
 from model.errors import UserError
 from model.transformer import LanguageModel
 from tests.conftest import windowed
@@ -27,9 +27,10 @@ def edit_config(path, **changes):
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ARCHITECTURES)
 @pytest.mark.parametrize("prompt_mask", ["causal", "segment"])
-def test_a_saved_model_comes_back_to_the_bit(tmp_path, prompt_mask, tied):
-    model = saved(tmp_path, prompt_mask, tie_word_embeddings=tied)
+def test_a_saved_model_comes_back_to_the_bit(tmp_path, prompt_mask, family, tied):
+    model = saved(tmp_path, prompt_mask, tie_word_embeddings=tied, architecture=family)
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.model.config == model.config and checkpoint.stop_ids == (2, 0)
     assert checkpoint.model.config.prompt_mask == prompt_mask
@@ -155,7 +156,12 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, fault, line):
         ({"hidden_size": None}, "hidden_size must be int"),
         ({"num_key_value_heads": 3}, "multiple"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "not supported"),
-        ({"attention_bias": True}, "not supported"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "not supported"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "expected factor of at least 1"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3.0}}, "expected factor"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor, high_freq_factor"),
+        ({"partial_rotary_factor": 0.5}, "not supported"),
+        ({"attention_bias": True}, "missing model.layers.0.self_attn.k_proj.bias"),
         ({"vocab_size": -5}, "vocab_size must be greater than 0"),
         ({"vocab_size": 2**70}, "below 2"),
         ({"rope_scaling": ["yarn"]}, "not supported"),
@@ -165,7 +171,8 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path, fault, line):
             {"sliding_window": "wide", "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2},
             "sliding_window must be",
         ),
-        ({"hidden_act": "gelu"}, "not supported"),
+        ({"hidden_act": "relu"}, "hidden_act must be one of silu, gelu, gelu_pytorch_tanh, got 'relu'"),
+        ({"positions": "learned", "rope_scaling": {"type": "linear", "factor": 2}}, "expected rotary"),
         ({"layer_types": 5}, "layer_types must be a list"),
         (
             {"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]},
@@ -194,8 +201,8 @@ def test_directories_that_are_no_models_get_one_clear_line(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         load_checkpoint(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 10}')
-    with pytest.raises(UserError, match="llama"):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba", "vocab_size": 10}')
+    with pytest.raises(UserError, match="model_type qwen3, llama, gpt2, gemma2, gemma3_text, got 'mamba'"):
         load_checkpoint(tmp_path)
 
 

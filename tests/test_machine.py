@@ -13,8 +13,7 @@ from model.config import from_preset
 from model.layers import FeedForward
 from model.masks import causal_layout
 from model.transformer import LanguageModel
-from trainer.device import peak_flops
-from trainer.placement import model_flops
+from trainer.machine import model_flops, peak_flops
 
 
 def full_batch(rows: int, length: int) -> Batch:
@@ -24,8 +23,9 @@ def full_batch(rows: int, length: int) -> Batch:
     return Batch(ids, labels, *causal_layout(rows, length))
 
 
-def test_the_arithmetic_is_what_torch_counts_in_forward_and_backward():
-    config = from_preset("tiny", vocab_size=97)
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_the_arithmetic_is_what_torch_counts_in_forward_and_backward(family):
+    config = from_preset("tiny", vocab_size=97, architecture=family)
     model, batch = LanguageModel(config), full_batch(2, 64)
     model.set_attention("eager")  # which computes invisible pairs, too
     with FlopCounterMode(display=False) as counter:
@@ -47,7 +47,9 @@ def test_layers_of_other_parts_are_counted_as_what_they_are(monkeypatch):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.down_proj(x) + sum(part(x) for part in self.parts)
 
-    monkeypatch.setattr("model.transformer.FeedForward", Two)
+    monkeypatch.setattr(
+        "model.transformer.feed_forward_of", lambda config: Two(config.hidden_size, config.intermediate_size)
+    )
     config, batch = from_preset("tiny", vocab_size=98), full_batch(2, 64)
     model = LanguageModel(config)
     model.set_attention("eager")
@@ -86,7 +88,7 @@ def test_measuring_the_peak_leaves_random_numbers_alone():
 def test_freed_memory_is_kept_for_the_tensors_of_later_steps():
     program = """
 import resource, torch
-from trainer.device import keep_freed_memory
+from trainer.machine import keep_freed_memory
 keep_freed_memory()
 x = torch.ones(2**23)  # 32 MB
 for step in range(5):

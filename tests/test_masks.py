@@ -309,3 +309,31 @@ def test_a_document_in_two_pieces_has_no_spans():
     documents = torch.tensor([[0, 0, 1, 0]])
     layout = Layout(documents, torch.zeros_like(documents), torch.full_like(documents, -1))
     assert document_spans(layout) is None
+
+
+GEMMA_FILL = -2.3819763e38
+"""what google-deepmind/gemma puts in the place of scores that are masked"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_huge_negative_number_masks_as_infinity_does_where_a_row_sees_something(dtype):
+    scores, mask = torch.randn(3, 20, 20).to(dtype) * 30, visible_mask(random_layout(3, 20))
+    assert mask.any(-1).all()  # as the diagonal is always on
+    by_number, by_infinity = (
+        scores.masked_fill(~mask, fill).softmax(-1) for fill in (GEMMA_FILL, -torch.inf)
+    )
+    assert torch.equal(by_number, by_infinity) and (by_number > 0).any(-1).all()
+
+
+def test_a_huge_negative_number_is_no_mask_in_an_empty_row_added_twice_or_in_float16():
+    scores, number = torch.zeros(1, 4), torch.tensor(GEMMA_FILL)
+    nothing_seen = torch.ones(1, 4, dtype=torch.bool)
+    assert scores.masked_fill(nothing_seen, GEMMA_FILL).softmax(-1).tolist() == [[0.25] * 4]
+    assert scores.masked_fill(nothing_seen, -torch.inf).softmax(-1).isnan().all()
+    assert number + number == -torch.inf  # of two masks, for the future and for padding
+    added = scores + torch.tensor([[1.0, 1, 0, 0]]) * number + torch.tensor([[0.0, 1, 0, 0]]) * number
+    assert added.softmax(-1).tolist() == [[0, 0, 0.5, 0.5]]  # right as long as a key is seen
+    empty = added + torch.tensor([[0.0, 0, 1, 1]]) * number
+    torch.testing.assert_close(empty.softmax(-1), torch.tensor([[1.0, 0, 1, 1]]) / 3)
+    assert (scores + number + number).softmax(-1).isnan().all()
+    assert number.half() == -torch.inf and torch.finfo(torch.half).min == -65504

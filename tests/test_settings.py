@@ -51,7 +51,7 @@ def test_the_window_is_in_the_layers_that_are_named_or_in_all(line, windows):
 )
 def test_a_trained_model_keeps_its_sides_unless_they_or_its_window_are_given(line, windows, both_sides):
     config = from_preset("tiny", vocab_size=97, **windowed(4, None, None, both_sides=True))
-    changed = model_of(line).windowed(config)
+    changed = model_of(line).placed(config)
     assert changed.layer_windows == windows and changed.window_both_sides is both_sides
 
 
@@ -76,8 +76,33 @@ def test_a_setting_is_explained_wherever_it_is_offered(settings_class, capsys):
 def test_the_form_of_a_model_is_another_setting_than_its_size(capsys):
     assert model_of("").architecture == "qwen3" and from_preset("124m", vocab_size=97).num_hidden_layers == 12
     with pytest.raises(SystemExit):
-        model_of("--model.architecture llama")
-    assert "--model.architecture: expected one of qwen3, got 'llama'" in capsys.readouterr().err
+        model_of("--model.architecture mamba")
+    expected = "--model.architecture: expected one of qwen3, llama, gpt2, gemma2, gemma3, got 'mamba'"
+    assert expected in capsys.readouterr().err
+
+
+def test_an_architecture_brings_its_parts_and_a_flag_takes_one_of_them_away():
+    config = model_of("--model.architecture gpt2 --model.qk_norm true").config(97)
+    assert (config.norm, config.positions, config.qk_norm) == ("layer", "learned", True)
+    assert config.num_key_value_heads == config.num_attention_heads == 4
+    assert config.intermediate_size == 288  # two matrices with as many weights as the preset's three
+    gemma = model_of("--model.architecture gemma3").config(97)
+    assert gemma.layer_windows == (64, 64, None) and gemma.rope_local_theta == 1e4
+    assert model_of("--model.architecture gemma3 --model.sliding_window 8").config(97).sliding_window == 8
+    assert model_of("--model.architecture gemma2").config(97).layer_windows == (256, None, None)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3"])
+def test_scaled_positions_make_the_context_so_many_times_longer(kind):
+    config = model_of(f"--model.rope_scaling {kind}:2.5").config(97)
+    assert config.max_position_embeddings == 1280 and config.rope_scaling.factor == 2.5
+    assert config.rope_scaling.original_max_position_embeddings == (None if kind == "linear" else 512)
+
+
+@pytest.mark.parametrize("text", ["yarn", "yarn:x", "yarn:0.5", "yarn:-1", "dynamic:2", "linear:nan", ":2"])
+def test_scaled_positions_of_other_words_are_one_line(text):
+    with pytest.raises(UserError, match="--model.rope_scaling.*expected|must be float"):
+        model_of(f"--model.rope_scaling {text}").config(97)
 
 
 def test_a_continued_training_keeps_what_is_not_declared_free():

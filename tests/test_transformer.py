@@ -1,12 +1,14 @@
 """The laws of the masks on whole models, in float64: influence, backends, packing, padding, depth one."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from eval.looks import attention_maps
-from model.attention import Visibility, eager_attention
-from model.backends import BACKENDS, attend, blockwise_attention, by_documents, choose
+from model.attention import Scoring, Visibility, eager_attention
+from model.backends import BACKENDS, ClassicAttention, attend, blockwise_attention, by_documents, choose
 from model.config import from_preset
 from model.errors import UserError
 from model.loss import summed_cross_entropy
@@ -80,23 +82,29 @@ def seen_as(kind: str, length: int) -> tuple[Visibility, torch.Tensor, torch.Ten
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name in BACKENDS for kind in BACKENDS[name].masks]
+    ("name", "kind", "softcap"),
+    [
+        (name, kind, softcap)
+        for name, backend in BACKENDS.items()
+        for kind in backend.masks
+        for softcap in ([None, 0.8] if backend.bends else [None])
+    ],
 )
-def test_every_backend_equals_the_dense_predicate_in_outputs_and_gradients(name, kind, monkeypatch):
+def test_every_backend_equals_the_dense_predicate_in_outputs_and_gradients(name, kind, softcap, monkeypatch):
     monkeypatch.setattr("model.backends.SHORTEST_SHARED_ROW", 1)
     monkeypatch.setattr("model.backends.SHORTEST_SPAN", 1)
-    backend, tried = BACKENDS[name], 0
+    backend, scoring, tried = BACKENDS[name], Scoring(0.3, softcap), 0
     for length in (1, 24, 300):
         heads = (4, 2, 2)
         inputs = [torch.randn(3, h, length, 6, dtype=torch.float64, requires_grad=True) for h in heads]
         noise, (seen, mask, real) = torch.randn(3, 4, length, 6, dtype=torch.float64), seen_as(kind, length)
         for gradients in backend.gradients:
             with torch.set_grad_enabled(gradients):
-                if not backend.serves(inputs[0], seen):
+                if not backend.serves(inputs[0], seen, scoring):
                     continue
                 results = []
                 for way, told in ((backend.attend, seen), (eager_attention, Visibility(mask))):
-                    y = way(*inputs, told, 0.3).transpose(1, 2)[real]
+                    y = way(*inputs, told, scoring).transpose(1, 2)[real]
                     results.append([y])
                     if gradients:
                         results[-1] += torch.autograd.grad(y, inputs, noise.transpose(1, 2)[real])
@@ -106,14 +114,16 @@ def test_every_backend_equals_the_dense_predicate_in_outputs_and_gradients(name,
     assert tried
 
 
-def test_the_first_backend_that_serves_is_chosen_and_the_last_one_takes_all():
-    q = torch.randn(3, 4, 24, 6)
-    for kind in ("none", "causal", "dense"):
+def test_the_first_backend_that_serves_is_chosen_and_eager_takes_all():
+    q, scorings = torch.randn(3, 4, 24, 6), (Scoring(0.3), Scoring(0.3, 5.0))
+    for kind, scoring in product(("none", "causal", "dense"), scorings):
         for gradients in (True, False):
             with torch.set_grad_enabled(gradients):
                 seen = seen_as(kind, 24)[0]
-                serving = [backend for backend in BACKENDS.values() if backend.serves(q, seen)]
-                assert choose(q, seen) is serving[0] and serving[-1] is list(BACKENDS.values())[-1]
+                serving = [backend for backend in BACKENDS.values() if backend.serves(q, seen, scoring)]
+                assert choose(q, seen, scoring) is serving[0]
+                assert BACKENDS["eager"] in serving
+                assert (BACKENDS["fused"] in serving) is (scoring.softcap is None)
     with pytest.raises(UserError, match="unknown attention backend 'quick'; choose one of auto, .*one_query"):
         tiny_model().set_attention("quick")
 
@@ -166,7 +176,7 @@ def test_short_rows_and_many_short_documents_attend_all_at_once():
 def test_attention_equals_the_textbook_formula(attend):
     q, k, v = (torch.randn(2, heads, 7, 6, dtype=torch.float64) for heads in (4, 2, 2))
     mask = visible_mask(random_layout(2, 7))[:, None]
-    got = attend(q, k, v, Visibility(mask), 6**-0.5)
+    got = attend(q, k, v, Visibility(mask), Scoring(6**-0.5))
     for b in range(2):
         for h in range(4):
             scores = q[b, h] @ k[b, h // 2].T / 6**0.5
@@ -185,7 +195,7 @@ def test_causal_blocks_of_queries_equal_the_triangle_in_outputs_and_gradients(ke
         (blockwise_attention, Visibility(is_causal=True)),
         (eager_attention, Visibility(torch.ones(length, length, dtype=torch.bool).tril()[None, None])),
     ):
-        y = way(*inputs, seen, 0.3)
+        y = way(*inputs, seen, Scoring(0.3))
         results.append([y, *torch.autograd.grad(y, inputs, noise)])
     for in_blocks, expected in zip(*results, strict=True):
         assert in_blocks.dtype == torch.float64
@@ -207,16 +217,18 @@ def test_only_causal_rows_of_some_length_are_trained_in_blocks(length, is_traini
     mask = None if is_causal else torch.ones(1, 1, length, length, dtype=torch.bool)
     with torch.set_grad_enabled(is_training):
         q, seen = torch.randn(2, 2, length, 2), Visibility(mask, is_causal)
-        assert BACKENDS["blocks"].serves(q, seen) is in_blocks
+        assert BACKENDS["blocks"].serves(q, seen, Scoring(1.0)) is in_blocks
 
 
-def test_one_query_and_many_queries_attend_alike():
+@pytest.mark.parametrize("softcap", [None, 0.8])
+def test_one_query_and_many_queries_attend_alike(softcap):
+    scoring = Scoring(0.3, softcap)
     q, k, v = (torch.randn(3, heads, 5, 6, dtype=torch.float64) for heads in (4, 2, 2))
     mask = visible_mask(random_layout(3, 5))[:, None]
-    whole = eager_attention(q, k, v, Visibility(mask), 0.3)
+    whole = eager_attention(q, k, v, Visibility(mask), scoring)
     with torch.no_grad():
         for t in range(5):
-            one = attend(q[:, :, t : t + 1], k, v, Visibility(mask[:, :, t : t + 1]), 0.3)
+            one = attend(q[:, :, t : t + 1], k, v, Visibility(mask[:, :, t : t + 1]), scoring)
             assert (one - whole[:, :, t : t + 1]).abs().max() < 1e-12
 
 
@@ -425,3 +437,23 @@ def test_what_layers_add_begins_smaller_than_their_other_matrices_by_the_number_
             (layer.mlp.down_proj, 0.02 / 8),
         ):
             assert matrix.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_the_triangle_of_books_is_a_buffer_of_the_model_that_is_not_saved_and_gives_the_same_logits():
+    model, ids = tiny_model(architecture="gpt2"), torch.randint(97, (2, 30))
+    expected, names = logits_of(model, ids, None), [*model.state_dict()]
+    triangle = ClassicAttention(64)
+    model.set_attention(triangle)
+    assert (model(ids) - expected).abs().max() < 1e-12
+    assert any(name.endswith("attend.future") for name, _ in model.named_buffers())
+    assert [*model.state_dict()] == names
+    assert triangle.future[:3, :3].int().tolist() == [[0, 1, 1], [0, 0, 1], [0, 0, 0]]
+    assert not BACKENDS["classic"].serves(
+        torch.zeros(1, 1, 1025, 2), Visibility(is_causal=True), Scoring(1.0)
+    )
+
+
+def test_a_model_whose_rows_are_longer_than_the_triangle_of_books_attends_otherwise():
+    model, ids = tiny_model(max_position_embeddings=2048), torch.randint(97, (1, 1030))
+    with torch.no_grad():
+        assert torch.equal(logits_of(model, ids, None, "classic"), logits_of(model, ids, None))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from dataset.tokenizer import Tokenizer
 from model.checkpoint import TRAINED_ON, load_checkpoint
 from model.errors import UserError
 from model.transformer import LanguageModel
+from trainer.ledger import weights_digest
+from trainer.samples import SamplePrompt, sample_prompts
 from trainer.settings import FRESH, PretrainSettings, SftSettings
-from trainer.training_state import weights_digest
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Inputs:
     stream: BatchStream
     validation: dict[str, BatchStream]
     data_fingerprint: str
+    sample_prompts: list[SamplePrompt]
 
     def facts(self) -> dict[str, Any]:
         """Return what a resumed run must agree with, dotted key to value."""
@@ -54,6 +56,7 @@ class Inputs:
             settings = {key: value for key, value in settings.items() if not key.startswith("model.")}
             settings |= {"model.layer_windows": list(windows)} if any(windows) else {}
             settings |= {"model.window_both_sides": True} if both_sides else {}
+            settings |= {"model.rope_scaling": asdict(config.rope_scaling)} if config.rope_scaling else {}
         own = {
             "data": self.data_fingerprint,
             "init": self.start.fingerprint,
@@ -93,6 +96,7 @@ def make_inputs(
         BatchStream(stores, together),
         {store.path.name: BatchStream([store], alone) for store in others},
         _digest([store.manifest["files"] for store in stores]),
+        sample_prompts(settings, others or stores, start.prompt_mask, longest),
     )
 
 
@@ -102,12 +106,12 @@ def make_start(settings: PretrainSettings | SftSettings, stores: list[TokenStore
     if settings.init != FRESH:
         highest_id = max(store.highest_id for store in stores)
         start = start_from(settings.init, settings.prompt_mask, tokenizer, highest_id)
-        start.model.set_masks(settings.model.windowed(start.model.config))
+        start.model.set_masks(settings.model.placed(start.model.config))
         return start
     torch.manual_seed(settings.seed)
     config = settings.model.config(tokenizer.vocab_size)
     model = LanguageModel(replace(config, prompt_mask=settings.prompt_mask or config.prompt_mask))
-    return Start(model, f"fresh, preset {settings.model.preset}", FRESH)
+    return Start(model, f"fresh {settings.model.architecture}, preset {settings.model.preset}", FRESH)
 
 
 def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest_id: int) -> Start:

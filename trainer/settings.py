@@ -7,15 +7,16 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from dataset.batch_settings import RowSettings
-from model.config import LayerType, ModelConfig, from_preset
+from model.config import Activation, Architecture, LayerType, ModelConfig, Norm, Positions, from_preset
 from model.errors import UserError
+from model.rope_scaling import longer
 from model.strategies import PromptMask, TextMask
 
 FRESH = "fresh"
 """What --init says instead of a model directory."""
 LENGTHS = ("max_steps", "epochs", "max_tokens")
 MOST = 10**15  # of anything counted, so that products of a few stay numbers
-WINDOWS = ("sliding_window", "sliding_layers", "window_both_sides")
+WEIGHTLESS = ("sliding_window", "sliding_layers", "window_both_sides", "rope_scaling")
 """Settings of a model's shape that no weight depends on: those of --init may get others."""
 
 
@@ -29,12 +30,11 @@ def free(default: Any = MISSING) -> Any:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Shape of a new model: a preset, and values that replace the preset's; or other windows for --init."""
+    """Shape of a new model: a preset, and values that replace its; or windows and positions for --init."""
 
     described_by: ClassVar[tuple[type, ...]] = (ModelConfig,)  # what has no words here
 
-    architecture: Literal["qwen3"] = "qwen3"
-    """form of the model"""
+    architecture: Architecture = "qwen3"
     preset: str = "quickstart"
     """size of the model: tiny, quickstart, small, minimind3, 124m or medium"""
     vocab_size: int | None = None
@@ -50,31 +50,52 @@ class ModelSettings:
     rms_norm_eps: float | None = None
     initializer_range: float | None = None
     tie_word_embeddings: bool | None = None
+    norm: Norm | None = None
+    post_norms: bool | None = None
+    hidden_act: Activation | None = None
+    gated_mlp: bool | None = None
+    mlp_bias: bool | None = None
+    attention_bias: bool | None = None
+    qk_norm: bool | None = None
+    query_pre_attn_scalar: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    scale_embeddings: bool | None = None
+    positions: Positions | None = None
+    rope_local_theta: float | None = None
+    rope_scaling: str | None = None
+    """linear:N, yarn:N or llama3:N spread rotary positions over a context N times as long, also of --init"""
     sliding_window: int | None = None
     """number of keys up to itself that a token sees in sliding layers, and in a bidirectional block all that
     follow there: by itself, the window bounds blocks on the left only; default: all keys, or as in --init"""
     sliding_layers: tuple[int, ...] | None = None
-    """numbers of the layers, from 0, that see only the sliding window; all of them if not given"""
+    """numbers of the layers, from 0, that see only the sliding window; default: those of the architecture"""
     window_both_sides: bool | None = None
     """whether the window bounds what follows in a block as well, so that no mask reaches farther than the
     causal one; default: false for a window that is given, else as in --init"""
 
     def config(self, num_tokens: int) -> ModelConfig:
         """Return the configuration; raises `UserError` for too small a vocabulary or wrong layers."""
-        ours = ("architecture", "preset", *WINDOWS)
+        ours = ("preset", *WEIGHTLESS)
         given = {name: value for name, value in vars(self).items() if value is not None and name not in ours}
         if self.vocab_size is not None and self.vocab_size < num_tokens:
             raise UserError(
                 f"--model.vocab_size: the tokenizer has {num_tokens} tokens, got room for {self.vocab_size}"
             )
-        return self.windowed(from_preset(self.preset, **({"vocab_size": num_tokens} | given)))
+        return self.placed(from_preset(self.preset, **({"vocab_size": num_tokens} | given)))
 
-    def windowed(self, config: ModelConfig) -> ModelConfig:
-        """Return a configuration with the windows given here, or as it is if there are none."""
+    def placed(self, config: ModelConfig) -> ModelConfig:
+        """Return a configuration with the windows and scaled positions given here, or as it is without."""
+        if self.rope_scaling is not None:
+            scaling = longer(self.rope_scaling, config.max_position_embeddings)
+            context = int(config.max_position_embeddings * scaling.factor)
+            config = replace(config, rope_scaling=scaling, max_position_embeddings=context)
         if self.sliding_window is None and self.sliding_layers is None:
             both_sides = self.window_both_sides
             return config if both_sides is None else replace(config, window_both_sides=both_sides)
-        layers = None if self.sliding_layers is None else self._layer_types(config.num_hidden_layers)
+        layers = config.usual_layer_types
+        if self.sliding_layers is not None:
+            layers = self._layer_types(config.num_hidden_layers)
         both_sides = bool(self.window_both_sides)
         return replace(
             config, sliding_window=self.sliding_window, layer_types=layers, window_both_sides=both_sides
@@ -208,7 +229,9 @@ class TrainSettings(RowSettings):
     @staticmethod
     def rivals(key: str, value: str) -> tuple[str, ...]:
         """Return the keys that do not go with this one: other lengths, or a shape beside --init."""
-        shape = tuple(f"model.{field.name}" for field in fields(ModelSettings) if field.name not in WINDOWS)
+        shape = tuple(
+            f"model.{field.name}" for field in fields(ModelSettings) if field.name not in WEIGHTLESS
+        )
         if key in LENGTHS:
             return tuple(name for name in LENGTHS if name != key)
         if key == "init":
@@ -219,11 +242,10 @@ class TrainSettings(RowSettings):
         super().__post_init__()
         self._check_length()
         self._check_numbers()
-        if self.init != FRESH and replace(self.model, **dict.fromkeys(WINDOWS)) != ModelSettings():
+        if self.init != FRESH and replace(self.model, **dict.fromkeys(WEIGHTLESS)) != ModelSettings():
             raise UserError(
                 "--model and --init: expected one of them, got both; --init brings its own shape, of which "
-                "--model.sliding_window, --model.sliding_layers and --model.window_both_sides alone may "
-                "change"
+                f"{', '.join(f'--model.{name}' for name in WEIGHTLESS)} alone may change"
             )
 
     def _check_length(self) -> None:

@@ -1,0 +1,71 @@
+"""Configurations of `transformers` and ours, both ways, by the table of `model/kinds.py`.
+
+A model that has parts which its kind has not is ours alone.
+"""
+
+from dataclasses import fields
+
+from model.config import ARCHITECTURES, ModelConfig, from_dict
+from model.errors import UserError, brief
+from model.kinds import KINDS, Kind, Values
+
+
+def kind_of(values: Values, source: str) -> Kind:
+    """Return the kind of a configuration; ours goes with Qwen3's. Raises `UserError` for an unknown one."""
+    named = "qwen3" if "prompt_mask" in values else values.get("model_type")
+    for kind in KINDS:
+        if kind.model_type == named:
+            return kind
+    known = ", ".join(kind.model_type for kind in KINDS)
+    raise UserError(f"{source}: expected a Sightline model or model_type {known}, got {brief(named)}")
+
+
+def kind_for(config: ModelConfig) -> Kind:
+    """Return the kind as which a model of ours is exported."""
+    return next(kind for kind in KINDS if kind.architecture == config.architecture)
+
+
+def excess_of(config: ModelConfig) -> str | None:
+    """Say in words what a causal model has that its kind has not; None if there is nothing."""
+    kind = kind_for(config)
+    free = {*kind.keys.values(), *kind.varies, "architecture", "prompt_mask", "window_both_sides"}
+    expected = {each.name: each.default for each in fields(ModelConfig) if each.name not in free}
+    expected |= {key: value for key, value in ARCHITECTURES[kind.architecture].items() if key not in free}
+    for name, value in (expected | kind.sizes(config)).items():
+        if getattr(config, name) != value:
+            return f"{name} {getattr(config, name)} where {kind.class_name} has {value}"
+    return None
+
+
+def read_config(values: Values, source: str) -> ModelConfig:
+    """Return the configuration from values of `config.json`, ours or those of `transformers`.
+
+    Raises `UserError` for what we do not have.
+    """
+    kind = kind_of(values, source)
+    if "prompt_mask" in values:
+        return from_dict(values | kind.read(values, source), source)
+    theirs = kind.defaults | values
+    for key, demanded in kind.demands.items():
+        if theirs.get(key) not in (demanded, None):
+            raise UserError(f"{source}: {key} {brief(theirs[key])} is not supported")
+    ours = {name: theirs[key] for key, name in kind.keys.items() if key in theirs}
+    ours |= kind.read(theirs, source) | {"architecture": kind.architecture}
+    return from_dict(ARCHITECTURES[kind.architecture] | _completed(ours), source)
+
+
+def write_config(config: ModelConfig) -> Values:
+    """Return the values by which `transformers` opens a causal model that has nothing in excess."""
+    kind = kind_for(config)
+    values = {key: getattr(config, name) for key, name in kind.keys.items()}
+    named = {"model_type": kind.model_type, "architectures": [kind.class_name]}
+    return named | values | kind.write(config)
+
+
+def _completed(ours: Values) -> Values:
+    """Return values with those that follow from others where there are none."""
+    width, heads = ours.get("hidden_size"), ours.get("num_attention_heads")
+    derived = {"num_key_value_heads": heads}
+    if type(width) is int and type(heads) is int and heads > 0:
+        derived |= {"head_dim": width // heads, "intermediate_size": 4 * width}
+    return ours | {key: value for key, value in derived.items() if ours.get(key) is None}

@@ -1,0 +1,314 @@
+"""The kinds of models of `transformers` that open here: keys, windows and weights of each, in a table."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.errors import UserError, brief
+from model.weights import Shapes
+
+Values = dict[str, Any]
+Weights = dict[str, Tensor]
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Return names of theirs and ours, written `theirs:ours`, or once where they are the same."""
+    return {name.partition(":")[0]: name.rpartition(":")[2] for name in text.split()}
+
+
+def _unchanged(name: str, tensor: Tensor) -> Weights:
+    return {name: tensor}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model of `transformers`, and the architecture of ours that it is."""
+
+    model_type: str
+    architecture: str
+    class_name: str
+    keys: dict[str, str]
+    """its keys for single fields of ours"""
+    read: Callable[[Values, str], Values]
+    """returns other fields of ours from its values"""
+    write: Callable[[ModelConfig], Values]
+    """returns its values for those, and values of its own"""
+    varies: tuple[str, ...]
+    """the fields that these two are about"""
+    defaults: Values = field(default_factory=dict)
+    """what `transformers` takes for keys that are left out, where it is not what the architecture has"""
+    demands: Values = field(default_factory=dict)
+    """keys that we do not have, with the only values that are understood"""
+    sizes: Callable[[ModelConfig], Values] = lambda config: {}
+    """returns sizes that it derives from others"""
+    modules: dict[str, str] = field(default_factory=dict)
+    """its modules that we name otherwise; * is the number of a layer"""
+    unpack: Callable[[str, Tensor], Weights] = _unchanged
+    """lays a weight of its out as we do, under the name that it has here"""
+    pack: Callable[[Weights], Weights] = dict
+    """does the reverse with all weights of a model"""
+    buffers: str = "$^"
+    """pattern of names under which it has stored what is no weight"""
+
+    @property
+    def has_our_weights(self) -> bool:
+        """Whether its names and layout are ours, so that every causal model is saved as one of its kind."""
+        return self.unpack is _unchanged
+
+    def to_ours(self, tensors: Weights) -> Weights:
+        """Return its weights under our names and in our layout."""
+        ours: Weights = {}
+        for name, tensor in tensors.items():
+            unpacked = self.unpack(_moved(name, self.modules), tensor)
+            if twice := ours.keys() & unpacked.keys():
+                raise UserError(f"{min(twice)} is there twice, once as {name}")
+            ours |= unpacked
+        return ours
+
+    def to_theirs(self, tensors: Weights) -> Weights:
+        """Return weights of ours as it names and lays them out."""
+        back = {ours: theirs for theirs, ours in self.modules.items()}
+        return {_moved(name, back): tensor for name, tensor in self.pack(tensors).items()}
+
+    def our_shapes(self, shapes: Shapes) -> Shapes:
+        """Return what shapes its weights of these shapes have here, by our names."""
+        blank = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return {name: tuple(tensor.shape) for name, tensor in self.to_ours(blank).items()}
+
+
+def _moved(name: str, modules: dict[str, str]) -> str:
+    """Return the name of a tensor whose module is called otherwise."""
+    number = re.search(r"(?<=\.)\d+(?=\.)", name)
+    pattern = f"{name[: number.start()]}*{name[number.end() :]}" if number else name
+    module, dot, leaf = pattern.rpartition(".")
+    moved = modules.get(module, module) + dot + leaf
+    return moved.replace("*", number[0]) if number else moved
+
+
+def _read_rope(values: Values, source: str) -> Values:
+    """Read base and scaling of rotary positions where either generation of `transformers` writes them."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        return {"rope_scaling": rope}  # which is refused with its name
+    share = values.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1))
+    if share not in (1, None):
+        raise UserError(f"{source}: heads of which a part turns (partial_rotary_factor) are not supported")
+    theta = values.get("rope_theta", rope.get("rope_theta"))
+    read = {} if theta is None else {"rope_theta": theta}
+    scaling = {key: rope[key] for key in rope if key not in ("rope_theta", "partial_rotary_factor")}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind in ("llama3", "yarn"):
+        scaling = {"original_max_position_embeddings": values.get("max_position_embeddings")} | scaling
+    return read | {"rope_scaling": None if kind == "default" else scaling}
+
+
+def _write_rope(config: ModelConfig) -> Values:
+    return {"rope_theta": config.rope_theta, "rope_scaling": config.to_dict()["rope_scaling"]}
+
+
+def _layer_types(config: ModelConfig) -> list[str]:
+    return ["sliding_attention" if window else "full_attention" for window in config.layer_windows]
+
+
+def _read_qwen3_window(values: Values, source: str) -> Values:
+    """Read the window as `transformers` means it: off unless it is switched on, then in the sliding layers.
+
+    Where only our own keys are, they mean what `ModelConfig` says.
+    """
+    kinds, window = values.get("layer_types"), values.get("sliding_window")
+    if not isinstance(kinds, list | None):
+        raise UserError(f"{source}: layer_types must be a list, got {brief(kinds)}")
+    if "prompt_mask" in values and "use_sliding_window" not in values:
+        return {}
+    is_on = values.get("use_sliding_window", False) and window is not None
+    layers, full = values.get("num_hidden_layers"), values.get("max_window_layers", 28)
+    if kinds is None and is_on and type(layers) is int and type(full) is int:  # so many layers see all
+        kinds = ["sliding_attention" if n >= full else "full_attention" for n in range(layers)]
+    is_used = is_on and (kinds is None or any(kind != "full_attention" for kind in kinds))
+    return {"sliding_window": window if is_used else None, "layer_types": kinds}
+
+
+def _write_qwen3(config: ModelConfig) -> Values:
+    kinds = _layer_types(config)
+    windowed = "sliding_attention" in kinds
+    return _write_rope(config) | {
+        "use_sliding_window": windowed,
+        "sliding_window": config.sliding_window,
+        "max_window_layers": kinds.index("sliding_attention") if windowed else len(kinds),
+        "layer_types": kinds,
+    }
+
+
+def _read_gemma_window(values: Values, period: int) -> Values:
+    """Read the window of the layers that are named, or of all but each one that ends a period."""
+    kinds, layers = values.get("layer_types"), values.get("num_hidden_layers")
+    if kinds is None and type(layers) is int and type(period) is int:
+        kinds = ["full_attention" if (n + 1) % period == 0 else "sliding_attention" for n in range(layers)]
+    is_used = isinstance(kinds, list) and "sliding_attention" in kinds
+    return {"sliding_window": values.get("sliding_window") if is_used else None, "layer_types": kinds}
+
+
+def _read_gemma3(values: Values, source: str) -> Values:
+    """Read bases by type of layer, nested or side by side; sliding layers are never scaled."""
+    nested = values.get("rope_parameters")
+    nested = nested if isinstance(nested, dict) else {"sliding_attention": nested}
+    full, local = (nested.get(f"{kind}_attention") or {} for kind in ("full", "sliding"))
+    if not isinstance(local, dict) or local.get("rope_type", "default") != "default":
+        raise UserError(f"{source}: scaled positions in sliding layers ({brief(local)}) are not supported")
+    theta = local.get("rope_theta", values.get("rope_local_base_freq"))
+    read = _read_rope(values | {"rope_parameters": full}, source)
+    read |= {} if theta is None else {"rope_local_theta": theta}
+    return read | _read_gemma_window(values, values.get("sliding_window_pattern", 6))
+
+
+def _write_gemma(config: ModelConfig) -> Values:
+    scalar = config.query_pre_attn_scalar or config.head_dim
+    return _write_rope(config) | {
+        "rope_local_base_freq": config.rope_local_theta or config.rope_theta,
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "sliding_window": config.sliding_window or GEMMA_DEFAULTS["sliding_window"],
+        "layer_types": _layer_types(config),
+        **NO_MARKS,
+    }
+
+
+def _unpack_gemma(name: str, tensor: Tensor) -> Weights:
+    """Add the 1 that Gemma's norms add to their weights in every step."""
+    return {name: tensor + 1 if name.endswith("norm.weight") else tensor}
+
+
+def _pack_gemma(tensors: Weights) -> Weights:
+    return {name: each - 1 if name.endswith("norm.weight") else each for name, each in tensors.items()}
+
+
+def _read_gpt2(values: Values, source: str) -> Values:
+    act = values.get("activation_function", "gelu_new")
+    act = "gelu_pytorch_tanh" if act == "gelu_new" else act  # two names of one formula
+    return {"hidden_act": act, "rope_theta": 1e6}  # a base of which learned positions make nothing
+
+
+def _write_gpt2(config: ModelConfig) -> Values:
+    act = "gelu_new" if config.hidden_act == "gelu_pytorch_tanh" else config.hidden_act
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # there is none here
+    return {"activation_function": act} | dropout | NO_MARKS
+
+
+def _unpack_gpt2(name: str, tensor: Tensor) -> Weights:
+    """Turn weights from (in, out) to (out, in), and take queries, keys and values apart."""
+    if "_proj." not in name:
+        return {name: tensor}
+    tensor = tensor.T if tensor.ndim == 2 else tensor
+    if "qkv_proj" not in name:
+        return {name: tensor.contiguous()}
+    parts = zip("qkv", tensor.chunk(3), strict=False)  # a wrong size is found with the others
+    form = torch.contiguous_format
+    return {name.replace("qkv_", f"{letter}_"): part.clone(memory_format=form) for letter, part in parts}
+
+
+def _pack_gpt2(tensors: Weights) -> Weights:
+    packed: Weights = {}
+    for name, tensor in tensors.items():
+        if ".q_proj." in name:
+            three = [tensors[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            name, tensor = name.replace("q_proj", "qkv_proj"), torch.cat(three)
+        elif ".k_proj." in name or ".v_proj." in name:
+            continue
+        packed[name] = tensor.T if "_proj." in name and tensor.ndim == 2 else tensor
+    return packed
+
+
+NO_MARKS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+"""marks of the vocabulary that a kind has by default; `generation_config.json` tells ours"""
+ROPE, WINDOW = ("rope_theta", "rope_scaling"), ("sliding_window", "layer_types")
+SHARED = _pairs("""
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+    head_dim max_position_embeddings rms_norm_eps tie_word_embeddings initializer_range attention_bias
+""")
+GEMMA_DEFAULTS = dict(
+    rms_norm_eps=1e-6, tie_word_embeddings=True, query_pre_attn_scalar=256, sliding_window=4096
+)
+GEMMA = {
+    "keys": SHARED | _pairs("hidden_activation:hidden_act query_pre_attn_scalar final_logit_softcapping"),
+    "write": _write_gemma,
+    "varies": (*ROPE, *WINDOW),
+    "defaults": GEMMA_DEFAULTS,
+    "demands": {"use_bidirectional_attention": False},
+    "modules": _pairs("""
+        model.layers.*.post_attention_layernorm:model.layers.*.attention_output_layernorm
+        model.layers.*.pre_feedforward_layernorm:model.layers.*.post_attention_layernorm
+        model.layers.*.post_feedforward_layernorm:model.layers.*.mlp_output_layernorm
+    """),
+    "unpack": _unpack_gemma,
+    "pack": _pack_gemma,
+}
+GPT2_MODULES = _pairs("""
+    transformer.wte:model.embed_tokens
+    transformer.wpe:model.embed_positions
+    transformer.ln_f:model.norm
+    transformer.h.*.ln_1:model.layers.*.input_layernorm
+    transformer.h.*.ln_2:model.layers.*.post_attention_layernorm
+    transformer.h.*.attn.c_attn:model.layers.*.self_attn.qkv_proj
+    transformer.h.*.attn.c_proj:model.layers.*.self_attn.o_proj
+    transformer.h.*.mlp.c_fc:model.layers.*.mlp.up_proj
+    transformer.h.*.mlp.c_proj:model.layers.*.mlp.down_proj
+""")
+KINDS = (
+    Kind(
+        *("qwen3", "qwen3", "Qwen3ForCausalLM"),
+        keys=SHARED | _pairs("hidden_act"),
+        read=lambda values, source: _read_rope(values, source) | _read_qwen3_window(values, source),
+        write=_write_qwen3,
+        varies=ROPE + WINDOW,
+    ),
+    Kind(
+        *("llama", "llama", "LlamaForCausalLM"),
+        keys=SHARED | _pairs("hidden_act mlp_bias"),
+        read=_read_rope,
+        write=lambda config: _write_rope(config) | NO_MARKS,
+        varies=ROPE,
+        defaults={"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 2048},
+    ),
+    Kind(
+        *("gpt2", "gpt2", "GPT2LMHeadModel"),
+        keys=_pairs("""
+            vocab_size n_embd:hidden_size n_inner:intermediate_size n_layer:num_hidden_layers
+            n_head:num_attention_heads n_positions:max_position_embeddings layer_norm_epsilon:rms_norm_eps
+            tie_word_embeddings initializer_range
+        """),
+        read=_read_gpt2,
+        write=_write_gpt2,
+        varies=("hidden_act", "rope_theta"),
+        defaults={"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+        demands={"scale_attn_weights": True}
+        | dict.fromkeys(("scale_attn_by_inverse_layer_idx", "add_cross_attention"), False),
+        sizes=lambda config: {
+            "num_key_value_heads": config.num_attention_heads,
+            "head_dim": config.hidden_size // config.num_attention_heads,
+        },
+        modules={name.removeprefix("transformer."): ours for name, ours in GPT2_MODULES.items()}
+        | GPT2_MODULES,
+        unpack=_unpack_gpt2,
+        pack=_pack_gpt2,
+        buffers=r"\.attn\.(masked_)?bias$",
+    ),
+    Kind(
+        *("gemma2", "gemma2", "Gemma2ForCausalLM"),
+        **GEMMA | {"keys": GEMMA["keys"] | _pairs("attn_logit_softcapping")},
+        read=lambda values, source: _read_rope(values, source) | _read_gemma_window(values, 2),
+    ),
+    Kind(
+        *("gemma3_text", "gemma3", "Gemma3ForCausalLM"),
+        **GEMMA
+        | {
+            "varies": (*ROPE, *WINDOW, "rope_local_theta"),
+            "demands": {"use_bidirectional_attention": False, "attn_logit_softcapping": None},
+        },
+        read=_read_gemma3,
+    ),
+)
+"""Every kind that opens, and as which models are exported."""

@@ -1,18 +1,19 @@
 """Frozen dataclasses as command lines: flags, YAML recipes, help, and one-line errors.
 
-jsonargparse checks the types and writes the help. The YAML form becomes flags that stand before those of
-the line, so that explicit flags win wherever they stand, also over others that they exclude. Owns nothing of
-what the settings mean, and imports neither torch nor anything that does: `--help` is instant.
+A recipe is read as flags that stand before those of the line, so that these win wherever they stand, also
+over others that they exclude. Owns nothing of what the settings mean, and imports neither torch nor anything
+that does: `--help` is instant.
 """
 
+import argparse
 import ast
 import dataclasses
 import difflib
 import functools
 import inspect
 import json
+import math
 import os
-import re
 import reprlib
 import sys
 import textwrap
@@ -22,19 +23,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser
-
 import model.systems  # noqa: F401 - every command says here which systems it does not run on
 from dataset.printing import prepare_streams, printable, show_traceback
 from dataset.yaml_file import read_yaml
-from model.errors import UserError, in_a_line
+from model.errors import UserError, brief, in_a_line
 
 Settings = TypeVar("Settings")
+_Words = dict[str, list[str]]
 _Rivals = Callable[[str, str], Iterable[str]]
 TRACEBACK = "--traceback"
 """flag of every command that shows what is behind a one-line error"""
 PARENT = os.getppid()
 """process that started this one: where it ends, another number takes its place"""
+TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def parse(settings_class: type[Settings], description: str, argv: Sequence[str] | None = None) -> Settings:
@@ -55,26 +56,26 @@ def parse(settings_class: type[Settings], description: str, argv: Sequence[str] 
 def read(settings_class: type[Settings], line: list[str], description: str = "") -> Settings:
     """Do the same with the words of a line; raises `UserError` for what `parse` ends with."""
     flags = {flag.key: flag for flag in _flags(settings_class)}
-    parser = _parser(flags.values(), description)
-    # argparse's own keeps quiet where it cannot write
-    parser.print_help = lambda file=None: print(parser.format_help(), end="", file=file, flush=True)
-    rivals = getattr(settings_class, "rivals", lambda key, value: ())
-    try:
-        return _instance(settings_class, parser.parse_args(_with_recipes(line, flags, rivals)))
-    except OverflowError as error:  # of 400 digits where a fraction is expected
-        raise UserError(f"a number among the flags is too large ({error})") from None
-    except ArgumentError as error:
-        raise UserError(_one_line(str(error), flags)) from None
+    if {"-h", "--help"} & {*line}:
+        print(_help(flags.values(), description), end="", flush=True)
+        raise SystemExit(0)
+    words = _with_recipes(line, flags, getattr(settings_class, "rivals", lambda key, value: ()))
+    required = [key for key, flag in flags.items() if flag.default is dataclasses.MISSING]
+    if missing := [f"--{key}" for key in required if key not in words]:
+        raise UserError(f"required, but not given: {', '.join(missing)}")
+    given = {key: _value(flags[key], each) for key, each in words.items()}
+    return _instance(settings_class, {key: flag.default for key, flag in flags.items()} | given)
 
 
 def words_of(settings_class: type, keys: dict[str, Any]) -> list[str]:
     """Return dotted keys and their values as the words of a line; raises `UserError` for an unknown one."""
-    flags, words = {flag.key: flag for flag in _flags(settings_class)}, []
+    flags, line = {flag.key: flag for flag in _flags(settings_class)}, []
     for key, value in keys.items():
         if key not in flags:
             raise UserError(f"unknown setting {key}{_suggestion(key, flags)}")
-        words += _as_flag(flags[key], value)
-    return words
+        words = _as_words(flags[key], value)
+        line += [f"--{key}", *words] if flags[key].many and words else [f"--{key}={each}" for each in words]
+    return line
 
 
 def run(main: Callable[[], None], stdout_is_log: bool = False) -> None:
@@ -121,8 +122,8 @@ def _show_chain(error: BaseException) -> None:
 @dataclasses.dataclass(frozen=True)
 class _Flag:
     key: str
-    hint: Any  # of the value, or of one element where `many`
-    many: bool
+    hint: Any  # of the value, or of one element where there may be many
+    many: type | None  # list or tuple
     default: Any
     help: str
     group: tuple[str, str] | None
@@ -140,9 +141,8 @@ def _flags(cls: type, instance: Any = None, prefix: str = "", group: tuple | Non
             title = (f"{prefix}{field.name}", inspect.getdoc(hint) or "")
             yield from _flags(hint, default, f"{prefix}{field.name}.", title)
             continue
-        element = _element(hint)
-        help_text = helps.get(field.name, "")
-        yield _Flag(prefix + field.name, element or hint, element is not None, default, help_text, group)
+        many, element = _elements(hint)
+        yield _Flag(prefix + field.name, element or hint, many, default, helps.get(field.name, ""), group)
 
 
 def _default(field: dataclasses.Field, instance: Any) -> Any:
@@ -151,12 +151,12 @@ def _default(field: dataclasses.Field, instance: Any) -> Any:
     return field.default_factory() if callable(field.default_factory) else field.default
 
 
-def _element(hint: Any) -> Any:
-    """Return the element type of a list or tuple (also an optional one), None for anything else."""
+def _elements(hint: Any) -> tuple[type | None, Any]:
+    """Return list or tuple and the type of an element (also of an optional one), None for anything else."""
     for member in _members(hint):
         if typing.get_origin(member) in (list, tuple):
-            return typing.get_args(member)[0]
-    return None
+            return typing.get_origin(member), typing.get_args(member)[0]
+    return None, None
 
 
 def _members(hint: Any) -> tuple:
@@ -177,63 +177,73 @@ def _field_docstrings(cls: type) -> dict[str, str]:
     return helps
 
 
-def _parser(flags: Iterable[_Flag], description: str) -> ArgumentParser:
+def _help(flags: Iterable[_Flag], description: str) -> str:
+    """Return what `--help` shows, flags that must be given first."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     prog = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
-    parser = ArgumentParser(
-        prog=prog, usage=f"{prog} [flags]", description=description, exit_on_error=False, allow_abbrev=False
-    )
-    groups, flags = (
-        {},
-        sorted(flags, key=lambda flag: flag.default is not dataclasses.MISSING),
-    )  # required first
+    parser, groups = argparse.ArgumentParser(prog, f"{prog} [flags]", description), {}
+    flags = sorted(flags, key=lambda flag: flag.default is not dataclasses.MISSING)
     if "config" not in [flag.key for flag in flags]:
-        parser.add_argument("--config", type=str, help="YAML file with any of these keys; flags win over it")
+        parser.add_argument("--config", help="YAML file with any of these keys; flags win over it")
     parser.add_argument(TRACEBACK, action="store_true", help="show what is behind a one-line error")
     for flag in flags:
         if flag.group and flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(*flag.group)
-        options = {"type": flag.hint, "help": flag.help}
-        if flag.default is dataclasses.MISSING:
-            options["required"] = True
-        else:
-            options["default"] = list(flag.default) if isinstance(flag.default, tuple) else flag.default
-        if flag.many:
-            options["nargs"] = "+"
-        elif bool in _members(flag.hint):
-            options |= {"nargs": "?", "const": True}
-        groups.get(flag.group, parser).add_argument(f"--{flag.key}", **options)
-    return parser
+        is_required = flag.default is dataclasses.MISSING
+        default = "required" if is_required else f"default: {_shown(flag.default)}"
+        words = f"{flag.help} ({_expected(flag)}; {default})".strip().replace("%", "%%")
+        name = flag.key.rpartition(".")[2].upper()
+        groups.get(flag.group, parser).add_argument(f"--{flag.key}", metavar=name, help=words)
+    return parser.format_help()
 
 
-def _with_recipes(line: list[str], flags: dict[str, _Flag], rivals: _Rivals) -> list[str]:
-    """Replace each `--config FILE` by the file's flags, moved to the front of the line.
+def _shown(default: Any) -> str:
+    if isinstance(default, list | tuple):
+        return " ".join(map(str, default)) or "none"
+    return json.dumps(default) if default is None or isinstance(default, bool) else str(default)
+
+
+def _with_recipes(line: list[str], flags: dict[str, _Flag], rivals: _Rivals) -> _Words:
+    """Return the words of each key that a line gives, and of those in the recipes that it names.
 
     What a later recipe or the line itself gives takes its rivals out of the recipes before.
     """
-    recipe, explicit, given = {}, [], {}
-    tokens, name = iter(line), ""
-    for token in tokens:
-        name, has_value, value = token.partition("=") if token.startswith("--") else (name, "", token)
-        if name == "--config" and "config" not in flags:
-            path = value if has_value else next(tokens, None)
-            if path is None:
-                raise UserError("--config: expected a YAML file, got nothing")
-            recipe = _over(recipe, _recipe_flags(path, flags), rivals)
+    recipe, given = {}, {}
+    for key, words in _each_flag(line):
+        if key == "config" and "config" not in flags:
+            if len(words) != 1:
+                raise UserError(f"--config: expected a YAML file, got {' '.join(words) or 'nothing'}")
+            recipe = _over(recipe, _recipe_words(words[0], flags), rivals)
+        elif f"--{key}" == TRACEBACK and not words:
             continue
-        if token.startswith("--") and name in given:
-            raise UserError(f"{name} is given twice; give it once (a list takes several values)")
-        given[name] = [f"{name}={value}"]
-        explicit.append(token)
-    recipe = _over(recipe, {name.removeprefix("--"): words for name, words in given.items()}, rivals)
-    return [word for key, words in recipe.items() if f"--{key}" not in given for word in words] + explicit
+        elif key not in flags:
+            raise UserError(f"unknown argument --{key}{_suggestion(key, flags, '--')}")
+        elif key in given:
+            raise UserError(f"--{key} is given twice; give it once (a list takes several values)")
+        else:
+            given[key] = words
+    return _over(recipe, given, rivals)
 
 
-def _over(former: dict[str, list[str]], later: dict[str, list[str]], rivals: _Rivals) -> dict[str, list[str]]:
-    """Return flags by key: the later ones, and those of the former ones that go with them."""
+def _each_flag(line: list[str]) -> list[tuple[str, list[str]]]:
+    """Return the keys of the flags in a line, each with the words behind it."""
+    found: list[tuple[str, list[str]]] = []
+    for token in line:
+        if token.startswith("--"):
+            key, has_value, value = token.removeprefix("--").partition("=")
+            found.append((key, [value] if has_value else []))
+        elif found:
+            found[-1][1].append(token)
+        else:
+            raise UserError(f"unknown argument {token}; --help lists them all")
+    return found
 
-    def excluded_by(key: str, flags: dict[str, list[str]]) -> set[str]:
-        value = flags[key][-1].partition("=")[2]
+
+def _over(former: _Words, later: _Words, rivals: _Rivals) -> _Words:
+    """Return words by key: the later ones, and those of the former ones that go with them."""
+
+    def excluded_by(key: str, words: _Words) -> set[str]:
+        value = words[key][-1] if words[key] else ""
         return set() if value == "null" else set(rivals(key, value))
 
     excluded = {
@@ -244,7 +254,7 @@ def _over(former: dict[str, list[str]], later: dict[str, list[str]], rivals: _Ri
     return {key: words for key, words in former.items() if key not in excluded} | later
 
 
-def _recipe_flags(path: str, flags: dict[str, _Flag]) -> dict[str, list[str]]:
+def _recipe_words(path: str, flags: dict[str, _Flag]) -> _Words:
     """Return the words of each key of a recipe."""
     leaves, words = [*_leaves(read_yaml(path, "--config: "), flags)], {}
     written = dict(_leaves(read_yaml(path, as_text=True), flags))
@@ -253,7 +263,7 @@ def _recipe_flags(path: str, flags: dict[str, _Flag]) -> dict[str, list[str]]:
             raise UserError(f"unknown key {key} in {path}{_suggestion(key, flags)}")
         if key in words:
             raise UserError(f"{key} stands twice in {path}; keep one of them")
-        words[key] = _as_flag(flags[key], written[key] if flags[key].takes_text else value)
+        words[key] = _as_words(flags[key], written[key] if flags[key].takes_text else value)
     return {key: each for key, each in words.items() if each}
 
 
@@ -268,43 +278,57 @@ def _leaves(content: dict, flags: dict[str, _Flag], prefix: str = "") -> Iterato
             yield key, value
 
 
-def _as_flag(flag: _Flag, value: Any) -> list[str]:
+def _as_words(flag: _Flag, value: Any) -> list[str]:
+    """Return what a line would say for a value of YAML; nothing for an empty list that is the default."""
     nothing = [] if flag.default == () else flag.default
     if flag.many and not value and value == nothing:  # a saved recipe names every key, also the empty ones
         return []
     if flag.many and isinstance(value, list) and value and not any(isinstance(v, list | dict) for v in value):
-        return [f"--{flag.key}", *map(str, value)]
+        return list(map(str, value))
     if isinstance(value, list | dict) or (value is None and types.NoneType not in _members(flag.hint)):
-        raise UserError(f"--{flag.key}: expected {_expected(flag)}, got {reprlib.repr(value)}")
-    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-    return [f"--{flag.key}", text] if flag.many else [f"--{flag.key}={text}"]
+        raise UserError(_unexpected(flag, reprlib.repr(value)))
+    return [json.dumps(value) if value is None or isinstance(value, bool) else str(value)]
 
 
-def _instance(cls: type[Settings], values: Any) -> Settings:
-    arguments = {}
-    hints = typing.get_type_hints(cls)
+def _value(flag: _Flag, words: list[str]) -> Any:
+    """Return what the words behind a flag stand for; a bool may have none."""
+    kinds = _members(flag.hint)
+    if not words and bool in kinds:
+        return True
+    if words == ["null"] and types.NoneType in kinds:
+        return None
+    if not words or (len(words) > 1 and not flag.many):
+        raise UserError(_unexpected(flag, brief(" ".join(words)) if words else "nothing"))
+    values = [_read(flag, kinds[0], word) for word in words]
+    return flag.many(values) if flag.many else values[0]
+
+
+def _read(flag: _Flag, kind: Any, word: str) -> Any:
+    """Return what a word stands for as a value of one kind; raises `UserError` where it is none."""
+    try:
+        if kind is bool:
+            return TRUTHS[word.lower()]
+        if typing.get_origin(kind) is typing.Literal:
+            return {str(each): each for each in typing.get_args(kind)}[word]
+        if isinstance(value := kind(word), float) and not math.isfinite(value):
+            raise ValueError(word)
+        return value
+    except (ValueError, KeyError):
+        raise UserError(_unexpected(flag, brief(word))) from None
+
+
+def _unexpected(flag: _Flag, got: str) -> str:
+    return f"--{flag.key}: expected {_expected(flag)}, got {got}"
+
+
+def _instance(cls: type[Settings], values: dict[str, Any], prefix: str = "") -> Settings:
+    hints, arguments = typing.get_type_hints(cls), {}
     for name in (field.name for field in dataclasses.fields(cls)):
-        hint, value = hints[name], values[name]
-        if dataclasses.is_dataclass(hint):
-            value = _instance(hint, value)
-        elif any(typing.get_origin(member) is tuple for member in _members(hint)) and value is not None:
-            value = tuple(value)
-        arguments[name] = value
+        key, hint = prefix + name, hints[name]
+        arguments[name] = (
+            _instance(hint, values, f"{key}.") if dataclasses.is_dataclass(hint) else values[key]
+        )
     return cls(**arguments)
-
-
-def _one_line(message: str, flags: dict[str, _Flag]) -> str:
-    """Turn a message of jsonargparse into `--key: expected X, got Y`."""
-    if unknown := re.search(r"unrecognized arguments: (.*)", message):
-        name = unknown[1].split()[0].partition("=")[0]
-        return f"unknown argument {name}{_suggestion(name, [f'--{key}' for key in flags])}"
-    if missing := re.search(r"arguments are required: (.*)", message):
-        return f"required, but not given: {', '.join('--' + key for key in missing[1].split(', '))}"
-    key = re.search(r'(?:key "|argument --)([\w.]+)', message)
-    if key is None or key[1] not in flags:
-        return message
-    got = re.search(r"(?:Got|Given) value: (.*)", message, re.DOTALL)
-    return f"--{key[1]}: expected {_expected(flags[key[1]])}, got {repr(got[1]) if got else 'nothing'}"
 
 
 def _expected(flag: _Flag) -> str:
@@ -318,6 +342,6 @@ def _type_name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
-def _suggestion(name: str, names: Iterable[str]) -> str:
+def _suggestion(name: str, names: Iterable[str], before: str = "") -> str:
     close = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {close[0]}?)" if close else "; --help lists them all"
+    return f" (did you mean {before}{close[0]}?)" if close else "; --help lists them all"

@@ -1,16 +1,24 @@
 """From a block of a source to documents in tokens: the part of a preparation that other processes do."""
 
+import os
+import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from io import StringIO
 from itertools import chain, compress
-from typing import Any, NamedTuple
+from multiprocessing import get_context, parent_process
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from dataset.batch_settings import Kind
+from dataset.blocks import Block
 from dataset.chat_form import OURS, Message
 from dataset.conversation import Rendered, Renderer
 from dataset.formats import (
@@ -24,14 +32,16 @@ from dataset.formats import (
 )
 from dataset.messages import LeftOutError, held_keys, read_text
 from dataset.records import Record, Rejects, accept, records_of
-from dataset.sources import Block
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.token_store import Part
 from dataset.tokenizer import Tokenizer
 from dataset.unread_keys import dropped, unread_keys
-from model.errors import UserError
+from model.errors import UnfinishedError, UserError
 
 MOST_KEYS = 50  # that are told of a file
+MOST_BYTES_WAITING = 2**26
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -247,3 +257,49 @@ def _until_target(messages: list[Message]) -> list[Message]:
     if not trained:
         raise LeftOutError("no answer that is to be trained")
     return messages if trained[-1] == answers[-1] else messages[: trained[-1] + 1]
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], processes: int, size: Callable[[Item], int]
+) -> Iterator[Result]:
+    """Yield `function(item)` for each item in order; at most 64 MB of items are in other processes.
+
+    A larger one is not sent to another, where it would lie twice.
+    Raises what `function` raises, and `UnfinishedError` if a process dies.
+    """
+    if processes == 1:
+        yield from map(function, items)
+        return
+    waiting: deque[tuple[Future[Result], int]] = deque()
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin_process)
+    try:
+        for item in items:
+            num_bytes = size(item)
+            while waiting and (
+                len(waiting) > 2 * processes or num_bytes + sum(n for _, n in waiting) > MOST_BYTES_WAITING
+            ):
+                yield waiting.popleft()[0].result()
+            if num_bytes > MOST_BYTES_WAITING:
+                yield function(item)
+            else:
+                waiting.append((pool.submit(function, item), num_bytes))
+        while waiting:
+            yield waiting.popleft()[0].result()
+    except BrokenProcessPool:
+        raise UnfinishedError(
+            "a process died, out of memory? The same command goes on; --num_workers 1 takes less"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_process() -> None:
+    """Leave Ctrl-C to the first process, one core to each, and end when the first process is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from os.path import commonprefix
@@ -148,6 +148,9 @@ def _read_whole(probe: _Probe, marks: set[str]) -> WholeForm:
     if end not in marks:
         raise _UnreadableError("expected answers that end with a token of their own")
     unknown = ("thoughts", "tool calls", "tool messages", "lists of tools")
+    with suppress(_UnreadableError):  # it refuses them by itself
+        if SYSTEM["content"] not in probe.text(SYSTEM, ASKED, asks=True):
+            unknown = ("system messages", *unknown)
     return WholeForm({}, {"user": ""}, end, "", unknown=unknown, probe=probe, any_mark=any_mark)
 
 

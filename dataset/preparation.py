@@ -19,26 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from dataset.encoding import MOST_KEYS, Encoded, Encoder, Job, PreparationSettings
+from dataset.blocks import BLOCK_BYTES, Block, read_blocks
+from dataset.encoding import MOST_KEYS, Encoded, Encoder, Job, PreparationSettings, map_in_order
 from dataset.formats import ChatFormat, format_of, read_columns, rename
-from dataset.processes import map_in_order, num_processes
-from dataset.progress import reporting
+from dataset.printing import reporting
 from dataset.records import Rejects, records_of
-from dataset.sources import (
-    BLOCK_BYTES,
-    Block,
-    begin_reading,
-    check_unchanged,
-    describe_source,
-    find_sources,
-    read_blocks,
-    size_of,
-)
+from dataset.sources import begin_reading, check_unchanged, describe_source, find_sources, size_of
 from dataset.text_files import Marks
 from dataset.token_store import ADVICE, StoreWriter, TokenStore, has_form, read_manifest
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
 from model.files import LOCK, flush_written, resumable_folder, write_text
+from model.systems import num_cores
 
 JOURNAL = "journal.json"
 JOURNAL_EVERY_SECONDS = 5.0
@@ -163,7 +155,9 @@ def _write(
 ) -> None:
     """Encode what the journal does not hold yet, then write the manifests."""
     total_bytes = sum(size_of(source) for source, _ in sources)
-    workers = num_processes(settings.num_workers, -(-total_bytes // BLOCK_BYTES) if total_bytes else None)
+    workers = settings.num_workers or num_cores()
+    if total_bytes:
+        workers = min(workers, -(-total_bytes // BLOCK_BYTES))
     with (
         closing(_Output(settings, tokenizer, journal)) as output,
         reporting(total_bytes, "preparing") as report,

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, TextIO, TypeVar
 
+from dataset.blocks import Block, check_whole, form_of, is_bomb, read_blocks
 from dataset.chat_form import OURS
 from dataset.formats import FormatError, format_of, parse_messages
-from dataset.json_lines import is_bomb
 from dataset.messages import LeftOutError, RecordError, held_keys, read_json, read_text
-from dataset.sources import Block, form_of, read_blocks
 from dataset.text_files import DEFAULT_RULES, TextRules, not_utf8
-from dataset.unpacking import check_whole
 from model.errors import UserError
 from model.files import as_json
 

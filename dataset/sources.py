@@ -1,53 +1,29 @@
-"""Where data lies: files, folders, globs and the hub, as blocks of lines that end where a record ends.
+"""Where data lies: files, folders, globs and the hub, found, checked before they are read, and told apart.
 
-Local text is read as bytes: what is broken costs a record, never the file, and no file is held whole. Parquet
-and the hub are `dataset/tables.py`'s; what stands in a block, `dataset/records.py`'s.
+What stands in them is read by `dataset/blocks.py`.
 """
 
 import os
-import re
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from functools import cache
 from glob import glob, has_magic
 from hashlib import file_digest
 from itertools import chain, takewhile
 from pathlib import Path
-from stat import S_ISREG
-from typing import Any, NamedTuple, NoReturn
+from stat import S_ISREG, ST_DEV, ST_INO
+from typing import Any, NoReturn
 
-from dataset.json_lines import as_json_lines
+from dataset.blocks import COMPRESSIONS, ENDINGS, form_of
 from dataset.messages import shown
 from dataset.printing import printable
-from dataset.tables import HUB, hub_rows, parquet_rows
+from dataset.tables import HUB
 from dataset.text_files import DEFAULT_RULES, TextRules
-from dataset.unpacking import COMPRESSIONS, BrokenOffError, opened, read_chunks
 from model.errors import UserError
+from model.files import opened
 
-FORMS = (".jsonl", ".json", ".txt", ".parquet")
-ENDINGS = (*FORMS, *(form + packed for form in FORMS[:3] for packed in COMPRESSIONS))
 PRODUCTS = {"a token store": ("manifest.json", "ids-00000.bin"), "a tokenizer": ("tokenizer.json",)}
 """files that tell a folder which is no data, though its files end as data do; a model has its tokenizer"""
-
-BLOCK_BYTES = 2**22
-LONGEST_RECORD_BYTES = 2**26
-SEPARATOR_BYTES = 2**10  # what ends a record may come in two chunks
-BEGINNING_BYTES = 2**20  # of a .txt file, in which marks of documents are looked for
-LINE_END = re.compile(rb"\n")
-
-
-class Block(NamedTuple):
-    """Consecutive records of a source, as they stand in it."""
-
-    source: str
-    line: int
-    """of its beginning, counted from 1"""
-    content: bytes
-    fault: str = ""
-    """why something here cannot be read; then there is no content"""
-    record_end: re.Pattern[bytes] = LINE_END
 
 
 def find_sources(names: Sequence[str]) -> list[str]:
@@ -143,15 +119,6 @@ def _product(folder: Path) -> str:
     return ""
 
 
-def form_of(path: str | Path) -> str:
-    """Return the ending that says how a file is read, without that of its compression; "" if unknown."""
-    name = Path(path).name
-    for ending in ENDINGS:
-        if name.endswith(ending):
-            return Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
-    return ""
-
-
 def check_sources(sources: Sequence[str]) -> None:
     """Raise `UserError` unless every source is a file of a known form that is not empty, or on the hub.
 
@@ -165,9 +132,12 @@ def check_sources(sources: Sequence[str]) -> None:
             raise UserError(f"{source}: expected a file that ends in {', '.join(ENDINGS)}")
         if not size:
             raise UserError(f"data file is empty: {source}")
-    files = Counter(source if source.startswith(HUB) else os.path.realpath(source) for source in sources)
-    if twice := [source for source, count in files.items() if count > 1]:
-        raise UserError(f"data named more than once: {twice[0]}; name each file once")
+    names: dict[Any, list[str]] = {}
+    for source in sources:
+        file = source if source.startswith(HUB) else os.stat(source)[ST_INO : ST_DEV + 1]
+        names.setdefault(file, []).append(source)
+    if twice := [each for each in names.values() if len(each) > 1]:
+        raise UserError(f"data named more than once: {' and '.join(twice[0])}; name each file once")
 
 
 def _check_file(path: str) -> int:
@@ -227,101 +197,3 @@ def describe_source(source: str) -> dict[str, Any]:
     with opened(source) as file:
         digest = file_digest(file, "sha256").hexdigest()
         return {"path": str(source), "bytes": file.tell(), "sha256": digest}
-
-
-def read_blocks(source: str, rules: TextRules = DEFAULT_RULES) -> Iterator[Block]:
-    """Yield the blocks of a source: the same at every reading, each a little longer than `BLOCK_BYTES`.
-
-    Line ends of .txt files are unified, so that a line ends with a newline alone.
-    """
-    if source.startswith(HUB):
-        yield from _cut(source, LINE_END, hub_rows(source))
-        return
-    form = form_of(source)
-    if form == ".parquet":
-        yield from _cut(source, LINE_END, parquet_rows(source))
-    elif form == ".json":
-        yield from _cut(source, LINE_END, as_json_lines(source, read_chunks(source)))
-    elif form == ".txt":
-        record_end = rules.record_end(_beginning(source))
-        yield from _cut(source, record_end, _with_newlines(read_chunks(source)))
-    else:
-        yield from _cut(source, LINE_END, read_chunks(source))
-
-
-def _beginning(source: str) -> str:
-    """Return whole lines from the beginning of a file, as far as it can be read."""
-    taken = bytearray()
-    with suppress(BrokenOffError):
-        for chunk in _with_newlines(read_chunks(source)):
-            taken += chunk
-            if len(taken) >= BEGINNING_BYTES:
-                del taken[taken.rfind(b"\n", 0, BEGINNING_BYTES) + 1 or BEGINNING_BYTES :]
-                break
-    return taken.decode(errors="replace")
-
-
-def _with_newlines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Turn each carriage return, with the newline behind it if there is one, into a newline."""
-    held = b""
-    for chunk in chunks:
-        chunk = held + chunk
-        held = b"\r" if chunk.endswith(b"\r") else b""
-        yield chunk.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    yield held.replace(b"\r", b"\n")
-
-
-def _cut(source: str, record_end: re.Pattern[bytes], chunks: Iterable[bytes]) -> Iterator[Block]:
-    """Cut a stream of bytes into blocks at ends of records; what is read before a damage is kept."""
-    cutter, fault = _Cutter(source, record_end), ""
-    try:
-        for chunk in chunks:
-            yield from cutter.feed(chunk)
-    except BrokenOffError as error:
-        fault = str(error)
-    yield from cutter.rest()
-    if fault:
-        yield Block(source, cutter.line, b"", fault)
-
-
-class _Cutter:
-    def __init__(self, source: str, record_end: re.Pattern[bytes]) -> None:
-        self.source, self.record_end = source, record_end
-        self.line, self._pending, self._searched, self._in_giant = 1, bytearray(), 0, False
-
-    def feed(self, chunk: bytes) -> Iterator[Block]:
-        self._pending += chunk
-        if self._in_giant and not self._leave_giant():
-            return
-        while found := self.record_end.search(self._pending, max(BLOCK_BYTES, self._searched)):
-            yield self._take(found.end())
-        self._searched = max(0, len(self._pending) - SEPARATOR_BYTES)
-        if len(self._pending) > LONGEST_RECORD_BYTES:
-            yield from self._enter_giant()
-
-    def rest(self) -> Iterator[Block]:
-        if self._pending and not self._in_giant:
-            yield self._take(len(self._pending))
-
-    def _enter_giant(self) -> Iterator[Block]:
-        """Yield the records before one that is too long to hold, and say so; its rest is passed over."""
-        ends = [found.end() for found in self.record_end.finditer(self._pending, 0, BLOCK_BYTES)]
-        if ends:
-            yield self._take(ends[-1])
-        yield Block(self.source, self.line, b"", f"longer than {LONGEST_RECORD_BYTES >> 20} MB")
-        self._in_giant = True
-        self._leave_giant()
-
-    def _leave_giant(self) -> bool:
-        found = self.record_end.search(self._pending, 1)
-        self._take(found.end() if found else max(0, len(self._pending) - SEPARATOR_BYTES))
-        self._in_giant = not found
-        return not self._in_giant
-
-    def _take(self, end: int) -> Block:
-        with memoryview(self._pending) as view:
-            content = bytes(view[:end])
-        del self._pending[:end]
-        line, self.line = self.line, self.line + content.count(b"\n")
-        self._searched = 0
-        return Block(self.source, line, content, "", self.record_end)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dataset.unpacking import opened
 from model.errors import UnfinishedError, UserError
+from model.files import opened
 
 HUB = "hub:"
 ROWS_AT_ONCE = 1000  # of a parquet file; else whole row groups are held

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from dataset.blocks import read_blocks
 from dataset.chat_form import MOST_COPIES
-from dataset.progress import reporting
+from dataset.printing import reporting
 from dataset.records import Rejects, accept, records_of, texts_of
-from dataset.sources import begin_reading, check_unchanged, find_sources, read_blocks, size_of
+from dataset.sources import begin_reading, check_unchanged, find_sources, size_of
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.tokenizer import check_vocab_size
 from model.errors import UserError

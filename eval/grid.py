@@ -15,7 +15,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Literal
 
-from dataset.progress import Bars, about
+from dataset.printing import Bars, about
 from eval.cells import Cell, Trial
 from eval.places import Places, write_job
 from eval.running import run_cell

@@ -28,11 +28,10 @@ from model.serving import choose_device, describe_device
 from model.transformer import LanguageModel
 from model.typed_json import Number, read_file
 from trainer.device import is_cpu_asked
-from trainer.ledger import Ledger, weights_digest
-from trainer.machine import model_flops
-from trainer.optimizer import Optimizers
+from trainer.optimizer import Optimizers, multiplier
+from trainer.placement import model_flops
 from trainer.run_dir import METRICS
-from trainer.schedule import multiplier
+from trainer.training_state import Ledger, weights_digest
 
 SUMMARY = "summary.json"
 FREE = {"out", "device", "log_every_steps"}

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from dataset.blocks import check_whole
 from dataset.chat_form import ROLES, Message
 from dataset.formats import COMMON, DETAILS, QuestionPosition, format_of, parse_messages, rename
 from dataset.messages import (
@@ -25,7 +26,6 @@ from dataset.messages import (
 )
 from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
-from dataset.unpacking import check_whole
 from dataset.unread_keys import BESIDE_PAIRS, dropped, of_objects, of_turns, others, unread_keys
 from eval.choices import read_choices
 from eval.matching import final_answer

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
@@ -49,6 +49,16 @@ def as_json(value: Any, indent: int | None = None) -> str:
     So a file of ours may be shown in a terminal, and its lines are those that every reader finds.
     """
     return json.dumps(value, indent=indent, ensure_ascii=False).translate(WRITTEN)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """Open a file to be read; raises `UserError` where the system cannot, now or later."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def is_number(value: Any) -> bool:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dataset.blocks import form_of
 from dataset.command_line import parse, run
 from dataset.messages import shown
 from dataset.preparation import PreparationSettings, read_notes, write_store
 from dataset.printing import printable
-from dataset.sources import form_of
 from dataset.text_files import Marks, counts
 from eval.tables import grouped
 

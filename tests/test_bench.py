@@ -1,15 +1,21 @@
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from dataset.packing import best_fit
 from model.config import from_preset
 from model.errors import UserError
+from model.loss import summed_cross_entropy
+from model.strategies import strategy_named
 from scripts.bench import optimizers
 from scripts.bench.__main__ import main
 from scripts.bench.engines import Workload, make_engines
+from scripts.bench.entered import Spy
 from scripts.bench.measuring import Watch, measure
 
 
@@ -73,6 +79,19 @@ def test_a_measurement_of_nothing_is_refused(flags, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["bench", "decode", "--out", str(tmp_path), *flags])
     with pytest.raises((UserError, SystemExit)):
         main()
+
+
+def test_functions_are_counted_until_the_loss_is_there(monkeypatch):
+    def main():
+        best_fit(np.array([3, 2]), 4, 0, 0)
+        summed_cross_entropy(torch.ones(1, 2, 3), torch.ones(4, 3), torch.tensor([[1, 1]]))
+        strategy_named("causal")
+
+    monkeypatch.setitem(sys.modules, "command", SimpleNamespace(main=main))
+    spy = Spy()
+    spy.follow("command", {})
+    assert {file for file, _ in spy.entered} == {"dataset/packing.py", "model/loss.py"}
+    assert {("dataset/packing.py", "best_fit"), ("dataset/packing.py", "_fullest_rows")} < spy.entered
 
 
 def test_a_command_that_fails_says_why():

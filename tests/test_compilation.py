@@ -16,8 +16,8 @@ from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.token_store import open_stores
 from model.errors import UserError
-from trainer import compilation
-from trainer.compilation import WORTHWHILE_FLOPS, choose_compilation, compile_layers
+from trainer import placement
+from trainer.placement import WORTHWHILE_FLOPS, choose_compilation, compile_layers
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -38,14 +38,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def test_layers_are_compiled_where_that_works_and_pays(
     choice, device, flops, former, fault, is_on, reason, monkeypatch
 ):
-    monkeypatch.setattr(compilation, "compiler_fault", lambda device: fault)
+    monkeypatch.setattr(placement, "compiler_fault", lambda device: fault)
     decision = choose_compilation(choice, device, flops, former)
     assert decision.is_on == is_on and reason in decision.reason
 
 
 def test_a_missing_compiler_is_told_from_a_working_one(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    assert compilation.compiler_fault(CPU) is None
+    assert placement.compiler_fault(CPU) is None
 
     def broken(function, **_):
         def call(x):
@@ -54,7 +54,7 @@ def test_a_missing_compiler_is_told_from_a_working_one(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    assert compilation.compiler_fault(CPU) == "no working C++ compiler"
+    assert placement.compiler_fault(CPU) == "no working C++ compiler"
     with pytest.raises(UserError, match="--compile always: nothing can be compiled here .no working"):
         choose_compilation("always", CPU, 1.0)
 
@@ -62,9 +62,9 @@ def test_a_missing_compiler_is_told_from_a_working_one(monkeypatch):
 def test_nothing_is_compiled_with_the_code_that_another_user_left(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    assert compilation.compiler_fault(CPU) is None
+    assert placement.compiler_fault(CPU) is None
     monkeypatch.setattr("os.getuid", lambda: tmp_path.stat().st_uid + 1)
-    assert f"{tmp_path} belongs to another user" in compilation.compiler_fault(CPU)
+    assert f"{tmp_path} belongs to another user" in placement.compiler_fault(CPU)
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_a_mistake_of_ours_while_resuming_is_not_told_as_damage(go_on, monkeypat
     def mistaken(optimizers):
         raise KeyError("a mistake of ours")
 
-    monkeypatch.setattr(Optimizers, "prepare_state", mistaken)
+    monkeypatch.setattr(Optimizers, "state", mistaken)
     with pytest.raises(KeyError, match="a mistake of ours"):
         go_on(lambda out: None)
 

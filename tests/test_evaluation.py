@@ -111,6 +111,16 @@ def test_an_evaluation_is_found_again_and_another_one_is_refused_by_what_differs
     assert before == {file.name: file.read_bytes() for file in Path(asked.out).iterdir()}
 
 
+def test_a_template_among_the_settings_of_a_tokenizer_decides_a_result_too(tmp_path):
+    model = save_model(tmp_path / "model", "causal")
+    asked = EvaluationSettings(
+        model=str(model), data=(write_lines(tmp_path / "q.jsonl", chat_question("Q", "A")),)
+    )
+    assert "tokenizer_config.json" not in evaluation.facts_of(open_model(model), asked).model
+    (model / "chat_template.jinja").unlink()
+    assert "tokenizer_config.json" in evaluation.facts_of(open_model(model), asked).model
+
+
 def test_what_is_left_out_is_counted_and_listed_beside_the_results(tmp_path, store):
     unanswerable, broken = {"question": "Who?", "answers": []}, {"nothing": 1}
     chat = {"messages": [{"role": role, "content": role} for role in ("user", "assistant")]}

@@ -4,7 +4,7 @@ import json
 from itertools import islice
 
 import pytest
-from foreign import MODELS, PIECES, save_foreign
+from foreign import FORGETFUL, MODELS, PIECES, save_foreign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_imports import ROOT
@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.conversation import Message, Renderer, render
+from dataset.foreign_form import read_form
 from dataset.preparation import PreparationSettings, write_store
 from dataset.prompts import raw_prompt
 from dataset.token_store import open_stores
@@ -174,6 +175,14 @@ def test_a_template_that_writes_no_turn_for_itself_serves_chats_alone(ours, thei
 def test_a_template_that_refuses_a_conversation_is_one_line(ours):
     with pytest.raises(UserError, match="no form of system messages"):
         render([SYSTEM, ASKED], ours["gemma"], True)
+
+
+def test_a_template_that_would_leave_out_what_a_system_says_is_one_line():
+    silent = FORGETFUL.replace("message.role != 'assistant'", "message.role == 'user'")
+    form = read_form(silent, {}, {"<|im_start|>", "<|im_end|>"})
+    assert "Is Paris" in str(list(form.write([ASKED], True)))
+    with pytest.raises(UserError, match="no form of system messages"):
+        list(form.write([SYSTEM, ASKED], True))
 
 
 @pytest.mark.parametrize("opened", [load_checkpoint, Tokenizer.load])

@@ -37,14 +37,14 @@ from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer import loss_picture, reporting
 from trainer.device import Device
-from trainer.ledger import Ledger
 from trainer.loss_picture import LossPicture, draw_losses, read_curves, smoothed
+from trainer.placement import compile_layers
 from trainer.reporting import Meter, Reporter, in_short
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
-from trainer.samples import draw_samples, in_one_line, sample_prompts
 from trainer.settings import PretrainSettings
 from trainer.summary import busy
-from trainer.training_state import Progress
+from trainer.training_state import Ledger, Progress
+from trainer.validation import draw_samples, in_one_line, sample_prompts
 
 FIELDS = {
     *("step", "epoch", "loss", "learning_rate", "gradient_norm", "skipped_steps", "tokens", "targets"),
@@ -257,11 +257,11 @@ def test_a_sample_is_printed_on_one_line():
     assert in_one_line({"prompt": "a\x1b[2J", "text": "b\rc\u2028d"}) == "a [2J → b c d"
 
 
-def test_sampling_neither_compiles_nor_leaves_the_model_evaluating(data, init):
+def test_sampling_neither_compiles_nor_leaves_the_model_evaluating(data, init, monkeypatch):
     model, store = load_checkpoint(init).model.train(), TokenStore(data / "pretrain")
     compiled = []
-    for layer in model.model.layers:
-        layer.compile(backend=lambda module, _: compiled.append(module) or module.forward)
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: lambda *inputs: compiled.append(inputs))
+    compile_layers(model, lengths_vary=False)
     settings = PretrainSettings(data=("a",), out="b", max_steps=1, samples=2)
     draw_samples(model, store.tokenizer, sample_prompts(settings, [store], "causal", 512), 3)
     assert model.training and not compiled
@@ -279,7 +279,7 @@ def test_the_picture_is_drawn_anew_as_soon_as_little_time_is_lost_by_it(tmp_path
     counts = []
     for wait in (29, 1, 49, 1):
         clock.seconds += wait
-        picture.draw_if_due()
+        picture.draw(at_once=False)
         counts.append(len(drawn))
     assert counts == [0, 1, 1, 2]
 

@@ -15,8 +15,8 @@ from dataset.batch_settings import BatchSettings
 from dataset.batches import Batch, BatchStream
 from dataset.token_store import TokenStore
 from model.checkpoint import load_checkpoint
-from trainer.ledger import Ledger
-from trainer.machine import model_flops
+from trainer.placement import model_flops
+from trainer.training_state import Ledger
 
 STEPS = ("--max_steps", 4, "--save_every_steps", 2)
 

@@ -23,7 +23,7 @@ from training_runs import (
     sft,
 )
 
-from dataset.progress import about
+from dataset.printing import about
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer.loop import Training

@@ -22,10 +22,10 @@ from training_runs import (
     sft,
 )
 
-import trainer.training_state
+import trainer.setup
 from model.errors import UserError
 from trainer.loop import Training
-from trainer.loss_scale import STEPS_TO_DOUBLE, next_scale, unscale
+from trainer.optimizer import STEPS_TO_DOUBLE, next_scale, unscale
 
 HALF = ["--dtype", "float16"]
 
@@ -57,7 +57,7 @@ def test_the_scale_and_the_updates_are_those_of_torchs_scaler(seed):
 def test_a_scaled_loss_gives_the_same_updates_to_the_bit(sft, tmp_path, monkeypatch):
     flags = ["--max_steps", 4, "--gradient_accumulation", 2, "--optimizer.max_gradient_norm", 0.1]
     sft(tmp_path / "plain", *flags)
-    monkeypatch.setattr(trainer.training_state, "first_scale", lambda dtype: 2.0**16)
+    monkeypatch.setattr(trainer.setup, "first_scale", lambda dtype: 2.0**16)
     sft(tmp_path / "scaled", *flags)
     assert metrics(tmp_path / "plain") == metrics(tmp_path / "scaled")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "scaled")]
@@ -89,7 +89,7 @@ def test_overflows_of_the_first_steps_halve_the_scale_and_end_nothing(
         return backward(training, batch, scale)
 
     monkeypatch.setattr(Training, "_backward", watched)
-    monkeypatch.setattr(trainer.training_state, "first_scale", lambda dtype: 2.0**30)
+    monkeypatch.setattr(trainer.setup, "first_scale", lambda dtype: 2.0**30)
     pretrain(tmp_path / "run", "--max_steps", 20, *HALF)
     skipped = metrics(tmp_path / "run")[-1]["skipped_steps"]
     assert 5 < skipped < 16, "more than failures may be in a row"
@@ -120,7 +120,7 @@ def test_gradients_that_are_never_finite_end_a_run_in_float16_too(pretrain, tmp_
 
 
 def test_a_scale_survives_an_interruption_to_the_bit(sft, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.training_state, "first_scale", lambda dtype: 2.0**24)
+    monkeypatch.setattr(trainer.setup, "first_scale", lambda dtype: 2.0**24)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = ["--max_steps", 16, "--save_every_steps", 3, "--optimizer.name", "muon", *HALF]
     sft(whole, *flags)

@@ -13,7 +13,8 @@ from model.config import from_preset
 from model.layers import FeedForward
 from model.masks import causal_layout
 from model.transformer import LanguageModel
-from trainer.machine import model_flops, peak_flops
+from trainer.device import peak_flops
+from trainer.placement import model_flops
 
 
 def full_batch(rows: int, length: int) -> Batch:
@@ -88,7 +89,7 @@ def test_measuring_the_peak_leaves_random_numbers_alone():
 def test_freed_memory_is_kept_for_the_tensors_of_later_steps():
     program = """
 import resource, torch
-from trainer.machine import keep_freed_memory
+from trainer.device import keep_freed_memory
 keep_freed_memory()
 x = torch.ones(2**23)  # 32 MB
 for step in range(5):

@@ -8,8 +8,16 @@ from torch import nn
 
 from model.config import from_preset
 from model.transformer import LanguageModel
-from trainer.optimizer import BatchedMuon, Optimizers, orthogonalise, split_parameters
-from trainer.schedule import count_steps, multiplier, warmup_steps
+from trainer.optimizer import (
+    AdamW,
+    Muon,
+    Optimizers,
+    count_steps,
+    multiplier,
+    orthogonalise,
+    split_parameters,
+    warmup_steps,
+)
 from trainer.settings import OptimizerSettings, PretrainSettings, ScheduleSettings
 
 SHAPES = [(8, 8), (24, 8), (8, 24), (8, 8), (8, 24)]
@@ -20,19 +28,39 @@ def matrices() -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
 
 
+def draw_gradients(seed: int, *sides: list[nn.Parameter]) -> None:
+    for parameters in sides:
+        torch.manual_seed(seed)
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+
+
+def test_adamw_equals_torchs_fused_one_to_the_bit():
+    ours, theirs = matrices(), matrices()
+    torchs = torch.optim.AdamW(
+        [{"params": theirs[:2], "weight_decay": 0.0}, {"params": theirs[2:], "weight_decay": 0.1}],
+        lr=0.02,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    own = AdamW([(ours[:2], 0.0), (ours[2:], 0.1)], 0.9, 0.95)
+    for step in range(4):
+        draw_gradients(step, ours, theirs)
+        own.step(0.02)
+        torchs.step()
+    assert all(map(torch.equal, ours, theirs))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert all(torch.equal(own.state[mine][name], value) for name, value in torchs.state[other].items())
+
+
 def test_muon_equals_torchs_where_torch_computes_in_bfloat16():
     ours, theirs = matrices(), matrices()
-    options = {"lr": 0.02, "weight_decay": 0.1}
-    optimizers = [
-        BatchedMuon(ours, torch.bfloat16, **options),
-        torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options),
-    ]
+    muon = torch.optim.Muon(theirs, 0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    own = Muon(ours, torch.bfloat16, decay=0.1)
     for step in range(4):
-        for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
-            torch.manual_seed(step)
-            for parameter in parameters:
-                parameter.grad = torch.randn_like(parameter)
-            optimizer.step()
+        draw_gradients(step, ours, theirs)
+        own.step(0.02)
+        muon.step()
     for start, mine, other in zip(matrices(), ours, theirs, strict=True):
         moved = (other - start).norm()
         assert (mine - other).norm() < 0.02 * moved

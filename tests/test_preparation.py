@@ -58,7 +58,7 @@ def contents_of(folder):
 @pytest.fixture
 def settings_of(tmp_path, monkeypatch):
     """Settings for a store `out`, with blocks and shards so small that there are many."""
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 4000)
+    monkeypatch.setattr("dataset.blocks.BLOCK_BYTES", 4000)
     monkeypatch.setattr(token_store, "SHARD_TOKENS", 5000)
     TOKENIZER.save(tmp_path / "tokenizer")
 
@@ -102,8 +102,8 @@ def test_any_number_of_processes_gives_the_same_bytes(settings_of, tmp_path):
 
 RUN = """
 import sys
-from dataset import preparation, sources, token_store
-sources.BLOCK_BYTES, token_store.SHARD_TOKENS, preparation.JOURNAL_EVERY_SECONDS = 4000, 5000, 0.0
+from dataset import blocks, preparation, token_store
+blocks.BLOCK_BYTES, token_store.SHARD_TOKENS, preparation.JOURNAL_EVERY_SECONDS = 4000, 5000, 0.0
 data, tokenizer, out, workers = sys.argv[1:]
 preparation.write_store(preparation.PreparationSettings(
     "sft", (data,), tokenizer, out, num_workers=int(workers), validation_fraction=0.1))
@@ -229,7 +229,7 @@ def test_two_preparations_do_not_write_one_store(settings_of, tmp_path, monkeypa
 
 
 def test_a_process_that_dies_is_a_user_error_and_its_work_goes_on(settings_of, tmp_path):
-    from dataset.processes import map_in_order
+    from dataset.encoding import map_in_order
 
     with pytest.raises(UserError, match="a process died"):
         list(map_in_order(os._exit, [1, 1, 1], 2, lambda item: 1))
@@ -275,7 +275,7 @@ ALPACA = {"instruction": "a", "output": "b"}
 def test_a_file_of_several_formats_is_an_error_that_names_the_line(
     settings_of, tmp_path, monkeypatch, block_bytes
 ):
-    monkeypatch.setattr(sources, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("dataset.blocks.BLOCK_BYTES", block_bytes)
     data = write_lines(tmp_path / "a.jsonl", ["\n", {}, *chats(2), {}, ALPACA])
     with pytest.raises(UserError, match="a.jsonl line 6: .* format alpaca in a file of conversations"):
         write_store(settings_of(data, max_reject_fraction=0.9))

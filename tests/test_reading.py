@@ -14,12 +14,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import sources, unpacking
+from dataset.blocks import PACKED_BYTES, as_json_lines, read_blocks
 from dataset.formats import RecordError
-from dataset.json_lines import as_json_lines
 from dataset.preparation import PreparationSettings, write_store
 from dataset.records import read_records, texts_of
-from dataset.sources import check_sources, find_sources, read_blocks
+from dataset.sources import check_sources, find_sources
 from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
 
@@ -68,7 +67,7 @@ def parquet(path, rows=ROWS):
 )
 @pytest.mark.parametrize("block_bytes", [1, 1000, 2**22])
 def test_every_form_gives_the_same_records(tmp_path, monkeypatch, name, content, block_bytes):
-    monkeypatch.setattr(sources, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("dataset.blocks.BLOCK_BYTES", block_bytes)
     assert values(write(tmp_path / name, content)) == ROWS
 
 
@@ -109,7 +108,8 @@ def test_a_file_under_two_names_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "data" / "a.jsonl", LINES)
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "data" / "a.jsonl")
-    for names in (["data", "./data/a.jsonl"], ["link.jsonl", str(tmp_path / "data")]):
+    (tmp_path / "hard.jsonl").hardlink_to(tmp_path / "data" / "a.jsonl")
+    for names in (["data", "./data/a.jsonl"], ["link.jsonl", str(tmp_path / "data")], ["hard.jsonl", "data"]):
         with pytest.raises(UserError, match="more than once: .*a.jsonl"):
             check_sources(find_sources(names))
 
@@ -183,7 +183,7 @@ def test_what_stands_before_the_end_of_a_truncated_file_is_read(tmp_path, name, 
 
 @pytest.mark.parametrize(("name", "pack"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstd)])
 def test_zeros_that_pad_a_compressed_file_are_no_damage(tmp_path, name, pack):
-    padding = bytes(unpacking.PACKED_BYTES + 1)
+    padding = bytes(PACKED_BYTES + 1)
     source = write(tmp_path / name, pack(LINES[:1000]) + padding + pack(LINES[1000:]) + padding)
     assert values(source) == ROWS
     write(tmp_path / name, pack(LINES) + padding + b"xx")
@@ -288,8 +288,8 @@ def test_hostile_json_costs_a_line_of_message(tmp_path, monkeypatch):
             values(write(tmp_path / "a.json", deep))
     source = write(tmp_path / "a.json", b'[{"a": ' + b"1" * 5000 + b'},\n{"a": 2}]')
     assert faults(source) == [(1, "not JSON")] and values(source)[1] == {"a": 2}
-    monkeypatch.setattr("dataset.json_lines.MOST_BYTES", 2**20)
-    monkeypatch.setattr("dataset.unpacking.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("dataset.blocks.MOST_JSON_BYTES", 2**20)
+    monkeypatch.setattr("dataset.blocks.CHUNK_BYTES", 1000)
     chunks = iter([b'{"a": [0'] + [b",0" * 2**18] * 99)
     with pytest.raises(
         UserError, match="a.json: expected at most 1 MB of JSON in one piece; convert it to .jsonl"
@@ -300,7 +300,7 @@ def test_hostile_json_costs_a_line_of_message(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz", "a.jsonl.zst"])
 def test_random_bytes_among_good_records_lose_none(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr("dataset.blocks.BLOCK_BYTES", 2000)
     noise = random.Random(0)
     lines = []
     for row in ROWS:
@@ -332,9 +332,9 @@ def test_any_bytes_give_records_or_faults(tmp_path_factory, content, name):
 
 
 def test_a_record_too_long_to_hold_costs_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpacking, "CHUNK_BYTES", 64)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 200)
-    monkeypatch.setattr(sources, "LONGEST_RECORD_BYTES", 2**20)
+    monkeypatch.setattr("dataset.blocks.CHUNK_BYTES", 64)
+    monkeypatch.setattr("dataset.blocks.BLOCK_BYTES", 200)
+    monkeypatch.setattr("dataset.blocks.LONGEST_RECORD_BYTES", 2**20)
     good = b'{"text": "a"}\n'
     content = good * 3 + b'{"text": "' + b"x" * 2**21 + b'"}\n' + good * 2 + b'{"text": "' + b"x" * 2**21
     source = write(tmp_path / "a.jsonl", content)
@@ -352,7 +352,7 @@ def test_long_records_come_whole(tmp_path):
 
 
 def test_blocks_are_the_same_at_every_reading_and_end_with_a_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 500)
+    monkeypatch.setattr("dataset.blocks.BLOCK_BYTES", 500)
     source = write(tmp_path / "a.jsonl", LINES)
     blocks = list(read_blocks(source))
     assert blocks == list(read_blocks(source)) and len(blocks) > 5

@@ -12,8 +12,8 @@ from training_runs import SHAPE, SHORT, after_step, data, line, losses, metrics,
 
 from model.errors import UserError
 from trainer.inputs import Inputs
-from trainer.resuming import check_resumable, is_length_free, keep_rows_per_step
 from trainer.run_dir import RunDirectory
+from trainer.saving import check_resumable, is_length_free, keep_rows_per_step
 from trainer.settings import PretrainSettings, ScheduleSettings
 from trainer.training_state import Progress
 
@@ -142,7 +142,7 @@ def test_two_processes_continue_what_one_began(pretrain, data, tmp_path):
 
 def inputs(out, **settings) -> Inputs:
     settings = PretrainSettings(data=("d",), out=str(out), max_steps=9, **settings)
-    return Inputs(settings, None, None, {}, "", [])
+    return Inputs(settings, None, None, {}, "")
 
 
 @pytest.mark.parametrize("world, batch_size, accumulation", [(1, 4, 2), (4, 2, 1), (1, 8, 1), (2, 2, 5)])

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from dataset.formats import RecordError, read_text
-from dataset.progress import Bars, reporting
+from dataset.printing import Bars, reporting
 from dataset.records import Rejects, accept, read_records, texts_of
 from dataset.sources import check_sources
 from model.errors import UserError
@@ -111,7 +111,7 @@ def test_a_tokenizer_sees_the_texts_of_every_kind_of_record():
 
 
 def test_progress_writes_lines_where_there_is_no_terminal(monkeypatch, capsys):
-    monkeypatch.setattr("dataset.progress.LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("dataset.printing.LINE_EVERY_SECONDS", 0.0)
     with reporting(20, "reading") as report:
         report(2, 10)
         report(1, 10)

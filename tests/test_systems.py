@@ -9,7 +9,7 @@ import torch
 from test_imports import COMMANDS, ROOT
 
 from model.systems import num_cores
-from trainer import machine
+from trainer import device
 
 
 def command(words: list[str], cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
@@ -39,8 +39,8 @@ def test_work_is_waited_for_on_every_kind_of_device(monkeypatch):
     waited = []
     for kind in ("cuda", "mps"):
         monkeypatch.setattr(f"torch.{kind}.synchronize", lambda *_, kind=kind: waited.append(kind))
-        machine.finish(torch.device(kind))
-    machine.finish(torch.device("cpu"))
+        device.finish(torch.device(kind))
+    device.finish(torch.device("cpu"))
     assert waited == ["cuda", "mps"]
 
 

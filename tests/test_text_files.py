@@ -8,7 +8,6 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import sources, unpacking
 from dataset.preparation import PreparationSettings, write_store
 from dataset.records import read_records
 from dataset.text_files import Marks, TextRules
@@ -56,7 +55,7 @@ def test_what_ends_a_document_of_a_text_file_is_a_setting(
 ):
     content = "\ufeffa\nb\n \n\nc\n\t\n== x\n==\nd".replace("\n", newline)
     for block_bytes in (1, 5, 2**22):
-        monkeypatch.setattr(sources, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr("dataset.blocks.BLOCK_BYTES", block_bytes)
         for ending, pack in PACKERS.items():
             assert texts(tmp_path / f"a.txt{ending}", pack(content.encode()), separator) == expected
 
@@ -67,7 +66,7 @@ def test_what_ends_a_document_of_a_text_file_is_a_setting(
 )
 @pytest.mark.parametrize("block_bytes", [1, 300, 2**22])
 def test_a_mark_spelt_in_a_text_file_ends_its_documents(tmp_path, monkeypatch, form, newline, block_bytes):
-    monkeypatch.setattr(sources, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("dataset.blocks.BLOCK_BYTES", block_bytes)
     content = "".join(form.format(story) for story in STORIES).replace("\n", newline)
     manifest, documents = prepare(tmp_path, "stories.txt", content)
     assert documents == STORIES
@@ -173,8 +172,8 @@ def test_documents_in_are_documents_out(tmp_path_factory, documents, separator, 
     content = (between[separator].join(documents) + "\n").replace("\n", newline).encode()
     rules = ("blank_line",) if separator == "<|endoftext|>" else (separator,)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "BLOCK_BYTES", block_bytes)
-        patch.setattr(unpacking, "CHUNK_BYTES", 5)
+        patch.setattr("dataset.blocks.BLOCK_BYTES", block_bytes)
+        patch.setattr("dataset.blocks.CHUNK_BYTES", 5)
         found = texts(tmp_path_factory.mktemp("a") / f"a.txt{ending}", PACKERS[ending](content), *rules)
     marks = Marks()
     assert [document for text in found for document in marks.divide(text)] == documents

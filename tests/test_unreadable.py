@@ -170,7 +170,7 @@ def json_like(line):
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("block_bytes", [1, 50, 2**22])
 def test_kept_and_rejected_are_all_there_is(tmp_path, monkeypatch, name, block_bytes):
-    monkeypatch.setattr("dataset.sources.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("dataset.blocks.BLOCK_BYTES", block_bytes)
     faulty = [b"{", b"[1]", b"3", b"\xff", b'{"other": 1}', b'{"text": ""}', b'{"text": "\\ud83d"}', b"{}x"]
     lines = [b'{"text": "a"}' if n % 3 else faulty[n // 3 % len(faulty)] for n in range(1, 60)]
     source = write(tmp_path / name, FORMS[name](lines))

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset.batches import Batch
 from dataset.token_store import open_stores
-from trainer.device import find_device
+from trainer.device import Sharding, find_device
 from trainer.inputs import make_inputs, start_from
 from trainer.loop import Training
+from trainer.placement import whole
 from trainer.settings import OptimizerSettings, ScheduleSettings, SftSettings
 from trainer.setup import set_up
-from trainer.sharding import Sharding, whole
 
 
 def settings_for(data: Path, init: Path, out: Path, optimizer: str = "adamw", **others) -> SftSettings:

@@ -1,6 +1,13 @@
-"""Where a training computes, in which precision, and why; the only place that asks."""
+"""Where a training computes, in which precision, and why; the only place that asks.
 
+Also what the machine gives: its peak of arithmetic, and memory that is kept.
+"""
+
+import ctypes
+import functools
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,21 +15,38 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import LoggerType, convert_outputs_to_fp32
+from accelerate.utils import LoggerType
 from torch import nn
 
 from model.errors import UserError
 from model.serving import native_bfloat16
-from model.transformer import LanguageModel
-from trainer.compilation import Compilation, choose_compilation, compile_layers, training_flops
-from trainer.machine import keep_freed_memory
+from model.systems import resource
 from trainer.settings import TrainSettings
-from trainer.sharding import Sharding, distribute, find_sharding
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """what launchers call the dtype of matrix products"""
 TENSOR_CORES = (7, 0)
 """compute capability from which GPUs multiply float16 many times faster than float32"""
+EXPECTED = {
+    "fsdp_version": "2",
+    "fsdp_offload_params": "false",
+    "fsdp_activation_checkpointing": "false",
+    "fsdp_activation_checkpointing_offload": "false",
+    "fsdp_auto_wrap_policy": "transformer_based_wrap",
+    "fsdp_transformer_cls_to_wrap": "decoderlayer",
+    "fsdp_forward_prefetch": "false",
+    "fsdp_ignored_modules": "none",
+}
+"""what a launcher may ask for, besides `fsdp_reshard_after_forward` and how to load and save"""
+MEGABYTE = 1_000_000
+SIDES = {"cpu": (256, 1024, 2048)}
+LARGE_SIDES = (4096, 8192)
+"""sides of the square matrices that are multiplied to find the peak; accelerators want large ones"""
+REPETITIONS = 4
+MOST_SECONDS = 0.5
+"""larger matrices are left out where they would take longer; smaller ones show the peak there as well"""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""names of malloc.h"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +55,14 @@ class Precision:
 
     dtype: torch.dtype
     reason: str
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a model is cut up."""
+
+    reshard_after_forward: bool = True
+    """gather a layer again for its backward pass, instead of keeping it from the forward pass on"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +127,26 @@ def find_device(settings: TrainSettings) -> Device:
     return Device(accelerator, precision.dtype, sharding, description)
 
 
+def find_sharding(setting: str) -> Sharding | None:
+    """Reconcile --sharding with the launcher; None keeps models whole.
+
+    What that was told of FSDP is taken out of the environment: accelerate learns of it no more. Raises
+    `UserError` for what contradicts --sharding or is not done here.
+    """
+    if os.environ.pop("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return Sharding() if setting == "fsdp" else None
+    if setting == "none":
+        raise UserError("--sharding none contradicts the FSDP of the launcher; drop one of them")
+    asked = {"fsdp_version": "1"} | {name.lower(): value.lower() for name, value in os.environ.items()}
+    for name, expected in EXPECTED.items():
+        if (value := asked.get(name, expected)) != expected:
+            hint = "; use --gradient_checkpointing instead" if "checkpointing" in name else ""
+            raise UserError(f"expected {name} {expected} from the launcher, got {value}{hint}")
+    if (reshard := asked.get("fsdp_reshard_after_forward", "true")) not in ("true", "false"):
+        raise UserError(f"expected fsdp_reshard_after_forward true or false, got {reshard}")
+    return Sharding(reshard == "true")
+
+
 def is_cpu_asked() -> bool:
     """Say whether the launcher was told to compute on the CPU."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
@@ -116,29 +168,6 @@ def _check_processes(number: int, shards: bool, uses_cpu: bool) -> None:
         )
     if number == 1 and shards:
         raise UserError("sharding by FSDP2 needs two or more processes, got 1; start more, or do without it")
-
-
-def compute_in(dtype: torch.dtype, model: nn.Module, device: torch.device) -> None:
-    """Let a model multiply in another dtype than that of its weights, wherever it is called."""
-    if dtype != torch.float32:
-        model.forward = convert_outputs_to_fp32(torch.autocast(device.type, dtype)(model.forward))
-
-
-def place(
-    model: LanguageModel, settings: TrainSettings, device: Device, most_tokens: int, former: bool | None
-) -> tuple[nn.Module, Compilation]:
-    """Return a model as it trains: compiled, in its precision, on the devices of all processes, maybe cut up.
-
-    The training takes `most_tokens`; `former` says whether the part of it that came before was compiled.
-    """
-    accelerator, flops = device.accelerator, training_flops(model.config, most_tokens)
-    compilation = choose_compilation(settings.compile, accelerator.device, flops, former)
-    if compilation.is_on:
-        compile_layers(model, lengths_vary=settings.packing == "none")
-    if settings.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    compute_in(device.dtype, model, accelerator.device)
-    return distribute(model, accelerator, device.sharding), compilation
 
 
 def choose_precision(dtype: str, launcher_precision: str, native: Precision) -> Precision:
@@ -197,3 +226,47 @@ def _is_logged_in_to_wandb() -> bool:
     from requests.utils import get_netrc_auth  # which wandb brings
 
     return get_netrc_auth(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")) is not None
+
+
+@functools.cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations a second of square matrix products at their best, measured once."""
+    best = 0.0
+    generator = torch.Generator(device)  # leaves the training's own random numbers alone
+    for side in SIDES.get(device.type, LARGE_SIDES):
+        if best and REPETITIONS * 2 * side**3 / best > MOST_SECONDS:
+            break
+        a, b = (torch.rand(side, side, generator=generator, device=device).to(dtype) for _ in range(2))
+        for _ in range(REPETITIONS):
+            finish(device)
+            began = time.perf_counter()
+            torch.mm(a, b)
+            finish(device)
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """Return the most memory that this process has held: of the device, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MEGABYTE
+    if device.type == "mps":  # which keeps no maximum, but gives little back
+        return torch.mps.driver_allocated_memory() / MEGABYTE
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what tensors free, for the tensors of the next step.
+
+    By itself it gives large pieces back, and the system clears every page of the next ones, which takes long
+    where tensors are large. Does nothing where the library is not GNU's.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def finish(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    torch.get_device_module(device).synchronize()

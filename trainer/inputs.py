@@ -15,9 +15,8 @@ from dataset.tokenizer import Tokenizer
 from model.checkpoint import TRAINED_ON, load_checkpoint
 from model.errors import UserError
 from model.transformer import LanguageModel
-from trainer.ledger import weights_digest
-from trainer.samples import SamplePrompt, sample_prompts
 from trainer.settings import FRESH, PretrainSettings, SftSettings
+from trainer.training_state import weights_digest
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ class Inputs:
     stream: BatchStream
     validation: dict[str, BatchStream]
     data_fingerprint: str
-    sample_prompts: list[SamplePrompt]
 
     def facts(self) -> dict[str, Any]:
         """Return what a resumed run must agree with, dotted key to value."""
@@ -96,7 +94,6 @@ def make_inputs(
         BatchStream(stores, together),
         {store.path.name: BatchStream([store], alone) for store in others},
         _digest([store.manifest["files"] for store in stores]),
-        sample_prompts(settings, others or stores, start.prompt_mask, longest),
     )
 
 

@@ -1,58 +1,154 @@
-"""AdamW for everything, or Muon for the layers' matrices with AdamW for the rest."""
+"""From gradients to weights: the learning rate of a step, the scale of float16, and who updates what.
 
+AdamW updates everything, or Muon the matrices of the layers and AdamW the rest. Both keep what they remember
+in `state`, by parameter and name; torch's own classes would import its compiler, which takes seconds.
+"""
+
+import math
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from model.transformer import DecoderLayer
-from trainer.loss_scale import unscale
-from trainer.settings import OptimizerSettings
-from trainer.sharding import cut_like, whole
+from trainer.placement import cut_like, whole
+from trainer.settings import OptimizerSettings, ScheduleSettings, TrainSettings
 
 # The quintic of Jordan et al. 2024 (kellerjordan.github.io/posts/muon): steep at 0, so that singular values
 # come close to 1 in few iterations.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+MOMENTUM = 0.95
+FIRST_SCALE = 2.0**16
+STEPS_TO_DOUBLE = 2000
+State = dict[nn.Parameter, dict[str, Tensor]]
 
 
-class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` with one batched product for all matrices of a shape, in a dtype of choice.
+def count_steps(settings: TrainSettings, figures: dict[str, Any], rows_per_step: int) -> int:
+    """Return the optimizer steps that the settings ask for, given the `rows` and `tokens` of an epoch."""
+    steps_per_epoch = math.ceil(figures["rows"] / rows_per_step)
+    if settings.max_steps is not None:
+        return settings.max_steps
+    if settings.epochs is not None:
+        return math.ceil(settings.epochs * steps_per_epoch)
+    return math.ceil(settings.max_tokens * steps_per_epoch / figures["tokens"])
 
-    torch iterates matrix by matrix in bfloat16, which most processors emulate: a small model would spend
-    half of its time there. Of sharded matrices every process iterates the whole and keeps its part.
+
+def warmup_steps(total_steps: int, schedule: ScheduleSettings) -> int:
+    """Return the steps of the warmup: a tenth of all steps where it would be over a third of them."""
+    return schedule.warmup_steps if 3 * schedule.warmup_steps <= total_steps else total_steps // 10
+
+
+def multiplier(step: int, total_steps: int, schedule: ScheduleSettings) -> float:
+    """Return the factor on the peak learning rate for the update that follows `step` finished ones.
+
+    1       ____________          wsd rises, stays, and decays linearly in the last part
+           /            \\         (Hu et al. 2024, arXiv 2404.06395); cosine (Loshchilov and
+    0  ___/              \\___     Hutter 2017, arXiv 1608.03983) and linear have no flat part.
     """
+    warmup = warmup_steps(total_steps, schedule)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    start = warmup
+    if schedule.name == "wsd":
+        start = max(warmup, round(total_steps * (1 - schedule.decay_fraction)))
+    done = max(0.0, (step - start) / max(1, total_steps - start))
+    falling = (1 + math.cos(math.pi * done)) / 2 if schedule.name == "cosine" else 1 - done
+    return schedule.final_fraction + (1 - schedule.final_fraction) * falling
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], dtype: torch.dtype, **options: float | str
-    ) -> None:
-        """Take over matrices; `dtype` is that of the iterations, `options` are `torch.optim.Muon`'s."""
-        super().__init__(parameters, **options)
-        self.dtype = dtype
+
+def first_scale(dtype: torch.dtype) -> float:
+    """Return what the loss is multiplied with at first so that small gradients in float16 do not vanish.
+
+    It is a power of two, which rounds nothing, is halved whenever a gradient leaves the range, and doubled
+    after many steps in which none did (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2); 1 elsewhere.
+    """
+    return FIRST_SCALE if dtype == torch.float16 else 1.0
+
+
+def next_scale(scale: float, steps: int, is_finite: bool) -> tuple[float, int]:
+    """Return the scale after a step, and the steps taken at it; the least is 1, which scales nothing."""
+    if not is_finite:
+        return max(scale / 2, 1.0), 0
+    return (scale, steps + 1) if steps + 1 < STEPS_TO_DOUBLE else (scale * 2, 0)
+
+
+@torch.no_grad()
+def unscale(parameters: Iterable[nn.Parameter], scale: float) -> None:
+    """Divide the gradients by the scale."""
+    if scale != 1:
+        for parameter in parameters:
+            parameter.grad.div_(scale)
+
+
+class AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) by torch's fused kernel, a call for each decay."""
+
+    def __init__(self, groups: list[tuple[list[nn.Parameter], float]], beta1: float, beta2: float) -> None:
+        """Take over parameters with the decay of each group."""
+        self._groups, self._beta1, self._beta2 = groups, beta1, beta2
+        self.state: State = {each: self._blank(each) for parameters, _ in groups for each in parameters}
+
+    def _blank(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        return {"step": torch.zeros((), device=parameter.device)} | averages
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            updates = [(p, whole(self._momentum(p, group))) for p in group["params"] if p.grad is not None]
-            for parameters, batch in _stacked_by_shape(updates):
-                for parameter, update in zip(parameters, orthogonalise(batch, self.dtype), strict=True):
-                    wide = parameter.shape[0] <= parameter.shape[1]
-                    self._apply(parameter, cut_like(update if wide else update.T, parameter), group)
+    def step(self, rate: float) -> None:
+        """Update every parameter."""
+        for group, decay in self._groups:
+            parameters = [each for each in group if each.grad is not None]
+            gradients, states = [p.grad for p in parameters], [self.state[p] for p in parameters]
+            steps, means, squares = ([s[name] for s in states] for name in ("step", "exp_avg", "exp_avg_sq"))
+            adamw(
+                parameters,
+                gradients,
+                means,
+                squares,
+                [],
+                steps,
+                fused=True,
+                amsgrad=False,
+                beta1=self._beta1,
+                beta2=self._beta2,
+                lr=rate,
+                weight_decay=decay,
+                eps=1e-8,
+                maximize=False,
+            )
 
-    def _momentum(self, parameter: nn.Parameter, group: dict) -> Tensor:
-        """Move the momentum towards the gradient and return the Nesterov update."""
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-        momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-        return parameter.grad.lerp(momentum, group["momentum"])
 
-    def _apply(self, parameter: nn.Parameter, update: Tensor, group: dict) -> None:
-        """Decay and step, with updates as large as AdamW's (Liu et al. 2025, arXiv 2502.16982)."""
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
+class Muon:
+    """Muon (Jordan et al. 2024) with one batched product for all matrices of a shape, in a dtype of choice.
+
+    `torch.optim.Muon` iterates matrix by matrix in bfloat16, which most processors emulate: a small model
+    would spend half of its time there. Of sharded matrices every process iterates the whole and keeps its
+    part.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], dtype: torch.dtype, decay: float) -> None:
+        """Take over matrices; `dtype` is that of the iterations."""
+        self._dtype, self._decay = dtype, decay
+        self.state: State = {each: {"momentum_buffer": torch.zeros_like(each)} for each in parameters}
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Update every matrix, by as much as AdamW would (Liu et al. 2025, arXiv 2502.16982)."""
+        updates = [(p, whole(self._nesterov(p))) for p in self.state if p.grad is not None]
+        for parameters, batch in _stacked_by_shape(updates):
+            for parameter, update in zip(parameters, orthogonalise(batch, self._dtype), strict=True):
+                update = update if parameter.shape[0] <= parameter.shape[1] else update.T
+                parameter.mul_(1 - rate * self._decay)
+                step_size = rate * 0.2 * max(parameter.shape) ** 0.5
+                parameter.add_(cut_like(update, parameter), alpha=-step_size)
+
+    def _nesterov(self, parameter: nn.Parameter) -> Tensor:
+        """Move the momentum towards the gradient, and return what is a step further."""
+        momentum = self.state[parameter]["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
+        return parameter.grad.lerp(momentum, MOMENTUM)
 
 
 def _stacked_by_shape(
@@ -86,16 +182,11 @@ class Optimizers:
         """Sort the parameters; `dtype` is that of Muon's iterations."""
         self._peak, self._max_norm = settings.learning_rate, settings.max_gradient_norm
         self._names = {parameter: name for name, parameter in model.named_parameters()}
-        matrices, others = split_parameters(model)
-        groups = [{"params": others, "weight_decay": 0.0}]
-        self.members: list[torch.optim.Optimizer] = []
-        if settings.name == "muon":
-            muon = BatchedMuon(matrices, dtype, lr=self._peak, weight_decay=settings.weight_decay)
-            self.members.append(muon)
-        else:
-            groups.append({"params": matrices, "weight_decay": settings.weight_decay})
-        betas = (settings.beta1, settings.beta2)
-        self.members.append(torch.optim.AdamW(groups, lr=self._peak, betas=betas, fused=True))
+        (matrices, others), decay = split_parameters(model), settings.weight_decay
+        is_muon = settings.name == "muon"
+        groups = [(others, 0.0)] if is_muon else [(others, 0.0), (matrices, decay)]
+        adam = AdamW(groups, settings.beta1, settings.beta2)
+        self._members = [Muon(matrices, dtype, decay), adam] if is_muon else [adam]
 
     def clip(self, scale: float = 1.0) -> float:
         """Take the loss scale out of the gradients, limit their norm, and return what it was."""
@@ -105,39 +196,22 @@ class Optimizers:
 
     def step(self, multiplier: float) -> None:
         """Update the parameters at `multiplier` times the peak learning rate."""
-        for optimizer in self.members:
-            for group in optimizer.param_groups:
-                group["lr"] = self._peak * multiplier
-            optimizer.step()
+        for optimizer in self._members:
+            optimizer.step(self._peak * multiplier)
 
     def zero_grad(self) -> None:
         """Free the gradients."""
-        for optimizer in self.members:
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in self._names:
+            parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Return what is remembered of each parameter, as `exp_avg/<its name>`; nothing before a step."""
+        """Return what is remembered of each parameter, as `exp_avg/<its name>`; to write to it counts."""
         return {
             f"{key}/{self._names[parameter]}": value
-            for optimizer in self.members
+            for optimizer in self._members
             for parameter, entry in optimizer.state.items()
             for key, value in entry.items()
         }
-
-    def prepare_state(self) -> dict[str, Tensor]:
-        """Remember zeros of every parameter and return them, to be written over by what was saved."""
-        for optimizer in self.members:
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                optimizer.state[parameter] = _blank(optimizer, parameter)
-        return self.state()
-
-
-def _blank(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Return the state of a parameter as an optimizer makes it before its first step."""
-    if isinstance(optimizer, BatchedMuon):
-        return {"momentum_buffer": torch.zeros_like(parameter)}
-    averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-    return {"step": torch.zeros((), device=parameter.device)} | averages
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

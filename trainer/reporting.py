@@ -8,17 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dataset.printing import printable
-from dataset.progress import Bars, about
+from dataset.printing import Bars, about, printable
 from model.errors import UserError
-from trainer.device import Device
+from trainer.device import MEGABYTE, Device, peak_flops, peak_megabytes
 from trainer.loss_picture import LossPicture
-from trainer.machine import MEGABYTE, peak_flops, peak_megabytes
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
-from trainer.samples import in_one_line
 from trainer.settings import FRESH, TrainSettings, flatten, to_plain
 from trainer.training_state import Progress
-from trainer.validation import Likelihood
+from trainer.validation import Likelihood, in_one_line
 
 Item = TypeVar("Item")
 HANG_UP_AFTER_SECONDS = 0.5
@@ -115,7 +112,7 @@ class Reporter:
         progress.nats_since_log, progress.targets_since_log = 0.0, 0
         self._record(record, in_short(record))
         if self._speaks:
-            self._picture.draw_if_due()
+            self._picture.draw(at_once=False)
 
     def estimate_if_due(self) -> None:
         """Say how long all takes: after the first step of this process, or the second if that compiles."""

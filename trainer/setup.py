@@ -7,21 +7,17 @@ from torch import nn
 
 from dataset.batches import Batch
 from dataset.token_store import open_stores
-from trainer.compilation import Compilation
-from trainer.device import Device, find_device, place
-from trainer.failures import explaining
+from trainer.device import Device, find_device
 from trainer.inputs import Inputs, make_inputs, make_start
-from trainer.machine import model_flops
-from trainer.optimizer import Optimizers
+from trainer.optimizer import Optimizers, count_steps, first_scale, multiplier
+from trainer.placement import Compilation, model_flops, place
 from trainer.reporting import Reporter
-from trainer.resuming import keep_rows_per_step, was_compiled
 from trainer.run_dir import RunDirectory
-from trainer.saving import Saves
-from trainer.schedule import count_steps, multiplier
+from trainer.saving import Saves, keep_rows_per_step, was_compiled
 from trainer.settings import PretrainSettings, SftSettings, TrainSettings
-from trainer.stopping import StopRequest
+from trainer.stopping import StopRequest, explaining
 from trainer.summary import describe_continuation, describe_inputs
-from trainer.training_state import Progress, first_progress
+from trainer.training_state import Ledger, Progress, weights_digest
 from trainer.validation import Validation
 
 
@@ -89,7 +85,9 @@ def set_up(inputs: Inputs, device: Device, given: TrainSettings) -> Setup:
     total_steps = count_steps(settings, figures, rows_per_step)
 
     # The digest of the first weights is taken before they are cut up, and the optimizers come after it.
-    beginning = first_progress(model, device.dtype, device.world)
+    beginning = Progress(
+        processes=device.world, loss_scale=first_scale(device.dtype), ledger=Ledger(weights_digest(model))
+    )
     most_tokens = total_steps * rows_per_step * settings.max_seq_len
     placed, compilation = place(model, settings, device, most_tokens, was_compiled(settings.out))
     optimizers = Optimizers(model, settings.optimizer, device.dtype)

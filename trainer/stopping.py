@@ -1,12 +1,17 @@
-"""Ends that are asked for: by signals, by the time limit, and by the end of a launcher."""
+"""How a training ends early: by signals, time limit, a launcher that is gone, full disks, lost processes."""
 
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
+from torch.distributed import DistError
+
 from dataset.command_line import PARENT
+from model.errors import UserError
+from trainer.run_dir import RunDirectory
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, the usual request, a lost terminal, and Slurm's warning before a job's time is over"""
@@ -62,3 +67,18 @@ def _tell(line: str) -> None:
     """Write a line if possible; a signal can arrive inside print, which must not be entered twice."""
     with suppress(OSError):
         os.write(2, f"{line}\n".encode())
+
+
+@contextmanager
+def explaining(run_dir: RunDirectory) -> Iterator[None]:
+    """Say how to go on, by a `UserError`, after a full or read-only disk or when processes are gone."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error}; {run_dir.last_save}") from error
+    except RuntimeError as error:
+        if not (isinstance(error, DistError) or "gloo" in str(error)):
+            raise
+        raise UserError(
+            f"another process of this training is gone (it has said why if it could); {run_dir.last_save}"
+        ) from error

@@ -6,12 +6,11 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.systems import num_cores
-from trainer.device import Device
+from trainer.device import Device, peak_megabytes
 from trainer.inputs import Inputs
-from trainer.machine import peak_megabytes
+from trainer.optimizer import warmup_steps
 from trainer.provenance import provenance
 from trainer.run_dir import METRICS, RunDirectory
-from trainer.schedule import warmup_steps
 from trainer.settings import TrainSettings
 from trainer.training_state import Progress
 from trainer.validation import left_out

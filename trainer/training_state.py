@@ -1,4 +1,5 @@
-"""What a training remembers beside its model, so that it goes on as if it had never stopped.
+"""What a training remembers beside its model, so that it goes on as if it had never stopped: what it has
+consumed, random numbers, and the optimizers' state.
 
 training/  progress.json  settings.json    of the whole job
            process-0.safetensors …         of each process: its random generators, and what it keeps of the
@@ -11,6 +12,7 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,40 @@ from torch import Tensor, nn
 from dataset.batches import Batch
 from model.errors import UserError
 from model.files import is_count, is_number, open_tensors, write_tensors
-from trainer.ledger import Ledger, read_ledger, weights_digest
-from trainer.loss_scale import first_scale, next_scale
-from trainer.optimizer import Optimizers
-from trainer.sharding import is_cut_up, own_rows
+from trainer.optimizer import Optimizers, next_scale
+from trainer.placement import is_cut_up, own_rows
 
 FORMER = ("optimizer.pt", "optimizer")
 """what an earlier version wrote instead; to read it could run code that lies in it"""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The sums of a training so far; a resumed one goes on with those of its last save.
+
+    Rows and targets are those of the first process: they are comparable between trainings on as many.
+    """
+
+    initial_weights: str = ""
+    """digest of the weights before the first step; empty where a version began that kept no sums"""
+    rows: str = ""
+    """digest of the tokens of all batches, in their order; blocks and documents do not count"""
+    targets: str = ""
+    """digest of which of these tokens carried loss"""
+    flops: float = 0.0
+    """operations that the model needed for forward and backward passes, of all processes"""
+
+    def then(self, batch: Batch, flops: float) -> "Ledger":
+        """Return the sums after the batch of one more step."""
+        rows, targets = _chained(self.rows, batch.ids), _chained(self.targets, batch.labels)
+        return Ledger(self.initial_weights, rows, targets, self.flops + flops)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `summary.json` says of it; nothing of sums that do not reach back to the first step."""
+        if not self.initial_weights:
+            return {}
+        proof = asdict(self)
+        return {"flops": proof.pop("flops"), "proof": proof}
 
 
 @dataclass
@@ -73,11 +102,6 @@ class Progress:
         self.loss_scale, self.steps_at_scale = next_scale(self.loss_scale, self.steps_at_scale, is_finite)
 
 
-def first_progress(model: nn.Module, dtype: torch.dtype, processes: int) -> Progress:
-    """Return where a training begins; `model` is on the CPU and whole."""
-    return Progress(processes=processes, loss_scale=first_scale(dtype), ledger=Ledger(weights_digest(model)))
-
-
 def save_shared_state(folder: Path, progress: Progress, facts: dict[str, Any]) -> None:
     """Write what all processes share; `facts` are what a resumed run must agree with."""
     (folder / "progress.json").write_text(json.dumps(asdict(progress), indent=2))
@@ -98,6 +122,31 @@ def read_progress(values: dict[str, Any]) -> Progress:
     return Progress(**told, ledger=read_ledger(values.get("ledger")))
 
 
+def read_ledger(value: Any) -> Ledger:
+    """Return what a save tells, if it is not of an earlier version; raises `UserError` if it is damaged."""
+    if value is None:
+        return Ledger()
+    sound = {
+        float: lambda number: is_number(number) and 0 <= number < math.inf,
+        str: lambda text: isinstance(text, str),
+    }
+    if not isinstance(value, dict) or not all(sound[f.type](value.get(f.name)) for f in fields(Ledger)):
+        raise UserError(f"progress.json: ledger must hold digests and flops, got {value!r:.40}")
+    return Ledger(**{field.name: value[field.name] for field in fields(Ledger)})
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return 16 hexadecimal digits that change when a weight of a model on the CPU does."""
+    digest = sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _chained(previous: str, tensor: Tensor) -> str:
+    return sha256(previous.encode() + tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
 def save_process_state(folder: Path, accelerator: Accelerator, optimizers: Optimizers) -> None:
     """Write what this process keeps; raises `OSError` where the disk does not take it."""
     tensors = {f"random/{kind}": module.get_rng_state() for kind, module in _generators(accelerator).items()}
@@ -116,8 +165,8 @@ def load_process_state(folder: Path, accelerator: Accelerator, optimizers: Optim
     files are damaged.
     """
     saved = _Saved(folder)
-    if saved.names:  # else no step has been taken yet
-        wanted = optimizers.prepare_state()
+    if saved.names:  # else an earlier version has taken no step yet
+        wanted = optimizers.state()
         if saved.names != wanted.keys():
             raise UserError(f"{folder} is not the state of this model's optimizer")
         for name, tensor in wanted.items():

@@ -1,4 +1,4 @@
-"""Choose what is measured: python -m scripts.bench data …, decode, train or optimizers"""
+"""Choose what is measured: python -m scripts.bench data …, decode, train, optimizers or entered"""
 
 import sys
 
@@ -10,7 +10,7 @@ from importlib import import_module
 
 from dataset.command_line import fail, run
 
-SUBJECTS = ("data", "decode", "train", "optimizers")
+SUBJECTS = ("data", "decode", "train", "optimizers", "entered")
 
 
 def main() -> None:

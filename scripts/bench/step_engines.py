@@ -13,9 +13,9 @@ from dataset.batches import Batch
 from model.config import ModelConfig
 from model.errors import UserError
 from model.transformer import LanguageModel
-from trainer.compilation import compile_layers
-from trainer.machine import finish, keep_freed_memory, peak_megabytes
+from trainer.device import finish, keep_freed_memory, peak_megabytes
 from trainer.optimizer import Optimizers
+from trainer.placement import compile_layers
 from trainer.settings import OptimizerSettings
 
 if TYPE_CHECKING:

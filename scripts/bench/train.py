@@ -66,7 +66,7 @@ class Way:
 
     def take_turn(self, conditions: "Conditions", steps: int) -> None:
         """Take some steps and write down what they cost."""
-        from trainer.machine import model_flops
+        from trainer.placement import model_flops
 
         batches = [next(self.batches) for _ in range(steps)]
         self.seconds.append(sum(map(self.worker.seconds, batches)))
@@ -107,7 +107,7 @@ def _measure_all(
     import torch
 
     from scripts.bench.step_engines import our_engine, started, their_engine
-    from trainer.machine import peak_flops
+    from trainer.device import peak_flops
 
     store, conditions = _prepare(settings, work), _conditions(settings)
     peak = peak_flops(conditions.device, conditions.dtype)

@@ -18,6 +18,7 @@ from dataset.chat_form import COPIES_OF, ChatForm, Message
 from model.errors import UserError
 
 MOST_LINES = 10**7  # of Python that a template may run for a prompt: seconds
+DATE = "{%- macro strftime_now(form) %}26 Jul 2024{% endmacro %}"  # for ever: a form is the same tomorrow
 SPLIT = "\u2060"  # is not seen; within marks that a text spells, so that they are none
 
 
@@ -89,7 +90,12 @@ class _Probe:
         try:
             with _bounded():
                 (text,), _ = render_jinja_template(
-                    [list(messages)], tools, None, self.template, add_generation_prompt=asks, **self.named
+                    [list(messages)],
+                    tools,
+                    None,
+                    DATE + self.template,
+                    add_generation_prompt=asks,
+                    **self.named,
                 )
         except Exception as error:  # a template is a program of its own, and raises what it likes
             raise _UnreadableError(str(error) or type(error).__name__) from None

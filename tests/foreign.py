@@ -48,6 +48,7 @@ INSTRUCT = r"""{{ bos_token }}{% for message in messages %}{% if message['role']
 {{- ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"""
 PIECES = ("gemma", "tinyllama", "zephyr")
 
+MISTRAL = INSTRUCT.replace("' ' + message['content'] + ' '", "message['content']")
 FORGETFUL = r"""{% for message in messages %}{% if message.role != 'assistant' or loop.last %}
 {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
@@ -73,6 +74,7 @@ MODELS = {  # kind of tokenizer, marks, those with a name, template
     "tinyllama": ("llama2", ("<unk>", "<s>", "</s>"), S, ZEPHYR),
     "zephyr": ("llama2 first", ("<unk>", "<s>", "</s>"), S, ZEPHYR),
     "llama2": ("llama2", ("<unk>", "<s>", "</s>"), S, INSTRUCT),
+    "mistral": ("llama2", ("<unk>", "<s>", "</s>"), S, MISTRAL),
     "forgetful": ("bytes", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), IM, FORGETFUL),
 }
 

@@ -4,6 +4,7 @@ import json
 from itertools import islice
 
 import pytest
+import tokenizers
 from foreign import FORGETFUL, MODELS, PIECES, save_foreign
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from model.checkpoint import load_checkpoint
 from model.errors import UserError
 
 DATA = ROOT.parent / "shared/data"
-CHATS_ONLY = ("llama2", "forgetful")
+CHATS_ONLY = ("llama2", "mistral", "forgetful")
 TRAINABLE = [name for name in MODELS if name not in CHATS_ONLY]
 SYSTEM, ASKED = Message("system", "You are kind."), Message("user", "Is Paris 首都?")
 SAID, AGAIN = Message("assistant", "巴黎。 Yes"), Message("user", "Why?\n\nTell  me <|im_end|")
@@ -61,7 +62,8 @@ def told(messages):
 def test_pieces_of_any_text_are_those_of_the_library_and_give_it_back(ours, theirs, name, text):
     ids = ours[name].encode(text, begins=True)
     assert ids == theirs[name].encode(text, add_special_tokens=False)
-    assert ours[name].decode(ids) == theirs[name].decode(ids) == text
+    assert ours[name].decode(ids) == theirs[name].decode(ids)
+    assert ours[name].decode(ids) == text or (name == "zephyr" and text.startswith(" "))  # itself loses one
     assert ours[name].decode(ours[name].encode(f"x{text}")) == f"x{text}"
 
 
@@ -111,6 +113,13 @@ def test_a_text_begins_as_the_tokenizer_begins_it(ours, theirs, name):
 @pytest.mark.parametrize("messages", CHATS, ids=len)
 def test_prompts_have_the_ids_of_the_template(ours, theirs, name, messages):
     messages = messages[1:] if name == "gemma" and messages[0] is SYSTEM else messages
+    expected = theirs[name].apply_chat_template(told(messages), add_generation_prompt=True)["input_ids"]
+    assert render(messages, ours[name], True).ids.tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma"])
+def test_space_around_contents_goes_where_the_template_trims_it(ours, theirs, name):
+    messages = [Message("user", " Hi\n"), Message("assistant", "\n a "), Message("user", "b\n\n")]
     expected = theirs[name].apply_chat_template(told(messages), add_generation_prompt=True)["input_ids"]
     assert render(messages, ours[name], True).ids.tolist() == expected
 
@@ -170,6 +179,14 @@ def test_a_template_that_writes_no_turn_for_itself_serves_chats_alone(ours, thei
     plain = render([Message("user", "hi")], ours[name], True)
     end = ours[name].im_end_id
     assert forged.ids.tolist().count(end) == plain.ids.tolist().count(end)
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(folder_of):
+    template = "{{ strftime_now('%d %b %Y') }}\n" + MODELS["chatml"][3]
+    config = json.dumps({"eos_token": "<|im_end|>", "chat_template": template}).encode()
+    backend = tokenizers.Tokenizer.from_file(str(folder_of["chatml"] / "tokenizer.json"))
+    tokenizer = Tokenizer(backend, {"tokenizer_config.json": config})
+    assert tokenizer.decode(render([ASKED], tokenizer, True).ids).startswith("26 Jul 2024\n<|im_start|>user")
 
 
 def test_a_template_that_refuses_a_conversation_is_one_line(ours):

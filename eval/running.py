@@ -7,6 +7,7 @@ A cell that was killed runs its command again, which goes on from what lies ther
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def _failed(place: Path, words: str) -> UserError:
 
 def _record(job: dict[str, Any]) -> dict[str, Any]:
     named = {key: job["cell"][key] for key in NAMED}
-    return named | {"command": " ".join(job["command"]), "threads": job["threads"]}
+    return named | {"command": shlex.join(job["command"]), "threads": job["threads"]}
 
 
 def _result(job: dict[str, Any], output: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ if not __package__:
     print("error: run python -m scripts.ablate from the repository root", file=sys.stderr)
     sys.exit(2)
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import get_terminal_size
@@ -46,7 +47,8 @@ def main() -> None:
 
     experiment = load_experiment(settings.config, settings.seeds)
     places = Places(out / "cells", Path(settings.work or out / "work"))
-    command = f"python -m scripts.ablate --config {settings.config} --out {settings.out}"
+    named = shlex.join(["--config", settings.config, "--out", settings.out])
+    command = f"python -m scripts.ablate {named}"
     command += f" --seeds {settings.seeds}" if settings.seeds else ""
     command += f" --gpus_per_cell {settings.gpus_per_cell}" if settings.gpus_per_cell else ""
     title = f"{experiment.question}\nexperiment {experiment.name}, hash {experiment.hash}"

@@ -6,6 +6,7 @@ if not __package__:
     print("error: run python -m scripts.compare from the repository root", file=sys.stderr)
     sys.exit(2)
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def main() -> None:
     print(printable(f"{out / 'comparison.md'}, {out / 'comparison.json'}: what follows, and more"))
     print("\nTalk with a model:")
     for each in found.runs:
-        print(printable(f"  python -m scripts.chat --model {each.model}"))
+        print(printable(f"  python -m scripts.chat --model {shlex.quote(str(each.model))}"))
     for note in found.notes:
         print("\n" + printable(note))
     for table in (*paired_tables(found), scores(found)):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from eval.experiment import load_experiment
 from eval.findings import analyse
 from eval.grid import Grid, Workers
 from eval.places import Places, note_experiment
+from eval.running import _record
 from eval.verdicts import INCOMPLETE
 from model.errors import UserError
 
@@ -45,6 +47,12 @@ def experiment_in(folder: Path, **changes):
     file = folder / "quick.yaml"
     file.write_text(yaml.safe_dump(content | changes, sort_keys=False))
     return load_experiment(str(file))
+
+
+def test_the_command_of_a_record_is_one_that_a_shell_takes_as_it_was_given():
+    cell = dict.fromkeys(("address", "stage", "run", "settings"), "x")
+    job = {"cell": cell, "command": ["python", "-m", "x", "--note=$(date) `a` 中"], "threads": 1}
+    assert shlex.split(_record(job)["command"]) == job["command"]
 
 
 def run_in(folder: Path, experiment, workers: Workers | None = None):

@@ -72,7 +72,7 @@ class Spy:
         from model.loss import summed_cross_entropy
 
         self.entered: set[tuple[str, str]] = set()
-        """file and name; what a function holds without a name, such as a lambda, is a part of it"""
+        """file and name of what `def` begins; what has no name, such as a lambda, is a part of it"""
         self._last, self._is_over = summed_cross_entropy.__code__, False
 
     def follow(self, module: str, flags: dict[str, Any]) -> None:
@@ -94,4 +94,6 @@ class Spy:
         is_function = event == "call" and code.co_flags & inspect.CO_OPTIMIZED
         if is_function and not self._is_over and code.co_filename.startswith(FOLDERS):
             file = str(Path(code.co_filename).relative_to(ROOT))
-            self.entered.add((file, code.co_qualname.partition(".<locals>.<")[0]))
+            name = code.co_qualname.partition(".<locals>.<")[0]
+            if not name.endswith(">"):
+                self.entered.add((file, name))

@@ -90,7 +90,8 @@ def test_functions_are_counted_until_the_loss_is_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "command", SimpleNamespace(main=main))
     spy = Spy()
     spy.follow("command", {})
-    assert {file for file, _ in spy.entered} == {"dataset/packing.py", "model/loss.py"}
+    files = {file for file, _ in spy.entered}
+    assert files >= {"dataset/packing.py", "model/loss.py"} and "model/strategies.py" not in files
     assert {("dataset/packing.py", "best_fit"), ("dataset/packing.py", "_fullest_rows")} < spy.entered
 
 

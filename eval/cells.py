@@ -158,9 +158,8 @@ def check_different(trials: Sequence[Trial], pairs: Sequence[Sequence[str]]) -> 
     for arm in dict.fromkeys(trial.arm for trial in trials):
         seeds = [cells for (name, _), cells in measured.items() if name == arm]
         if len({*seeds}) < len(seeds):
-            raise UserError(
-                f"arm {arm}: expected trainings that take the seed, got the same for several seeds"
-            )
+            wanted = "expected trainings that take the seed"
+            raise UserError(f"arm {arm}: {wanted}, got the same for several seeds")
     for arm, baseline in pairs:
         if measured[arm, trials[0].seed] == measured[baseline, trials[0].seed]:
             raise UserError(f"arms {arm} and {baseline} do the same; there is nothing to compare")

@@ -222,9 +222,8 @@ def differences(there: Facts, wanted: Facts) -> list[str]:
     ]
     for kind, what in (("model", "file"), ("data", "--data"), ("loss_data", "--loss_data")):
         before, after = getattr(there, kind), getattr(wanted, kind)
-        for name in before | after:
-            if before.get(name) != after.get(name):
-                found.append(f"{what} {name} {STATES[name in before, name in after]}")
+        others = [name for name in before | after if before.get(name) != after.get(name)]
+        found += [f"{what} {name} {STATES[name in before, name in after]}" for name in others]
     return found
 
 

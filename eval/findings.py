@@ -54,10 +54,8 @@ def analyse(
     scores = _scores(evidence)
     comparisons = [each for pair in experiment.pairs for each in _compare(evidence, scores, pair, alpha)]
     decided = {(each["arm"], each["baseline"]) for each in comparisons if each["is_primary"]}
-    if missing := [pair for pair in experiment.pairs if tuple(pair) not in decided]:
-        raise UserError(
-            f"primary: {' and '.join(missing[0])} have no scores in common on {experiment.primary}"
-        )
+    if missing := [" and ".join(pair) for pair in experiment.pairs if tuple(pair) not in decided]:
+        raise UserError(f"primary: {missing[0]} have no scores in common on {experiment.primary}")
     _adjust(evidence, comparisons, alpha)
     a_a = list(_compare(evidence, scores, (A_A, experiment.baseline), alpha)) if evidence.whole(A_A) else []
     _adjust(evidence, a_a, alpha)
@@ -194,15 +192,11 @@ def _arm(evidence: Evidence, name: str, named: dict[str, Any]) -> dict[str, Any]
 
 def _cost(evidence: Evidence, arm: str) -> dict[str, float]:
     """Return what an arm costs for one seed, all of its trainings together."""
-    trials = [
-        [each["training"] for each in evidence.trainings(trial).values()]
-        for trial in evidence.whole(arm).values()
-    ]
-    sums = {
-        key: fmean(sum(each[key] for each in trial) for trial in trials)
-        for key in ("flops", "tokens", "seconds")
-    }
-    return sums | {"parameters": max((each["parameters"] for each in trials[0]), default=0)}
+    results = [evidence.trainings(trial).values() for trial in evidence.whole(arm).values()]
+    trials = [[each["training"] for each in trainings] for trainings in results]
+    summed = ("flops", "tokens", "seconds")
+    costs = {key: fmean(sum(each[key] for each in trainings) for trainings in trials) for key in summed}
+    return costs | {"parameters": max((each["parameters"] for each in trials[0]), default=0)}
 
 
 def _means(scores: dict[tuple[str, str], Scores]) -> Iterable[dict[str, Any]]:

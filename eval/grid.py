@@ -75,15 +75,14 @@ def starter(workers: Workers, places: Places) -> Start:
     """Return what starts the cell of a folder; raises `UserError` where submitit is wanted and absent."""
     if workers.cluster == "none":
         return _Process
+    jobs = places.work / "jobs" / token_hex(4)  # pickles: none but those of this process are read
     try:
         from submitit import AutoExecutor
-    except ImportError:
-        raise UserError(
-            f"--cluster {workers.cluster} needs submitit; pip install -r requirements-cluster.txt"
-        ) from None
-    try:
-        jobs = places.work / "jobs" / token_hex(4)  # pickles: none but those of this process are read
+
         executor = AutoExecutor(jobs, cluster=workers.cluster)
+    except ImportError:
+        advice = "pip install -r requirements-cluster.txt"
+        raise UserError(f"--cluster {workers.cluster} needs submitit; {advice}") from None
     except RuntimeError as error:
         raise UserError(f"--cluster {workers.cluster}: {error}") from None
     slurm = {"slurm_partition": workers.partition} if workers.partition else {}

@@ -3,7 +3,7 @@
 Made by `eval/running.py` from the files that a command leaves; records and files may have other keys, too.
 """
 
-from math import isfinite
+from collections.abc import Iterator
 from typing import Any
 
 from model.typed_json import Number
@@ -29,14 +29,15 @@ NAMED = {"address": str, "stage": str, "run": str, "settings": dict[str, Any]}
 MADE_BY = {"machine": str, "versions": dict[str, str], "commit?": str}
 RECORD = {**NAMED, **MADE_BY, "command": str, "seconds": float, "result": RESULT}
 Values = dict[str, Any]
+LARGEST = 1e100
+"""what no score reaches of which sums and squares are finite, too"""
 
 
 def not_finite(items: Values) -> str | None:
-    """Return the name of a score that is no number, of the first one if there are several."""
-    for task, measured in items["tasks"].items():
-        for metric, scores in measured["metrics"].items():
-            if not all(score is None or isfinite(score) for score in scores):
-                return f"{metric} on {task}"
+    """Return the name of a score that is no number to compute with, of the first one if there are several."""
+    for name, scores, _ in _scores(items):
+        if not all(score is None or abs(score) < LARGEST for score in scores):
+            return name
     return None
 
 
@@ -47,9 +48,16 @@ def fault_of(result: Values, trains: bool, measures: bool) -> str | None:
         return f"result: {missing[0]} is missing"
     if measures and (name := not_finite(result["items"])):
         return f"{name} is not finite"
-    for task, measured in result["items"]["tasks"].items() if measures else ():
-        count = len(measured["clusters"])
-        for metric, scores in measured["metrics"].items():
-            if len(scores) != count:
-                return f"{metric} on {task}: expected a score for each of {count} items, got {len(scores)}"
+    for name, scores, count in _scores(result["items"]) if measures else ():
+        if len(scores) != count:
+            return f"{name}: expected a score for each of {count} items, got {len(scores)}"
     return None
+
+
+def _scores(items: Values) -> Iterator[tuple[str, list[float | None], int]]:
+    """Yield a name for all scores by one metric, these, and how many there ought to be."""
+    for task, measured in items["tasks"].items():
+        for metric, scores in measured["metrics"].items():
+            yield f"{metric} on {task}", scores, len(measured["clusters"])
+    for store, loss in items["losses"].items():
+        yield from ((f"{name} on {store}", [value], 1) for name, value in loss.items())

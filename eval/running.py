@@ -113,8 +113,8 @@ def _stop(process: subprocess.Popen) -> None:
 
 def _last_words(log: Path) -> str:
     """Return the last line of a log that names an error, else its last line."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    lines = [line for line in lines if line]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
     named = [line for line in lines if line.startswith("error: ")]
     return (named or lines or [""])[-1]
 

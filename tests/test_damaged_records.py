@@ -25,7 +25,7 @@ from model.errors import UserError
 DEEP: Any = []
 for _ in range(300):
     DEEP = [DEEP]
-OTHERS = [-1, "x", [], {}, [3], {"x": 3}, float("inf")]
+OTHERS = [-1, "x", [], {}, [3], {"x": 3}, float("inf"), 1e308]
 PROOF = {"initial_weights": "a", "rows": "b", "targets": "c"}
 RESULT = {
     "training": {"proof": PROOF, "flops": 1e9, "tokens": 9, "seconds": 1.0, "parameters": 1, "device": "CPU"},

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,6 +20,7 @@ from model.files import is_count, is_number, read_object
 Parsed = TypeVar("Parsed")
 Number = typing.NewType("Number", float)
 """one that may not be finite, as that of a training that diverged"""
+UNIONS = (UnionType, typing.Union)
 DEEPEST = 20
 """levels of lists and objects in a value that may be anything"""
 
@@ -35,10 +36,12 @@ def read_as(form: type[Parsed], value: Any, name: str = "value") -> Parsed:
         return _read_picture(form, value, name)
     if dataclasses.is_dataclass(form):
         return _read_dataclass(form, value, name)
-    if origin in (UnionType, typing.Union):
+    if origin in UNIONS:
         forms = [each for each in arguments if (each is NoneType) == (value is None)]
         return read_as(forms[0], value, name)
     if origin in (tuple, list) and isinstance(value, list | tuple):
+        if _are_plain(arguments[0], value):
+            return origin(value)
         return origin(read_as(arguments[0], each, f"{name}[{n}]") for n, each in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {key: read_as(arguments[1], each, f"{name}.{key}") for key, each in value.items()}
@@ -56,6 +59,12 @@ def _is_plain(form: type, value: Any) -> bool:
     if form in (float, Number):
         return is_number(value) and (form is Number or math.isfinite(value))
     return is_count(value) if form is int else type(value) is form
+
+
+def _are_plain(form: Any, values: Sequence[Any]) -> bool:
+    """Say at once whether all values are right: lists of numbers are long."""
+    members = typing.get_args(form) if typing.get_origin(form) in UNIONS else (form,)
+    return all(any(_is_plain(each, value) for each in members) for value in values)
 
 
 def _check_depth(value: Any, name: str, levels: int) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -21,8 +21,7 @@ Parsed = TypeVar("Parsed")
 Number = typing.NewType("Number", float)
 """one that may not be finite, as that of a training that diverged"""
 UNIONS = (UnionType, typing.Union)
-DEEPEST = 20
-"""levels of lists and objects in a value that may be anything"""
+DEEPEST = 20  # levels of lists and objects in a value that may be anything
 
 
 def read_as(form: type[Parsed], value: Any, name: str = "value") -> Parsed:
@@ -37,50 +36,42 @@ def read_as(form: type[Parsed], value: Any, name: str = "value") -> Parsed:
     if dataclasses.is_dataclass(form):
         return _read_dataclass(form, value, name)
     if origin in UNIONS:
-        forms = [each for each in arguments if (each is NoneType) == (value is None)]
-        return read_as(forms[0], value, name)
+        return None if value is None and NoneType in arguments else read_as(arguments[0], value, name)
     if origin in (tuple, list) and isinstance(value, list | tuple):
-        if _are_plain(arguments[0], value):
+        if all(_is_plain(arguments[0], each) for each in value):  # at once: lists of numbers are long
             return origin(value)
         return origin(read_as(arguments[0], each, f"{name}[{n}]") for n, each in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {key: read_as(arguments[1], each, f"{name}.{key}") for key, each in value.items()}
-    if form is Any:
-        _check_depth(value, name, DEEPEST)
-    if form is Any or _is_plain(form, value):
+    if _is_plain(form, value):
         return value
-    raise ValueError(f"{name}: expected {getattr(form, '__name__', form)}, got {json.dumps(value)[:40]}")
+    wanted = f"no more than {DEEPEST} levels" if form is Any else getattr(form, "__name__", form)
+    raise ValueError(f"{name}: expected {wanted}, got {json.dumps(value)[:40]}")
 
 
 _hints = cache(typing.get_type_hints)
 
 
-def _is_plain(form: type, value: Any) -> bool:
+def _is_plain(form: Any, value: Any) -> bool:
+    if typing.get_origin(form) in UNIONS:
+        return any(_is_plain(each, value) for each in typing.get_args(form))
+    if form is Any:
+        return _is_flat(value, DEEPEST)
     if form in (float, Number):
         return is_number(value) and (form is Number or math.isfinite(value))
     return is_count(value) if form is int else type(value) is form
 
 
-def _are_plain(form: Any, values: Sequence[Any]) -> bool:
-    """Say at once whether all values are right: lists of numbers are long."""
-    members = typing.get_args(form) if typing.get_origin(form) in UNIONS else (form,)
-    return all(any(_is_plain(each, value) for each in members) for value in values)
-
-
-def _check_depth(value: Any, name: str, levels: int) -> None:
-    if isinstance(value, list | dict):
-        if not levels:
-            raise ValueError(f"{name}: expected no more than {DEEPEST} levels, got more")
-        for each in value.values() if isinstance(value, dict) else value:
-            _check_depth(each, name, levels - 1)
+def _is_flat(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(levels > 0 and _is_flat(each, levels - 1) for each in inner)
 
 
 def _read_picture(form: dict[str, Any], value: Any, name: str) -> dict[str, Any]:
     _check_keys(value, [key for key in form if not key.endswith("?")], name)
-    named = {key.removesuffix("?"): inner for key, inner in form.items()}
-    free = {key.removesuffix("?") for key in form if key.endswith("?")}
-    there = [key for key in named if not (key in free and value.get(key) is None)]
-    return {**value, **{key: read_as(named[key], value[key], f"{name}.{key}") for key in there}}
+    named = {key.removesuffix("?"): (inner, key.endswith("?")) for key, inner in form.items()}
+    there = {key: inner for key, (inner, free) in named.items() if not (free and value.get(key) is None)}
+    return {**value, **{key: read_as(inner, value[key], f"{name}.{key}") for key, inner in there.items()}}
 
 
 def _read_dataclass(form: type[Parsed], value: Any, name: str) -> Parsed:

@@ -20,7 +20,7 @@ from typing import Any
 
 from eval.records import ITEMS, NAMED, POINT, TRAINING, not_finite
 from model.errors import UserError
-from model.files import locked, write_json
+from model.files import locked, own, write_json
 from model.typed_json import read_as, read_file, read_lines
 from trainer.provenance import provenance
 
@@ -72,7 +72,7 @@ def run_cell(folder: str, ends_with_parent: bool = False) -> None:
 def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None) -> int:
     """Return the exit code of the command, which holds the lock too: it may outlive this process."""
     environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false"}
-    with open(log, "a", encoding="utf-8") as output:
+    with open(own(log), "a", encoding="utf-8") as output:
         process = subprocess.Popen(
             _runnable(job["command"]),
             stdin=subprocess.DEVNULL,

@@ -128,6 +128,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = beside(path, "partial")
     try:
+        partial.unlink(missing_ok=True)  # what a kill left, or a link that a stranger did
         yield partial
         flush(partial)
         os.replace(partial, path)
@@ -211,6 +212,16 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def own(path: Path) -> Path:
+    """Return a file that is about to be written to; raises `UserError` for a link.
+
+    In a folder from a stranger it could lead to any file of the user's.
+    """
+    if os.path.islink(path):
+        raise UserError(f"{path} is a link, which may lead to any file; expected a file, take the link away")
+    return path
+
+
 def flush_written(file: IO) -> None:
     """Do the same for what was written to an open file."""
     file.flush()
@@ -224,7 +235,7 @@ def locked(folder: Path, waits: bool = False) -> Iterator[int]:
     The system lets go of it when this process has ended in any way, and those that got the descriptor. Raises
     `UserError` where another process holds the folder, unless it `waits`.
     """
-    with open(folder / LOCK, "a+", errors="replace") as lock:
+    with open(own(folder / LOCK), "a+", errors="replace") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError:

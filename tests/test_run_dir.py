@@ -145,6 +145,26 @@ def test_a_second_writer_is_refused_until_the_first_is_done(run_dir, tmp_path):
         pass
 
 
+def test_nothing_is_written_through_the_links_of_a_folder_from_a_stranger(tmp_path):
+    (precious := tmp_path / "precious").write_text("kept")
+    run_dir = RunDirectory(tmp_path / "run")
+    (run_dir.path / "checkpoints").mkdir(parents=True)
+    for name in (".lock", METRICS, "checkpoints/partial", ".latest.partial", ".model.safetensors.partial"):
+        (run_dir.path / name).symlink_to(precious)
+    with pytest.raises(UserError, match=r"run/\.lock is a link"):
+        claim(run_dir.path)
+    (run_dir.path / ".lock").unlink()
+    (run_dir.path / "settings.yaml").write_text("seed: 0\n")
+    with run_dir.claim():
+        for write in (run_dir.begin_checkpoint, lambda: run_dir.append_records(METRICS, [{"step": 1}])):
+            with pytest.raises(UserError, match="is a link, which may lead to any file"):
+                write()
+        for name in (METRICS, "checkpoints/partial"):
+            (run_dir.path / name).unlink()
+        save(run_dir, 1)
+    assert precious.read_text() == "kept" and contents(run_dir) == ("weights of step 1",) * 2
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("forty pages")
     with pytest.raises(UserError, match="holds thesis.tex and no run; choose a new folder"):

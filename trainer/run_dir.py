@@ -26,6 +26,7 @@ from model.files import (
     is_count,
     is_number,
     locked,
+    own,
     read_object,
     replacing,
     take_place,
@@ -131,7 +132,7 @@ class RunDirectory:
 
     def begin_checkpoint(self) -> None:
         """Empty the folder in which the next checkpoint is put together."""
-        shutil.rmtree(self.partial, ignore_errors=True)
+        shutil.rmtree(own(self.partial), ignore_errors=True)
         (self.partial / "training").mkdir(parents=True)
 
     @property
@@ -190,7 +191,7 @@ class RunDirectory:
 
     def append_records(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Add lines to `metrics.jsonl` or `samples.jsonl`; every record has its `step`."""
-        with open(self.path / name, "a", encoding="utf-8") as file:
+        with open(own(self.path / name), "a", encoding="utf-8") as file:
             file.write("".join(map(_line, records)))
 
     def read_records(self, name: str) -> list[dict[str, Any]]:

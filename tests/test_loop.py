@@ -77,16 +77,18 @@ def test_a_finished_run_is_recognised_and_left_alone(pretrain, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    "name, optimizer, dtype, how",
+    "name, optimizer, dtype, how, shape",
     [
-        ("pretrain", "adamw", "float32", "signal"),
-        ("pretrain", "adamw", "bfloat16", "crash"),
-        ("sft", "muon", "bfloat16", "signal"),
-        ("sft", "muon", "float32", "crash"),
+        ("pretrain", "adamw", "float32", "signal", ()),
+        ("pretrain", "adamw", "bfloat16", "crash", ()),
+        ("pretrain", "muon", "bfloat16", "crash", ("--model.architecture", "gpt2")),
+        ("pretrain", "muon", "float32", "signal", ("--model.architecture", "gemma2")),
+        ("sft", "muon", "bfloat16", "signal", ()),
+        ("sft", "muon", "float32", "crash", ()),
     ],
 )
 def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
-    name, optimizer, dtype, how, request, tmp_path, monkeypatch
+    name, optimizer, dtype, how, shape, request, tmp_path, monkeypatch
 ):
     train = request.getfixturevalue(name)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -101,6 +103,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_was_not(
         4,
         "--log_every_steps",
         3,
+        *shape,
     ]
     train(whole, *flags)
 

@@ -66,7 +66,7 @@ def run_cell(folder: str, ends_with_parent: bool = False) -> None:
             seconds = round(time.monotonic() - began, 1)
             record.parent.mkdir(parents=True, exist_ok=True)
             write_json(record, _record(job) | {"seconds": seconds, **made_by, "result": result}, indent=None)
-        (place / "done").touch()
+        own(place / "done").touch()
 
 
 def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None) -> int:

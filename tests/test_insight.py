@@ -39,7 +39,7 @@ from trainer import loss_picture, reporting
 from trainer.device import Device
 from trainer.loss_picture import LossPicture, draw_losses, read_curves, smoothed
 from trainer.placement import compile_layers
-from trainer.reporting import Meter, Reporter, in_short
+from trainer.reporting import Meter, Reporter, _wandb_id, in_short
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
 from trainer.settings import PretrainSettings
 from trainer.summary import busy
@@ -336,6 +336,13 @@ def test_wandb_gets_one_run_for_all_starts_of_a_run_directory(pretrain, tmp_path
     wait_until(lambda: all(file.stat().st_size > 1000 for file in files))
     settings = [re.search(rb'max_steps.{1,6}?(?="?4)"?4', file.read_bytes(), re.S)[0] for file in files]
     assert all(each.endswith(b"4") and not each.endswith(b'"4') for each in settings)
+
+
+def test_the_name_of_a_run_at_wandb_is_written_through_no_link(tmp_path):
+    (tmp_path / "run_id").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link"):
+        _wandb_id(tmp_path / "run_id")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_wandb_works_offline_without_a_key(pretrain, data, tmp_path, monkeypatch):

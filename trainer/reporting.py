@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from dataset.printing import Bars, about, printable
 from model.errors import UserError
+from model.files import own
 from trainer.device import MEGABYTE, Device, peak_flops, peak_megabytes
 from trainer.loss_picture import LossPicture
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
@@ -172,7 +173,7 @@ def _wandb_id(file: Path) -> str:
     """Return the name of a run at wandb, which it keeps when it is continued."""
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
-        file.write_text(secrets.token_hex(4))
+        own(file).write_text(secrets.token_hex(4))
     return file.read_text()
 
 

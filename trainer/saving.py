@@ -14,7 +14,7 @@ from dataset.batches import Batch
 from dataset.yaml_file import as_yaml
 from model.checkpoint import TRAINED_ON, load_checkpoint, save_checkpoint
 from model.errors import UserError
-from model.files import is_count, write_json, write_tensors, write_text
+from model.files import is_count, own, write_json, write_tensors, write_text
 from trainer.device import Device
 from trainer.inputs import Inputs
 from trainer.optimizer import Optimizers, multiplier
@@ -132,7 +132,7 @@ class Saves:
     def give_up(self, batch: Batch, progress: Progress) -> NoReturn:
         """Keep the batch after which nothing was finite for several steps; raises `UserError`."""
         file = self.run_dir.path / f"not_finite-{self._accelerator.process_index}.safetensors"
-        write_tensors(file, batch._asdict(), {})
+        write_tensors(own(file), batch._asdict(), {})
         raise UserError(
             f"loss or gradient was not finite in {progress.skipped_in_a_row} steps in a row, up to step "
             f"{progress.step}; look at the batch in {file}, or start anew with a lower "

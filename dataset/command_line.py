@@ -133,22 +133,16 @@ class _Flag:
         return any(kind is str or typing.get_origin(kind) is typing.Literal for kind in _members(self.hint))
 
 
-def _flags(cls: type, instance: Any = None, prefix: str = "", group: tuple | None = None) -> Iterator[_Flag]:
+def _flags(cls: type, given: Any = None, prefix: str = "", group: tuple | None = None) -> Iterator[_Flag]:
     hints, helps = typing.get_type_hints(cls), _field_docstrings(cls)
     for field in dataclasses.fields(cls):
-        hint, default = hints[field.name], _default(field, instance)
+        hint, default = hints[field.name], getattr(given, field.name, field.default)
         if dataclasses.is_dataclass(hint):
             title = (f"{prefix}{field.name}", inspect.getdoc(hint) or "")
             yield from _flags(hint, default, f"{prefix}{field.name}.", title)
             continue
         many, element = _elements(hint)
         yield _Flag(prefix + field.name, element or hint, many, default, helps.get(field.name, ""), group)
-
-
-def _default(field: dataclasses.Field, instance: Any) -> Any:
-    if instance not in (None, dataclasses.MISSING):
-        return getattr(instance, field.name)
-    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 def _elements(hint: Any) -> tuple[type | None, Any]:

@@ -148,10 +148,8 @@ class Encoder:
     def __call__(self, job: Job) -> Encoded:
         """Return the documents of a block; raises `UserError` where a file mixes formats."""
         renderer, listing = _renderer(self.settings.tokenizer, job.tokenizer), StringIO()
-        rejects, num_bytes = (
-            Rejects(self.settings.max_reject_fraction, listing),
-            np.zeros((2, 2), dtype=np.int64),
-        )
+        rejects = Rejects(self.settings.max_reject_fraction, listing)
+        num_bytes = np.zeros((2, 2), dtype=np.int64)
         documents: tuple[list[Rendered], list[Rendered]] = ([], [])
         marks, unread = Marks(), set()
         records = _noting(records_of(job.block), unread)
@@ -159,7 +157,9 @@ class Encoder:
         for messages in chain.from_iterable(accepted):
             place, copies = self._draw(messages, job.weight)
             if copies:
-                documents[place].extend([self._render(renderer, messages)] * copies)
+                is_chat = self.settings.kind == "sft"
+                rendered = renderer.render(messages) if is_chat else renderer.render_text(messages[0].content)
+                documents[place].extend([rendered] * copies)
                 num_bytes[place] += copies * np.array(_count_bytes(messages))
         parts = tuple(map(self._gather, documents))
         return Encoded(
@@ -207,11 +207,6 @@ class Encoder:
         if first < self.settings.validation_fraction:
             return 1, min(copies, 1)
         return 0, copies
-
-    def _render(self, renderer: Renderer, messages: list[Message]) -> Rendered:
-        if self.settings.kind == "sft":
-            return renderer.render(messages)
-        return renderer.render_text(messages[0].content)
 
     def _gather(self, documents: list[Rendered]) -> Part | None:
         if not documents:

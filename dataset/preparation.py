@@ -59,7 +59,8 @@ def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
     if not settings.overwrite and is_store(settings.out):
         return _finished(settings.out, request), True
     with resumable_folder(settings.out, settings.overwrite and is_store(settings.out)) as folder:
-        if not _is_complete(folder, request):
+        # A preparation may have been killed between its last file and the renaming of the folder.
+        if not ((folder / "manifest.json").is_file() and read_notes(folder)["request"] == request):
             journal = _Journal(folder, request)
             _write(settings, sources, tokenizer, journal, {"sources": described, "request": request})
         check_unchanged(states)
@@ -107,11 +108,6 @@ def read_notes(path: str | Path) -> dict[str, Any]:
     if not has_form(manifest, NOTES) or manifest["marks"].keys() != vars(Marks()).keys():
         raise UserError(f"{Path(path) / 'manifest.json'} is damaged; {ADVICE}")
     return manifest
-
-
-def _is_complete(folder: Path, request: dict[str, Any]) -> bool:
-    """Say whether a preparation was killed between its last file and the renaming of the folder."""
-    return (folder / "manifest.json").is_file() and read_notes(folder)["request"] == request
 
 
 class _Journal:

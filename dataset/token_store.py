@@ -31,6 +31,8 @@ FORMAT_VERSION = 2
 ADVICE = "prepare the data again, with --overwrite"
 READ_TOKENS = 2**22
 SHARD_TOKENS = 2**27  # a shard ends with the part that reaches this
+SHARES = {"min": 0, "median": 50, "p90": 90, "p99": 99, "max": 100}
+"""percentiles of the lengths of documents that a manifest tells"""
 FIELDS = {"pretrain": ("ids", "lengths"), "sft": ("ids", "codes", "lengths")}
 MANIFEST = {
     **{"kind": str, "dtype": str, "documents": int, "tokens": int, "targets": int},
@@ -283,7 +285,9 @@ class StoreWriter:
         self.close()
         self.tokenizer.save(self.folder / "tokenizer")
         names = [shard_file(field, n) for n in range(len(self._shards)) for field in FIELDS[self.kind]]
-        lengths = self._lengths()
+        files = [self.folder / shard_file("lengths", shard) for shard in range(len(self._shards))]
+        lengths = np.concatenate([np.fromfile(file, dtype=np.uint32) for file in files])
+        shares = np.percentile(lengths, [*SHARES.values()]).tolist()
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
@@ -291,7 +295,7 @@ class StoreWriter:
             "tokens": int(lengths.sum(dtype=np.int64)),
             "targets": self.num_targets,
             "dtype": self.dtype.name,
-            "lengths": _describe_lengths(lengths),
+            "lengths": {"mean": float(lengths.mean()), **dict(zip(SHARES, shares, strict=True))},
             "tokenizer": {"fingerprint": self.tokenizer.fingerprint, "vocab_size": self.tokenizer.vocab_size},
             "shards": self._shards,
             "files": {name: _checksum(self.folder / name) for name in names},
@@ -306,17 +310,6 @@ class StoreWriter:
             files[field] = open(self.folder / shard_file(field, len(self._shards) - 1), "ab")  # noqa: SIM115
             files[field].truncate(_num_bytes(field, self._shards[-1], self.dtype.name))
         return files
-
-    def _lengths(self) -> np.ndarray:
-        files = [self.folder / shard_file("lengths", shard) for shard in range(len(self._shards))]
-        return np.concatenate([np.fromfile(file, dtype=np.uint32) for file in files])
-
-
-def _describe_lengths(lengths: np.ndarray) -> dict[str, float]:
-    shares = {"min": 0, "median": 50, "p90": 90, "p99": 99, "max": 100}
-    return {"mean": float(lengths.mean())} | {
-        name: float(np.percentile(lengths, q)) for name, q in shares.items()
-    }
 
 
 def _checksum(path: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What is trained on what: the streams of a training, and the checks that its parts fit together."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -88,12 +88,13 @@ def make_inputs(
     rows = {field.name: getattr(settings, field.name) for field in fields(RowSettings)}
     together = BatchSettings(**rows, prompt_mask=start.prompt_mask, supervise=settings.supervise)
     alone = replace(together, isolate_documents=True)
+    files = json.dumps([store.manifest["files"] for store in stores], sort_keys=True)
     return Inputs(
         settings,
         start,
         BatchStream(stores, together),
         {store.path.name: BatchStream([store], alone) for store in others},
-        _digest([store.manifest["files"] for store in stores]),
+        sha256(files.encode()).hexdigest()[:12],
     )
 
 
@@ -152,7 +153,3 @@ def resize_token_embeddings(model: LanguageModel, vocab_size: int) -> None:
     embedding.num_embeddings = head.out_features = vocab_size
     if model.config.tie_word_embeddings:
         head.weight = embedding.weight
-
-
-def _digest(values: object) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -132,8 +132,8 @@ def check_recipes(recipes: Mapping[str, Recipe]) -> str:
 
 def place_of(folder: Path, pair: str, rule: Rule, first_seed: int) -> Path:
     """Return the file of a judgement; raises `UserError` where another one of the pair saw its seeds."""
-    for file in folder.glob(f"{pair}-[0-9]*.json"):
-        other = int(file.stem.rpartition("-")[2])
+    named = {file.stem.rpartition("-")[2]: file for file in folder.glob(f"{pair}-*.json")}
+    for other, file in ((int(seed), file) for seed, file in named.items() if seed.isdecimal()):
         there = _fixed(file).rule.looks[-1]
         if other != first_seed and first_seed < other + there and other < first_seed + rule.looks[-1]:
             raise UserError(

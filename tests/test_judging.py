@@ -181,6 +181,7 @@ def test_other_seeds_are_another_judgement_and_may_not_overlap(tmp_path):
     rule = Rule(looks=(8, 16))
     file = place_of(tmp_path, "pair", rule, 0)
     fix(file, rule, PRIMARY)
+    (tmp_path / "pair-1x.json").touch()  # of somebody's
     assert place_of(tmp_path, "pair", rule, 0) == file != place_of(tmp_path, "pair", rule, 16)
     assert place_of(tmp_path, "others", rule, 4).name == "others-4.json"
     with pytest.raises(UserError, match="same recipes with seeds 0 to 15; expected seeds .* as 16"):

@@ -28,6 +28,14 @@ LLAMA3 = r"""{% for message in messages %}
 {%- set header = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' %}
 {{- (bos_token if loop.first else '') + header + message['content'] | trim + '<|eot_id|>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+DATED = (
+    r"""{{ bos_token }}{% set header = '<|start_header_id|>system<|end_header_id|>\n\nOn 26 Jul 2024\n\n' %}
+{%- if messages[0].role == 'system' %}
+{%- set said = messages[0].content | trim %}{% set messages = messages[1:] %}{% endif %}
+{{- header + (said or '') + '<|eot_id|>' }}{% set bos_token = '' %}
+"""
+    + LLAMA3
+)
 GEMMA = r"""{{ bos_token }}
 {%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}
 {%- for message in messages %}
@@ -46,8 +54,6 @@ ZEPHYR = r"""{% for message in messages %}
 INSTRUCT = r"""{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}
 {{- '[INST] ' + message['content'] + ' [/INST]' }}{% else %}
 {{- ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"""
-PIECES = ("gemma", "tinyllama", "zephyr")
-
 MISTRAL = INSTRUCT.replace("' ' + message['content'] + ' '", "message['content']")
 FORGETFUL = r"""{% for message in messages %}{% if message.role != 'assistant' or loop.last %}
 {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}
@@ -55,16 +61,16 @@ FORGETFUL = r"""{% for message in messages %}{% if message.role != 'assistant' o
 
 IM = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 S = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+LLAMA3_TOKENS = (
+    ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
+)
 MODELS = {  # kind of tokenizer, marks, those with a name, template
     "smollm2": ("bytes", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), IM, SMOLLM2),
     "chatml": ("bytes", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), IM, CHATML),
     "minimind2": ("bytes", ("<unk>", "<|im_start|>", "<|im_end|>"), {"eos_token": "<|im_end|>"}, MINIMIND2),
-    "llama3": (
-        "llama3",
-        ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
-        {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
-        LLAMA3,
-    ),
+    "llama3": ("llama3", *LLAMA3_TOKENS, LLAMA3),
+    "llama3.2": ("llama3", *LLAMA3_TOKENS, DATED),
     "gemma": (
         "gemma",
         ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
@@ -77,6 +83,7 @@ MODELS = {  # kind of tokenizer, marks, those with a name, template
     "mistral": ("llama2", ("<unk>", "<s>", "</s>"), S, MISTRAL),
     "forgetful": ("bytes", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), IM, FORGETFUL),
 }
+PIECES = ("gemma", "tinyllama", "zephyr")
 
 
 def save_foreign(folder: Path, name: str) -> Path:
@@ -125,10 +132,11 @@ def pieces(kind: str, marks: tuple[str, ...]) -> tokenizers.Tokenizer:
     backend.train_from_iterator([TEXT] * 3, trainer)
     content = json.loads(backend.to_str())
     model = content["model"]
-    texts = [f"<0x{byte:02X}>" for byte in range(256)] + (["\n", "▁▁", "\n\n"] if kind == "gemma" else [])
+    texts = [f"<0x{byte:02X}>" for byte in range(256)] + ["<", "▁<"]
+    texts += ["\n", "▁▁", "\n\n"] if kind == "gemma" else []
     for text in texts:
         model["vocab"].setdefault(text, len(model["vocab"]))
-    model["merges"] += [["▁", "▁"], ["\n", "\n"]] if kind == "gemma" else []
+    model["merges"] += [["▁", "<"], *([["▁", "▁"], ["\n", "\n"]] if kind == "gemma" else [])]
     model |= {"byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"}
     backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     spaces = normalizers.Replace(" ", "▁")

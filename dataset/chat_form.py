@@ -97,6 +97,8 @@ class ChatForm:
     (prompt repetition: arXiv 2512.14982)"""
     trims: bool = field(default=False, repr=False)
     """whether white space around contents is left out"""
+    lead: str = field(default="", repr=False)
+    """what an answer begins with that is no part of its content"""
     whole: "ChatForm | None" = field(default=None, repr=False, compare=False)
     """writes whole prompts as a template from elsewhere does, in place of this form where `proofs` fail"""
     proofs: tuple[tuple[list[Message], str], ...] = field(default=(), repr=False, compare=False)

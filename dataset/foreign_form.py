@@ -129,7 +129,7 @@ class WholeForm(ChatForm):
         self.check(messages)
         if not in_prompt:
             raise UserError(
-                f"the chat template of the tokenizer serves chats only ({self.fault}); train with another one"
+                f"the chat template of the tokenizer serves chats only, no training: {self.fault}"
             )
         told = [{"role": m.role, "content": self.any_mark.sub(_split, m.content)} for m in messages]
         try:
@@ -152,12 +152,13 @@ def _read_whole(probe: _Probe, marks: set[str]) -> WholeForm:
     found = any_mark.search(said.rpartition(SAID["content"])[2])
     end = found[0] if found else probe.named.get("eos_token", "")
     if end not in marks:
-        raise _UnreadableError("expected answers that end with a token of their own")
+        raise _UnreadableError("its answers end with no token of their own")
     unknown = ("thoughts", "tool calls", "tool messages", "lists of tools")
     with suppress(_UnreadableError):  # it refuses them by itself
         if SYSTEM["content"] not in probe.text(SYSTEM, ASKED, asks=True):
             unknown = ("system messages", *unknown)
-    return WholeForm({}, {"user": ""}, end, "", unknown=unknown, probe=probe, any_mark=any_mark)
+    lead = said.partition(SAID["content"])[0].removeprefix(asked)
+    return WholeForm({}, {"user": ""}, end, "", unknown=unknown, lead=lead, probe=probe, any_mark=any_mark)
 
 
 def _read_turns(probe: _Probe, marks: set[str]) -> ChatForm:
@@ -166,7 +167,7 @@ def _read_turns(probe: _Probe, marks: set[str]) -> ChatForm:
     footer, ending = probe.cut(ASKED)[-1], probe.cut(ASKED, SAID)[-1]
     end = max(filter(ending.startswith, marks), key=len, default="")
     if not end:
-        raise _UnreadableError("expected answers that end with a token of their own")
+        raise _UnreadableError("its answers end with no token of their own")
     header = to_question.removeprefix(ending)
     past, asked = to_answer.removeprefix(footer), asking.removeprefix(footer)
     shared = commonprefix((past, asked)).partition("<think>")[0]

@@ -161,7 +161,8 @@ def _prompts(served: ServedModel, questions: Sequence[Question]) -> list[Prompt]
 
 
 def _encode_answer(served: ServedModel, text: str) -> list[int]:
-    return [*served.tokenizer.encode(text), served.tokenizer.im_end_id]
+    tokenizer = served.tokenizer
+    return [*tokenizer.encode(tokenizer.form.lead + text), tokenizer.im_end_id]
 
 
 def choose(

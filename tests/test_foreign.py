@@ -175,6 +175,10 @@ def test_a_template_that_writes_no_turn_for_itself_serves_chats_alone(ours, thei
     assert render_turns(ours[name], "", turns, AGAIN.content).ids.tolist() == expected
     with pytest.raises(UserError, match="the chat template of the tokenizer serves chats only"):
         render([ASKED, SAID], ours[name])
+    expected = theirs[name].apply_chat_template(told([ASKED, SAID]))["input_ids"]
+    said = ours[name].encode(ours[name].form.lead + SAID.content)  # as its likelihood is measured
+    said = render([ASKED], ours[name], True).ids.tolist() + said
+    assert said == expected[: len(said)]
     forged = render([Message("user", f"{ours[name].form.end}hi")], ours[name], True)
     plain = render([Message("user", "hi")], ours[name], True)
     end = ours[name].im_end_id

@@ -1,19 +1,18 @@
 """The architecture as plain values with Hugging Face's names; knows no torch, so help texts load fast."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from model.checked import build_record
 from model.errors import UserError, brief
-from model.rope_scaling import RopeScaling, read_scaling
+from model.rope_scaling import RopeScaling
 from model.strategies import strategy_named
+from model.typed_json import read_as
 
 Weights = Literal["float32", "bfloat16", "int8"]
 """Forms in which the weights of a model that answers can be stored."""
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 """Where a model that answers is computed; auto is the accelerator where there is one."""
 LayerType = Literal["full_attention", "sliding_attention"]
-LAYER_TYPES: tuple[str, ...] = get_args(LayerType)
 Architecture = Literal["qwen3", "llama", "gpt2", "gemma2", "gemma3"]
 Norm = Literal["rms", "layer", "layer_without_bias"]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
@@ -135,10 +134,6 @@ class ModelConfig:
         return tuple(self.sliding_window if kind == "sliding_attention" else None for kind in kinds)
 
     def _check_layer_types(self) -> None:
-        if any(kind not in LAYER_TYPES for kind in self.layer_types):
-            raise UserError(
-                f"layer_types: expected {' or '.join(LAYER_TYPES)}, got {brief(self.layer_types)}"
-            )
         if len(self.layer_types) != self.num_hidden_layers:
             raise UserError(
                 f"layer_types names {len(self.layer_types)} layers but num_hidden_layers is "
@@ -230,13 +225,11 @@ def from_dict(values: dict[str, Any], source: str = "config.json") -> ModelConfi
 
     Raises `UserError` that names missing keys and wrong types; `source` says where they stood.
     """
-    known = {field.name: field for field in fields(ModelConfig)}
+    known = [field.name for field in fields(ModelConfig)]
     missing = sorted(ALWAYS_WRITTEN - values.keys())
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; is it a model configuration?")
-    chosen = {name: values[name] for name in known if name in values}
-    if isinstance(chosen.get("layer_types"), list):
-        chosen["layer_types"] = tuple(chosen["layer_types"])
-    if chosen.get("rope_scaling") is not None:
-        chosen["rope_scaling"] = read_scaling(chosen["rope_scaling"], source)
-    return build_record(ModelConfig, chosen, source)
+    try:
+        return read_as(ModelConfig, {name: values[name] for name in known if name in values}, "model")
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None

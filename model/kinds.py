@@ -100,8 +100,9 @@ def _read_rope(values: Values, source: str) -> Values:
         raise UserError(f"{source}: heads of which a part turns (partial_rotary_factor) are not supported")
     theta = values.get("rope_theta", rope.get("rope_theta"))
     read = {} if theta is None else {"rope_theta": theta}
-    scaling = {key: rope[key] for key in rope if key not in ("rope_theta", "partial_rotary_factor")}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    others = ("rope_theta", "partial_rotary_factor", "type")  # the last is a former name
+    scaling = {key: value for key, value in rope.items() if key not in others and value is not None}
+    scaling["rope_type"] = kind = rope.get("rope_type", rope.get("type", "default"))
     if kind in ("llama3", "yarn"):
         scaling = {"original_max_position_embeddings": values.get("max_position_embeddings")} | scaling
     return read | {"rope_scaling": None if kind == "default" else scaling}

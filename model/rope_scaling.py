@@ -1,10 +1,10 @@
 """How rotary positions reach over a longer context: the record of it; `model/layers.py` computes it."""
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from model.checked import build_record
-from model.errors import UserError, brief
+from model.errors import UserError
+from model.typed_json import read_as
 
 _SCALING_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "linear": ((), ()),
@@ -64,19 +64,7 @@ def longer(text: str, context: int) -> RopeScaling:
     if rope_type != "linear":
         words["original_max_position_embeddings"] = context
     bounds = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if rope_type == "llama3" else {}
-    return read_scaling(words | bounds, f"--model.rope_scaling {text}")
-
-
-def read_scaling(values: Any, source: str) -> RopeScaling:
-    """Build a record of scaled positions from JSON values; raises `UserError` for what is not known."""
-    words = values if isinstance(values, dict) else {}
-    words = {key: value for key, value in words.items() if value is not None}
-    kind = words.pop("type", None)  # its name in older files
-    words = {"rope_type": kind} | words
-    known = {field.name for field in fields(RopeScaling)}
-    if words["rope_type"] not in tuple(_SCALING_KEYS) or "factor" not in words or words.keys() - known:
-        raise UserError(
-            f"{source}: scaled rotary positions ({brief(values)}) are not supported; expected rope_type "
-            f"{', '.join(_SCALING_KEYS)} and factor"
-        )
-    return build_record(RopeScaling, words, source)
+    try:
+        return read_as(RopeScaling, words | bounds, "it")
+    except ValueError as error:
+        raise UserError(f"--model.rope_scaling {text}: {error}") from None

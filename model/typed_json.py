@@ -46,6 +46,7 @@ def read_as(form: type[Parsed], value: Any, name: str = "value") -> Parsed:
     if _is_plain(form, value):
         return value
     wanted = f"no more than {DEEPEST} levels" if form is Any else getattr(form, "__name__", form)
+    wanted = f"one of {', '.join(arguments)}" if origin is typing.Literal else wanted
     raise ValueError(f"{name}: expected {wanted}, got {json.dumps(value)[:40]}")
 
 
@@ -55,6 +56,8 @@ _hints = cache(typing.get_type_hints)
 def _is_plain(form: Any, value: Any) -> bool:
     if typing.get_origin(form) in UNIONS:
         return any(_is_plain(each, value) for each in typing.get_args(form))
+    if typing.get_origin(form) is typing.Literal:
+        return type(value) is str and value in typing.get_args(form)
     if form is Any:
         return _is_flat(value, DEEPEST)
     if form in (float, Number):

@@ -210,5 +210,6 @@ def test_an_unknown_subject_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert (
-        "expected what to measure (data, decode, train, optimizers), got nothing" in capsys.readouterr().err
+        "expected what to measure (data, decode, train, optimizers, entered), got nothing"
+        in capsys.readouterr().err
     )

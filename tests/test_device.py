@@ -8,6 +8,7 @@ import torch
 from model.errors import UserError
 from trainer import device
 from trainer.device import Precision, choose_precision, native_precision
+from trainer.settings import PretrainSettings
 
 NATIVE = Precision(torch.float16, "this machine does")
 
@@ -34,6 +35,12 @@ def test_the_dtype_follows_the_user_then_the_launcher_then_the_hardware(dtype, l
 def test_a_dtype_against_the_launcher_is_refused(dtype, launcher):
     with pytest.raises(UserError, match=f"--dtype {dtype} contradicts --mixed_precision {launcher}"):
         choose_precision(dtype, launcher, NATIVE)
+
+
+def test_a_compiler_of_the_launcher_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(UserError, match="expected dynamo_backend no .* got inductor; use --compile"):
+        device.find_device(PretrainSettings(data=("d",), out="o", max_steps=1))
 
 
 def test_a_precision_of_the_launcher_that_is_not_known_is_refused():

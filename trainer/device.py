@@ -113,6 +113,8 @@ def find_device(settings: TrainSettings) -> Device:
     launcher_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = choose_precision(settings.dtype, launcher_precision, native_precision(uses_cpu))
     sharding = find_sharding(settings.sharding)
+    if (compiler := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()) != "no":
+        raise UserError(f"expected dynamo_backend no from the launcher, got {compiler}; use --compile")
     if uses_cpu:
         keep_freed_memory()
     accelerator = Accelerator(

@@ -47,15 +47,14 @@ def main() -> None:
 
     experiment = load_experiment(settings.config, settings.seeds)
     places = Places(out / "cells", Path(settings.work or out / "work"))
-    named = shlex.join(["--config", settings.config, "--out", settings.out])
-    command = f"python -m scripts.ablate {named}"
-    command += f" --seeds {settings.seeds}" if settings.seeds else ""
-    command += f" --gpus_per_cell {settings.gpus_per_cell}" if settings.gpus_per_cell else ""
+    words = ["python", "-m", "scripts.ablate", "--config", settings.config, "--out", settings.out]
+    words += ["--seeds", str(settings.seeds)] if settings.seeds else []
+    words += ["--gpus_per_cell", str(settings.gpus_per_cell)] if settings.gpus_per_cell else []
     title = f"{experiment.question}\nexperiment {experiment.name}, hash {experiment.hash}"
     print(printable(title, keep="\n"))
     former = note_experiment(out, experiment)
     with showing() as show:
-        results, trials = run_experiment(experiment, places, settings, command, show, former)
+        results, trials = run_experiment(experiment, places, settings, shlex.join(words), show, former)
     add_looks(results, trials, places.work, out / "results.json")
     write_json(out / "results.json", results, indent=None)
     link(trials, experiment.links, places.work, out)

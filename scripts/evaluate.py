@@ -28,8 +28,7 @@ def main() -> None:
     from eval.served_model import open_model
 
     served = open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch, settings.device)
-    evaluation = find(served, settings)
-    if evaluation:
+    if evaluation := find(served, settings):
         print(printable(f"{settings.out} holds this evaluation already"))
     else:
         served = served.in_form(settings.dtype, settings.compile, settings.batch_size == 1, tell)

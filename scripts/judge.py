@@ -32,8 +32,6 @@ from eval.judging import (
 from eval.places import Places, check_out
 from model.errors import UserError
 
-JUDGEMENTS = "judgements"
-
 
 @dataclass(frozen=True)
 class JudgeSettings:
@@ -61,10 +59,11 @@ def main() -> None:
     """Fix the rule, run seeds until it decides, and print the verdict and what it rests on."""
     settings = parse(JudgeSettings, __doc__)
     out, rule = Path(settings.out), settings.rule
-    check_out(out, JUDGEMENTS)
+    folder = out / "judgements"
+    check_out(out, folder.name)
     recipes = {A: load_recipe(settings.a), B: load_recipe(settings.b)}
     primary, first = recipes[A].primary, settings.first_seed
-    file = place_of(out / JUDGEMENTS, check_recipes(recipes), rule, first)
+    file = place_of(folder, check_recipes(recipes), rule, first)
     fixed = fix(file, rule, primary)
     places = Places(out / "cells", out / "work")
     workers = Workers(settings.threads)

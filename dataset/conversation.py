@@ -87,8 +87,9 @@ class Renderer:
 
     def _gives(self, messages: Sequence[Message], text: str) -> bool:
         """Say whether a prompt has the tokens of its text: none lies across the end of a content."""
-        more = {len(self.first_headers[role]) - len(self.headers[role]) for role in self.form.headers}
         expected = self.tokenizer.encode_form(text, before="")
+        # Truncation makes any header the first one, which is longer by the same in each role.
+        more = {len(self.first_headers[role]) - len(self.headers[role]) for role in self.form.headers}
         return len(more) == 1 and min(more) >= 0 and self.render(messages, True).ids.tolist() == expected
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:

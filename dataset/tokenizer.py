@@ -96,7 +96,9 @@ class Tokenizer:
         """
         file = Path(path) / "tokenizer.json"
         if not file.is_file():
-            advice = hub_advice(path)
+            others = any(file.with_name(name).is_file() for name in ("tokenizer.model", "vocab.json"))
+            written = f"; AutoTokenizer.from_pretrained({str(path)!r}) of transformers can save one"
+            advice = written if others else hub_advice(path)
             raise UserError(f"no tokenizer in {path}: expected a directory with tokenizer.json{advice}")
         present = [each for each in map(file.with_name, FILES) if each.is_file()]
         for each in present:

@@ -132,11 +132,9 @@ def test_a_conversation_has_the_ids_of_the_template_and_answers_with_their_ends_
     rendered = render(messages, tokenizer)
     assert rendered.ids.tolist() == theirs[name].apply_chat_template(told(messages))["input_ids"]
     assert tokenizer.decode(rendered.ids[rendered.targets]) == (SAID.content + tokenizer.form.end) * 2
-    for n in (1, 3):
-        before, asked = render(messages[: n - 1], tokenizer), render(messages[:n], tokenizer, True)
-        assert rendered.ids[: len(before)].tolist() == before.ids.tolist() or n == 1
-        assert rendered.codes[: len(asked)].tolist() == asked.codes.tolist()
-        assert rendered.ids[: len(asked)].tolist() == asked.ids.tolist()
+    for part in (render(messages[:n], tokenizer, n % 2 > 0) for n in (1, 2, 3)):  # prompts, and a whole turn
+        assert rendered.ids[: len(part)].tolist() == part.ids.tolist()
+        assert rendered.targets[: len(part)].tolist() == part.targets.tolist()
 
 
 @pytest.mark.parametrize("name", TRAINABLE)

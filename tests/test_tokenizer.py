@@ -212,6 +212,9 @@ def test_token_text_stays_on_one_line():
 def test_a_missing_or_broken_directory_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no tokenizer in"):
         Tokenizer.load(tmp_path / "nowhere")
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(UserError, match="expected a directory with tokenizer.json; AutoTokenizer.from_pret"):
+        Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="is not a tokenizer"):
         Tokenizer.load(tmp_path)

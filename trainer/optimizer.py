@@ -22,6 +22,7 @@ from trainer.settings import OptimizerSettings, ScheduleSettings, TrainSettings
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
+ADAM = {"fused": True, "amsgrad": False, "maximize": False, "eps": 1e-8}
 FIRST_SCALE = 2.0**16
 STEPS_TO_DOUBLE = 2000
 State = dict[nn.Parameter, dict[str, Tensor]]
@@ -103,22 +104,8 @@ class AdamW:
             parameters = [each for each in group if each.grad is not None]
             gradients, states = [p.grad for p in parameters], [self.state[p] for p in parameters]
             steps, means, squares = ([s[name] for s in states] for name in ("step", "exp_avg", "exp_avg_sq"))
-            adamw(
-                parameters,
-                gradients,
-                means,
-                squares,
-                [],
-                steps,
-                fused=True,
-                amsgrad=False,
-                beta1=self._beta1,
-                beta2=self._beta2,
-                lr=rate,
-                weight_decay=decay,
-                eps=1e-8,
-                maximize=False,
-            )
+            rates = {"lr": rate, "weight_decay": decay, "beta1": self._beta1, "beta2": self._beta2}
+            adamw(parameters, gradients, means, squares, [], steps, **rates, **ADAM)
 
 
 class Muon:

@@ -277,11 +277,14 @@ def _as_words(flag: _Flag, value: Any) -> list[str]:
     nothing = [] if flag.default == () else flag.default
     if flag.many and not value and value == nothing:  # a saved recipe names every key, also the empty ones
         return []
-    if flag.many and isinstance(value, list) and value and not any(isinstance(v, list | dict) for v in value):
-        return list(map(str, value))
-    if isinstance(value, list | dict) or (value is None and types.NoneType not in _members(flag.hint)):
-        raise UserError(_unexpected(flag, reprlib.repr(value)))
-    return [json.dumps(value) if value is None or isinstance(value, bool) else str(value)]
+    values = value if flag.many and isinstance(value, list) and value else [value]
+    for each in values:
+        may_be_none = each is value and types.NoneType in _members(flag.hint)
+        if isinstance(each, list | dict) or (each is None and not may_be_none):
+            raise UserError(_unexpected(flag, reprlib.repr(value)))
+        if flag.takes_text and not isinstance(each, str | None):  # no, 007 and 1.10 would be other texts
+            raise UserError(_unexpected(flag, f"{reprlib.repr(value)}; write a text in quotes"))
+    return [json.dumps(each) if each is None or isinstance(each, bool) else str(each) for each in values]
 
 
 def _value(flag: _Flag, words: list[str]) -> Any:

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from test_imports import ROOT
 
-from dataset.command_line import parse, run
+from dataset.command_line import parse, run, words_of
 from model.errors import LESS_MEMORY, UserError
 
 
@@ -71,9 +71,23 @@ def test_a_recipe_may_name_flags_that_have_no_value(tmp_path):
 
 def test_a_text_of_a_recipe_is_the_text_that_stands_there(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("data: [No, 007, 1.10, 12:30, 2024-6-1, 0x1f, null]\nname: off\nsteps: 1_0\n")
-    read_as = Trip(data=("No", "007", "1.10", "12:30", "2024-6-1", "0x1f", "None"), name="off", steps=10)
+    recipe.write_text("data: [No, 007, 1.10, 12:30, 2024-6-1, 0x1f, 'null']\nname: off\nsteps: 1_0\n")
+    read_as = Trip(data=("No", "007", "1.10", "12:30", "2024-6-1", "0x1f", "null"), name="off", steps=10)
     assert read(f"--config {recipe}") == read_as
+
+
+@pytest.mark.parametrize("value", [False, 7, 1.1])
+def test_a_value_that_yaml_made_of_a_text_is_no_text(value):
+    for key, given in (("name", value), ("data", ["a", value])):
+        with pytest.raises(
+            UserError, match=f"--{key}: expected .*str.*, got .*{value}.*; write a text in quotes"
+        ):
+            words_of(Trip, {key: given})
+    assert words_of(Trip, {"name": None, "steps": 7, "loud": False}) == [
+        "--name=null",
+        "--steps=7",
+        "--loud=false",
+    ]
 
 
 def test_flags_become_the_dataclass_and_defaults_stay():
@@ -131,6 +145,7 @@ def test_a_wrong_line_is_one_line_that_names_the_key(line, message, capsys):
         ("engine: 3", "engine: expected a group with keys like engine.power, got 3"),
         ("steps: [1, 2]", "--steps: expected int, got [1, 2]"),
         ("sizes: []", "--sizes: expected one or more of int, got []"),
+        ("data: [a, null]", "--data: expected one or more of str, got ['a', None]"),
         ("steps:", "--steps: expected int, got None"),
         ("- 1", "--config: expected keys and values in {}, got [1]"),
         ("steps: [1", "--config: {} is not YAML"),

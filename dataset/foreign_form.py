@@ -188,6 +188,8 @@ def _read_system(probe: _Probe, form: ChatForm) -> dict[str, Any]:
     to_system, to_user, _ = probe.cut(SYSTEM, ASKED)
     footer, begin, default = to_user.removesuffix(form.headers["user"]), form.begin, ""
     if not to_system.startswith(begin):  # a conversation without one gets one
+        if not (begin.startswith(to_system) and begin.endswith(footer)):
+            raise _UnreadableError("without a system message it begins in another way")
         begin, default = "", begin.removeprefix(to_system).removesuffix(footer) or None
     headers = form.headers | {"system": to_system.removeprefix(begin)}
     footers = form.footers | {"system": footer}
@@ -220,7 +222,7 @@ class _Part(NamedTuple):
 
     turns: list[dict[str, Any]]
     asks: bool = True
-    read: Callable[[_Probe, ChatForm], dict[str, Any]] = lambda probe, form: {}
+    read: Callable[[_Probe, ChatForm], dict[str, Any]] | None = None
     tools: list | None = None
 
 
@@ -236,8 +238,10 @@ _PARTS = {
 def _read_part(probe: _Probe, form: ChatForm, part: _Part) -> ChatForm:
     """Return a form with a part as the template writes it; it keeps ours where the template leaves it out."""
     text = probe.text(*part.turns, asks=part.asks, tools=part.tools)
-    form = replace(form, **part.read(probe, form))
     messages = [_message(turn, text) for turn in part.turns]
+    if part.read is None and not any(message.thought or message.tool_calls for message in messages):
+        return form
+    form = replace(form, **part.read(probe, form)) if part.read else form
     if listed := tuple(json.dumps(tool) for tool in part.tools or () if tool["function"]["name"] in text):
         messages.insert(0, Message("system", "", tools=listed))
     if _text(form, messages, part.asks) != text:

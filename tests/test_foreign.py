@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 import tokenizers
-from foreign import FORGETFUL, MODELS, PIECES, save_foreign
+from foreign import CHATML, FORGETFUL, MODELS, PIECES, save_foreign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_imports import ROOT
@@ -194,6 +194,13 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(folder_of
 def test_a_template_that_refuses_a_conversation_is_one_line(ours):
     with pytest.raises(UserError, match="no form of system messages"):
         render([SYSTEM, ASKED], ours["gemma"], True)
+
+
+def test_of_a_template_that_begins_otherwise_without_a_system_message_all_else_is_known():
+    alone = "{% if messages[0].role != 'system' %}{{ 'Nobody speaks.\n' }}{% endif %}"
+    asked = CHATML.replace("assistant\\n' }}", "assistant\\nNow:\\n' }}")
+    form = read_form(alone + asked, {}, {"<|im_start|>", "<|im_end|>"})
+    assert (form.begin, form.opening, form.unknown) == ("Nobody speaks.\n", "Now:\n", ("system messages",))
 
 
 def test_a_template_that_would_leave_out_what_a_system_says_is_one_line():

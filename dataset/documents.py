@@ -62,6 +62,7 @@ class Documents:
             "documents_left_out": int(np.count_nonzero(self.lengths == 0)),
             "answers_too_long": self.num_too_long,
             "answers_cut_out": self.num_cut_out,
+            "answers_of_oldest_rounds": self.num_of_rounds,
             "documents_shortened": self.num_shortened,
             "rows": len(plan),
             "tokens": tokens,
@@ -92,6 +93,7 @@ class Conversations(Documents):
         self._whole = lru_cache(maxsize=TOKENS_AT_HAND // settings.max_seq_len)(self._build)
         self._renderer = Renderer(stores[0].tokenizer)
         self.num_too_long = self.num_cut_out = 0  # answers left out, see `Truncated`
+        self.num_of_rounds = 0  # answers that went with their rounds
         self.num_shortened = 0  # conversations that lost something
 
         # What fits into a row is counted as it stands in the stores, the rest one by one: what is left of a
@@ -106,9 +108,11 @@ class Conversations(Documents):
 
     def _truncate(self, document: int) -> None:
         """Find out what is left of a conversation and count it."""
-        rendered, too_long, cut_out = truncate(
-            self._read(document), self.settings.max_seq_len, self._renderer
-        )
+        whole = self._read(document)
+        rendered, too_long, cut_out = truncate(whole, self.settings.max_seq_len, self._renderer)
+        if self.settings.supervise != "last":
+            left = count_answers(rendered.codes) if rendered else 0
+            self.num_of_rounds += count_answers(whole.codes) - left - too_long - cut_out
         self.num_too_long += too_long
         self.num_cut_out += cut_out
         self.num_shortened += rendered is not None
@@ -140,7 +144,7 @@ class Texts(Documents):
     """Texts, split where they are longer than a row; each fragment is a document of its own."""
 
     pack = staticmethod(split_stream)
-    num_too_long = num_cut_out = num_shortened = 0
+    num_too_long = num_cut_out = num_of_rounds = num_shortened = 0
 
     def piece(self, epoch: int, document: int, begin: int, end: int) -> Piece:
         """Return a fragment; what comes before its suffix is prompt."""
@@ -169,6 +173,11 @@ def prefix_length(num_tokens: int, seed: int, epoch: int, document: int, offset:
     """Return how many tokens of a fragment are its prefix: uniform over 0 … n-1, a hash of the arguments."""
     key = f"{seed} {epoch} {document} {offset}".encode()
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") % num_tokens
+
+
+def count_answers(codes: np.ndarray) -> int:
+    """Return how many answers of a conversation, whose tokens have these codes (n,), carry loss."""
+    return int(np.count_nonzero(np.diff(are_trained(codes).astype(np.int8), prepend=0) > 0))
 
 
 def choose_targets(codes: np.ndarray, lengths: np.ndarray, supervise: Supervise) -> np.ndarray:

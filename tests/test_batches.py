@@ -193,6 +193,10 @@ def test_each_conversation_is_in_an_epoch_once_or_is_counted_as_left_out(rounds,
     assert len(left_out) == figures["documents_left_out"]
     lost = figures["answers_too_long"] + figures["answers_cut_out"]
     assert sum(len(rounds[n]) for n in left_out) <= lost
+    if supervise == "answers":
+        begun = (np.diff(piece.supervised.astype(int), prepend=0) > 0 for piece in pieces)
+        lost += figures["answers_of_oldest_rounds"]
+        assert sum(int(each.sum()) for each in begun) + lost == sum(map(len, rounds))
 
 
 def test_a_short_last_step_is_filled_with_padding(tmp_path):

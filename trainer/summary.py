@@ -35,7 +35,7 @@ def describe_inputs(
         f"           {figures['real_share']:.1%} real, {figures['target_share']:.1%} with loss",
         "           " + ", ".join(f"{name} {count:,}" for name, count in lost.items()),
         f"           answers too long {figures['answers_too_long']:,}, answers cut out of their context "
-        f"{figures['answers_cut_out']:,}",
+        f"{figures['answers_cut_out']:,}, of oldest rounds {figures['answers_of_oldest_rounds']:,}",
         *(f"           {name}: {words}" for name, s in inputs.validation.items() if (words := left_out(s))),
         f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}"
         + _windows(start.model.config),

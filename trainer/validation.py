@@ -95,6 +95,7 @@ def left_out(stream: BatchStream) -> str:
     figures = stream.describe()
     names = {name: name.replace("_", " ") for name in ("documents_left_out", "documents_shortened")}
     names |= {"answers_too_long": "answers too long", "answers_cut_out": "answers cut out of their context"}
+    names |= {"answers_of_oldest_rounds": "answers of oldest rounds"}
     return ", ".join(f"{words} {figures[name]:,}" for name, words in names.items() if figures[name])
 
 

@@ -40,11 +40,6 @@ def decoding_of(backend: tokenizers.Tokenizer) -> str:
     return found
 
 
-def piece_bytes(piece: str) -> bytes:
-    """Return the bytes that a piece of SentencePiece stands for."""
-    return BYTE_PIECES.get(piece) or piece.replace("▁", " ").encode()
-
-
 def is_blank(token: str) -> bool:
     """Say whether an added token is a run of spaces or line ends: text that anybody writes."""
     return not token.strip(" ▁\n\t\r")
@@ -70,11 +65,6 @@ def encode_after(backend: tokenizers.Tokenizer, before: str, text: str) -> list[
     """Return the ids of a text where it stands after another."""
     skipped = len(backend.encode(before, add_special_tokens=False).ids) if before else 0
     return backend.encode(before + text, add_special_tokens=False).ids[skipped:]
-
-
-def inside_of(backend: tokenizers.Tokenizer) -> str:
-    """Return a text that joins no other, after which to encode what begins none; "" where nothing changes."""
-    return "" if encode_after(backend, "\0", "a") == encode_after(backend, "", "a") else "\0"
 
 
 @contextmanager

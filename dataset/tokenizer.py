@@ -19,6 +19,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from dataset.chat_form import COPIES_OF, ROLES, ChatForm, our_templates
 from dataset.foreign_form import read_form
 from dataset.foreign_tokenizer import (
+    BYTE_PIECES,
     NAMED_FILES,
     brought_template,
     copy_of,
@@ -26,7 +27,6 @@ from dataset.foreign_tokenizer import (
     encode_after,
     marks_of,
     named_tokens,
-    piece_bytes,
     quiet_panics,
 )
 from dataset.words import Words, byte_of_character, pre_tokenizer, without_marks
@@ -262,7 +262,8 @@ class Tokenizer:
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
         if self.decoding != "byte-level":
-            return {i: piece_bytes(piece) for piece, i in self._backend.get_vocab().items()}
+            pieces = self._backend.get_vocab().items()
+            return {i: BYTE_PIECES.get(piece) or piece.replace("▁", " ").encode() for piece, i in pieces}
         byte_of = byte_of_character()
         vocab = self._backend.get_vocab(with_added_tokens=False)
         known = {i: bytes(byte_of[c] for c in t) for t, i in vocab.items() if byte_of.keys() >= set(t)}

@@ -11,7 +11,6 @@ from dataset.foreign_tokenizer import (
     copy_of,
     encode_after,
     explaining_panics,
-    inside_of,
     is_blank,
     marks_of,
     try_out,
@@ -31,7 +30,9 @@ class Words(dict[str, list[int]]):
         self._lacking = _lacking_bytes(content)
         if self.pattern is None:
             try_out(content, self._lacking)
-            self.inside = inside_of(content)
+            # What begins no text is encoded after a character that joins no other, where that matters.
+            alone, after = encode_after(content, "", "a"), encode_after(content, "\0", "a")
+            self.inside = "" if alone == after else "\0"
 
     def encode(self, text: str, begins: bool = False) -> list[int]:
         """Return the ids of a text, word by word unless texts are cut in other ways than ours.

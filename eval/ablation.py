@@ -8,7 +8,7 @@ from typing import Any
 from eval.cells import Cell, Trial, plan, trial_of
 from eval.evidence import Evidence, primary_of
 from eval.experiment import Experiment
-from eval.findings import analyse
+from eval.findings import analyse, cells_of
 from eval.grid import Grid, Show, Workers
 from eval.places import Places
 from eval.verdicts import DECIDED
@@ -30,14 +30,14 @@ def run_experiment(
     where an arm was measured with no seed.
     """
     plan(experiment, range(experiment.looks[-1]), {})
-    tuned, failed = tune(experiment, places, workers, show)
+    tuned, tuning, failed = tune(experiment, places, workers, show)
     remarks = [f"in tuning {address} failed ({words})" for address, words in failed.items()]
     for look in experiment.looks:
         trials = plan(experiment, range(look), tuned)
         grid = Grid(trials, places, workers)
         grid.run(checking(experiment, trials[0], places, show))
         evidence = Evidence(experiment, trials, places.records_of(trials), grid.failed, tuned)
-        results = analyse(evidence, command, former, remarks)
+        results = analyse(evidence, command, former, remarks) | {"tuning": tuning}
         if all(each["verdict"] in DECIDED for each in results["comparisons"] if each["is_primary"]):
             break
     return results, trials
@@ -56,28 +56,35 @@ def checking(experiment: Experiment, first: Trial, places: Places, show: Show) -
 
 def tune(
     experiment: Experiment, places: Places, workers: Workers, show: Show
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, str]]:
     """Return the settings that each arm does best with on the tuning seed, by the primary metric.
 
-    Beside them what cells said that failed, by address; an arm of which all failed is a `UserError`.
+    Beside them what was tried, as results.json holds it, and what cells said that failed, by address; an
+    arm of which all failed is a `UserError`.
     """
     if not experiment.tune:
-        return {}, {}
+        return {}, {"tried": [], "cells": []}, {}
     values = [dict(zip(experiment.tune, each, strict=True)) for each in product(*experiment.tune.values())]
     tried = {
         arm: [trial_of(experiment.stages, arm, named | each, experiment.tuning_seed) for each in values]
         for arm, named in experiment.named.items()
     }
-    grid = Grid([trial for trials in tried.values() for trial in trials], places, workers)
+    every = [trial for trials in tried.values() for trial in trials]
+    grid = Grid(every, places, workers)
     grid.run(show)
-    best = {}
+    best, told = {}, []
     for arm, trials in tried.items():
         scores = [_primary_score(experiment, trial, places) for trial in trials]
         known = [(score, n) for n, score in enumerate(scores) if score is not None]
         if not known:
             raise UserError(f"tuning of arm {arm}: every value failed; " + "; ".join(grid.failed.values()))
         best[arm] = values[max(known, key=lambda each: each[0])[1]]
-    return best, grid.failed
+        told += [
+            {"arm": arm, "settings": each, "score": score, "cells": [cell.address for cell in trial.measured]}
+            for each, score, trial in zip(values, scores, trials, strict=True)
+        ]
+    cells = list(cells_of(every, places.records_of(every), grid.failed))
+    return best, {"tried": told, "cells": cells}, grid.failed
 
 
 def _primary_score(experiment: Experiment, trial: Trial, places: Places) -> float | None:

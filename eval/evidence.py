@@ -1,6 +1,6 @@
 """What the cells of an experiment have left, and the proof that arms differ in what they name alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,11 +148,17 @@ def mixtures(evidence: Evidence) -> list[str]:
             "commits": {str(record.get("commit")) for record in records},
             "machines": {record["machine"] for record in records},
             "versions": {str(record["versions"]) for record in records},
-            "devices": {(record["result"].get("training") or {}).get("device", "") for record in records},
+            "devices": {*devices(records)},
         }
         several = {what: len(each) for what, each in ways.items() if len(each) > 1}
         found += [f"cells of stage {stage} are of {count} {what}" for what, count in several.items()]
     return found
+
+
+def devices(records: Iterable[dict[str, Any]]) -> list[str]:
+    """Return what computed trainings, as their records tell it."""
+    told = ((record["result"].get("training") or {}).get("device") for record in records)
+    return sorted({*told} - {None})
 
 
 def shared(evidence: Evidence) -> list[str]:

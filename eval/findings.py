@@ -6,13 +6,15 @@ What is compared, by which number, and when a difference counts, stands in the e
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from eval.cells import Trial
 from eval.effects import compare_paired, holm, look_level
-from eval.evidence import Evidence, differences, mixtures, prove, scores_of, shared
+from eval.evidence import Evidence, devices, differences, mixtures, prove, scores_of, shared
 from eval.experiment import A_A
 from eval.tables import grouped
 from eval.verdicts import INCOMPLETE, UNITS, sentence, verdict
@@ -83,8 +85,10 @@ def analyse(
         "scores": list(_means(scores)),
         "curves": list(_curves(evidence)),
         "disagreements": _disagreements(evidence),
-        "cells": list(_cells(evidence)),
-        **{key: next(iter(evidence.records.values()))[key] for key in ("machine", "versions")},
+        "cells": list(cells_of(evidence.trials, evidence.records, evidence.failed)),
+        **{key: next(iter(evidence.records.values())).get(key) for key in ("machine", "python", "versions")},
+        "devices": devices(evidence.records.values()),
+        "statistics": {name: version(name) for name in ("numpy", "scipy", "statsmodels")},
     }
 
 
@@ -151,12 +155,20 @@ def _compare(
             "is_identical": bool((values[0] == values[1]).all()),
             "baseline": baseline,
             "arm": arm,
+            "tuned_apart": _tuned_apart(evidence.tuned, arm, baseline),
             **asdict(effect),
             "items_left_out": len(each.clusters) - len(clusters),
             "p_holm": None,
             "equivalence_p": effect.equivalence(bound) if is_primary and bound else None,
             "verdict": "",
         }
+
+
+def _tuned_apart(tuned: dict[str, dict[str, Any]], arm: str, baseline: str) -> str:
+    """Return in words what tuning chose for an arm that it did not choose for its baseline."""
+    ours, theirs = tuned.get(arm, {}), tuned.get(baseline, {})
+    apart = [f"{key} {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    return "tuned: " + ", ".join(apart) if apart else ""
 
 
 def _adjust(evidence: Evidence, comparisons: list[dict[str, Any]], alpha: float) -> None:
@@ -182,6 +194,7 @@ def _arm(evidence: Evidence, name: str, named: dict[str, Any]) -> dict[str, Any]
     return {
         "name": name,
         "named": named,
+        "against": against,
         "cost": _cost(evidence, name),
         "proof": prove(evidence, name, against),
         "differs_because": differences(evidence, name, against),
@@ -257,12 +270,17 @@ def _disagreements(evidence: Evidence) -> list[dict[str, Any]]:
     return found
 
 
-def _cells(evidence: Evidence) -> Iterable[dict[str, Any]]:
-    """Yield every cell that says something, once, with the arms that it serves."""
-    served = [(cell, trial) for trial in evidence.trials for cell in trial.cells.values()]
+def cells_of(
+    trials: Sequence[Trial], records: dict[str, dict[str, Any]], failed: dict[str, str]
+) -> Iterable[dict[str, Any]]:
+    """Yield every cell that says something, once, with the arms that it serves.
+
+    `records` of finished cells and what others said, `failed`, are by address.
+    """
+    served = [(cell, trial) for trial in trials for cell in trial.cells.values()]
     for address, group in grouped(served, lambda each: each[0].address).items():
         cell, first = group[0]
-        record, fault = evidence.records.get(address, {}), evidence.failed.get(address)
+        record, fault = records.get(address, {}), failed.get(address)
         if not (record or cell.tells or fault):
             continue
         yield {
@@ -274,5 +292,6 @@ def _cells(evidence: Evidence) -> Iterable[dict[str, Any]]:
             "seconds": record.get("seconds"),
             "commit": record.get("commit"),
             "command": record.get("command", ""),
+            "threads": record.get("threads"),
             "error": fault,
         }

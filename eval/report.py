@@ -1,15 +1,14 @@
 """The report of an experiment, `report.html` and `report.md`, from its results; computes no statistics."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
-from dataset.printing import printable
 from eval.evidence import PROOFS
-from eval.experiment import ENOUGH_SEEDS
+from eval.experiment import ENOUGH_SEEDS, OTHER_SEEDS
 from eval.pages import Banner, Fold, Gallery, Listing, Page, Part, page_as_html, page_as_markdown
+from eval.report_again import Values, closing_sections, settings_shown
 from eval.report_pictures import (
     BLUE,
     GREY,
@@ -24,7 +23,6 @@ from eval.tables import Table, figure, grouped
 from eval.verdicts import factor
 from model.files import write_text
 
-Values = Mapping[str, Any]
 WITHOUT_UNIT = {"p_value", "p_holm", "effect_size", "equivalence_p"}
 SIGNED = {"difference", "interval", "item_interval", "effect_size"}
 COLUMNS = {
@@ -34,6 +32,7 @@ COLUMNS = {
     "seeds": "seeds",
     "items": "items",
     "verdict": "verdict",
+    "differs besides": "tuned_apart",
     "mean of baseline": "baseline_mean",
     "mean of arm": "arm_mean",
     "p": "p_value",
@@ -44,7 +43,7 @@ COLUMNS = {
     "smallest visible": "smallest_visible",
     "p of equivalence": "equivalence_p",
 }
-FEW = tuple(COLUMNS)[:6]
+FEW = tuple(COLUMNS)[:7]
 OF_A_A = ("difference", "interval", "p", "seeds", "items", "verdict")
 
 
@@ -59,7 +58,7 @@ def write_report(folder: Path, results: Values) -> None:
 
 
 def _sections(results: Values) -> Iterator[tuple[str, Iterable[Part]]]:
-    arms, cells = results["arms"], results["cells"]
+    arms = results["arms"]
     yield "Answer", _answer(results)
     yield "Arms and tasks", _scores_and_differences(results)
     yield "All differences", _forests(results)
@@ -70,10 +69,7 @@ def _sections(results: Values) -> Iterator[tuple[str, Iterable[Part]]]:
     yield "Costs", [_costs(arms)]
     yield "What arms differ in, and that nothing else differs", _proof(arms)
     yield "Power, and arms against themselves", _power(results)
-    yield "Tuned settings", _tuned(results["experiment"]["tuned"])
-    yield "Failures", _failures(cells)
-    yield "Every cell and its command", _cells(cells)
-    yield "How to get any number again", _again(results)
+    yield from closing_sections(results)
 
 
 def _measure(entry: Values) -> str:
@@ -110,7 +106,11 @@ def _comparisons(comparisons: Sequence[Values], columns: Sequence[str] = tuple(C
     for each in comparisons:
         shown = (_shown(each, COLUMNS[title], COLUMNS[title] in SIGNED) for title in columns)
         rows.append((f"{each['task']}: {_pair(each)}", _measure(each), *shown))
-    return Table(("task and arms", "metric, unit", *columns), rows)
+    unit = ", unit" * any(each["unit"] for each in comparisons)
+    whole = zip(("task and arms", f"metric{unit}", *columns), *rows, strict=True)
+    filled = [column for column in whole if {*column[1:]} - {"", "–"} or not rows]
+    header, *rows = zip(*filled, strict=True)
+    return Table(header, rows)
 
 
 def _answer(results: Values) -> Iterator[Part]:
@@ -123,7 +123,10 @@ def _answer(results: Values) -> Iterator[Part]:
         yield Banner(f"{few}{figure(2 / 2**seeds)}, whatever the arms do.")
     if primary := [each for each in results["comparisons"] if each["is_primary"]]:
         level = 100 * (1 - results["experiment"]["decision"]["alpha_of_look"])
+        metric = primary[0]["metric"]
+        sign = f", which is why {metric} has a minus" if metric.startswith("negative_") else ""
         yield f"The primary comparison, fixed beforehand. All intervals: {level:.3g}%, over paired seeds."
+        yield f"By every metric higher is better{sign}."
         yield _comparisons(primary, FEW)
 
 
@@ -250,28 +253,29 @@ def _costs(arms: Sequence[Values]) -> Table:
     for name, cost in ((arm["name"], arm["cost"]) for arm in arms):
         shown = (figure(cost[key]) for key in ("flops", "tokens", "seconds"))
         rows.append((name, *shown, f"{cost['parameters']:,}"))
-    return Table(("arm", "FLOPs", "tokens", "seconds", "parameters"), rows)
+    return Table(("arm", "FLOPs", "tokens", "training seconds", "parameters"), rows)
 
 
 def _proof(arms: Sequence[Values]) -> list[Part]:
     named = [
-        (arm["name"], _settings(arm["named"]) or "nothing", "; ".join(arm["differs_because"]) or "nothing")
+        (
+            arm["name"],
+            *(settings_shown(arm["named"]) or "nothing", arm["against"]),
+            "; ".join(arm["differs_because"]) or "nothing",
+        )
         for arm in arms
     ]
     proofs = [
-        (f"{arm['name']}: {stage}", *(proof[fact] for fact in PROOFS))
+        (f"{arm['name']} against {arm['against']}: {stage}", *(proof[fact] for fact in PROOFS))
         for arm in arms
         for stage, proof in arm["proof"].items()
+        if arm["against"] != arm["name"]
     ]
     return [
-        Table(("arm", "names", "so these settings differ from the baseline's"), named),
-        "Trainings against the baseline's, by hash: initial weights, rows in their order, targets.",
+        Table(("arm", "names", "its baseline", "what differs, tuning included"), named),
+        "Trainings against those of the baseline, by hash: initial weights, rows in their order, targets.",
         Table(("arm and training", *(fact.replace("_", " ") for fact in PROOFS)), proofs),
     ]
-
-
-def _settings(values: Values) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in values.items())
 
 
 def _power(results: Values) -> Iterator[Part]:
@@ -281,57 +285,7 @@ def _power(results: Values) -> Iterator[Part]:
     yield "Smallest visible: the difference that so many seeds find 8 times in 10."
     yield _by_task(title, ours, _pair, lambda each: _shown(each, "smallest_visible"))
     if a_a:
-        yield "Arms against themselves under other seeds; what differs here is noise."
+        yield f"The baseline against itself, seed n against n + {OTHER_SEEDS}; what differs here is noise."
         yield _comparisons(a_a, OF_A_A)
     else:
         yield "No arm was compared with itself."
-
-
-def _tuned(tuned: Mapping[str, Values]) -> Iterator[Part]:
-    if tuned:
-        yield "Chosen on a seed that is used nowhere else."
-        yield Table(("arm", "settings"), [(arm, _settings(values)) for arm, values in tuned.items()])
-
-
-def _failures(cells: Sequence[Values]) -> Iterator[Part]:
-    unfinished = [cell for cell in cells if cell["status"] != "finished"]
-    yield f"{len(unfinished)} of {len(cells)} cells did not finish."
-    if unfinished:
-        rows = [(_cell_name(cell), cell["status"], cell["error"] or "") for cell in unfinished]
-        yield Table(("cell", "status", "error"), rows)
-
-
-def _cell_name(cell: Values) -> str:
-    seed = "" if cell["seed"] is None else f", seed {cell['seed']}"
-    return f"{cell['stage']} of {', '.join(cell['arms'])}{seed} ({cell['address']})"
-
-
-def _cells(cells: Sequence[Values]) -> Iterator[Part]:
-    for stage, of_stage in grouped(cells, itemgetter("stage")).items():
-        yield Fold(f"{stage}, cells: {len(of_stage)}", [Listing("\n\n".join(map(_cell, of_stage)))])
-
-
-def _cell(cell: Values) -> str:
-    facts = f"{cell['status']}, {figure(cell['seconds'])} s, commit {cell['commit'] or '–'}"
-    return f"# {printable(_cell_name(cell))}: {facts}\n{cell['command']}"
-
-
-def _again(results: Values) -> Iterator[Part]:
-    experiment, decision = results["experiment"], results["experiment"]["decision"]
-    yield "results.json beside this file holds every number with all its digits. All of them again:"
-    yield Listing(experiment["command"])
-    yield (
-        "For one number, find the cells of its arm and seeds above. The command of each, run at its commit "
-        "after those that it reads from, gives the same bits on the same machine with the same versions."
-    )
-    rows = [
-        ("hash of the experiment", experiment["hash"]),
-        ("seeds", ", ".join(map(str, experiment["seeds"]))),
-        ("looks, in seeds", ", ".join(map(str, decision["looks"])) or "none before the end"),
-        ("alpha, and of this look", f"{decision['alpha']}, {decision['alpha_of_look']:.3g}"),
-        ("bound of equivalence", str(decision["equivalence"] or "none")),
-        ("primary", ", ".join(experiment["primary"].values())),
-        ("machine", results["machine"]),
-        *results["versions"].items(),
-    ]
-    yield Table(("fixed beforehand, and where", "value"), rows)

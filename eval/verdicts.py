@@ -36,13 +36,15 @@ def sentence(each: dict[str, Any], experiment: Experiment) -> str:
     """Return what may be said of a comparison in a sentence, with everything that a claim needs."""
     arm, baseline, scale = each["arm"], each["baseline"], factor(each["unit"])
     unit = f" {each['unit']}" if each["unit"] else ""
-    what = f"{each['metric'].replace('_', '-')} on {each['task']}"
+    what = f"{each['metric']} on {each['task']}"
     size = f"{each['difference'] * scale:+.3g}{unit}"
+    apart = f"; {each['tuned_apart']}" if each["tuned_apart"] else ""
     if each["seeds"] == 1:
-        return f"{arm} less {baseline}, {what}: {size}. One seed: says nothing about masks."
+        return f"{arm} less {baseline}, {what}: {size}{apart}. One seed: says nothing about masks."
     low, high = (bound * scale for bound in each["interval"])
     n = f"{each['seeds']} paired seeds, these {each['items']:,} items"
     n += f", {each['items_left_out']:,} without a score left out" if each["items_left_out"] else ""
+    n += apart
     level = f"{100 * (1 - each['alpha']):.3g}%"
     proof = f"{level} interval {low:+.3g} to {high:+.3g}, p {each['p_holm']:.2g} by Holm, {n}"
     match each["verdict"]:
@@ -85,7 +87,7 @@ def _table(results: dict[str, Any], metric: str) -> Table:
         name = f"  {task.partition('/')[2]}" if "/" in task else task
         shown = [*(means.get((task, arm), "") for arm in arms), *(gaps.get(pair, "") for pair in pairs)]
         rows.append((name, str(max(each["items"] for each in of_task)), *shown))
-    title = metric.replace("_", "-") + (f", {unit}" if unit else "")
+    title = metric + (f", {unit}" if unit else "")
     columns = (f"{arm}\N{MINUS SIGN}{baseline}" for arm, baseline in pairs)
     seeds = min(each["seeds"] for each in effects)
     caption = (f"{seeds} paired seeds; in brackets: interval over them", "*: after Holm's correction, too")

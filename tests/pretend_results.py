@@ -57,8 +57,24 @@ def pretend_results(arms: int = 2, tasks: int = 4, seeds: int = 8, hostile: str 
             for arm in names
             for seed in range(seeds)
         ],
+        "tuning": {
+            "tried": [
+                {
+                    "arm": name,
+                    "settings": {"sft.learning_rate": rate},
+                    "score": -0.5 - rate,
+                    "cells": ["7ab1e"],
+                }
+                for name in names
+                for rate in (0.001, 0.002)
+            ],
+            "cells": [_cell("sft", name, 20_000, hostile) for name in names],
+        },
         "machine": "two cores",
-        "versions": {"torch": "2.13.0", "python": "3.11.7"},
+        "python": "3.11.7",
+        "versions": {"torch": "2.13.0"},
+        "devices": ["CPU with 1 threads"],
+        "statistics": {"scipy": "1.17.0"},
     }
 
 
@@ -71,6 +87,7 @@ def _arm(name: str, n: int, hostile: str) -> dict[str, Any]:
         "named": {"sft.prompt_mask": "prefix", "sft.note": hostile} if n else {},
         "cost": {"flops": 1.234e15, "tokens": 4.1e6, "seconds": 251.3, "parameters": 1234567},
         "proof": {"sft": {"initial_weights": "equal", "rows": "equal", "targets": "equal"}},
+        "against": "causal",
         "differs_because": [f"sft.prompt_mask {hostile}"] if n else [],
         "mask": {
             "title": "prefix" if n else "causal",
@@ -93,6 +110,7 @@ def _comparison(
         "is_primary": is_primary,
         "baseline": baseline,
         "arm": arm,
+        "tuned_apart": "",
         "seeds": seeds,
         "items": 1000,
         "clusters": 200,
@@ -144,5 +162,6 @@ def _cell(stage: str, arm: str, seed: int, hostile: str) -> dict[str, Any]:
         "seconds": None if failed else 45.6,
         "commit": "8016eae",
         "command": f"python -m trainer.{stage} --init '@pretrain' --seed {seed} --note '{hostile}'",
+        "threads": 1,
         "error": f"the disk is full {hostile}" if failed else None,
     }

@@ -281,6 +281,27 @@ def test_every_arm_takes_its_own_best_of_what_is_tuned_and_the_tuning_seed_serve
     results, _ = run_in(tmp_path, experiment)
     assert results["experiment"]["tuned"]["plain"] == {"first.gain": 0, "second.gain": 2.0}
     assert experiment.tuning_seed not in {cell["seed"] for cell in results["cells"]}
+    tried, cells = results["tuning"]["tried"], {each["address"]: each for each in results["tuning"]["cells"]}
+    assert [each["settings"] for each in tried if each["arm"] == "plain"] == [
+        {"first.gain": first, "second.gain": second} for first in tune["first.gain"] for second in (1.0, 2.0)
+    ]
+    assert (
+        max(tried[:4], key=lambda each: each["score"])["settings"] == results["experiment"]["tuned"]["plain"]
+    )
+    assert {cells[address]["seed"] for each in tried for address in each["cells"]} == {experiment.tuning_seed}
+    assert all(each["command"] and each["threads"] == 1 for each in cells.values())
+
+
+def test_a_pair_that_was_tuned_apart_says_so_in_the_answer(tmp_path, store):
+    experiment = experiment_in(tmp_path, seeds=2)
+    given_in(tmp_path, experiment, store)
+    trials = plan(experiment, range(2), {})
+    tuned = {"plain": {"rate": 1}, "better": {"rate": 2}}
+    results = analyse(Evidence(experiment, trials, store.records_of(trials), {}, tuned), "")
+    assert "; tuned: rate 2, not 1)" in results["answer"]
+    assert (
+        "tuned" not in analyse(Evidence(experiment, trials, store.records_of(trials), {}, {}), "")["answer"]
+    )
 
 
 def test_an_experiment_ends_at_the_first_look_that_decides(tmp_path, store):

@@ -123,7 +123,7 @@ def test_an_experiment_of_which_nothing_is_finished_has_a_report(tmp_path):
     results = pretend_results(hostile="")
     for key in ("comparisons", "a_a", "scores", "curves", "disagreements", "cells", "arms"):
         results[key] = []
-    results["experiment"]["tuned"] = {}
+    results["experiment"]["tuned"], results["tuning"] = {}, {"tried": [], "cells": []}
     for text in written(tmp_path, results):
         assert "prefix read better" in text and "0 of 0 cells" in text and "No arm was compared" in text
 
@@ -134,6 +134,36 @@ def test_failures_and_the_command_of_every_cell_are_listed(tmp_path):
         assert "2 of 32 cells did not finish." in text and "answers of prefix, seed 1 (" in text
         assert all(cell["command"] in text and cell["address"] in text for cell in results["cells"])
         assert results["experiment"]["command"] in text and "5e1f00d5" in text
+
+
+def test_a_command_stands_with_its_threads_and_the_seed_that_a_repeated_baseline_has(tmp_path):
+    results = pretend_results(hostile="")
+    results["cells"][0]["arms"] = ["A/A"]
+    for text in map(unescape, written(tmp_path, results)):
+        assert (
+            f"OMP_NUM_THREADS=1 {results['cells'][0]['command']}" in text and "A/A, seed 0 + 10000 (" in text
+        )
+
+
+def test_what_arms_were_tuned_with_stands_with_its_score_and_command(tmp_path):
+    results = pretend_results(hostile="")
+    for text in map(unescape, written(tmp_path, results)):
+        assert re.search(r"0\.001\W.*−0\.501\W.*taken.*7ab1e", text) and "−0.502" in text
+        assert all(cell["command"] in text for cell in results["tuning"]["cells"]) and "seed 20000 (" in text
+
+
+def test_a_column_in_which_nothing_stands_is_left_out(tmp_path):
+    results = pretend_results(hostile="")
+    columns = ("differs besides", "p of equivalence")
+    for text in written(tmp_path, results):
+        tables = "".join(line for line in text.splitlines() if line.startswith(("|", "<thead")))
+        assert [column in tables for column in columns] == [False, True]
+    for each in results["comparisons"]:
+        each |= {"tuned_apart": "tuned: sft.learning_rate 0.01, not 0.001", "equivalence_p": None}
+    for text in written(tmp_path, results):
+        tables = "".join(line for line in text.splitlines() if line.startswith(("|", "<thead")))
+        assert [column in tables for column in columns] == [True, False]
+        assert "tuned: sft.learning_rate 0.01, not 0.001" in text
 
 
 @pytest.mark.parametrize(

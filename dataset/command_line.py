@@ -1,19 +1,18 @@
 """Frozen dataclasses as command lines: flags, YAML recipes, help, and one-line errors.
 
-A recipe is read as flags that stand before those of the line, so that these win wherever they stand, also
-over others that they exclude. Owns nothing of what the settings mean, and imports neither torch nor anything
-that does: `--help` is instant.
+jsonargparse checks the types and writes the help. A recipe is read as flags that stand before those of the
+line, so that these win wherever they stand, also over others that they exclude. Owns nothing of what the
+settings mean, and imports neither torch nor anything that does: `--help` is instant.
 """
 
-import argparse
 import ast
 import dataclasses
 import difflib
 import functools
 import inspect
 import json
-import math
 import os
+import re
 import reprlib
 import sys
 import textwrap
@@ -22,6 +21,8 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 import model.systems  # noqa: F401 - every command says here which systems it does not run on
 from dataset.printing import prepare_streams, printable, show_traceback
@@ -35,7 +36,6 @@ TRACEBACK = "--traceback"
 """flag of every command that shows what is behind a one-line error"""
 PARENT = os.getppid()
 """process that started this one: where it ends, another number takes its place"""
-TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def parse(settings_class: type[Settings], description: str, argv: Sequence[str] | None = None) -> Settings:
@@ -56,15 +56,21 @@ def parse(settings_class: type[Settings], description: str, argv: Sequence[str] 
 def read(settings_class: type[Settings], line: list[str], description: str = "") -> Settings:
     """Do the same with the words of a line; raises `UserError` for what `parse` ends with."""
     flags = {flag.key: flag for flag in _flags(settings_class)}
+    parser = _parser(flags.values(), description)
     if {"-h", "--help"} & {*line}:
-        print(_help(flags.values(), description), end="", flush=True)
+        print(parser.format_help(), end="", flush=True)
         raise SystemExit(0)
     words = _with_recipes(line, flags, getattr(settings_class, "rivals", lambda key, value: ()))
     required = [key for key, flag in flags.items() if flag.default is dataclasses.MISSING]
     if missing := [f"--{key}" for key in required if key not in words]:
         raise UserError(f"required, but not given: {', '.join(missing)}")
-    given = {key: _value(flags[key], each) for key, each in words.items()}
-    return _instance(settings_class, {key: flag.default for key, flag in flags.items()} | given)
+    try:
+        given = parser.parse_args([word for key, each in words.items() for word in _line(flags[key], each)])
+    except OverflowError as error:  # of 400 digits where a fraction is expected
+        raise UserError(f"a number among the flags is too large ({error})") from None
+    except ArgumentError as error:
+        raise UserError(_one_line(str(error), flags)) from None
+    return _instance(settings_class, given)
 
 
 def words_of(settings_class: type, keys: dict[str, Any]) -> list[str]:
@@ -73,8 +79,8 @@ def words_of(settings_class: type, keys: dict[str, Any]) -> list[str]:
     for key, value in keys.items():
         if key not in flags:
             raise UserError(f"unknown setting {key}{_suggestion(key, flags)}")
-        words = _as_words(flags[key], value)
-        line += [f"--{key}", *words] if flags[key].many and words else [f"--{key}={each}" for each in words]
+        if words := _as_words(flags[key], value):
+            line += _line(flags[key], words)
     return line
 
 
@@ -171,30 +177,31 @@ def _field_docstrings(cls: type) -> dict[str, str]:
     return helps
 
 
-def _help(flags: Iterable[_Flag], description: str) -> str:
-    """Return what `--help` shows, flags that must be given first."""
+def _parser(flags: Iterable[_Flag], description: str) -> ArgumentParser:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     prog = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
-    parser, groups = argparse.ArgumentParser(prog, f"{prog} [flags]", description), {}
-    flags = sorted(flags, key=lambda flag: flag.default is not dataclasses.MISSING)
+    parser = ArgumentParser(
+        prog=prog, usage=f"{prog} [flags]", description=description, exit_on_error=False, allow_abbrev=False
+    )
+    groups = {}
+    flags = sorted(flags, key=lambda flag: flag.default is not dataclasses.MISSING)  # required first
     if "config" not in [flag.key for flag in flags]:
-        parser.add_argument("--config", help="YAML file with any of these keys; flags win over it")
+        parser.add_argument("--config", type=str, help="YAML file with any of these keys; flags win over it")
     parser.add_argument(TRACEBACK, action="store_true", help="show what is behind a one-line error")
     for flag in flags:
         if flag.group and flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(*flag.group)
-        is_required = flag.default is dataclasses.MISSING
-        default = "required" if is_required else f"default: {_shown(flag.default)}"
-        words = f"{flag.help} ({_expected(flag)}; {default})".strip().replace("%", "%%")
-        name = flag.key.rpartition(".")[2].upper()
-        groups.get(flag.group, parser).add_argument(f"--{flag.key}", metavar=name, help=words)
-    return parser.format_help()
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, list | tuple):
-        return " ".join(map(str, default)) or "none"
-    return json.dumps(default) if default is None or isinstance(default, bool) else str(default)
+        options: dict[str, Any] = {"type": flag.hint, "help": flag.help}
+        if flag.default is dataclasses.MISSING:
+            options["required"] = True
+        else:
+            options["default"] = list(flag.default) if isinstance(flag.default, tuple) else flag.default
+        if flag.many:
+            options["nargs"] = "+"
+        elif bool in _members(flag.hint):
+            options |= {"nargs": "?", "const": True}
+        groups.get(flag.group, parser).add_argument(f"--{flag.key}", **options)
+    return parser
 
 
 def _with_recipes(line: list[str], flags: dict[str, _Flag], rivals: _Rivals) -> _Words:
@@ -287,45 +294,38 @@ def _as_words(flag: _Flag, value: Any) -> list[str]:
     return [json.dumps(each) if each is None or isinstance(each, bool) else str(each) for each in values]
 
 
-def _value(flag: _Flag, words: list[str]) -> Any:
-    """Return what the words behind a flag stand for; a bool may have none."""
-    kinds = _members(flag.hint)
-    if not words and bool in kinds:
-        return True
-    if words == ["null"] and types.NoneType in kinds:
-        return None
-    if not words or (len(words) > 1 and not flag.many):
-        raise UserError(_unexpected(flag, brief(" ".join(words)) if words else "nothing"))
-    values = [_read(flag, kinds[0], word) for word in words]
-    return flag.many(values) if flag.many else values[0]
-
-
-def _read(flag: _Flag, kind: Any, word: str) -> Any:
-    """Return what a word stands for as a value of one kind; raises `UserError` where it is none."""
-    try:
-        if kind is bool:
-            return TRUTHS[word.lower()]
-        if typing.get_origin(kind) is typing.Literal:
-            return {str(each): each for each in typing.get_args(kind)}[word]
-        if isinstance(value := kind(word), float) and not math.isfinite(value):
-            raise ValueError(word)
-        return value
-    except (ValueError, KeyError):
-        raise UserError(_unexpected(flag, brief(word))) from None
+def _line(flag: _Flag, words: list[str]) -> list[str]:
+    """Return a flag and the words behind it as words of a line; a bool may have none."""
+    if flag.many or not words:
+        return [f"--{flag.key}", *words]
+    if len(words) > 1:
+        raise UserError(_unexpected(flag, brief(" ".join(words))))
+    return [f"--{flag.key}={words[0]}"]
 
 
 def _unexpected(flag: _Flag, got: str) -> str:
     return f"--{flag.key}: expected {_expected(flag)}, got {got}"
 
 
-def _instance(cls: type[Settings], values: dict[str, Any], prefix: str = "") -> Settings:
+def _instance(cls: type[Settings], values: Any) -> Settings:
     hints, arguments = typing.get_type_hints(cls), {}
     for name in (field.name for field in dataclasses.fields(cls)):
-        key, hint = prefix + name, hints[name]
-        arguments[name] = (
-            _instance(hint, values, f"{key}.") if dataclasses.is_dataclass(hint) else values[key]
-        )
+        hint, value = hints[name], values[name]
+        if dataclasses.is_dataclass(hint):
+            value = _instance(hint, value)
+        elif _elements(hint)[0] is tuple and value is not None:
+            value = tuple(value)
+        arguments[name] = value
     return cls(**arguments)
+
+
+def _one_line(message: str, flags: dict[str, _Flag]) -> str:
+    """Turn a message of jsonargparse into `--key: expected X, got Y`."""
+    key = re.search(r'(?:key "|argument --)([\w.]+)', message)
+    if key is None or key[1] not in flags:
+        return message
+    got = re.search(r"(?:Got|Given) value: (.*)", message, re.DOTALL)
+    return _unexpected(flags[key[1]], repr(got[1]) if got else "nothing")
 
 
 def _expected(flag: _Flag) -> str:

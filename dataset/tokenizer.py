@@ -72,6 +72,7 @@ class Tokenizer:
             raise UserError(f"expected ids below {LARGEST_VOCAB}, got a token {self.own_vocab_size - 1}")
         backend.no_truncation()
         backend.no_padding()
+        backend.model.dropout = None  # with which a text has other ids each time
         self._files, self._backend, self._own = dict(files or {}), backend, backend
         template, self._named = brought_template(self._files), named_tokens(self._files)
         self.prompt_copies = COPIES_OF.get(template, 1)

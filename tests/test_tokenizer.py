@@ -304,6 +304,15 @@ def test_rules_that_lose_a_part_of_a_text_are_refused(normalizer, rules, becomes
         Tokenizer(backend)
 
 
+def test_a_text_has_the_same_ids_each_time_whatever_the_dropout_of_the_tokenizer():
+    content = json.loads(TOKENIZER._backend.to_str())
+    content["model"]["dropout"] = 0.5
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)))
+    assert {tuple(tokenizer._words.content.encode(TEXTS[1]).ids) for _ in range(9)} == {
+        tuple(TOKENIZER.encode(TEXTS[1]))
+    }
+
+
 def test_a_normalizer_that_composes_characters_loses_nothing():
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet, show_progress=False)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from model.attention import Visibility
-from model.kv_cache import GROWTH_TOKENS, KVCache, slot_layout, write_layout
+from model.kv_cache import GROWTH_TOKENS, Held, KVCache, slot_layout, write_layout
 from model.masks import cached_mask, causal_step
-from model.rolling_cache import slots_of
+from model.rolling_cache import part_of, slots_of
 from model.transformer import LanguageModel
 
 TRIALS = 12
@@ -35,7 +35,7 @@ class Steps:
     def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Return the logits (B, V) after one causal token (B, 1) per row."""
         step = self._compiled.get(len(tokens) == 1, self._model.step)
-        if cache.keys[0].shape[2] + GROWTH_TOKENS > MOST_COMPILED_SLOTS:
+        if cache.parts[0].keys[0].shape[2] + GROWTH_TOKENS > MOST_COMPILED_SLOTS:
             step = self._model.step
         return step(tokens, cache)
 
@@ -80,43 +80,36 @@ class CompiledStep:
     def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Return the logits (B, V) after one causal token (B, 1) per row."""
         cache.reserve(cache.used + 1)
-        stores = list(zip(cache.keys, cache.values, strict=True))
-        rows = (cache.lengths, cache.positions, cache.block_ids)
+        parts = [part.held() for part in cache.parts]
         # Later calls differ in the number of rows and slots only, and it is compiled for any of them.
         with torch.compiler.set_stance(skip_guard_eval_unsafe=self._is_compiled):
-            logits = self._compute(self._model, tokens, stores, rows, cache.ring)
+            logits = self._compute(self._model, tokens, parts)
         self._is_compiled = True
         return logits
 
 
-def next_logits(
-    model: LanguageModel,
-    tokens: Tensor,
-    stores: list[tuple[Tensor, Tensor]],
-    rows: tuple[Tensor, Tensor, Tensor],
-    ring: int | None,
-) -> Tensor:
-    """Map one token per row (B, 1) to the logits (B, V) after it; what a cache holds is brought up to date.
-
-    `stores` are for each layer keys and values (B, Hkv, S, D); `rows` are their lengths (B,), positions and
-    blocks (B, S) of what stands in the slots, which repeat after `ring` tokens.
-    """
-    lengths, positions, block_ids = rows
-    layout = causal_step(lengths.clone())
-    slots = slots_of(layout.position_ids, ring)  # (B, 1)
-    write_layout(layout, slots, positions, block_ids)
-    lengths += 1
-    present = slot_layout(positions, block_ids)
+def next_logits(model: LanguageModel, tokens: Tensor, parts: list[Held]) -> Tensor:
+    """Map one token per row (B, 1) to the logits (B, V) after it, and bring up to date what a cache holds."""
+    slots, present = [], []
+    for _, (lengths, positions, block_ids), ring in parts:
+        layout = causal_step(lengths.clone())
+        slots.append(slots_of(layout.position_ids, ring))  # (B, 1)
+        write_layout(layout, slots[-1], positions, block_ids)
+        lengths += 1
+        present.append(slot_layout(positions, block_ids))
     each, both_sides = torch.arange(len(tokens), device=tokens.device), model.config.window_both_sides
+    kinds = [part_of(window, len(parts)) for window in model.config.layer_windows]
 
     def update_cache(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        for store, fresh in zip(stores[layer], (k, v), strict=True):
-            store[each, :, slots[:, 0]] = fresh[:, :, 0]
+        part = kinds[layer]
+        stores = parts[part][0][kinds[:layer].count(part)]
+        for store, fresh in zip(stores, (k, v), strict=True):
+            store[each, :, slots[part][:, 0]] = fresh[:, :, 0]
         shape = (len(tokens), k.shape[1], -1, k.shape[3])  # sizes that are the model's, and thus known
-        return stores[layer][0].view(shape), stores[layer][1].view(shape)
+        return stores[0].view(shape), stores[1].view(shape)
 
     visibilities = model.model.each_layer(
-        lambda window: Visibility(cached_mask(layout, present, window, both_sides)[:, None])
+        lambda w: Visibility(cached_mask(layout, present[part_of(w, len(parts))], w, both_sides)[:, None])
     )
     hidden = model.model.compute(tokens, layout.position_ids, visibilities, update_cache)
     return model.logits(hidden[:, 0])

@@ -1,7 +1,4 @@
-"""Configurations of `transformers` and ours, both ways, by the table of `model/kinds.py`.
-
-A model that has parts which its kind has not is ours alone.
-"""
+"""Configurations of `transformers` and ours, both ways, by the table of `model/kinds.py`."""
 
 from dataclasses import fields
 

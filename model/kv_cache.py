@@ -16,6 +16,7 @@ from model.errors import UserError
 from model.masks import Layout
 
 GROWTH_TOKENS = 128
+Held = tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor], int | None]
 
 
 class KVCache:
@@ -32,6 +33,11 @@ class KVCache:
     ring: int | None = None
     """slots of a rolling cache, after which tokens take the first one again; None = a slot for each token"""
 
+    @property
+    def parts(self) -> tuple[KVCache, ...]:
+        """The caches of its layers; two where some of them roll."""
+        return (self,)
+
     def __init__(
         self, config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
@@ -45,13 +51,11 @@ class KVCache:
         self.used = 0
         """length of the longest row in tokens"""
 
-    def extend(self, layout: Layout) -> Layout:
+    def extend(self, layout: Layout) -> None:
         """Make room for right-padded tokens of `layout` (B, T) at the end of each row.
 
-        Returns the layout (B, Tk) of the keys that `update` will return, valid until the cache changes; an
-        empty slot has position -1. Raises `ValueError` for tokens that do not continue their row or whose
-        block began before this call (the cut rule), and `UserError` when a row would pass
-        `max_position_embeddings`.
+        Raises `ValueError` for tokens that do not continue their row or whose block began before this call
+        (the cut rule), and `UserError` when a row would pass `max_position_embeddings`.
         """
         real = layout.document_ids >= 0
         self._check_continues(layout, real)
@@ -61,7 +65,16 @@ class KVCache:
         self._choose_slots(layout.position_ids, real)
         write_layout(layout, self._slots, self.positions, self.block_ids)
         self.positions[:, -1] = -1  # padding was written here
-        return slot_layout(self.positions[:, : self.used], self.block_ids[:, : self.used])
+        self._keys = slot_layout(self.positions[:, : self.used], self.block_ids[:, : self.used])
+
+    def keys_in(self, window: int | None) -> Layout:
+        """Return the layout (B, Tk) of the keys that `update` returns in layers of a window; -1 = empty."""
+        return self._keys
+
+    def held(self) -> Held:
+        """Return keys and values of each layer, lengths, positions and blocks, and the ring."""
+        stores = list(zip(self.keys, self.values, strict=True))
+        return stores, (self.lengths, self.positions, self.block_ids), self.ring
 
     def reserve(self, used: int) -> None:
         """Make room for `used` tokens in the longest row; the caller writes them, their layout and lengths.

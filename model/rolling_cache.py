@@ -1,4 +1,7 @@
-"""The cache of models whose every layer has a sliding window: it keeps the last tokens only."""
+"""The cache of layers that have a sliding window: it keeps the last tokens only."""
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,10 +20,16 @@ def slots_of(positions: Tensor | int, ring: int | None) -> Tensor | int:
 
 
 def new_cache(config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str) -> KVCache:
-    """Return an empty cache for `batch` rows, a rolling one where no layer sees farther than a window."""
-    farthest = max(window or config.max_position_embeddings for window in config.layer_windows)
-    rolls = farthest < config.max_position_embeddings
-    return (RollingKVCache if rolls else KVCache)(config, batch, dtype, device)
+    """Return an empty cache for `batch` rows, which rolls in layers that see no farther than a window."""
+    windows = {window or config.max_position_embeddings for window in config.layer_windows}
+    if min(windows) >= config.max_position_embeddings:
+        return KVCache(config, batch, dtype, device)
+    return (RollingKVCache if len(windows) == 1 else MixedKVCache)(config, batch, dtype, device)
+
+
+def part_of(window: int | None, num_parts: int) -> int:
+    """Return which part of a cache is that of layers of a window."""
+    return int(num_parts > 1 and window is not None)
 
 
 class RollingKVCache(KVCache):
@@ -44,15 +53,15 @@ class RollingKVCache(KVCache):
         self._longest = self.lengths.clone()
         """longest that each row was before a truncation: all but its last `ring` tokens are overwritten"""
 
-    def extend(self, layout: Layout) -> Layout:
+    def extend(self, layout: Layout) -> None:
         """Make room for tokens at the end of each row, as a cache that keeps every token does."""
         self._one_token = layout.position_ids.shape[1] == 1
         places = (self.positions[:, : self.ring], self.block_ids[:, : self.ring])
         old = None if self._one_token else slot_layout(*(x.clone() for x in places))
         super().extend(layout)
-        if self._one_token:
-            return slot_layout(*places)
-        return Layout(*(torch.cat(fields, dim=1) for fields in zip(old, layout, strict=True)))
+        self._keys = slot_layout(*places)
+        if not self._one_token:
+            self._keys = Layout(*(torch.cat(fields, dim=1) for fields in zip(old, layout, strict=True)))
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, Hkv, T, D) of new tokens; return those to attend to (B, Hkv, Tk, D)."""
@@ -98,3 +107,41 @@ class RollingKVCache(KVCache):
 
     def _tensors(self) -> list[Tensor]:
         return [*super()._tensors(), self._longest]
+
+
+def _in_both(name: str) -> Callable[..., bool]:
+    """Return a method that does the same in both caches, and says no where one of them does."""
+    return lambda self, *inputs: all([getattr(part, name)(*inputs) is not False for part in self.parts])
+
+
+class MixedKVCache(KVCache):
+    """The caches of a model some of whose layers see everything: one that keeps all, and one that rolls."""
+
+    parts: tuple[KVCache, ...] = ()
+    lengths = property(lambda self: self.parts[0].lengths)
+    used = property(lambda self: self.parts[0].used)
+    extend, reserve, truncate = _in_both("extend"), _in_both("reserve"), _in_both("truncate")
+    can_truncate, select = _in_both("can_truncate"), _in_both("select")
+
+    def __init__(self, config: ModelConfig, *rest: int | torch.dtype | torch.device | str) -> None:
+        kinds = [part_of(window, 2) for window in config.layer_windows]
+        self._places = [(kind, kinds[:n].count(kind)) for n, kind in enumerate(kinds)]
+        full = replace(config, layer_types=None, sliding_window=None, window_both_sides=False)
+        full = replace(full, num_hidden_layers=kinds.count(0))
+        rolling = replace(config, layer_types=None, num_hidden_layers=kinds.count(1))
+        self.parts = (KVCache(full, *rest), RollingKVCache(rolling, *rest))
+        self.max_tokens = config.max_position_embeddings
+
+    def keys_in(self, window: int | None) -> Layout:
+        """Return the layout of the keys in layers of a window."""
+        return self.parts[part_of(window, 2)].keys_in(window)
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values of new tokens in the cache of a layer; return those to attend to."""
+        part, number = self._places[layer]
+        return self.parts[part].update(number, k, v)
+
+    def replace(self, rows: list[int], other: KVCache) -> None:
+        """Put the rows of another cache of the same model in place of `rows`."""
+        for mine, theirs in zip(self.parts, other.parts, strict=True):
+            mine.replace(rows, theirs)

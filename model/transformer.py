@@ -90,8 +90,8 @@ class Decoder(nn.Module):
         if cache is None:
             visibilities, update_cache = self._visibilities(ids, layout), None
         else:
-            keys, update_cache = cache.extend(layout), cache.update
-            visibilities = self._cached_visibilities(layout, keys, cache)
+            cache.extend(layout)
+            visibilities, update_cache = self._cached_visibilities(layout, cache), cache.update
         layout = layout or causal_layout(*ids.shape[:2], device=ids.device)
         # Padding may be counted past the last position that there is.
         positions = layout.position_ids.where(layout.document_ids >= 0, 0)
@@ -138,8 +138,8 @@ class Decoder(nn.Module):
         mask = dense_mask(triangle, layout, window, both_sides)[:, None]
         return Visibility(mask, documents=by_documents(mask, layout) if window is None else None)
 
-    def _cached_visibilities(self, layout: Layout, keys: Layout, cache: KVCache) -> list[Visibility]:
-        """Return the mask of each layer for the tokens that a cache was just extended by, over its `keys`."""
+    def _cached_visibilities(self, layout: Layout, cache: KVCache) -> list[Visibility]:
+        """Return the mask of each layer for the tokens that a cache was just extended by, over its keys."""
         is_step = layout.position_ids.shape[1] == 1 and bool((cache.lengths == cache.used).all())
 
         def form(window: int | None) -> Visibility:
@@ -148,7 +148,8 @@ class Decoder(nn.Module):
             # A padding query gets the position of the last key of its row, so that it sees one.
             last, real = cache.lengths[:, None] - 1, layout.document_ids >= 0
             queries = layout._replace(position_ids=torch.where(real, layout.position_ids, last))
-            return Visibility(cached_mask(queries, keys, window, self.config.window_both_sides)[:, None])
+            keys, both_sides = cache.keys_in(window), self.config.window_both_sides
+            return Visibility(cached_mask(queries, keys, window, both_sides)[:, None])
 
         return self.each_layer(form)
 

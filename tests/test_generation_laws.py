@@ -128,9 +128,8 @@ class Rows:
     def step_as_compiled(self) -> None:
         parts, cache = [self.draw_ids(1) for _ in self.ids], self.cache
         cache.reserve(cache.used + 1)
-        books = (cache.lengths, cache.positions, cache.block_ids)
-        stores = list(zip(cache.keys, cache.values, strict=True))
-        self.check(parts, next_logits(self.model, torch.tensor(parts), stores, books, cache.ring))
+        held = [part.held() for part in cache.parts]
+        self.check(parts, next_logits(self.model, torch.tensor(parts), held))
 
     def check(self, parts: list[list[int]], logits) -> None:
         self.ids = [ids + part for ids, part in zip(self.ids, parts, strict=True)]
@@ -173,6 +172,19 @@ def test_what_a_ring_has_overwritten_stays_lost_whatever_is_done_to_it(monkeypat
     assert [length for length in range(13) if other.can_truncate(length)] == [9, 10]
     cache.truncate(0)
     assert cache.can_truncate(0)
+
+
+def test_sliding_layers_keep_a_window_and_the_others_every_token(monkeypatch):
+    monkeypatch.setattr("model.rolling_cache.UNDO_TOKENS", 2)
+    model = tiny_model(architecture="gemma3", num_hidden_layers=4, sliding_window=4)
+    generator, cache = Generator(model, []), model.new_cache(1)
+    generator.feed(cache, [Prompt((5,) * 300, (-1,) * 300)])
+    full, rolling = cache.parts
+    assert len(full.keys) == 1 and full.keys[0].shape[2] > 300
+    assert len(rolling.keys) == 3 and all(
+        keys.shape[2] == 7 for keys in rolling.keys
+    )  # and a slot of padding
+    assert cache.used == 300 and cache.can_truncate(299) and not cache.can_truncate(200)
 
 
 def test_rows_that_are_taken_over_move_no_others():

@@ -257,14 +257,10 @@ def _costs(arms: Sequence[Values]) -> Table:
 
 
 def _proof(arms: Sequence[Values]) -> list[Part]:
-    named = [
-        (
-            arm["name"],
-            *(settings_shown(arm["named"]) or "nothing", arm["against"]),
-            "; ".join(arm["differs_because"]) or "nothing",
-        )
-        for arm in arms
-    ]
+    named = []
+    for arm in arms:
+        why = "; ".join(arm["differs_because"]) or "nothing"
+        named.append((arm["name"], settings_shown(arm["named"]), arm["against"], why))
     proofs = [
         (f"{arm['name']} against {arm['against']}: {stage}", *(proof[fact] for fact in PROOFS))
         for arm in arms

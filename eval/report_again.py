@@ -21,15 +21,16 @@ COMPARE = (
 def closing_sections(results: Values) -> Iterator[tuple[str, Iterable[Part]]]:
     """Yield the titles of the last sections of a report, and what stands in them."""
     yield "Tuned settings", _tuned(results)
-    yield "What each number is", Path(__file__).with_name("numbers.txt").read_text("utf-8").splitlines()
+    named, where = Path(__file__).with_name("numbers.txt").read_text(encoding="utf-8").split("\n\n")
+    yield "What each number is", named.splitlines()
     yield "Failures", _failures(results["cells"])
     yield "Every cell and its command", _cells(results["cells"], results["tuning"]["cells"])
-    yield "How to get any number again", _again(results)
+    yield "How to get any number again", _again(results, where.splitlines())
 
 
 def settings_shown(values: Values) -> str:
     """Return settings in a line."""
-    return ", ".join(f"{name} = {value}" for name, value in values.items())
+    return ", ".join(f"{name} = {value}" for name, value in values.items()) or "nothing"
 
 
 def _tuned(results: Values) -> Iterator[Part]:
@@ -38,10 +39,11 @@ def _tuned(results: Values) -> Iterator[Part]:
     for each in results["tuning"]["tried"]:
         score = figure(None if each["score"] is None else each["score"] * scale)
         taken = "taken" if each["settings"] == best[each["arm"]] else ""
-        rows.append((each["arm"], settings_shown(each["settings"]), score, taken, ", ".join(each["cells"])))
+        name = f"{each['arm']}: {settings_shown(each['settings'])}"
+        rows.append((name, score, taken, ", ".join(each["cells"])))
     if rows:
         yield "Each arm takes what scores best on a seed that is used nowhere else."
-        yield Table(("arm", "settings", f"{primary['metric']} on {primary['task']}", "", "cells"), rows)
+        yield Table(("arm and settings", f"{primary['metric']} on {primary['task']}", "", "cells"), rows)
 
 
 def _failures(cells: Sequence[Values]) -> Iterator[Part]:
@@ -75,10 +77,11 @@ def _cell(cell: Values) -> str:
     return f"# {printable(_cell_name(cell))}: {facts}\n{threads}{cell['command']}"
 
 
-def _again(results: Values) -> Iterator[Part]:
+def _again(results: Values, where: Sequence[str]) -> Iterator[Part]:
     experiment, decision = results["experiment"], results["experiment"]["decision"]
     commits = {cell["commit"] for cell in results["cells"]}
     commit = commits.pop() if len(commits) == 1 else "COMMIT"
+    yield from where
     yield "All again, in a clone of this repository; cells whose records lie in --out do not run again:"
     yield Listing(f"git checkout {commit}\npip install -r requirements.txt\n{experiment['command']}")
     yield "One cell again: its command, after those that it reads from. With OUT its --out, this prints True:"

@@ -83,8 +83,8 @@ def tune(
             {"arm": arm, "settings": each, "score": score, "cells": [cell.address for cell in trial.measured]}
             for each, score, trial in zip(values, scores, trials, strict=True)
         ]
-    cells = list(cells_of(every, places.records_of(every), grid.failed))
-    return best, {"tried": told, "cells": cells}, grid.failed
+    cells = cells_of(Evidence(experiment, every, places.records_of(every), grid.failed, best))
+    return best, {"tried": told, "cells": list(cells)}, grid.failed
 
 
 def _primary_score(experiment: Experiment, trial: Trial, places: Places) -> float | None:

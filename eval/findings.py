@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from eval.cells import Trial
 from eval.effects import compare_paired, holm, look_level
 from eval.evidence import Evidence, devices, differences, mixtures, prove, scores_of, shared
 from eval.experiment import A_A
@@ -85,7 +84,7 @@ def analyse(
         "scores": list(_means(scores)),
         "curves": list(_curves(evidence)),
         "disagreements": _disagreements(evidence),
-        "cells": list(cells_of(evidence.trials, evidence.records, evidence.failed)),
+        "cells": list(cells_of(evidence)),
         **{key: next(iter(evidence.records.values())).get(key) for key in ("machine", "python", "versions")},
         "devices": devices(evidence.records.values()),
         "statistics": {name: version(name) for name in ("numpy", "scipy", "statsmodels")},
@@ -270,17 +269,12 @@ def _disagreements(evidence: Evidence) -> list[dict[str, Any]]:
     return found
 
 
-def cells_of(
-    trials: Sequence[Trial], records: dict[str, dict[str, Any]], failed: dict[str, str]
-) -> Iterable[dict[str, Any]]:
-    """Yield every cell that says something, once, with the arms that it serves.
-
-    `records` of finished cells and what others said, `failed`, are by address.
-    """
-    served = [(cell, trial) for trial in trials for cell in trial.cells.values()]
+def cells_of(evidence: Evidence) -> Iterable[dict[str, Any]]:
+    """Yield every cell that says something, once, with the arms that it serves."""
+    served = [(cell, trial) for trial in evidence.trials for cell in trial.cells.values()]
     for address, group in grouped(served, lambda each: each[0].address).items():
         cell, first = group[0]
-        record, fault = records.get(address, {}), failed.get(address)
+        record, fault = evidence.records.get(address, {}), evidence.failed.get(address)
         if not (record or cell.tells or fault):
             continue
         yield {

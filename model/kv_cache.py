@@ -1,8 +1,8 @@
 """Keys and values of the tokens seen so far, and the layout they were computed under.
 
 A call of the model first `extend`s the cache by the layout of its tokens, then every layer stores and reads
-with `update`. A compiled step (`model/decoding.py`) calls `reserve` alone and writes by itself. Where every
-layer has a sliding window, `model/rolling_cache.py` keeps only the tokens that the windows can still see.
+with `update`. A compiled step (`model/decoding.py`) calls `reserve` alone and writes by itself. In layers
+with a sliding window, `model/rolling_cache.py` keeps only the tokens that the window can still see.
 """
 
 from __future__ import annotations

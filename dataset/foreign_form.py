@@ -18,7 +18,8 @@ from dataset.chat_form import COPIES_OF, ChatForm, Message
 from model.errors import UserError
 
 MOST_LINES = 10**7  # of Python that a template may run for a prompt: seconds
-DATE = "{%- macro strftime_now(form) %}26 Jul 2024{% endmacro %}"  # for ever: a form is the same tomorrow
+# For ever, as a form is the same tomorrow. The end of the line goes with the tag (`trim_blocks`).
+DATE = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
 SPLIT = "\u2060"  # is not seen; within marks that a text spells, so that they are none
 
 
@@ -157,7 +158,8 @@ def _read_whole(probe: _Probe, marks: set[str]) -> WholeForm:
     with suppress(_UnreadableError):  # it refuses them by itself
         if SYSTEM["content"] not in probe.text(SYSTEM, ASKED, asks=True):
             unknown = ("system messages", *unknown)
-    lead = said.partition(SAID["content"])[0].removeprefix(asked)
+    head = said.partition(SAID["content"])[0]
+    lead = head.removeprefix(commonprefix((head, asked)))  # a prompt may open what the past does not
     return WholeForm({}, {"user": ""}, end, "", unknown=unknown, lead=lead, probe=probe, any_mark=any_mark)
 
 

@@ -106,6 +106,8 @@ class ModelConfig:
         for name in ("rope_local_theta", "rope_scaling"):
             if self.positions != "rotary" and getattr(self, name) is not None:
                 raise UserError(f"{name}: expected rotary positions with it, got {self.positions}")
+        if self.rope_theta <= 1:  # of which no position would turn slower than another
+            raise UserError(f"rope_theta must be greater than 1, got {self.rope_theta}")
         if self.window_both_sides and self.sliding_window is None:
             raise UserError("window_both_sides: expected a sliding_window with it, got none")
         if self.layer_types is not None:

@@ -92,13 +92,13 @@ def _moved(name: str, modules: dict[str, str]) -> str:
 
 def _read_rope(values: Values, source: str) -> Values:
     """Read base and scaling of rotary positions where either generation of `transformers` writes them."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         return {"rope_scaling": rope}  # which is refused with its name
     share = values.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1))
     if share not in (1, None):
         raise UserError(f"{source}: heads of which a part turns (partial_rotary_factor) are not supported")
-    theta = values.get("rope_theta", rope.get("rope_theta"))
+    theta = rope.get("rope_theta", values.get("rope_theta"))
     read = {} if theta is None else {"rope_theta": theta}
     others = ("rope_theta", "partial_rotary_factor", "type")  # the last is a former name
     scaling = {key: value for key, value in rope.items() if key not in others and value is not None}
@@ -162,9 +162,14 @@ def _read_gemma3(values: Values, source: str) -> Values:
     if not isinstance(local, dict) or local.get("rope_type", "default") != "default":
         raise UserError(f"{source}: scaled positions in sliding layers ({brief(local)}) are not supported")
     theta = local.get("rope_theta", values.get("rope_local_base_freq"))
-    read = _read_rope(values | {"rope_parameters": full}, source)
+    scaling = values.get("rope_scaling") or {}
+    scaling = full | scaling if isinstance(scaling, dict) else scaling
+    read = _read_rope(values | {"rope_scaling": scaling, "rope_parameters": None}, source)
     read |= {} if theta is None else {"rope_local_theta": theta}
-    return read | _read_gemma_window(values, values.get("sliding_window_pattern", 6))
+    period = values.get("sliding_window_pattern", 6)
+    if type(period) is not int or period < 1:
+        raise UserError(f"{source}: sliding_window_pattern must be 1 or more, got {brief(period)}")
+    return read | _read_gemma_window(values, period)
 
 
 def _write_gemma(config: ModelConfig) -> Values:
@@ -273,6 +278,7 @@ KINDS = (
         write=lambda config: _write_rope(config) | NO_MARKS,
         varies=ROPE,
         defaults={"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 2048},
+        buffers=r"\.rotary_emb\.inv_freq$",
     ),
     Kind(
         *("gpt2", "gpt2", "GPT2LMHeadModel"),

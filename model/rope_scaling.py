@@ -45,9 +45,10 @@ class RopeScaling:
         for key, value in given.items():
             if not 0 < value < 2**40:
                 raise UserError(f"rope_scaling: {key} must be greater than 0 and below 2^40, got {value}")
+        low, high = self.low_freq_factor, self.high_freq_factor
         missing = {*needed} - given.keys()
         excess = given.keys() - {"factor", *needed, *allowed}
-        is_empty_band = self.rope_type == "llama3" and self.low_freq_factor == self.high_freq_factor
+        is_empty_band = not missing and self.rope_type == "llama3" and low >= high
         if missing or excess or is_empty_band or self.factor < 1:
             expected = ", ".join(("factor of at least 1", *needed))
             raise UserError(f"rope_scaling {self.rope_type}: expected {expected}, got {given}")

@@ -228,7 +228,8 @@ class LanguageModel(nn.Module):
 
         No weight depends on them. Raises `UserError` where a layer would get another rotary base.
         """
-        if self.config.rope_local_theta and config.layer_types != self.config.layer_types:
+        slides, slid = ([bool(window) for window in each.layer_windows] for each in (config, self.config))
+        if self.config.rope_local_theta and slides != slid:
             raise UserError("sliding layers have a rotary base of their own here, so no others can be chosen")
         names = ("prompt_mask", "sliding_window", "layer_types", "window_both_sides", "rope_scaling")
         names += ("max_position_embeddings",)

@@ -10,6 +10,7 @@ import pytest
 from test_imports import ROOT
 
 from dataset.command_line import parse, run, words_of
+from dataset.command_line import read as read_words
 from model.errors import LESS_MEMORY, UserError
 
 
@@ -88,6 +89,14 @@ def test_a_value_that_yaml_made_of_a_text_is_no_text(value):
         "--steps=7",
         "--loud=false",
     ]
+
+
+def test_a_word_of_a_list_that_begins_with_a_dash_is_no_flag(tmp_path):
+    assert read("--data=---").data == ("---",) and read("--data a --stops -1 -2").stops == (-1, -2)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text('data: ["a", "--steps=3"]\n')
+    with pytest.raises(UserError, match="--data: expected one or more of str, got '--steps=3', which can"):
+        read_words(Trip, ["--config", str(recipe)])
 
 
 def test_flags_become_the_dataclass_and_defaults_stay():

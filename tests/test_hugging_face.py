@@ -35,6 +35,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LINEAR = {"rope_type": "linear", "factor": 2.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 SCALED_GEMMA = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4},
@@ -185,6 +186,7 @@ def rewritten(folder, name: str, changes: dict, dropped: tuple[str, ...] = ()):
     [
         ("llama", {"rope_theta": 10000.0}, ("rope_parameters",)),
         ("llama_linear", {"rope_scaling": {"type": "linear", "factor": 2.0}}, ("rope_parameters",)),
+        ("llama_linear", {"rope_parameters": {"rope_type": "default"}, "rope_scaling": LINEAR}, ()),
         ("gemma2", {}, ("layer_types", "tie_word_embeddings", "hidden_activation")),
         (
             "gemma3",
@@ -205,6 +207,14 @@ def test_what_older_files_write_otherwise_or_leave_out_is_read_as_it_was_meant(
     ours, ids = load_checkpoint(tmp_path).model.double(), torch.randint(61, (2, 20))
     with torch.no_grad(), in_float64():
         assert (theirs(ids).logits - ours(ids)).abs().max() < 1e-9
+
+
+def test_the_frequencies_that_old_files_of_llama_hold_are_passed_over(tmp_path):
+    drawn("llama").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert load_checkpoint(tmp_path).model.config.architecture == "llama"
 
 
 def test_gpt2_without_its_prefix_and_with_its_old_buffers_is_the_same_model(tmp_path):
@@ -241,6 +251,8 @@ def test_gpt2_without_its_prefix_and_with_its_old_buffers_is_the_same_model(tmp_
         ),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supported"),
         ("gemma3", {"rope_parameters": ["x"]}, "scaled positions in sliding layers"),
+        ("gemma3", {"sliding_window_pattern": 0, "layer_types": None}, "sliding_window_pattern must be 1"),
+        ("llama", {"rope_scaling": LLAMA3 | {"low_freq_factor": 9.0}}, "rope_scaling llama3: expected"),
         ("gemma3", {"sliding_window": None}, "contradict each other"),
         (
             "gemma3",

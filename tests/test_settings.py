@@ -1,6 +1,6 @@
 """Settings of a training: what they make of a model, and what they refuse."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -97,6 +97,19 @@ def test_scaled_positions_make_the_context_so_many_times_longer(kind):
     config = model_of(f"--model.rope_scaling {kind}:2.5").config(97)
     assert config.max_position_embeddings == 1280 and config.rope_scaling.factor == 2.5
     assert config.rope_scaling.original_max_position_embeddings == (None if kind == "linear" else 512)
+
+
+def test_positions_are_not_scaled_twice():
+    scaled = model_of("--model.rope_scaling yarn:4").config(97)
+    with pytest.raises(UserError, match="without scaled positions, got one scaled by yarn:4"):
+        model_of("--model.rope_scaling yarn:4").placed(scaled)
+    assert model_of("").placed(scaled) == scaled
+
+
+def test_another_window_stays_in_the_layers_that_a_gemma_model_has_it_in():
+    kinds = ("full_attention", "sliding_attention", "sliding_attention")
+    config = replace(model_of("--model.architecture gemma3").config(97), layer_types=kinds)
+    assert model_of("--model.sliding_window 8").placed(config).layer_windows == (None, 8, 8)
 
 
 @pytest.mark.parametrize("text", ["yarn", "yarn:x", "yarn:0.5", "yarn:-1", "dynamic:2", "linear:nan", ":2"])

@@ -2,7 +2,7 @@
 
 Cut up (Zhao et al. 2023, arXiv 2304.11277), each parameter is a `DTensor` of which a process holds some rows.
 The cutting is done here on every kind of device; accelerate, which would do it on GPUs alone, knows nothing
-of it. Where a model stays whole, nothing is imported for it, which would take seconds.
+of it. On one process, nothing is imported for it, which would take seconds.
 """
 
 import functools

@@ -87,13 +87,18 @@ class ModelSettings:
     def placed(self, config: ModelConfig) -> ModelConfig:
         """Return a configuration with the windows and scaled positions given here, or as it is without."""
         if self.rope_scaling is not None:
+            if former := config.rope_scaling:
+                raise UserError(
+                    f"--model.rope_scaling {self.rope_scaling}: expected a model without scaled positions, "
+                    f"got one scaled by {former.rope_type}:{former.factor:g}; leave the flag out"
+                )
             scaling = longer(self.rope_scaling, config.max_position_embeddings)
             context = int(config.max_position_embeddings * scaling.factor)
             config = replace(config, rope_scaling=scaling, max_position_embeddings=context)
         if self.sliding_window is None and self.sliding_layers is None:
             both_sides = self.window_both_sides
             return config if both_sides is None else replace(config, window_both_sides=both_sides)
-        layers = config.usual_layer_types
+        layers = config.usual_layer_types and (config.layer_types or config.usual_layer_types)
         if self.sliding_layers is not None:
             layers = self._layer_types(config.num_hidden_layers)
         both_sides = bool(self.window_both_sides)

@@ -299,12 +299,10 @@ def _line(flag: _Flag, words: list[str]) -> list[str]:
 
     Of many words, none may begin with a dash: the parser would take it for a flag.
     """
-    if flag.many and len(words) != 1:
+    if not words or (flag.many and len(words) > 1):
         if dashed := [word for word in words if word.startswith("-") and not word[1:2].isdigit()]:
             raise UserError(_unexpected(flag, f"{brief(dashed[0])}, which can only be given alone"))
         return [f"--{flag.key}", *words]
-    if not words:
-        return [f"--{flag.key}"]
     if len(words) > 1:
         raise UserError(_unexpected(flag, brief(" ".join(words))))
     return [f"--{flag.key}={words[0]}"]

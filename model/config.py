@@ -89,6 +89,8 @@ class ModelConfig:
     """base of the rotary wavelengths in sliding layers, which are not scaled then; null takes rope_theta"""
     rope_scaling: RopeScaling | None = None
     """how rotary positions are spread over a longer context than they were made for; null for as they are"""
+    value_residual: bool = False
+    """whether later layers mix the values of the first layer into theirs (Zhou et al. 2024)"""
 
     def __post_init__(self) -> None:
         strategy_named(self.prompt_mask)
@@ -110,6 +112,8 @@ class ModelConfig:
             raise UserError(f"rope_theta must be greater than 1, got {self.rope_theta}")
         if self.window_both_sides and self.sliding_window is None:
             raise UserError("window_both_sides: expected a sliding_window with it, got none")
+        if self.value_residual and self.num_hidden_layers < 2:
+            raise UserError("value_residual: expected two layers or more to mix values of, got one")
         if self.layer_types is not None:
             self._check_layer_types()
             if len(set(self.layer_types)) == 1:  # equal models have equal configurations

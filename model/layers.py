@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.rope_scaling import RopeScaling
+from model.value_residual import with_highway
 
 Act = Callable[[Tensor], Tensor]
 Angles = tuple[Tensor, Tensor] | None
@@ -89,6 +90,13 @@ def feed_forward_of(config: ModelConfig) -> nn.Module:
     form = FeedForward if config.gated_mlp else PlainFeedForward
     act = ACTIVATIONS[config.hidden_act]
     return form(config.hidden_size, config.intermediate_size, act, config.mlp_bias)
+
+
+def layers_of(config: ModelConfig, form: type[nn.Module]) -> nn.ModuleList:
+    """Return the layers of a decoder, of one form, or of what a configuration makes of that."""
+    count = config.num_hidden_layers
+    forms = with_highway(form, count) if config.value_residual else [form] * count
+    return nn.ModuleList(each(config) for each in forms)
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:

@@ -13,7 +13,16 @@ from model.backends import attend, by_documents, named
 from model.config import ModelConfig
 from model.errors import UserError
 from model.kv_cache import KVCache
-from model.layers import Angles, embedding_of, feed_forward_of, layer_angles, norm_of, positions_of, soft_cap
+from model.layers import (
+    Angles,
+    embedding_of,
+    feed_forward_of,
+    layer_angles,
+    layers_of,
+    norm_of,
+    positions_of,
+    soft_cap,
+)
 from model.loss import summed_cross_entropy
 from model.masks import (
     Layout,
@@ -66,7 +75,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embed_tokens = embedding_of(config)
         self.embed_positions = positions_of(config)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = layers_of(config, DecoderLayer)
         self.norm = norm_of(config)
         self.recomputes_layers = False
         self.register_triangle()

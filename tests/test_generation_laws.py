@@ -14,8 +14,9 @@ from model.sampling import Sampling
 from tests.conftest import STRATEGIES, WITH_BLOCKS, one_document, tiny_model, turns, windowed
 
 models = st.builds(
-    lambda family, heads, window, slides, both_sides: tiny_model(
+    lambda family, heads, window, slides, both_sides, highway: tiny_model(
         architecture=family,
+        value_residual=highway and len(slides) > 1,
         num_key_value_heads=heads,
         **windowed(*(window if slide else None for slide in slides), both_sides=both_sides),
     ),
@@ -24,6 +25,7 @@ models = st.builds(
     window=st.integers(1, 9),
     slides=st.lists(st.booleans(), min_size=1, max_size=2),
     both_sides=st.booleans(),
+    highway=st.booleans(),
 )
 messages = st.integers(1, 7)
 drawings = st.lists(st.tuples(messages, messages), max_size=3).flatmap(

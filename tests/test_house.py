@@ -10,9 +10,9 @@ from scripts.bench.entered import CORE
 MOST_CORE_LINES, MOST_OTHERS = 2000, 15
 
 LINES = {  # of a folder: what it may have with all that is planned, and what it has until it is that small
-    "model": (3600, 3774),
+    "model": (3600, 3869),
     "dataset": (3000, 5521),
-    "trainer": (2700, 3077),
+    "trainer": (2700, 3078),
     "eval": (4200, 6192),
     "scripts": (1000, 1000),
     "scripts/bench": (1500, 1152),

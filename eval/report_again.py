@@ -23,8 +23,10 @@ def closing_sections(results: Values) -> Iterator[tuple[str, Iterable[Part]]]:
     yield "Tuned settings", _tuned(results)
     named, where = Path(__file__).with_name("numbers.txt").read_text(encoding="utf-8").split("\n\n")
     yield "What each number is", named.splitlines()
-    yield "Failures", _failures(results["cells"])
-    yield "Every cell and its command", _cells(results["cells"], results["tuning"]["cells"])
+    ours = {cell["address"] for cell in results["cells"]}
+    tuning = [cell for cell in results["tuning"]["cells"] if cell["address"] not in ours]
+    yield "Failures", _failures([*results["cells"], *tuning])
+    yield "Every cell and its command", _cells(results["cells"], tuning)
     yield "How to get any number again", _again(results, where.splitlines())
 
 
@@ -60,9 +62,7 @@ def _cell_name(cell: Values) -> str:
     return f"{cell['stage']} of {', '.join(cell['arms'])}{seed} ({cell['address']})"
 
 
-def _cells(cells: Sequence[Values], tried: Sequence[Values]) -> Iterator[Part]:
-    ours = {cell["address"]: cell for cell in cells}
-    tuning = [cell for cell in tried if cell["address"] not in ours]
+def _cells(cells: Sequence[Values], tuning: Sequence[Values]) -> Iterator[Part]:
     hours = sum(cell["seconds"] or 0 for cell in (*cells, *tuning)) / 3600
     yield f"{len(cells)} cells, and {len(tuning)} in tuning, took {figure(hours)} hours of wall time in all."
     for what, listed in (("", cells), (" in tuning", tuning)):
@@ -95,6 +95,7 @@ def _again(results: Values, where: Sequence[str]) -> Iterator[Part]:
         ("bound of equivalence", str(decision["equivalence"] or "none")),
         ("primary", ", ".join(experiment["primary"].values())),
         ("cells: machine", results["machine"]),
+        ("cells: processor", results.get("processor") or "–"),
         ("cells: device", ", ".join(results["devices"]) or "–"),
         *((f"cells: {name}", version) for name, version in made_by.items()),
         *((f"statistics: {name}", version) for name, version in results["statistics"].items()),

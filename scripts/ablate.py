@@ -63,10 +63,9 @@ def main() -> None:
         print("\n" + as_text(table, get_terminal_size().columns))
     print("\n" + fill(printable(results["answer"]), get_terminal_size().columns))
     print(printable(f"{out / 'report.html'}, {out / 'report.md'}: how that is known, and more"))
-    if failed := [each for each in results["cells"] if each["status"] == "failed"]:
-        where = printable(str(out / "report.md"))
-        print(f"{len(failed)} cells failed; {where} says which, the same command tries again")
-        raise SystemExit(1)
+    every = {each["address"]: each["status"] for each in results["cells"] + results["tuning"]["cells"]}
+    if failed := [*every.values()].count("failed"):
+        sys.exit(printable(f"{failed} cells failed: see {out / 'report.md'}; the same command tries again"))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from eval.places import Places, note_experiment
 from eval.running import _record
 from eval.verdicts import INCOMPLETE
 from model.errors import UserError
+from scripts.ablate import main as ablate
 
 ROOT = Path(__file__).parent.parent
 QUICK = Program("quick_cell", QuickSettings, trains=True, measures=True)
@@ -290,6 +291,17 @@ def test_every_arm_takes_its_own_best_of_what_is_tuned_and_the_tuning_seed_serve
     )
     assert {cells[address]["seed"] for each in tried for address in each["cells"]} == {experiment.tuning_seed}
     assert all(each["command"] and each["threads"] == 1 for each in cells.values())
+
+
+def test_a_cell_that_fails_in_tuning_is_told_by_the_exit_code_too(tmp_path, monkeypatch):
+    stages, arms = {"only": {"run": "quick"}}, {"plain": {}, "better": {"only.gain": 0.5}}
+    changes = {"stages": stages, "arms": arms, "tune": {"only.fails": [False, True]}, "seeds": 1}
+    experiment_in(tmp_path, **changes, primary={"task": "task"})
+    words = ["ablate", "--config", str(tmp_path / "quick.yaml"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match="2 cells failed: see .*report.md; the same command tries again"):
+        ablate()
+    assert "it was told to fail" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_pair_that_was_tuned_apart_says_so_in_the_answer(tmp_path, store):

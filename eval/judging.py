@@ -26,6 +26,8 @@ from model.files import write_json
 from model.typed_json import read_file
 
 A, B = "A", "B"
+NAMES = {"log_likelihood": "log-likelihood", "f1": "F1"}
+"""of metrics that are not named by their own words"""
 
 
 class Measured(NamedTuple):
@@ -190,7 +192,7 @@ def scores_of_pair(trials: list[Trial], places: Places, primary: Primary) -> Mea
 
 def sentence(found: Judgement, rule: Rule, primary: Primary) -> str:
     """Return the verdict in one sentence."""
-    of = f"in {primary.metric.replace('_', '-')} on {primary.task}"
+    of = f"in {NAMES.get(primary.metric, primary.metric.replace('_', ' '))} on {primary.task}"
     size = _sized(found.effect.difference, primary, is_signed=True)
     words = {
         "higher": f"B is better than A {of}, by {size}",

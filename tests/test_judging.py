@@ -95,8 +95,12 @@ def test_what_is_undecided_says_what_it_could_see_and_how_many_seeds_it_lacks():
     a = measuring([0.0] * 8)(8)[0]
     assert found.spread_of_a == pytest.approx(a[:, 0].std(ddof=1))
     assert said["seen 8 times in 10"] != "nothing"
-    points = sentence(found, rule, Primary("stories", "exact_match"))
-    assert "+37.5 points in exact-match on stories" in points
+    for metric, said in (
+        ("exact_match", "+37.5 points in exact match"),
+        ("f1", "+37.5 points in F1"),
+        ("negative_nats_per_token", "+0.375 in negative nats per token"),
+    ):
+        assert f"{said} on stories, not told" in sentence(found, rule, Primary("stories", metric))
 
 
 WRONG = [{"looks": (9, 9)}, {"looks": ()}, {"looks": (7, 8)}, {"alpha": 1.0}, {"bound": 0.0}]

@@ -147,6 +147,7 @@ def mixtures(evidence: Evidence) -> list[str]:
         ways = {
             "commits": {str(record.get("commit")) for record in records},
             "machines": {record["machine"] for record in records},
+            "processors": {record.get("processor") for record in records} - {None},
             "versions": {str(record["versions"]) for record in records},
             "devices": {*devices(records)},
         }

@@ -64,6 +64,7 @@ def analyse(
         each["is_primary"] = False
     said = [sentence(each, experiment) for each in comparisons if each["is_primary"]]
     remarks = [*notes, *mixtures(evidence), *_remarks(evidence, scores, former)]
+    made_by = next(iter(evidence.records.values()))
     return {
         "experiment": {
             "name": experiment.name,
@@ -85,7 +86,7 @@ def analyse(
         "curves": list(_curves(evidence)),
         "disagreements": _disagreements(evidence),
         "cells": list(cells_of(evidence)),
-        **{key: next(iter(evidence.records.values())).get(key) for key in ("machine", "python", "versions")},
+        **{key: made_by.get(key) for key in ("machine", "processor", "python", "versions")},
         "devices": devices(evidence.records.values()),
         "statistics": {name: version(name) for name in ("numpy", "scipy", "statsmodels")},
     }

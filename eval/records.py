@@ -26,7 +26,7 @@ SAID = {"task": str, "question": str, "expected": list[str], "answer": str}
 RESULT = {"training?": TRAINING, "curve?": list[POINT], "items?": ITEMS, "said?": list[SAID]}
 """what came of a cell that trains, measures, or both"""
 NAMED = {"address": str, "stage": str, "run": str, "settings": dict[str, Any]}
-MADE_BY = {"machine": str, "python?": str, "versions": dict[str, str], "commit?": str}
+MADE_BY = {"machine": str, "processor?": str, "python?": str, "versions": dict[str, str], "commit?": str}
 RECORD = {**NAMED, **MADE_BY, "command": str, "threads?": int, "seconds": float, "result": RESULT}
 Values = dict[str, Any]
 LARGEST = 1e100

@@ -35,6 +35,7 @@ from eval.chat import ChatSession, RawSession, TextSampling
 from eval.served_model import open_model
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
+from model.systems import num_cores
 from trainer import loss_picture, reporting
 from trainer.device import Device
 from trainer.loss_picture import LossPicture, draw_losses, read_curves, smoothed
@@ -432,3 +433,4 @@ def test_the_summary_tells_what_was_trained_where(pretrain, data, tmp_path):
     assert summary["versions"]["torch"] == torch.__version__
     assert len((summary["commit"] or "x" * 40).removesuffix("-dirty")) == 40
     assert "cpu" in summary["device"] and summary["machine"]
+    assert summary["processor"].endswith(f", {num_cores()} cores") and summary["processor"][0] != ","

@@ -1,10 +1,12 @@
 """Tables, of parquet files and of the hub, as lines of JSON: the one place that imports `datasets`."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dataset.printing import printable
 from model.errors import UnfinishedError, UserError
 from model.files import opened
 
@@ -13,11 +15,11 @@ ROWS_AT_ONCE = 1000  # of a parquet file; else whole row groups are held
 
 
 def on_hub(source: str) -> dict[str, Any]:
-    """Return what `hub:org/name[:config][:split]` asks for; two parts are a name and a split."""
+    """Return what `hub:org/name[:config][:split]` asks for; two are name and split, None for any."""
     name, *options = source.removeprefix(HUB).split(":")
     if not name or len(options) > 2:
         raise UserError(f"{source}: expected {HUB}org/name, and after it :split or :config:split")
-    config, split = options if len(options) == 2 else (None, *options, "train")[:2]
+    config, split = options if len(options) == 2 else (None, *options, None)[:2]
     return {"path": name, "name": config, "split": split}
 
 
@@ -42,8 +44,21 @@ def hub_rows(source: str) -> Iterator[bytes]:
     request = on_hub(source)
     with _explaining(HUB + request["path"], UnfinishedError):
         table = datasets.load_dataset(**request, streaming=True)
+        if request["split"] is None:
+            table = table[_split_among(source, list(table))]
         table = table.decode(False) if table.features else table  # pictures stay what a row says of them
         yield from map(_line, table)
+
+
+def _split_among(source: str, splits: list[str]) -> str:
+    """Return the split that is read where none is named: train, or the only one; say which are not."""
+    if "train" not in splits and len(splits) > 1:
+        raise ValueError(f"it has no split train; name one of {', '.join(splits)}")
+    read = "train" if "train" in splits else splits[0]
+    if others := [split for split in splits if split != read]:
+        said = f"{source}: {read} is read; not read are the splits {', '.join(others)}"
+        print(printable(said), file=sys.stderr)
+    return read
 
 
 @contextmanager

@@ -79,15 +79,24 @@ def test_parquet_and_the_hub_give_the_same_records_through_datasets(tmp_path):
     assert values(f"hub:{tmp_path / 'stand_in'}") == ROWS
 
 
-def test_a_split_and_a_configuration_of_the_hub_can_be_named(tmp_path):
-    for split, rows in {"train": ROWS[:5], "test": ROWS[5:8]}.items():
+def test_a_split_and_a_configuration_of_the_hub_can_be_named(tmp_path, capsys):
+    for split, rows in {"train": ROWS[:5], "test": ROWS[5:8], "validation": ROWS[8:9]}.items():
         parquet(tmp_path / f"{split}.parquet", rows)
+    assert values(f"hub:{tmp_path}") == ROWS[:5]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"hub:{tmp_path}: train is read; not read are the splits validation, test"]
     assert values(f"hub:{tmp_path}:test") == ROWS[5:8]
     assert values(f"hub:{tmp_path}:default:test") == ROWS[5:8]
     with pytest.raises(UserError, match="expected hub:org/name"):
         values("hub:a:b:c:d")
     with pytest.raises(UserError, match=f"^hub:{tmp_path} cannot be read: .*other"):
         values(f"hub:{tmp_path}:other")
+    (tmp_path / "train.parquet").unlink()
+    with pytest.raises(UserError, match="it has no split train; name one of validation, test"):
+        values(f"hub:{tmp_path}")
+    (tmp_path / "validation.parquet").unlink()
+    assert values(f"hub:{tmp_path}") == ROWS[5:8]
+    assert not capsys.readouterr().err
 
 
 def test_folders_and_globs_stand_for_their_files_in_order(tmp_path):

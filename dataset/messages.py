@@ -88,9 +88,9 @@ def held_keys(record: dict[str, Any]) -> list[str]:
 
 
 def shown(names: Iterable[Any], most: int = 8) -> str:
-    """Return foreign names for a reason: printable, each and all of them shortened."""
+    """Return foreign names for a reason: printable, each shortened, and how many there are beyond `most`."""
     names = [printable(str(name)[:LONGEST_NAME]) for name in names]
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def read_turns(value: Any, flags: Any = None) -> list[Message]:

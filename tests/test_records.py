@@ -16,7 +16,7 @@ from dataset.records import Rejects, accept, are_too_many, expand, read_records
 from dataset.token_store import TokenStore
 from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
-from scripts.prepare_data import main
+from scripts.prepare_data import main, unread_keys
 
 TOKENIZER = train_tokenizer(["Lima is the capital of Peru"], 300)
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -227,6 +227,12 @@ def test_named_columns_are_read_and_no_others(columns, record):
 def test_columns_that_name_nothing_of_ours_are_refused(columns):
     with pytest.raises(UserError, match="columns: expected OURS=THEIRS, .*answer.*question"):
         PreparationSettings("sft", ("a",), "t", "o", columns=tuple(columns))
+
+
+def test_keys_beyond_those_that_are_named_are_counted():
+    source = {"path": "a.jsonl", "unread_keys": [f"key{number:02}" for number in range(30)]}
+    [(_, said)] = unread_keys([source])
+    assert said.startswith("key00, key01, ") and said.endswith(", key19 and 10 more")
 
 
 def test_keys_that_are_not_read_are_said_once_a_file(prepare, tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from dataset.batch_settings import Kind
-from dataset.blocks import Block
+from dataset.blocks import BLOCK_BYTES, Block
 from dataset.chat_form import OURS, Message
 from dataset.conversation import Rendered, Renderer
 from dataset.formats import (
@@ -38,7 +38,7 @@ from dataset.tokenizer import Tokenizer
 from dataset.unread_keys import dropped, unread_keys
 from model.errors import UnfinishedError, UserError
 
-MOST_KEYS = 50  # that are told of a file
+MOST_KEYS = 1000  # that are kept of a file
 MOST_BYTES_WAITING = 2**26
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -259,10 +259,13 @@ def map_in_order(
 ) -> Iterator[Result]:
     """Yield `function(item)` for each item in order; at most 64 MB of items are in other processes.
 
-    A larger one is not sent to another, where it would lie twice.
-    Raises what `function` raises, and `UnfinishedError` if a process dies.
+    A larger one is not sent to another, where it would lie twice, and none are where all are no more than one
+    block. Raises what `function` raises, and `UnfinishedError` if a process dies.
     """
-    if processes == 1:
+    items = iter(items)
+    first, is_all = ([], True) if processes == 1 else _few(items, size)
+    items = chain(first, items)
+    if is_all:
         yield from map(function, items)
         return
     waiting: deque[tuple[Future[Result], int]] = deque()
@@ -286,6 +289,17 @@ def map_in_order(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _few(items: Iterator[Item], size: Callable[[Item], int]) -> tuple[list[Item], bool]:
+    """Take one item, or several of a block's size in all; return them, and whether there are no others."""
+    taken, num_bytes = [], 0
+    for item in items:
+        taken.append(item)
+        num_bytes += size(item)
+        if num_bytes > BLOCK_BYTES and len(taken) > 1:
+            return taken, False
+    return taken, True
 
 
 def _begin_process() -> None:

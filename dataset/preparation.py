@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.blocks import BLOCK_BYTES, Block, read_blocks
+from dataset.blocks import Block, read_blocks
 from dataset.encoding import MOST_KEYS, Encoded, Encoder, Job, PreparationSettings, map_in_order
 from dataset.formats import ChatFormat, format_of, read_columns, rename
 from dataset.printing import reporting
@@ -152,8 +152,6 @@ def _write(
     """Encode what the journal does not hold yet, then write the manifests."""
     total_bytes = sum(size_of(source) for source, _ in sources)
     workers = settings.num_workers or num_cores()
-    if total_bytes:
-        workers = min(workers, -(-total_bytes // BLOCK_BYTES))
     with (
         closing(_Output(settings, tokenizer, journal)) as output,
         reporting(total_bytes, "preparing") as report,

@@ -1,17 +1,19 @@
 """What a preparation promises: the same bytes however it ran, nothing lost, nothing silent."""
 
+import gzip
 import json
 import os
 import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dataset import preparation, sources, token_store
+from dataset import encoding, preparation, sources, token_store
 from dataset.conversation import Renderer
 from dataset.formats import parse_messages
 from dataset.preparation import PreparationSettings, write_store
@@ -92,7 +94,8 @@ def test_a_store_in_shards_holds_the_documents_in_order(settings_of, tmp_path):
         assert all(len(p.ids) <= max_tokens or len(p.lengths) == 1 for p in parts)
 
 
-def test_any_number_of_processes_gives_the_same_bytes(settings_of, tmp_path):
+def test_any_number_of_processes_gives_the_same_bytes(settings_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 4000)
     data = write_lines(tmp_path / "a.jsonl", [*chats(150), "{\n", *chats(50, seed=1)])
     for workers in (1, 2):
         write_store(settings_of(data, out=f"out{workers}", num_workers=workers, validation_fraction=0.2))
@@ -100,10 +103,29 @@ def test_any_number_of_processes_gives_the_same_bytes(settings_of, tmp_path):
     assert written == contents_of(tmp_path / "out2") and "validation/ids-00000.bin" in written
 
 
+@pytest.mark.parametrize("number, processes", [(1, []), (50, [3])])
+def test_processes_are_started_where_there_is_more_than_a_block_however_small_its_file(
+    settings_of, tmp_path, monkeypatch, number, processes
+):
+    begun = []
+
+    class Threads(ThreadPoolExecutor):
+        def __init__(self, number, context, initializer):
+            begun.append(number)
+            super().__init__(number)
+
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 4000)
+    monkeypatch.setattr(encoding, "ProcessPoolExecutor", Threads)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, chats(number))).encode()))
+    write_store(settings_of(str(tmp_path / "a.jsonl.gz"), num_workers=3))
+    assert begun == processes
+
+
 RUN = """
 import sys
-from dataset import blocks, preparation, token_store
-blocks.BLOCK_BYTES, token_store.SHARD_TOKENS, preparation.JOURNAL_EVERY_SECONDS = 4000, 5000, 0.0
+from dataset import blocks, encoding, preparation, token_store
+blocks.BLOCK_BYTES = encoding.BLOCK_BYTES = 4000
+token_store.SHARD_TOKENS, preparation.JOURNAL_EVERY_SECONDS = 5000, 0.0
 data, tokenizer, out, workers = sys.argv[1:]
 preparation.write_store(preparation.PreparationSettings(
     "sft", (data,), tokenizer, out, num_workers=int(workers), validation_fraction=0.1))
@@ -229,10 +251,8 @@ def test_two_preparations_do_not_write_one_store(settings_of, tmp_path, monkeypa
 
 
 def test_a_process_that_dies_is_a_user_error_and_its_work_goes_on(settings_of, tmp_path):
-    from dataset.encoding import map_in_order
-
     with pytest.raises(UserError, match="a process died"):
-        list(map_in_order(os._exit, [1, 1, 1], 2, lambda item: 1))
+        list(encoding.map_in_order(os._exit, [1, 1, 1], 2, lambda item: encoding.BLOCK_BYTES))
 
 
 def test_validation_documents_stay_where_they_are_when_data_is_added(settings_of, tmp_path):

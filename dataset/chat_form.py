@@ -99,6 +99,8 @@ class ChatForm:
     """whether white space around contents is left out"""
     lead: str = field(default="", repr=False)
     """what an answer begins with that is no part of its content"""
+    forgets: str = field(default="", repr=False)
+    """what of earlier turns it leaves out of prompts, in words"""
     whole: "ChatForm | None" = field(default=None, repr=False, compare=False)
     """writes whole prompts as a template from elsewhere does, in place of this form where `proofs` fail"""
     proofs: tuple[tuple[list[Message], str], ...] = field(default=(), repr=False, compare=False)

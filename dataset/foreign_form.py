@@ -160,7 +160,21 @@ def _read_whole(probe: _Probe, marks: set[str]) -> WholeForm:
             unknown = ("system messages", *unknown)
     head = said.partition(SAID["content"])[0]
     lead = head.removeprefix(commonprefix((head, asked)))  # a prompt may open what the past does not
-    return WholeForm({}, {"user": ""}, end, "", unknown=unknown, lead=lead, probe=probe, any_mark=any_mark)
+    names = {"unknown": unknown, "lead": lead, "forgets": _forgotten(probe)}
+    return WholeForm({}, {"user": ""}, end, "", probe=probe, any_mark=any_mark, **names)
+
+
+def _forgotten(probe: _Probe) -> str:
+    """Return in words which messages of a long conversation a template leaves out of the prompt."""
+    roles = (["user", "assistant"] * 10)[:-1]
+    turns = [{"role": role, "content": f"P{number}."} for number, role in enumerate(roles)]
+    try:
+        text = probe.text(*turns, asks=True)
+    except _UnreadableError:  # it refuses them by itself
+        return ""
+    lost = [turn["role"] for turn in turns if turn["content"] not in text]
+    names = " and ".join({"user": "questions", "assistant": "answers"}[role] for role in dict.fromkeys(lost))
+    return f"earlier {names} ({len(lost)} of {len(turns)} messages)" if lost else ""
 
 
 def _read_turns(probe: _Probe, marks: set[str]) -> ChatForm:

@@ -109,6 +109,8 @@ def evaluate(
     )
     for line in announcements(asked, settings.max_new_tokens if settings.answers == "generate" else None):
         tell(line)
+    if any(len(question.messages) > 2 for question in asked.questions) and served.forgets:
+        tell(served.forgets)
     predictions = _predict(served, asked.questions, settings, report)
     losses = {
         path: store_likelihood(

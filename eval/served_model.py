@@ -1,11 +1,12 @@
 """A checkpoint opened for use: weights, tokenizer, and the attention pattern that it was trained with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from dataset.conversation import renderer_of
 from dataset.tokenizer import Tokenizer
 from model.checkpoint import load_checkpoint
 from model.config import DeviceName, Weights
@@ -48,6 +49,19 @@ class ServedModel:
     def speed(self) -> str:
         """Everything that decides how fast it computes, in words."""
         return f"{self.form}, {describe_device(self.device)}"
+
+    @property
+    def forgets(self) -> str:
+        """What of a conversation its template leaves out, as a note; nothing where it writes all."""
+        forgotten = renderer_of(self.tokenizer).form.forgets
+        return f"{self.path}: the chat template leaves out {forgotten}" if forgotten else ""
+
+    def notes(self) -> Iterator[str]:
+        """Yield what whoever chats with the model is to know."""
+        if self.trained_on == "texts":
+            yield f"{self.path} was never fine-tuned on chats; --raw continues text"
+        if self.forgets:
+            yield self.forgets
 
     def generator(self) -> Generator:
         """Return a generator that ends at any stop id of the checkpoint."""

@@ -106,9 +106,9 @@ def _sessions(settings: ChatSettings) -> "list[TextSession]":
         tell(f"note: running with {served[0].prompt_mask}, not with the mask of its training")
     if settings.compare is not None:
         served.append(open_model(settings.compare, device=settings.device))
-    for each in served:
-        if each.trained_on == "texts" and not settings.raw:
-            tell(f"note: {printable(str(each.path))} was never fine-tuned on chats; --raw continues text")
+    for each in () if settings.raw else served:
+        for note in each.notes():
+            tell(f"note: {printable(note)}")
     served = [each.in_form(settings.dtype, settings.compile, True, tell) for each in served]
     if settings.raw:
         return [RawSession(each, sampling) for each in served]

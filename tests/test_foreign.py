@@ -211,6 +211,16 @@ def test_a_template_that_would_leave_out_what_a_system_says_is_one_line():
         list(form.write([SYSTEM, ASKED], True))
 
 
+def test_a_template_that_forgets_says_what_it_leaves_out(folder_of, ours):
+    backend = tokenizers.Tokenizer.from_file(str(folder_of["chatml"] / "tokenizer.json"))
+    template = CHATML.replace("in messages", "in messages[-3:]")
+    config = json.dumps({"eos_token": "<|im_end|>", "chat_template": template}).encode()
+    last = Tokenizer(backend, {"tokenizer_config.json": config})
+    assert Renderer(last).form.forgets == "earlier questions and answers (16 of 19 messages)"
+    assert Renderer(ours["forgetful"]).form.forgets == "earlier answers (9 of 19 messages)"
+    assert not any(Renderer(ours[name]).form.forgets for name in MODELS if name != "forgetful")
+
+
 @pytest.mark.parametrize("opened", [load_checkpoint, Tokenizer.load])
 def test_a_name_of_the_hub_gets_the_command_that_makes_a_folder_of_it(opened, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -7,8 +7,7 @@ Content never becomes a special token here: whoever wants one writes its id. The
 import codecs
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -29,7 +28,14 @@ from dataset.foreign_tokenizer import (
     named_tokens,
     quiet_panics,
 )
-from dataset.words import Words, byte_of_character, pre_tokenizer, without_marks
+from dataset.words import (
+    Words,
+    byte_of_character,
+    parts_of,
+    pre_tokenizer,
+    without_long_runs,
+    without_marks,
+)
 from model.errors import UserError, hub_advice
 from model.files import read_object
 
@@ -41,10 +47,6 @@ SPECIAL_TOKENS = MARKERS + TAGS + RESERVED  # ids 0 … 15 of a tokenizer that i
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template_training.jinja")
 FILES = ("tokenizer.json", *NAMED_FILES, *TEMPLATE_FILES)
 SMALLEST_VOCAB, LARGEST_VOCAB = 256 + len(SPECIAL_TOKENS), 2**24
-PART_CHARACTERS = 50_000  # longer texts are encoded in parts, cut before a space or full stop if there is one
-PART_END = re.compile(r"(?<=[^\W\d_])[\s。，]")
-RUN_CHARACTERS = 256
-RUN = re.compile(r"[^\W\d_]{n}|\d{n}|(?:[^\w\s]|_){n}|\s{n}".replace("n", str(RUN_CHARACTERS)))
 
 
 class Tokenizer:
@@ -190,9 +192,7 @@ class Tokenizer:
 
     def encode_parts(self, text: str, begins: bool = False) -> Iterable[Iterable[int]]:
         """Yield what `encode` returns, a part at a time where a text is very long."""
-        if len(text) > 2 * PART_CHARACTERS:
-            return (self._encode_part(part, begins and not n) for n, part in enumerate(_parts(text)))
-        return [self._encode_part(text, begins)]
+        return (self._encode_part(part, begins and not n) for n, part in enumerate(parts_of(text)))
 
     def _encode_part(self, text: str, begins: bool) -> list[int]:
         try:
@@ -318,20 +318,10 @@ def train_tokenizer(
         show_progress=False,
     )
     role_names = "\n".join(ROLES)
-    pieces = chain.from_iterable(_without_long_runs(f"{text}\n{role_names}") for text in texts)
+    pieces = chain.from_iterable(without_long_runs(f"{text}\n{role_names}") for text in texts)
     backend.train_from_iterator(pieces, trainer)
     template = our_templates(prompt_copies)[0].encode()
     return Tokenizer(_with_visible_tags(backend), {TEMPLATE_FILES[0]: template})
-
-
-def _without_long_runs(text: str) -> Iterator[str]:
-    """Cut a text within runs that are one word to the pre-tokenizer; only every 256th place is looked at."""
-    begin = 0
-    for place in range(RUN_CHARACTERS, len(text), RUN_CHARACTERS):
-        if RUN.match(text, place):
-            yield text[begin:place]
-            begin = place
-    yield text[begin:]
 
 
 def check_vocab_size(vocab_size: int) -> None:
@@ -342,18 +332,6 @@ def check_vocab_size(vocab_size: int) -> None:
         )
     if vocab_size > LARGEST_VOCAB:  # the library takes memory for all of it at once, and aborts
         raise UserError(f"expected vocab_size of at most {LARGEST_VOCAB}, got {vocab_size}")
-
-
-def _parts(text: str) -> Iterator[str]:
-    """Cut a text so that encoding it takes little memory, between words wherever there is such a place."""
-    begin = 0
-    while len(text) - begin > 2 * PART_CHARACTERS:
-        latest = begin + 2 * PART_CHARACTERS
-        found = PART_END.search(text, begin + PART_CHARACTERS, latest)
-        end = found.start() if found else latest
-        yield text[begin:end]
-        begin = end
-    yield text[begin:]
 
 
 def _size(backend: tokenizers.Tokenizer) -> int:

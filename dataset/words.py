@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from itertools import chain
 
 import tokenizers
@@ -16,6 +17,11 @@ from dataset.foreign_tokenizer import (
     try_out,
 )
 from model.errors import UserError
+
+PART_CHARACTERS = 50_000  # longer texts are encoded in parts, cut before a space or full stop if there is one
+PART_END = re.compile(r"(?<=[^\W\d_])[\s。，]")
+RUN_CHARACTERS = 256
+RUN = re.compile(r"[^\W\d_]{n}|\d{n}|(?:[^\w\s]|_){n}|\s{n}".replace("n", str(RUN_CHARACTERS)))
 
 
 class Words(dict[str, list[int]]):
@@ -135,3 +141,25 @@ def byte_of_character() -> dict[str, int]:
     whole = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
     others = [byte for byte in range(256) if byte not in whole]
     return {chr(byte): byte for byte in whole} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def parts_of(text: str) -> Iterator[str]:
+    """Cut a text so that encoding it takes little memory, between words wherever there is such a place."""
+    begin = 0
+    while len(text) - begin > 2 * PART_CHARACTERS:
+        latest = begin + 2 * PART_CHARACTERS
+        found = PART_END.search(text, begin + PART_CHARACTERS, latest)
+        end = found.start() if found else latest
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
+
+
+def without_long_runs(text: str) -> Iterator[str]:
+    """Cut a text within runs that are one word to the pre-tokenizer; only every 256th place is looked at."""
+    begin = 0
+    for place in range(RUN_CHARACTERS, len(text), RUN_CHARACTERS):
+        if RUN.match(text, place):
+            yield text[begin:place]
+            begin = place
+    yield text[begin:]

@@ -325,7 +325,7 @@ def test_a_long_text_is_encoded_in_parts_as_it_would_be_whole(settings_of, tmp_p
     )
     whole = TOKENIZER._words.content.encode(text).ids
     for size in (100, 1000, 10**6):
-        monkeypatch.setattr("dataset.tokenizer.PART_CHARACTERS", size)
+        monkeypatch.setattr("dataset.words.PART_CHARACTERS", size)
         assert TOKENIZER.encode(text) == whole
 
 

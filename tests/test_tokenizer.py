@@ -13,16 +13,15 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from dataset.tokenizer import (
     FILES,
-    RUN_CHARACTERS,
     SPECIAL_TOKENS,
     TAGS,
     TEMPLATE_FILES,
     TextStream,
     Tokenizer,
-    _without_long_runs,
     train_tokenizer,
 )
 from dataset.tokenizer_sample import Sample, language_of
+from dataset.words import RUN_CHARACTERS, without_long_runs
 from model.errors import UserError
 from scripts.train_tokenizer import TokenizerSettings, main, print_report
 
@@ -40,7 +39,7 @@ def test_the_same_texts_give_the_same_tokenizer():
 @pytest.mark.parametrize("run", ["-" * 200_000, " \n" * 60_000, "é" * 90_001, "7" * 511, "_=" * 300])
 def test_a_run_without_breaks_trains_in_pieces_and_costs_seconds(run):
     text = f"before {run} after"
-    pieces = list(_without_long_runs(text))
+    pieces = list(without_long_runs(text))
     assert "".join(pieces) == text and max(map(len, pieces)) < 3 * RUN_CHARACTERS
     started = time.monotonic()
     train_tokenizer([*TEXTS, text], 400)  # 200,000 dashes took 22 s as one word
@@ -49,7 +48,7 @@ def test_a_run_without_breaks_trains_in_pieces_and_costs_seconds(run):
 
 def test_ordinary_text_is_trained_on_uncut():
     text = ("word " * 80 + "-" * 200 + "\n\n" + "法国的首都是巴黎，" * 90 + "x1" * 400) * 3
-    assert list(_without_long_runs(text)) == [text]
+    assert list(without_long_runs(text)) == [text]
 
 
 def test_special_tokens_have_the_first_ids_in_order():

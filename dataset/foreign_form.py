@@ -5,21 +5,16 @@ One whose messages do not stand for themselves is rendered whole for each prompt
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import count
 from os.path import commonprefix
-from types import FrameType
 from typing import Any, NamedTuple
 
+from dataset.bounded_template import render
 from dataset.chat_form import COPIES_OF, ChatForm, Message
 from model.errors import UserError
 
-MOST_LINES = 10**7  # of Python that a template may run for a prompt: seconds
-# For ever, as a form is the same tomorrow. The end of the line goes with the tag (`trim_blocks`).
-DATE = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
 SPLIT = "\u2060"  # is not seen; within marks that a text spells, so that they are none
 
 
@@ -52,23 +47,6 @@ class _UnreadableError(Exception):
     """A template does not write what was looked for; says so in words."""
 
 
-@contextmanager
-def _bounded() -> Iterator[None]:
-    """Let a template take so many lines of Python: it is a program, which may go on for ever."""
-    former, lines = sys.gettrace(), count()
-
-    def watch(frame: FrameType, event: str, argument: object) -> Callable:
-        if next(lines) > MOST_LINES:
-            raise _UnreadableError("it goes on and on")
-        return watch
-
-    sys.settrace(watch)
-    try:
-        yield
-    finally:
-        sys.settrace(former)
-
-
 ASKED, SAID, AGAIN = ({"role": r, "content": f"P{r}{n}"} for n, r in enumerate(("user", "assistant", "user")))
 SYSTEM = {"role": "system", "content": "Psystem"}
 THINKING = SAID | {"reasoning_content": "Pthought"}
@@ -86,21 +64,10 @@ class _Probe:
     named: dict[str, str]
 
     def text(self, *messages: dict[str, Any], asks: bool = False, tools: list | None = None) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         try:
-            with _bounded():
-                (text,), _ = render_jinja_template(
-                    [list(messages)],
-                    tools,
-                    None,
-                    DATE + self.template,
-                    add_generation_prompt=asks,
-                    **self.named,
-                )
+            return render(self.template, list(messages), tools, asks, self.named)
         except Exception as error:  # a template is a program of its own, and raises what it likes
             raise _UnreadableError(str(error) or type(error).__name__) from None
-        return text
 
     def cut(self, *messages: dict[str, Any], asks: bool = False) -> list[str]:
         return _cut(self.text(*messages, asks=asks), *(message["content"] for message in messages))

@@ -126,6 +126,30 @@ def test_a_template_that_goes_on_for_ever_is_one_line(minimind):
         render([ASKED], with_template(minimind, loops + TEMPLATE.encode()))
 
 
+DOUBLE = "{% set n = namespace(t='ab') %}{% for i in range(40) %}{% set n.t = TWICE %}{% endfor %}"
+HUGE = ("10 ** (10 ** 8)", "7 ** (7 ** 12)", "'a' * 10 ** 11", "10 ** 11 * [1]", "'a'.center(10 ** 11)")
+HUGE += ("'a' | center(10 ** 11)", "'%99999999999d' % 1", "'%99999999999d' | format(1)")
+HUGE += ("'{:99999999999}'.format(1)", "'{:{}}'.format(1, 10 ** 11)", "[1] | tojson(indent=10 ** 11)")
+
+
+@pytest.mark.parametrize(
+    "piece", [f"{{{{ {each} }}}}" for each in HUGE] + [DOUBLE.replace("TWICE", f"n.t {s} n.t") for s in "+~"]
+)
+def test_a_template_that_makes_huge_things_is_one_line(minimind, piece):
+    with pytest.raises(UserError, match="cannot be taken over: it makes something larger than"):
+        render([ASKED], with_template(minimind, f"{piece}{TEMPLATE}".encode()))
+
+
+def test_a_template_may_compute(minimind):
+    piece = "{{ ('ab' * 3 + '%3d' % 2 ** 10 ~ 'c'.center(5) ~ '{:4}'.format(7) ~ (1 + 2 * 3) % 4) | length }}"
+    found = render([ASKED], with_template(minimind, (piece + TEMPLATE).encode()), True).ids
+    plain = render([ASKED], with_template(minimind, TEMPLATE.encode()), True)
+    expected = str(len("ababab1024  c     7 3"[:6]) + 4 + 5 + 4 + 1)
+    assert with_template(minimind, b"").decode(found) == expected + with_template(minimind, b"").decode(
+        plain.ids
+    )
+
+
 def test_an_id_that_exists_pads_and_endoftext_still_ends_answers(minimind):
     tokenizer = open_model(minimind).tokenizer
     assert (tokenizer.own_vocab_size, tokenizer.vocab_size) == (VOCAB_SIZE, VOCAB_SIZE)

@@ -167,7 +167,7 @@ def parse_messages(
 
 def _completed(record: dict[str, Any], messages: list[Message]) -> list[Message]:
     """Return messages with the system message and the tools that stand beside them in a record."""
-    messages = _with_tools(_system(record, messages), record.get("tools"))
+    messages = with_tools(_system(record, messages), record.get("tools"))
     if not any(message.role == "assistant" for message in messages):
         raise RecordError("no answer")
     refuse_media(record)
@@ -328,7 +328,7 @@ def _transcript(text: str) -> list[Message]:
     return [read_message({"role": name, "content": said.strip()}) for name, said in turns]
 
 
-def _with_tools(messages: list[Message], tools: Any) -> list[Message]:
+def with_tools(messages: list[Message], tools: Any) -> list[Message]:
     """Return the messages with a record's own list of tools in their system message."""
     if not (texts := read_tools(tools)):
         return messages

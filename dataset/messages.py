@@ -132,7 +132,7 @@ def read_message(turn: dict[str, Any]) -> Message:
         raise RecordError("a thought or tool call outside an answer")
     if role == "assistant":
         thought, content = _split_thought(thought, content)
-        content, calls = _split_calls(content, calls)
+        content, calls = split_calls(content, calls)
     if role == "tool":
         content = RESPONSE.sub(r"\1", content)
     content = read_text(content, "content", may_be_empty=bool(calls) or role in ("system", "tool"))
@@ -219,7 +219,7 @@ def _split_thought(thought: str, content: str) -> tuple[str, str]:
     return thought or written, content[found.end() :]
 
 
-def _split_calls(content: str, calls: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def split_calls(content: str, calls: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """Return what an answer says and its calls, where those may be written at the end of the content too."""
     begin = content.find("<tool_call>")
     if begin < 0 or not (found := CALLS.match(content, begin)):

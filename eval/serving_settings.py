@@ -17,7 +17,19 @@ QUESTION_KEYS = ("choices", "id", "split", "language", "kind", "cluster")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServingSettings:
+class ComputingSettings:
+    """How answers are computed."""
+
+    device: DeviceName = "auto"
+    """where it is computed; auto: on the accelerator where there is one, else on the CPU"""
+    dtype: Weights = "float32"
+    """form of the weights while answering: narrow ones are read faster and change answers a little"""
+    compile: bool = False
+    """compile the decoding first, a minute or two for a new shape, and keep that if it is measured faster"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingSettings(ComputingSettings):
     """Which model answers, and how it is computed."""
 
     model: str
@@ -26,12 +38,6 @@ class ServingSettings:
     """attention pattern over the prompt; by default the one that the model was trained with"""
     allow_mask_mismatch: bool = False
     """run the model with a --prompt_mask that it was not trained with"""
-    device: DeviceName = "auto"
-    """where it is computed; auto: on the accelerator where there is one, else on the CPU"""
-    dtype: Weights = "float32"
-    """form of the weights while answering: narrow ones are read faster and change answers a little"""
-    compile: bool = False
-    """compile the decoding first, a minute or two for a new shape, and keep that if it is measured faster"""
 
 
 @dataclass(frozen=True)

@@ -81,30 +81,14 @@ class Generator:
         A row whose answer is finished takes the next request, so no row of the batch waits for another.
         """
         answers = [self.begin(request) for request in requests]
-        yield from ((n, answer.completion()) for n, answer in enumerate(answers) if answer.finish_reason)
-        queue = deque(n for n, answer in enumerate(answers) if not answer.finish_reason)
-        cache, rows = None, []  # rows[r] is the number of the request in row r of the cache
-        # Each pass prefills fresh requests, or drops finished rows, or decodes one token of every row.
-        while queue or rows:
-            free = [row for row, n in enumerate(rows) if answers[n].finish_reason]
-            fresh = [queue.popleft() for _ in range(min(len(queue), batch_size - len(rows) + len(free)))]
-            if fresh:
-                # Fresh requests are prefilled in a cache of their own, whose rows then replace the free ones.
-                begun = self.model.new_cache(len(fresh))
-                logits = self.prefill(begun, [requests[n].prompt for n in fresh])
-                cache, rows = _refill(cache, rows, begun, fresh, free)
-            elif free:
-                # No request waits: free rows are dropped, so that no step computes them.
-                going = [row for row in range(len(rows)) if row not in free]
-                cache.select(going)
-                rows = [rows[row] for row in going]
-                continue
-            else:
-                logits = self.decode(cache, [answers[n].ids[-1] for n in rows])
-            for n, row_logits in zip(fresh or rows, logits.cpu(), strict=True):  # one copy for all rows
-                answers[n].add_token(row_logits)
-                if answers[n].finish_reason:
-                    yield n, answers[n].completion()
+        number = {answer: n for n, answer in enumerate(answers)}
+        yield from ((n, answer.completion()) for answer, n in number.items() if answer.finish_reason)
+        batch, waiting = Batch(self), deque(answer for answer in answers if not answer.finish_reason)
+        while waiting or batch.num_going:
+            room = batch_size - batch.num_going
+            for answer, _ in batch.step([waiting.popleft() for _ in range(min(room, len(waiting)))]):
+                if answer.finish_reason:
+                    yield number[answer], answer.completion()
 
     def begin(self, request: Request) -> Answer:
         """Check a prompt and return its answer, still empty."""
@@ -122,7 +106,7 @@ class Generator:
                 "shorten it or raise max_position_embeddings"
             )
         room = self.max_tokens - len(prompt.ids) + 1  # the last token of an answer is never fed
-        return Answer(request.sampling, prompt.ids, room, self.stop_ids, request.is_stop)
+        return Answer(request.sampling, prompt, room, self.stop_ids, request.is_stop)
 
     @torch.no_grad()
     def prefill(self, cache: KVCache, prompts: Sequence[Prompt]) -> Tensor:
@@ -177,16 +161,72 @@ class Generator:
         return self.model.model(ids, Layout(documents, cache.lengths[:, None] + index, blocks), cache)
 
 
-def _refill(
-    cache: KVCache | None, rows: list[int], begun: KVCache, fresh: list[int], free: list[int]
-) -> tuple[KVCache, list[int]]:
-    """Put the fresh rows of `begun` in place of free ones; return the cache and the requests in its rows."""
-    if cache is None:  # the first ones bring it
-        return begun, fresh
-    taken = free[: len(fresh)]
-    cache.replace(taken, begun)
-    numbers = dict(zip(taken, fresh, strict=True))
-    return cache, [numbers.get(row, n) for row, n in enumerate(rows)]
+class Batch:
+    """Answers in the making, one in each row of a cache; others may join between any two steps.
+
+    step    1   2   3   4   5   6
+    row 0   A   a   .   a   .   a       capitals are prompts, small letters one token each
+    row 1   B   b   D   d   .   d       B is finished, so D takes its row; with no one waiting it is dropped
+    row 2                   E   e       E joins by a row of its own
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.answers: list[Answer] = []
+        """the answer in each row of the cache, going on or finished"""
+        self.cache: KVCache | None = None
+
+    @property
+    def num_going(self) -> int:
+        """Number of answers that are not finished."""
+        return sum(not answer.finish_reason for answer in self.answers)
+
+    def step(self, fresh: Sequence[Answer] = ()) -> list[tuple[Answer, Tensor]]:
+        """Prefill the prompts of `fresh` answers, or decode a token of all others; add a token to each.
+
+        Returns the answers that got one, with the logits (V,) that it was chosen from.
+        """
+        if fresh:
+            begun, logits = self.prefill(fresh)
+            self._place(fresh, begun)
+        elif self._drop_finished():
+            logits = self.generator.decode(self.cache, [answer.ids[-1] for answer in self.answers])
+        else:
+            return []
+        chosen = list(zip(fresh or self.answers, logits.cpu(), strict=True))  # one copy for all rows
+        for answer, row_logits in chosen:
+            answer.add_token(row_logits)
+        return chosen
+
+    def prefill(self, fresh: Sequence[Answer]) -> tuple[KVCache, Tensor]:
+        """Return a cache that holds the prompts of answers, and the logits (B, V) after each."""
+        begun = self.generator.model.new_cache(len(fresh))
+        return begun, self.generator.prefill(begun, [answer.prompt for answer in fresh])
+
+    def _place(self, fresh: Sequence[Answer], begun: KVCache) -> None:
+        """Put the rows of `begun` in place of finished ones, and behind the last where there are too few."""
+        if self.cache is None:  # the first ones bring it
+            self.cache, self.answers = begun, list(fresh)
+            return
+        old = range(len(self.answers))
+        rows = [row for row in old if self.answers[row].finish_reason][: len(fresh)]
+        if missing := fresh[len(rows) :]:
+            self.cache.select([*old, *(0 for _ in missing)])  # copies of any row, which are replaced
+            rows += range(len(old), len(old) + len(missing))
+            self.answers += missing
+        self.cache.replace(rows, begun)
+        for row, answer in zip(rows, fresh, strict=True):
+            self.answers[row] = answer
+
+    def _drop_finished(self) -> bool:
+        """Take finished rows out of the cache, so that no step computes them; say whether any stay."""
+        going = [row for row, answer in enumerate(self.answers) if not answer.finish_reason]
+        if not going:
+            self.cache = None
+        elif len(going) < len(self.answers):
+            self.cache.select(going)
+        self.answers = [self.answers[row] for row in going]
+        return bool(going)
 
 
 class Session:
@@ -222,7 +262,7 @@ class Session:
             self.last = answer.completion()
 
     def _prefill(self, prompt: Prompt) -> Tensor:
-        cut = self._reusable(prompt)
+        cut = reusable(self._cached, self._cache, prompt)
         self._cache.truncate(cut)
         self._cached = self._cached.part(0, cut)
         logits = self.generator.prefill(self._cache, [prompt.part(cut)])
@@ -230,16 +270,20 @@ class Session:
         self.reused_tokens, self.prefilled_tokens = cut, len(prompt.ids) - cut
         return logits
 
-    def _reusable(self, prompt: Prompt) -> int:
-        """Return how many tokens need not be computed again; the last one is, for its logits."""
-        # How many tokens both begin with.
-        pairs = enumerate(zip(self._cached.ids, prompt.ids, strict=False))
-        same = next((n for n, (old, new) in pairs if old != new), min(len(self._cached.ids), len(prompt.ids)))
-        cached, wanted = (torch.tensor(p.block_ids, dtype=torch.long) for p in (self._cached, prompt))
-        cut = reusable_prefix(cached, wanted, min(same, len(prompt.ids) - 1))
-        return cut if self._cache.can_truncate(cut) else 0
-
     def _decode(self, token: int) -> Tensor:
         logits = self.generator.decode(self._cache, [token])
         self._cached = self._cached.append([token])
         return logits
+
+
+def reusable(cached: Prompt, cache: KVCache, prompt: Prompt) -> int:
+    """Return how many tokens of a prompt need not be computed where `cache` holds those of `cached`.
+
+    The last one always is, for its logits.
+    """
+    # How many tokens both begin with.
+    pairs = enumerate(zip(cached.ids, prompt.ids, strict=False))
+    same = next((n for n, (old, new) in pairs if old != new), min(len(cached.ids), len(prompt.ids)))
+    blocks = (torch.tensor(each.block_ids, dtype=torch.long) for each in (cached, prompt))
+    cut = reusable_prefix(*blocks, min(same, len(prompt.ids) - 1))
+    return cut if cache.can_truncate(cut) else 0

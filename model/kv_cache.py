@@ -117,6 +117,14 @@ class KVCache:
         self.lengths = self.lengths[index]
         self.used = int(self.lengths.max()) if rows else 0
 
+    def trim(self) -> None:
+        """Give back the slots that no row uses, all but the last, where padding is written."""
+        slots = self.used + 1
+        self.keys, self.values = (
+            [x[:, :, :slots].clone() for x in stores] for stores in (self.keys, self.values)
+        )
+        self.positions, self.block_ids = (x[:, :slots].clone() for x in (self.positions, self.block_ids))
+
     @torch.no_grad()
     def replace(self, rows: list[int], other: KVCache) -> None:
         """Put the rows of another cache of the same model in place of `rows`."""

@@ -1,13 +1,18 @@
 """From logits to the next token of one answer, and when that answer is done."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from model.sampling_settings import Sampling
+
+if TYPE_CHECKING:
+    from model.generator import Prompt
 
 SMALLEST_TEMPERATURE = 1e-6  # below it logits / temperature overflows; its limit is greedy
 
@@ -59,7 +64,7 @@ class Answer:
     def __init__(
         self,
         sampling: Sampling,
-        prompt_ids: Sequence[int],
+        prompt: Prompt,
         room: int,
         stop_ids: frozenset[int],
         is_stop: Callable[[int], bool] | None = None,
@@ -69,7 +74,9 @@ class Answer:
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None if self.budget else "length"
         self._log_probabilities: list[float] = []
-        self._prompt_ids = prompt_ids
+        self.prompt = prompt
+        self.reused_tokens = 0
+        """tokens of the prompt whose states were there already (`model/prefix_cache.py`)"""
         self._random = torch.Generator().manual_seed(sampling.seed)
 
     def add_token(self, logits: Tensor) -> None:
@@ -94,7 +101,7 @@ class Answer:
 
     def _choose(self, logits: Tensor) -> int:
         if self.sampling.repetition_penalty != 1:
-            seen = torch.tensor([*{*self._prompt_ids, *self.ids}])
+            seen = torch.tensor([*{*self.prompt.ids, *self.ids}])
             logits = penalise(logits, seen, self.sampling.repetition_penalty)
         if self.sampling.temperature < SMALLEST_TEMPERATURE:
             return int(logits.argmax())

@@ -1,0 +1,56 @@
+"""From the settings of a server to one that runs: models opened, an address taken, signals obeyed."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from eval.served_chat import ServedChat
+from eval.served_model import Tell, open_model
+from eval.server import Server
+from eval.server_settings import ServerSettings
+from model.errors import UserError
+
+MIB = 2**20
+
+
+def open_chats(settings: ServerSettings, tell: Tell) -> dict[str, ServedChat]:
+    """Open all models; raises `UserError` for one that cannot be, and where two have one name."""
+    names = [Path(folder).resolve().name for folder in settings.model]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"--model: clients name models by their folders, and two are called {min(twice)}")
+    chats = {}
+    for name, folder in zip(names, settings.model, strict=True):
+        served = open_model(folder, device=settings.device)
+        served = served.in_form(settings.dtype, settings.compile, False, tell)
+        chats[name] = ServedChat(name, served, settings)
+        most = chats[name].max_prompt_tokens
+        tell(
+            f"{name}: prompt mask {served.prompt_mask}, {served.speed}; prompts of up to {most} tokens, "
+            f"a block of which takes {most * most / MIB:.1f} MiB for its mask"
+        )
+    return chats
+
+
+def serve(settings: ServerSettings, tell: Tell, on_start: Callable[[uvicorn.Server], None] = id) -> None:
+    """Serve until a signal says to stop; `tell` gets a line when requests are answered.
+
+    Raises `UserError` for what cannot be served, `OSError` for an address that cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.create_server((settings.host, settings.port), family=family) as listener:
+        server = Server(open_chats(settings, tell), settings)
+        config = uvicorn.Config(
+            server.app(),
+            log_level="critical",  # every request and mistake is counted or told by the server itself
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+        )
+        running = uvicorn.Server(config)
+        on_start(running)
+        tell(f"answering at http://{settings.host}:{listener.getsockname()[1]}/v1 (Ctrl-C ends it)")
+        if not settings.is_local and settings.key_file is None:
+            tell("note: who reaches this address may ask; --key_file lets only those in who have the key")
+        running.run(sockets=[listener])

@@ -126,9 +126,9 @@ class MixedKVCache(KVCache):
     def __init__(self, config: ModelConfig, *rest: int | torch.dtype | torch.device | str) -> None:
         kinds = [part_of(window, 2) for window in config.layer_windows]
         self._places = [(kind, kinds[:n].count(kind)) for n, kind in enumerate(kinds)]
-        full = replace(config, layer_types=None, sliding_window=None, window_both_sides=False)
-        full = replace(full, num_hidden_layers=kinds.count(0))
-        rolling = replace(config, layer_types=None, num_hidden_layers=kinds.count(1))
+        alike = replace(config, layer_types=None, value_residual=False)
+        full = replace(alike, sliding_window=None, window_both_sides=False, num_hidden_layers=kinds.count(0))
+        rolling = replace(alike, num_hidden_layers=kinds.count(1))
         self.parts = (KVCache(full, *rest), RollingKVCache(rolling, *rest))
         self.max_tokens = config.max_position_embeddings
 

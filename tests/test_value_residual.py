@@ -10,7 +10,7 @@ from model.errors import UserError
 from model.hugging_face import excess_of
 from model.layers import layer_angles, rotate
 from model.masks import causal_layout, prompt_blocks, visible_mask
-from tests.conftest import one_document, tiny_model, turns
+from tests.conftest import one_document, tiny_model, turns, windowed
 
 
 def highway_model(**overrides):
@@ -75,6 +75,14 @@ def test_a_highway_is_saved_with_its_weights_and_is_no_model_of_transformers(tmp
     assert torch.equal(loaded(ids), model(ids))
     assert excess_of(model.config) == "value_residual True where Qwen3ForCausalLM has False"
     assert "model_type" not in describe(model.config)
+
+
+def test_a_cache_of_full_and_sliding_layers_gives_the_logits_of_the_whole_row():
+    model, ids = highway_model(**windowed(3, None)), torch.randint(97, (1, 12))
+    cache = model.new_cache(1)
+    with torch.no_grad():
+        last = [model.step(ids[:, n : n + 1], cache) for n in range(12)][-1]
+    assert (last - model(ids)[:, -1]).abs().max() < 1e-9
 
 
 def test_a_highway_needs_two_layers():

@@ -17,7 +17,8 @@ from model.config import ModelConfig
 from model.errors import UserError, brief, hub_advice
 from model.files import read_object, replacing, write_json, write_tensors
 from model.hugging_face import excess_of, kind_for, kind_of, read_config, write_config
-from model.kinds import Kind
+from model.kind import Kind
+from model.moe import drop_router_biases
 from model.transformer import LanguageModel
 from model.weights import Shapes, WeightFiles, check_shapes, num_layers, read_pth
 
@@ -140,18 +141,24 @@ def _check_sizes(config: ModelConfig, shapes: Shapes, path: Path) -> None:
         EMBEDDING: (config.vocab_size, width),
         f"{attention}.q_proj.weight": (config.num_attention_heads * config.head_dim, width),
         f"{attention}.k_proj.weight": (config.num_key_value_heads * config.head_dim, width),
-        "model.layers.0.mlp.up_proj.weight": (config.intermediate_size, width),
     }
+    mlp, is_mixture = "model.layers.0.mlp", bool(config.num_experts)
+    expected |= {f"{mlp}.gate.weight": (config.num_experts, width)} if is_mixture else {}
+    one = f"{mlp}.experts.0" if is_mixture else mlp
+    expected |= {f"{one}.up_proj.weight": (config.intermediate_size, width)}
     check_shapes(expected, {name: shapes[name] for name in expected if name in shapes}, path)
 
 
-def export_checkpoint(source: str | Path, target: str | Path) -> Kind:
+def export_checkpoint(source: str | Path, target: str | Path, drops_router_bias: bool = False) -> Kind:
     """Copy a causal model without its training state, as its kind of `transformers`, which is returned.
 
-    Raises `UserError` for a model with another prompt mask, as causal engines would not reproduce it, and for
-    one with parts that its kind has not.
+    The biases of routers, for which `transformers` has no place, are dropped where that is asked for. Raises
+    `UserError` for a model with another prompt mask, as causal engines would not reproduce it, and for one
+    with parts that its kind has not.
     """
     checkpoint = load_checkpoint(source)
+    if drops_router_bias:
+        drop_router_biases(checkpoint.model)
     config, kind = checkpoint.model.config, kind_for(checkpoint.model.config)
     if config.prompt_mask != "causal":
         raise UserError(

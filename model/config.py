@@ -13,7 +13,7 @@ Weights = Literal["float32", "bfloat16", "int8"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 """Where a model that answers is computed; auto is the accelerator where there is one."""
 LayerType = Literal["full_attention", "sliding_attention"]
-Architecture = Literal["qwen3", "llama", "gpt2", "gemma2", "gemma3"]
+Architecture = Literal["qwen3", "qwen3_moe", "llama", "gpt2", "gemma2", "gemma3"]
 Norm = Literal["rms", "layer", "layer_without_bias"]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 Positions = Literal["rotary", "learned", "none"]
@@ -32,7 +32,7 @@ class ModelConfig:
     hidden_size: int = 512
     """width of the residual stream"""
     intermediate_size: int = 1408
-    """width inside the feed-forward layer"""
+    """width inside the feed-forward layer, or inside each expert"""
     num_hidden_layers: int = 8
     """number of decoder layers"""
     num_attention_heads: int = 8
@@ -71,6 +71,14 @@ class ModelConfig:
     """whether the feed-forward layer multiplies the bent values by a second projection"""
     mlp_bias: bool = False
     """whether projections of the feed-forward layer add a bias"""
+    num_experts: int | None = None
+    """number of feed-forward layers of which a token passes a few; null for one that all tokens pass"""
+    num_experts_per_tok: int | None = None
+    """number of experts that a token passes"""
+    norm_topk_prob: bool = True
+    """whether the weights of these add up to 1; else they are shares of the scores of all experts"""
+    router_bias: bool = False
+    """whether a bias, which training moves so that all experts are busy, helps to choose those of a token"""
     attention_bias: bool = False
     """whether projections of attention add a bias"""
     qk_norm: bool = True
@@ -114,6 +122,7 @@ class ModelConfig:
             raise UserError("window_both_sides: expected a sliding_window with it, got none")
         if self.value_residual and self.num_hidden_layers < 2:
             raise UserError("value_residual: expected two layers or more to mix values of, got one")
+        self._check_experts()
         if self.layer_types is not None:
             self._check_layer_types()
             if len(set(self.layer_types)) == 1:  # equal models have equal configurations
@@ -139,6 +148,13 @@ class ModelConfig:
         kinds = self.layer_types or ("sliding_attention",) * self.num_hidden_layers
         return tuple(self.sliding_window if kind == "sliding_attention" else None for kind in kinds)
 
+    def _check_experts(self) -> None:
+        total, taken = self.num_experts, self.num_experts_per_tok
+        if (total is None) != (taken is None) or total and taken > total:
+            raise UserError(f"num_experts_per_tok: expected 1 up to num_experts ({total}), got {taken}")
+        if total is None and (self.router_bias or not self.norm_topk_prob):
+            raise UserError("router_bias and norm_topk_prob: expected num_experts with them, got none")
+
     def _check_layer_types(self) -> None:
         if len(self.layer_types) != self.num_hidden_layers:
             raise UserError(
@@ -157,7 +173,7 @@ class ModelConfig:
         if self.rope_scaling:  # transformers asks what a key that it does not expect is for
             scaling = values["rope_scaling"].items()
             values["rope_scaling"] = {key: value for key, value in scaling if value is not None}
-        return values
+        return values if self.num_experts else {key: values[key] for key in values if key not in EXPERTS}
 
 
 ALWAYS_WRITTEN = {
@@ -166,6 +182,8 @@ ALWAYS_WRITTEN = {
     "tie_word_embeddings",
 }
 """what every configuration on disk holds; other values came later and have defaults"""
+EXPERTS = ("num_experts", "num_experts_per_tok", "norm_topk_prob", "router_bias")
+"""what is not written where there are none: engines take a model for a mixture that has such keys"""
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "max_position_embeddings"),
@@ -192,6 +210,7 @@ _GEMMA = dict(hidden_act="gelu_pytorch_tanh", post_norms=True, scale_embeddings=
 _SOFT_CAPS = dict(attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {},
+    "qwen3_moe": dict(num_experts=8, num_experts_per_tok=2, router_bias=True),
     "llama": dict(qk_norm=False, rope_theta=1e4, rms_norm_eps=1e-5),
     "gpt2": _GPT2 | _GPT2_MLP | dict(attention_bias=True, qk_norm=False),
     "gemma2": _GEMMA | _SOFT_CAPS | dict(qk_norm=False, rope_theta=1e4),
@@ -217,6 +236,8 @@ def from_preset(name: str, **overrides: Any) -> ModelConfig:
     shape = {**PRESETS[name], **ARCHITECTURES[family]}
     if not overrides.get("gated_mlp", shape.get("gated_mlp", True)):  # two matrices as large as three
         shape["intermediate_size"] = shape["intermediate_size"] * 3 // 2
+    if taken := {**shape, **overrides}.get("num_experts_per_tok"):  # together as wide as one would be
+        shape["intermediate_size"] = max(shape["intermediate_size"] // taken, 1)
     shape |= overrides
     shape["num_key_value_heads"] = shape["num_key_value_heads"] or shape["num_attention_heads"]
     config = ModelConfig(**shape)

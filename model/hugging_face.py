@@ -4,7 +4,8 @@ from dataclasses import fields
 
 from model.config import ARCHITECTURES, ModelConfig, from_dict
 from model.errors import UserError, brief
-from model.kinds import KINDS, Kind, Values
+from model.kind import Kind, Values
+from model.kinds import KINDS
 
 
 def kind_of(values: Values, source: str) -> Kind:

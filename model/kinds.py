@@ -1,93 +1,11 @@
 """The kinds of models of `transformers` that open here: keys, windows and weights of each, in a table."""
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.errors import UserError, brief
-from model.weights import Shapes
-
-Values = dict[str, Any]
-Weights = dict[str, Tensor]
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """Return names of theirs and ours, written `theirs:ours`, or once where they are the same."""
-    return {name.partition(":")[0]: name.rpartition(":")[2] for name in text.split()}
-
-
-def _unchanged(name: str, tensor: Tensor) -> Weights:
-    return {name: tensor}
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of model of `transformers`, and the architecture of ours that it is."""
-
-    model_type: str
-    architecture: str
-    class_name: str
-    keys: dict[str, str]
-    """its keys for single fields of ours"""
-    read: Callable[[Values, str], Values]
-    """returns other fields of ours from its values"""
-    write: Callable[[ModelConfig], Values]
-    """returns its values for those, and values of its own"""
-    varies: tuple[str, ...]
-    """the fields that these two are about"""
-    defaults: Values = field(default_factory=dict)
-    """what `transformers` takes for keys that are left out, where it is not what the architecture has"""
-    demands: Values = field(default_factory=dict)
-    """keys that we do not have, with the only values that are understood"""
-    sizes: Callable[[ModelConfig], Values] = lambda config: {}
-    """returns sizes that it derives from others"""
-    modules: dict[str, str] = field(default_factory=dict)
-    """its modules that we name otherwise; * is the number of a layer"""
-    unpack: Callable[[str, Tensor], Weights] = _unchanged
-    """lays a weight of its out as we do, under the name that it has here"""
-    pack: Callable[[Weights], Weights] = dict
-    """does the reverse with all weights of a model"""
-    buffers: str = "$^"
-    """pattern of names under which it has stored what is no weight"""
-
-    @property
-    def has_our_weights(self) -> bool:
-        """Whether its names and layout are ours, so that every causal model is saved as one of its kind."""
-        return self.unpack is _unchanged
-
-    def to_ours(self, tensors: Weights) -> Weights:
-        """Return its weights under our names and in our layout."""
-        ours: Weights = {}
-        for name, tensor in tensors.items():
-            unpacked = self.unpack(_moved(name, self.modules), tensor)
-            if twice := ours.keys() & unpacked.keys():
-                raise UserError(f"{min(twice)} is there twice, once as {name}")
-            ours |= unpacked
-        return ours
-
-    def to_theirs(self, tensors: Weights) -> Weights:
-        """Return weights of ours as it names and lays them out."""
-        back = {ours: theirs for theirs, ours in self.modules.items()}
-        return {_moved(name, back): tensor for name, tensor in self.pack(tensors).items()}
-
-    def our_shapes(self, shapes: Shapes) -> Shapes:
-        """Return what shapes its weights of these shapes have here, by our names."""
-        blank = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        return {name: tuple(tensor.shape) for name, tensor in self.to_ours(blank).items()}
-
-
-def _moved(name: str, modules: dict[str, str]) -> str:
-    """Return the name of a tensor whose module is called otherwise."""
-    number = re.search(r"(?<=\.)\d+(?=\.)", name)
-    pattern = f"{name[: number.start()]}*{name[number.end() :]}" if number else name
-    module, dot, leaf = pattern.rpartition(".")
-    moved = modules.get(module, module) + dot + leaf
-    return moved.replace("*", number[0]) if number else moved
+from model.kind import Kind, Values, Weights, pairs
 
 
 def _read_rope(values: Values, source: str) -> Values:
@@ -110,6 +28,34 @@ def _read_rope(values: Values, source: str) -> Values:
 
 def _write_rope(config: ModelConfig) -> Values:
     return {"rope_theta": config.rope_theta, "rope_scaling": config.to_dict()["rope_scaling"]}
+
+
+def _read_qwen3_moe(values: Values, source: str) -> Values:
+    """Read the window, which all layers have or none, and the experts under either of their names."""
+    return _read_rope(values, source) | {
+        "sliding_window": values.get("sliding_window") if values.get("use_sliding_window") else None,
+        "num_experts": values.get("num_local_experts", values.get("num_experts")),
+        "router_bias": False,
+    }
+
+
+def _write_qwen3_moe(config: ModelConfig) -> Values:
+    sizes = {"moe_intermediate_size": config.intermediate_size, "num_experts": config.num_experts}
+    dense = {"decoder_sparse_step": 1, "mlp_only_layers": []}  # of its layers, none is
+    return _write_qwen3(config) | sizes | dense
+
+
+def _unpack_experts(name: str, tensor: Tensor) -> Weights:
+    """Take the experts of a layer apart where one tensor (E, out, in) holds them all, as in memory."""
+    module, _, kind = name.rpartition(".")
+    if not module.endswith(".experts") or tensor.ndim != 3:
+        return {name: tensor}
+    kinds = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+    return {
+        f"{module}.{n}.{each}.weight": part.clone()
+        for n, expert in enumerate(tensor)
+        for each, part in zip(kinds, expert.chunk(len(kinds)), strict=False)
+    }
 
 
 def _layer_types(config: ModelConfig) -> list[str]:
@@ -231,7 +177,7 @@ def _pack_gpt2(tensors: Weights) -> Weights:
 NO_MARKS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 """marks of the vocabulary that a kind has by default; `generation_config.json` tells ours"""
 ROPE, WINDOW = ("rope_theta", "rope_scaling"), ("sliding_window", "layer_types")
-SHARED = _pairs("""
+SHARED = pairs("""
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
     head_dim max_position_embeddings rms_norm_eps tie_word_embeddings initializer_range attention_bias
 """)
@@ -239,12 +185,12 @@ GEMMA_DEFAULTS = dict(
     rms_norm_eps=1e-6, tie_word_embeddings=True, query_pre_attn_scalar=256, sliding_window=4096
 )
 GEMMA = {
-    "keys": SHARED | _pairs("hidden_activation:hidden_act query_pre_attn_scalar final_logit_softcapping"),
+    "keys": SHARED | pairs("hidden_activation:hidden_act query_pre_attn_scalar final_logit_softcapping"),
     "write": _write_gemma,
     "varies": (*ROPE, *WINDOW),
     "defaults": GEMMA_DEFAULTS,
     "demands": {"use_bidirectional_attention": False},
-    "modules": _pairs("""
+    "modules": pairs("""
         model.layers.*.post_attention_layernorm:model.layers.*.attention_output_layernorm
         model.layers.*.pre_feedforward_layernorm:model.layers.*.post_attention_layernorm
         model.layers.*.post_feedforward_layernorm:model.layers.*.mlp_output_layernorm
@@ -252,7 +198,7 @@ GEMMA = {
     "unpack": _unpack_gemma,
     "pack": _pack_gemma,
 }
-GPT2_MODULES = _pairs("""
+GPT2_MODULES = pairs("""
     transformer.wte:model.embed_tokens
     transformer.wpe:model.embed_positions
     transformer.ln_f:model.norm
@@ -266,14 +212,32 @@ GPT2_MODULES = _pairs("""
 KINDS = (
     Kind(
         *("qwen3", "qwen3", "Qwen3ForCausalLM"),
-        keys=SHARED | _pairs("hidden_act"),
+        keys=SHARED | pairs("hidden_act"),
         read=lambda values, source: _read_rope(values, source) | _read_qwen3_window(values, source),
         write=_write_qwen3,
         varies=ROPE + WINDOW,
     ),
     Kind(
+        *("qwen3_moe", "qwen3_moe", "Qwen3MoeForCausalLM"),
+        keys=SHARED
+        | pairs("moe_intermediate_size:intermediate_size hidden_act num_experts_per_tok norm_topk_prob"),
+        read=_read_qwen3_moe,
+        write=_write_qwen3_moe,
+        varies=(*ROPE, "sliding_window", "num_experts"),
+        defaults=dict(
+            tie_word_embeddings=False,
+            norm_topk_prob=False,
+            num_experts=128,
+            num_experts_per_tok=8,
+            moe_intermediate_size=768,
+        ),
+        demands={"decoder_sparse_step": 1, "mlp_only_layers": []},
+        sizes=lambda config: {"router_bias": False},
+        unpack=_unpack_experts,
+    ),
+    Kind(
         *("llama", "llama", "LlamaForCausalLM"),
-        keys=SHARED | _pairs("hidden_act mlp_bias"),
+        keys=SHARED | pairs("hidden_act mlp_bias"),
         read=_read_rope,
         write=lambda config: _write_rope(config) | NO_MARKS,
         varies=ROPE,
@@ -282,7 +246,7 @@ KINDS = (
     ),
     Kind(
         *("gpt2", "gpt2", "GPT2LMHeadModel"),
-        keys=_pairs("""
+        keys=pairs("""
             vocab_size n_embd:hidden_size n_inner:intermediate_size n_layer:num_hidden_layers
             n_head:num_attention_heads n_positions:max_position_embeddings layer_norm_epsilon:rms_norm_eps
             tie_word_embeddings initializer_range
@@ -305,7 +269,7 @@ KINDS = (
     ),
     Kind(
         *("gemma2", "gemma2", "Gemma2ForCausalLM"),
-        **GEMMA | {"keys": GEMMA["keys"] | _pairs("attn_logit_softcapping")},
+        **GEMMA | {"keys": GEMMA["keys"] | pairs("attn_logit_softcapping")},
         read=lambda values, source: _read_rope(values, source) | _read_gemma_window(values, 2),
     ),
     Kind(

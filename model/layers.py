@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.moe import MixtureOfExperts
 from model.rope_scaling import RopeScaling
 from model.value_residual import with_highway
 
@@ -86,10 +87,11 @@ def norm_of(config: ModelConfig) -> nn.Module:
 
 
 def feed_forward_of(config: ModelConfig) -> nn.Module:
-    """Return a feed-forward layer of the form that a configuration names."""
+    """Return a feed-forward layer of the form that a configuration names, or experts of that form."""
     form = FeedForward if config.gated_mlp else PlainFeedForward
     act = ACTIVATIONS[config.hidden_act]
-    return form(config.hidden_size, config.intermediate_size, act, config.mlp_bias)
+    new = partial(form, config.hidden_size, config.intermediate_size, act, config.mlp_bias)
+    return MixtureOfExperts(config, new) if config.num_experts else new()
 
 
 def layers_of(config: ModelConfig, form: type[nn.Module]) -> nn.ModuleList:

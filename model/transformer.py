@@ -60,10 +60,11 @@ class DecoderLayer(nn.Module):
         y = self.mlp(self.post_attention_layernorm(x))
         return x + self.mlp_output_layernorm(y)
 
-    def additions(self) -> tuple[nn.Module, nn.Module]:
+    def additions(self) -> tuple[nn.Module, ...]:
         """Return what has the last weights of what is added to the stream: norms, or projections."""
         if isinstance(self.mlp_output_layernorm, nn.Identity):
-            return self.self_attn.o_proj, self.mlp.down_proj
+            down = (part for name, part in self.mlp.named_modules() if name.endswith("down_proj"))
+            return self.self_attn.o_proj, *down
         return self.attention_output_layernorm, self.mlp_output_layernorm
 
 

@@ -24,6 +24,9 @@ class ExportSettings:
     """directory to write, new or empty"""
     for_engine: Literal["any", "transformers"] = "any"
     """what will open it; a Qwen3 with sliding windows is right in transformers alone"""
+    drop_router_bias: bool = False
+    """whether a mixture of experts is exported without the bias that helped to choose them in training, for
+    which transformers has no place: some tokens pass other experts then"""
 
 
 def main() -> None:
@@ -34,14 +37,19 @@ def main() -> None:
     from model.files import whole_folder
 
     served = open_model(settings.model)  # raises where model and tokenizer do not fit
-    is_qwen3 = served.model.config.architecture == "qwen3"
+    if served.model.config.router_bias and not settings.drop_router_bias:
+        raise UserError(
+            f"{settings.model} chooses experts by a bias, too, for which transformers has no place; add "
+            "--drop_router_bias true to leave it out, and measure what that changes by scripts.evaluate"
+        )
+    is_qwen3 = served.model.config.architecture.startswith("qwen3")
     if is_qwen3 and any(served.model.config.layer_windows) and settings.for_engine == "any":
         raise UserError(
             f"{settings.model} has sliding windows, which vLLM, SGLang and llama.cpp ignore: they would give "
             "other answers without a word; add --for_engine transformers if nothing else will open it"
         )
     with whole_folder(settings.out) as folder:
-        kind = export_checkpoint(settings.model, folder)
+        kind = export_checkpoint(settings.model, folder, settings.drop_router_bias)
         served.tokenizer.save(folder)
     print(f"{printable(settings.out)} is written: {kind.class_name} of transformers opens it")
 

@@ -43,6 +43,14 @@ SCALED_GEMMA = {
 }
 SHAPES = {
     "qwen3": ("Qwen3", SIZES | BIASES | {"rope_parameters": {"rope_theta": 1e4} | YARN}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        SIZES
+        | BIASES
+        | {"moe_intermediate_size": 24, "num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": True}
+        | {"use_sliding_window": True, "sliding_window": 7},
+    ),
+    "qwen3_moe_shares": ("Qwen3Moe", SIZES | {"num_experts": 4, "num_experts_per_tok": 3}),
     "llama": ("Llama", SIZES | BIASES | {"mlp_bias": True, "tie_word_embeddings": False}),
     "llama_linear": ("Llama", SIZES | {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
     "llama_3": ("Llama", SIZES | {"rope_parameters": {"rope_theta": 1e4} | LLAMA3, "hidden_act": "gelu"}),
@@ -73,7 +81,7 @@ def drawn(name: str):
     kind, values = SHAPES[name]
     config = getattr(transformers, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config")(**values)
     model_class = getattr(transformers, f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     with in_float64():
         model = model_class(config).double().eval()
         generator = torch.Generator().manual_seed(0)
@@ -254,10 +262,14 @@ def test_gpt2_without_its_prefix_and_with_its_old_buffers_is_the_same_model(tmp_
         ("gemma3", {"sliding_window_pattern": 0, "layer_types": None}, "sliding_window_pattern must be 1"),
         ("llama", {"rope_scaling": LLAMA3 | {"low_freq_factor": 9.0}}, "rope_scaling llama3: expected"),
         ("gemma3", {"sliding_window": None}, "contradict each other"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2 is not supported"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers \[0\] is not supported"),
+        ("qwen3_moe", {"num_experts_per_tok": 6}, r"expected 1 up to num_experts \(5\), got 6"),
+        ("qwen3_moe", {"num_local_experts": 10**9}, "gate.weight has shape"),
         (
             "gemma3",
             {"model_type": "gemma3"},
-            "model_type qwen3, llama, gpt2, gemma2, gemma3_text, got 'gemma3'",
+            "model_type qwen3, qwen3_moe, llama, gpt2, gemma2, gemma3_text, got 'gemma3'",
         ),
     ],
 )
@@ -281,6 +293,7 @@ def test_what_a_kind_has_that_we_have_not_is_refused_by_its_name(name, changes, 
             "attn_logit_softcapping 9.0 where Gemma3",
         ),
         ({"qk_norm": False}, "qk_norm False where Qwen3ForCausalLM has True"),
+        ({"architecture": "qwen3_moe"}, "router_bias True where Qwen3MoeForCausalLM has False"),
     ],
 )
 def test_a_model_of_parts_that_its_kind_has_not_is_ours_alone(shape, line, tmp_path):

@@ -83,6 +83,7 @@ def test_a_finished_run_is_recognised_and_left_alone(pretrain, tmp_path, capsys)
         ("pretrain", "adamw", "bfloat16", "crash", ()),
         ("pretrain", "muon", "bfloat16", "crash", ("--model.architecture", "gpt2")),
         ("pretrain", "muon", "float32", "signal", ("--model.architecture", "gemma2")),
+        ("pretrain", "muon", "float32", "crash", ("--model.architecture", "qwen3_moe")),
         ("sft", "muon", "bfloat16", "signal", ()),
         ("sft", "muon", "float32", "crash", ()),
     ],

@@ -24,7 +24,7 @@ def full_batch(rows: int, length: int) -> Batch:
     return Batch(ids, labels, *causal_layout(rows, length))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "qwen3_moe"])
 def test_the_arithmetic_is_what_torch_counts_in_forward_and_backward(family):
     config = from_preset("tiny", vocab_size=97, architecture=family)
     model, batch = LanguageModel(config), full_batch(2, 64)

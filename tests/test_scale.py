@@ -15,7 +15,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from torch import Tensor
 from torch.distributed import TCPStore
-from training_runs import SHORT, assert_same_course, data, init, line, metrics, run_trainer, sft
+from training_runs import SHORT, assert_same_course, data, experts, init, line, metrics, run_trainer, sft
 from two_processes import (
     first_batch,
     gradients,
@@ -35,20 +35,21 @@ WHOLE_BATCH = {"batch_size": 8, "gradient_accumulation": 1}
 
 
 @pytest.fixture(scope="module")
-def pair(data, init, tmp_path_factory) -> Path:
+def pair(data, init, experts, tmp_path_factory) -> Path:
     """What two processes left, and `one`: begun by one process, continued by two."""
     folder = tmp_path_factory.mktemp("pair")
     run(settings_for(data, init, folder / "one", "muon", **WHOLE_BATCH, max_minutes=1e-9))
-    run_pair(train_in_every_way, data, init, folder, folder / "one")
+    run_pair(train_in_every_way, data, init, experts, folder, folder / "one")
     return folder
 
 
 @pytest.fixture(scope="module")
-def single(data, init, tmp_path_factory) -> Path:
+def single(data, init, experts, tmp_path_factory) -> Path:
     """The same trainings by one process, with one micro-batch a step."""
     folder = tmp_path_factory.mktemp("single")
     for name in ("adamw", "muon"):
         run(settings_for(data, init, folder / name, name, **WHOLE_BATCH))
+    run(settings_for(data, experts, folder / "experts", "muon", **WHOLE_BATCH))
     return folder
 
 
@@ -103,10 +104,10 @@ def test_processes_exchange_gradients_once_a_step(pair, how):
     assert accumulated == at_once > 0
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "experts"])
 @pytest.mark.parametrize("spread", ["whole", "sharded"])
-def test_two_processes_train_as_one_does(pair, single, spread, optimizer):
-    assert_same_course(single / optimizer, pair / f"{spread}_{optimizer}")
+def test_two_processes_train_as_one_does(pair, single, spread, name):
+    assert_same_course(single / name, pair / f"{spread}_{name}")
 
 
 @pytest.mark.long  # the compiler takes a minute

@@ -77,7 +77,9 @@ def test_the_form_of_a_model_is_another_setting_than_its_size(capsys):
     assert model_of("").architecture == "qwen3" and from_preset("124m", vocab_size=97).num_hidden_layers == 12
     with pytest.raises(SystemExit):
         model_of("--model.architecture mamba")
-    expected = "--model.architecture: expected one of qwen3, llama, gpt2, gemma2, gemma3, got 'mamba'"
+    expected = (
+        "--model.architecture: expected one of qwen3, qwen3_moe, llama, gpt2, gemma2, gemma3, got 'mamba'"
+    )
     assert expected in capsys.readouterr().err
 
 

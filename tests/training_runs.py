@@ -110,11 +110,23 @@ def sft(run_trainer, data, init):
 @pytest.fixture(scope="session")
 def init(data, tmp_path_factory) -> Path:
     """A fresh causal model."""
-    folder = tmp_path_factory.mktemp("init")
+    return fresh(tmp_path_factory.mktemp("init"), data)
+
+
+@pytest.fixture(scope="session")
+def experts(data, tmp_path_factory) -> Path:
+    """A fresh mixture of experts, whose scores differ."""
+    shape = {"architecture": "qwen3_moe", "intermediate_size": 16, "initializer_range": 0.2}
+    return fresh(tmp_path_factory.mktemp("experts"), data, **shape)
+
+
+def fresh(folder: Path, data: Path, **shape) -> Path:
+    """A folder with a fresh model for the stores."""
     tokenizer = Tokenizer.load(data / "tokenizer")
     torch.manual_seed(3)
-    config = from_preset("tiny", vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48)
-    save_checkpoint(folder, LanguageModel(config), tokenizer.stop_ids)
+    small = {"hidden_size": 32, "intermediate_size": 48} | shape
+    model = LanguageModel(from_preset("tiny", vocab_size=tokenizer.vocab_size, **small))
+    save_checkpoint(folder, model, tokenizer.stop_ids)
     tokenizer.save(folder)
     return folder
 

@@ -106,7 +106,9 @@ def train_compiled(rank: int, port: int, data: Path, init: Path, folder: Path) -
         run(settings_for(data, init, folder / f"compiled_{name}", compile="always", **how))
 
 
-def train_in_every_way(rank: int, port: int, data: Path, init: Path, folder: Path, begun: Path) -> None:
+def train_in_every_way(
+    rank: int, port: int, data: Path, init: Path, experts: Path, folder: Path, begun: Path
+) -> None:
     """Leave gradients and trainings; `begun` is a run of one process that is to be continued here."""
     join(rank, port)
 
@@ -127,6 +129,7 @@ def train_in_every_way(rank: int, port: int, data: Path, init: Path, folder: Pat
         keep(f"{name}_recomputed", prepare(settings("unused", **how, gradient_checkpointing=True)))
         for optimizer in ("adamw", "muon"):
             run(settings(f"{name}_{optimizer}", optimizer=optimizer, **how))
+        run(settings_for(data, experts, folder / f"{name}_experts", "muon", **how))
     run(settings("broken", optimizer="muon", **sharded, max_minutes=1e-9))
     if rank == 0:
         shutil.copytree(folder / "broken", folder / "left")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from model.transformer import DecoderLayer
+from model.transformer import DecoderLayer, LanguageModel
+from trainer.balance import Balance, Summed
 from trainer.placement import cut_like, whole
 from trainer.settings import OptimizerSettings, ScheduleSettings, TrainSettings
 
@@ -165,8 +166,14 @@ def orthogonalise(batch: Tensor, dtype: torch.dtype) -> Tensor:
 class Optimizers:
     """The optimizers of one model, stepped together."""
 
-    def __init__(self, model: nn.Module, settings: OptimizerSettings, dtype: torch.dtype) -> None:
-        """Sort the parameters; `dtype` is that of Muon's iterations."""
+    def __init__(
+        self,
+        model: LanguageModel,
+        settings: OptimizerSettings,
+        dtype: torch.dtype,
+        summed: Summed = lambda *numbers: [*numbers],
+    ) -> None:
+        """Sort the parameters; `dtype` is that of Muon's iterations, `summed` adds up over processes."""
         self._peak, self._max_norm = settings.learning_rate, settings.max_gradient_norm
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         (matrices, others), decay = split_parameters(model), settings.weight_decay
@@ -174,6 +181,7 @@ class Optimizers:
         groups = [(others, 0.0)] if is_muon else [(others, 0.0), (matrices, decay)]
         adam = AdamW(groups, settings.beta1, settings.beta2)
         self._members = [Muon(matrices, dtype, decay), adam] if is_muon else [adam]
+        self.balance = Balance(model, settings.router_bias_rate, summed)
 
     def clip(self, scale: float = 1.0) -> float:
         """Take the loss scale out of the gradients, limit their norm, and return what it was."""
@@ -185,11 +193,13 @@ class Optimizers:
         """Update the parameters at `multiplier` times the peak learning rate."""
         for optimizer in self._members:
             optimizer.step(self._peak * multiplier)
+        self.balance.step()
 
     def zero_grad(self) -> None:
-        """Free the gradients."""
+        """Free the gradients, and forget the load of experts."""
         for parameter in self._names:
             parameter.grad = None
+        self.balance.clear()
 
     def state(self) -> dict[str, Tensor]:
         """Return what is remembered of each parameter, as `exp_avg/<its name>`; to write to it counts."""

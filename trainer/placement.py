@@ -18,6 +18,7 @@ from dataset.batches import Batch
 from model.backends import keep_documents_uncompiled
 from model.config import ModelConfig
 from model.errors import UserError
+from model.moe import MixtureOfExperts, keep_experts_uncompiled
 from model.serving import compiler_fault
 from model.transformer import LanguageModel
 from trainer.device import Device, Sharding
@@ -65,6 +66,7 @@ def compile_layers(model: LanguageModel, lengths_vary: bool) -> None:
     training would depend on where it was interrupted.
     """
     keep_documents_uncompiled()
+    keep_experts_uncompiled()
     for layer in model.model.layers:
         layer.forward = _with_gradients(torch.compile(layer.forward, dynamic=lengths_vary), layer.forward)
 
@@ -112,13 +114,18 @@ def model_flops(config: ModelConfig, batch: Batch) -> int:
 
 @functools.cache
 def weights_of_products(config: ModelConfig) -> int:
-    """Return the number of weights that every token is multiplied with: those of the layers' matrices.
+    """Return the number of weights that a token is multiplied with: those of the layers' matrices.
 
     They are counted in a model without memory, so that it does not matter what a layer is made of.
     """
     with torch.device("meta"):
         layers = LanguageModel(config).model.layers
-    return sum(part.weight.numel() for part in layers.modules() if isinstance(part, nn.Linear))
+    mixtures = (part for part in layers.modules() if isinstance(part, MixtureOfExperts))
+    return _matrix_weights(layers) - sum(_matrix_weights(mixture.idle) for mixture in mixtures)
+
+
+def _matrix_weights(module: nn.Module) -> int:
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
 def distribute(model: LanguageModel, accelerator: Accelerator, sharding: Sharding | None) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from dataset.printing import Bars, about, printable
 from model.errors import UserError
 from model.files import own
+from trainer.balance import Balance
 from trainer.device import MEGABYTE, Device, peak_flops, peak_megabytes
 from trainer.loss_picture import LossPicture
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
@@ -32,11 +33,17 @@ class Reporter:
     """Shows the steps of a training while it is entered."""
 
     def __init__(
-        self, settings: TrainSettings, device: Device, total_steps: int, first_compiles: bool
+        self,
+        settings: TrainSettings,
+        device: Device,
+        total_steps: int,
+        first_compiles: bool,
+        balance: Balance,
     ) -> None:
-        """Report on a training of `total_steps` optimizer steps."""
+        """Report on a training of `total_steps` optimizer steps, whose experts `balance` counts."""
         self._settings, self._device, self._accelerator = settings, device, device.accelerator
         self._total_steps, self._first_compiles = total_steps, first_compiles
+        self._balance = balance
         self._run_dir, self._speaks = RunDirectory(settings.out), self._accelerator.is_main_process
         self._picture, self._bars = LossPicture(self._run_dir), Bars(sys.stdout)
 
@@ -106,6 +113,7 @@ class Reporter:
             "tokens": progress.tokens,
             "targets": progress.targets,
             **rates,
+            **self._balance.figures(),
             "seconds_left": self._seconds_left,
             "model_flop_utilisation": flops / peak_flops(device, self._device.dtype),
             "memory_megabytes": peak_megabytes(device),

@@ -55,6 +55,10 @@ class ModelSettings:
     hidden_act: Activation | None = None
     gated_mlp: bool | None = None
     mlp_bias: bool | None = None
+    num_experts: int | None = None
+    num_experts_per_tok: int | None = None
+    norm_topk_prob: bool | None = None
+    router_bias: bool | None = None
     attention_bias: bool | None = None
     qk_norm: bool | None = None
     query_pre_attn_scalar: float | None = None
@@ -136,13 +140,16 @@ class OptimizerSettings:
     """decay of adamw's second moment"""
     max_gradient_norm: float = 1.0
     """gradients of a larger norm are scaled down to it"""
+    router_bias_rate: float | None = None
+    """how far the bias of each expert moves towards equal loads after a step; default: 0.001"""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_gradient_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--optimizer.{name}: expected more than 0, got {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"--optimizer.weight_decay: expected 0 or more, got {self.weight_decay}")
+        for name in ("weight_decay", "router_bias_rate"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise UserError(f"--optimizer.{name}: expected 0 or more, got {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(

@@ -90,7 +90,7 @@ def set_up(inputs: Inputs, device: Device, given: TrainSettings) -> Setup:
     )
     most_tokens = total_steps * rows_per_step * settings.max_seq_len
     placed, compilation = place(model, settings, device, most_tokens, was_compiled(settings.out))
-    optimizers = Optimizers(model, settings.optimizer, device.dtype)
+    optimizers = Optimizers(model, settings.optimizer, device.dtype, device.summed)
 
     facts = inputs.facts() | {
         "dtype": str(device.dtype),
@@ -109,7 +109,7 @@ def set_up(inputs: Inputs, device: Device, given: TrainSettings) -> Setup:
         compilation,
         optimizers,
         Saves(inputs, device, optimizers, facts),
-        Reporter(settings, device, total_steps, compilation.is_on),
+        Reporter(settings, device, total_steps, compilation.is_on, optimizers.balance),
         Validation(inputs, device),
         beginning,
     )

@@ -38,7 +38,8 @@ def describe_inputs(
         f"{figures['answers_cut_out']:,}, of oldest rounds {figures['answers_of_oldest_rounds']:,}",
         *(f"           {name}: {words}" for name, s in inputs.validation.items() if (words := left_out(s))),
         f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}"
-        + _windows(start.model.config),
+        + _windows(start.model.config)
+        + _experts(start.model.config),
         f"training   {total_steps:,} steps of {rows_per_step} rows, {settings.optimizer.name}, "
         f"{settings.schedule.name} schedule",
         *_short(settings, figures, total_steps, rows_per_step),
@@ -71,6 +72,10 @@ def _windows(config: ModelConfig) -> str:
     layers = ", ".join(map(str, sliding))
     sides = " on both sides" if config.window_both_sides else ""
     return f", window {config.sliding_window}{sides} in layers {layers}" if sliding else ""
+
+
+def _experts(config: ModelConfig) -> str:
+    return f", {config.num_experts_per_tok} of {config.num_experts} experts" if config.num_experts else ""
 
 
 def describe_continuation(progress: Progress, world: int, gradient_accumulation: int) -> list[str]:

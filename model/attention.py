@@ -97,14 +97,19 @@ class Attention(nn.Module):
 
         `update_cache` stores the new keys and values, and returns them with those of earlier tokens.
         """
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim)
-        q = rotate(self.q_norm(q).transpose(1, 2), angles)  # (B, H, T, D)
-        k = rotate(self.k_norm(k).transpose(1, 2), angles)  # (B, Hkv, T, D)
-        v = v.transpose(1, 2)  # (B, Hkv, T, D)
+        k, v = self.keys_and_values(x, angles)
         if update_cache is not None:
             k, v = update_cache(k, v)  # (B, Hkv, Tk, D)
+        return self.read(x, angles, k, v, seen)
+
+    def keys_and_values(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+        """Return what tokens (B, T, hidden_size) offer to be read, both (B, Hkv, T, D)."""
+        k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.k_proj, self.v_proj))
+        return rotate(self.k_norm(k).transpose(1, 2), angles), v.transpose(1, 2)
+
+    def read(self, x: Tensor, angles: Angles, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
+        """Return what tokens (B, T, hidden_size) read of keys and values (B, Hkv, Tk, D), in their shape."""
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
+        q = rotate(self.q_norm(q).transpose(1, 2), angles)  # (B, H, T, D)
         y = self.attend(q, k, v, seen, self.scoring)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return self.o_proj(y.transpose(1, 2).flatten(2))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.architectures import model_of
 from model.config import ModelConfig
 from model.errors import UserError, brief, hub_advice
 from model.files import read_object, replacing, write_json, write_tensors
@@ -27,6 +28,7 @@ TRAINED_ON = {"pretrain": "texts", "sft": "chats"}
 """what a checkpoint says of its training, by kind of data"""
 ROTARY_TABLES = ("model.freqs_cos", "model.freqs_sin")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ENCODER = "model.encoder.layers."
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,12 @@ def build(
     fit.
     """
     _check_sizes(config, shapes, path)
+    if (depth := num_layers(shapes, ENCODER)) != (config.num_encoder_layers or 0):
+        raise UserError(
+            f"{path} says {config.num_encoder_layers} num_encoder_layers but the weights have {depth}"
+        )
     with torch.device("meta"):
-        model = LanguageModel(config)
+        model = model_of(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings and HEAD not in shapes:
         del expected[HEAD]
@@ -160,7 +166,7 @@ def export_checkpoint(source: str | Path, target: str | Path, drops_router_bias:
     if drops_router_bias:
         drop_router_biases(checkpoint.model)
     config, kind = checkpoint.model.config, kind_for(checkpoint.model.config)
-    if config.prompt_mask != "causal":
+    if kind and config.prompt_mask != "causal":
         raise UserError(
             f"{source} was trained with prompt_mask {config.prompt_mask!r}; causal engines would give "
             "other answers than ours, so only causal models are exported"
@@ -180,8 +186,8 @@ def export_checkpoint(source: str | Path, target: str | Path, drops_router_bias:
 def describe(config: ModelConfig) -> dict[str, Any]:
     """Return the values of `config.json`; with those of `transformers` where it opens what is saved."""
     ours = {"format_version": FORMAT_VERSION, "dtype": "float32"} | config.to_dict()
-    is_stock = config.prompt_mask == "causal" and kind_for(config).has_our_weights
-    return ours | write_config(config) if is_stock and not excess_of(config) else ours
+    is_stock = config.prompt_mask == "causal" and not excess_of(config) and kind_for(config).has_our_weights
+    return ours | write_config(config) if is_stock else ours
 
 
 def _stop_ids(path: Path, values: dict[str, Any], vocab_size: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ Weights = Literal["float32", "bfloat16", "int8"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 """Where a model that answers is computed; auto is the accelerator where there is one."""
 LayerType = Literal["full_attention", "sliding_attention"]
-Architecture = Literal["qwen3", "qwen3_moe", "llama", "gpt2", "gemma2", "gemma3"]
+Architecture = Literal["qwen3", "qwen3_moe", "llama", "gpt2", "gemma2", "gemma3", "encoder_decoder", "merged"]
 Norm = Literal["rms", "layer", "layer_without_bias"]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 Positions = Literal["rotary", "learned", "none"]
@@ -35,6 +35,8 @@ class ModelConfig:
     """width inside the feed-forward layer, or inside each expert"""
     num_hidden_layers: int = 8
     """number of decoder layers"""
+    num_encoder_layers: int | None = None
+    """number of encoder layers, for architectures that have any; null for as many as the decoder has"""
     num_attention_heads: int = 8
     """number of query heads"""
     num_key_value_heads: int = 4
@@ -123,6 +125,7 @@ class ModelConfig:
         if self.value_residual and self.num_hidden_layers < 2:
             raise UserError("value_residual: expected two layers or more to mix values of, got one")
         self._check_experts()
+        self._check_encoder()
         if self.layer_types is not None:
             self._check_layer_types()
             if len(set(self.layer_types)) == 1:  # equal models have equal configurations
@@ -154,6 +157,16 @@ class ModelConfig:
             raise UserError(f"num_experts_per_tok: expected 1 up to num_experts ({total}), got {taken}")
         if total is None and (self.router_bias or not self.norm_topk_prob):
             raise UserError("router_bias and norm_topk_prob: expected num_experts with them, got none")
+
+    def _check_encoder(self) -> None:
+        if self.architecture not in WITH_ENCODER:
+            if self.num_encoder_layers is not None:
+                raise UserError(f"num_encoder_layers: architecture {self.architecture} has no encoder")
+            return
+        if self.sliding_window is not None:
+            raise UserError(f"sliding_window: architecture {self.architecture} has no windows; leave it out")
+        if self.num_encoder_layers is None:  # equal models have equal configurations
+            object.__setattr__(self, "num_encoder_layers", self.num_hidden_layers)
 
     def _check_layer_types(self) -> None:
         if len(self.layer_types) != self.num_hidden_layers:
@@ -215,11 +228,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": _GPT2 | _GPT2_MLP | dict(attention_bias=True, qk_norm=False),
     "gemma2": _GEMMA | _SOFT_CAPS | dict(qk_norm=False, rope_theta=1e4),
     "gemma3": _GEMMA | dict(rope_theta=1e6, rope_local_theta=1e4),
+    "encoder_decoder": {},
+    "merged": {},
 }
 """What families have that Qwen3 has not; as many key heads as query heads where there is no number.
 
 Touvron et al. 2023 (arXiv 2302.13971); Radford et al. 2019; Gemma 2 and 3 reports (2408.00118, 2503.19786).
 """
+WITH_ENCODER = ("encoder_decoder", "merged")
+"""architectures that read a prompt by an encoder (`model/encoder_decoder.py`)"""
 LOCAL_PATTERNS = {"gemma2": (2, 2), "gemma3": (6, 8)}
 """one layer in so many, and the last one, sees everything; the others such a part of the context"""
 

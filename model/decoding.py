@@ -10,9 +10,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from model.attention import Visibility
 from model.kv_cache import GROWTH_TOKENS, Held, KVCache, slot_layout, write_layout
-from model.masks import cached_mask, causal_step
+from model.masks import causal_step
 from model.rolling_cache import part_of, slots_of
 from model.transformer import LanguageModel
 
@@ -97,7 +96,7 @@ def next_logits(model: LanguageModel, tokens: Tensor, parts: list[Held]) -> Tens
         write_layout(layout, slots[-1], positions, block_ids)
         lengths += 1
         present.append(slot_layout(positions, block_ids))
-    each, both_sides = torch.arange(len(tokens), device=tokens.device), model.config.window_both_sides
+    each = torch.arange(len(tokens), device=tokens.device)
     kinds = [part_of(window, len(parts)) for window in model.config.layer_windows]
 
     def update_cache(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +108,7 @@ def next_logits(model: LanguageModel, tokens: Tensor, parts: list[Held]) -> Tens
         return stores[0].view(shape), stores[1].view(shape)
 
     visibilities = model.model.each_layer(
-        lambda w: Visibility(cached_mask(layout, present[part_of(w, len(parts))], w, both_sides)[:, None])
+        lambda window: model.model.seen_in(layout, present[part_of(window, len(parts))], window)
     )
     hidden = model.model.compute(tokens, layout.position_ids, visibilities, update_cache)
     return model.logits(hidden[:, 0])

@@ -18,14 +18,15 @@ def kind_of(values: Values, source: str) -> Kind:
     raise UserError(f"{source}: expected a Sightline model or model_type {known}, got {brief(named)}")
 
 
-def kind_for(config: ModelConfig) -> Kind:
-    """Return the kind as which a model of ours is exported."""
-    return next(kind for kind in KINDS if kind.architecture == config.architecture)
+def kind_for(config: ModelConfig) -> Kind | None:
+    """Return the kind as which a model of ours is exported; None for an architecture that none is of."""
+    return next((kind for kind in KINDS if kind.architecture == config.architecture), None)
 
 
 def excess_of(config: ModelConfig) -> str | None:
     """Say in words what a causal model has that its kind has not; None if there is nothing."""
-    kind = kind_for(config)
+    if (kind := kind_for(config)) is None:
+        return f"architecture {config.architecture}, for which no other program has a kind of model"
     free = {*kind.keys.values(), *kind.varies, "architecture", "prompt_mask", "window_both_sides"}
     expected = {each.name: each.default for each in fields(ModelConfig) if each.name not in free}
     expected |= {key: value for key, value in ARCHITECTURES[kind.architecture].items() if key not in free}

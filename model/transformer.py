@@ -56,7 +56,10 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Map (B, T, hidden_size) to the same shape."""
         y = self.self_attn(self.input_layernorm(x), angles, seen, update_cache)
-        x = x + self.attention_output_layernorm(y)
+        return self.feed(x + self.attention_output_layernorm(y))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Add what the feed-forward layer makes of the stream (B, T, hidden_size)."""
         y = self.mlp(self.post_attention_layernorm(x))
         return x + self.mlp_output_layernorm(y)
 
@@ -71,15 +74,20 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Ids and their layout in, final hidden states out."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: type[DecoderLayer] = DecoderLayer) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = embedding_of(config)
         self.embed_positions = positions_of(config)
-        self.layers = layers_of(config, DecoderLayer)
+        self.layers = layers_of(config, layer)
         self.norm = norm_of(config)
         self.recomputes_layers = False
         self.register_triangle()
+
+    @property
+    def stacks(self) -> tuple[nn.ModuleList, ...]:
+        """All its layers: a list for each residual stream."""
+        return (self.layers,)
 
     def register_triangle(self) -> None:
         """Register the causal mask that every dense mask is sliced from; no checkpoint holds it.
@@ -120,13 +128,24 @@ class Decoder(nn.Module):
         """
         x = self.embed_positions(self.embed_tokens(ids), position_ids)  # (B, T, C)
         angles = layer_angles(self.config, position_ids, x.dtype)
-        for n, (layer, turn, seen) in enumerate(zip(self.layers, angles, visibilities, strict=True)):
+        return self.norm(self.run(self.layers, x, angles, visibilities, update_cache))
+
+    def run(
+        self,
+        layers: nn.ModuleList,
+        x: Tensor,
+        angles: Sequence[Angles],
+        visibilities: Sequence[Visibility],
+        update_cache: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None,
+    ) -> Tensor:
+        """Return what layers, one behind the other, make of a residual stream (B, T, C)."""
+        for n, (layer, turn, seen) in enumerate(zip(layers, angles, visibilities, strict=True)):
             inputs = (x, turn, seen, None if update_cache is None else partial(update_cache, n))
             if self.recomputes_layers and torch.is_grad_enabled():
                 x = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(*inputs)
-        return self.norm(x)
+        return x
 
     def each_layer(self, form: Callable[[int | None], Visibility]) -> list[Visibility]:
         """Return the mask of each layer, made by `form` from its window; layers of one window share it."""
@@ -158,10 +177,17 @@ class Decoder(nn.Module):
             # A padding query gets the position of the last key of its row, so that it sees one.
             last, real = cache.lengths[:, None] - 1, layout.document_ids >= 0
             queries = layout._replace(position_ids=torch.where(real, layout.position_ids, last))
-            keys, both_sides = cache.keys_in(window), self.config.window_both_sides
-            return Visibility(cached_mask(queries, keys, window, both_sides)[:, None])
+            return self.seen_in(queries, cache.keys_in(window), window)
 
         return self.each_layer(form)
+
+    def seen_in(self, queries: Layout, keys: Layout, window: int | None) -> Visibility:
+        """Return which keys of a cache new tokens see in layers of a window."""
+        return Visibility(cached_mask(queries, keys, window, self.config.window_both_sides)[:, None])
+
+    def new_cache(self, batch: int) -> KVCache:
+        """Return an empty cache for `batch` rows."""
+        return new_cache(self.config, batch, self.embed_tokens.weight.dtype, self.embed_tokens.weight.device)
 
     def _triangle(self, length: int) -> Tensor:
         """Return the registered buffer, first doubled until it covers `length` tokens."""
@@ -178,10 +204,10 @@ class LanguageModel(nn.Module):
     nats = model(ids, layout, labels)      # summed over the targets
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, body: Callable[[ModelConfig], Decoder] = Decoder) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model = body(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(self._initialise)
         self._scale_residuals()
@@ -196,14 +222,15 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def _scale_residuals(self) -> None:
-        """Divide the first weights of additions to the residual stream by their number, two per layer.
+        """Divide the first weights of additions to a residual stream by their number, two per layer.
 
         GPT-2 divides by its square root (Radford et al. 2019); closer to zero, lookups form earlier.
         """
-        for layer in self.model.layers:
-            for last in layer.additions():
+        for layers in self.model.stacks:
+            additions = [last for layer in layers for last in layer.additions()]
+            for last in additions:
                 if not last.weight.is_meta:  # where dividing would import the compiler
-                    last.weight.div_(2 * len(self.model.layers))
+                    last.weight.div_(len(additions))
 
     def forward(self, ids: Tensor, layout: Layout | None = None, labels: Tensor | None = None) -> Tensor:
         """Return logits (B, T, V) of `ids` (B, T), or with `labels` (B, T) the summed nats of the targets.
@@ -221,8 +248,7 @@ class LanguageModel(nn.Module):
 
     def new_cache(self, batch: int) -> KVCache:
         """Return an empty cache for `batch` rows, in the dtype and on the device of the model."""
-        weight = self.model.embed_tokens.weight
-        return new_cache(self.config, batch, weight.dtype, weight.device)
+        return self.model.new_cache(batch)
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Feed one causal token per row (B, 1) to a cache; return the logits (B, V) of what comes next."""
@@ -249,8 +275,9 @@ class LanguageModel(nn.Module):
 
     def set_attention(self, attend: str | Attend) -> None:
         """Choose how all layers attend: `auto`, the name of one of `BACKENDS`, or a function."""
-        for layer in self.model.layers:
-            layer.self_attn.attend = named(attend) if isinstance(attend, str) else attend
+        for part in self.model.modules():
+            if isinstance(part, Attention):
+                part.attend = named(attend) if isinstance(attend, str) else attend
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only the layers' inputs for the backward pass, which computes the rest again.

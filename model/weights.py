@@ -59,9 +59,9 @@ class WeightFiles:
         return tensors
 
 
-def num_layers(shapes: Shapes) -> int:
-    """Return how many layers the names of weights count."""
-    numbers = [name.split(".")[2] for name in shapes if name.startswith("model.layers.")]
+def num_layers(shapes: Shapes, beginning: str = "model.layers.") -> int:
+    """Return how many layers the names of weights with this beginning count."""
+    numbers = [name.removeprefix(beginning).split(".")[0] for name in shapes if name.startswith(beginning)]
     return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 

@@ -8,6 +8,7 @@ import torch
 from forced_units import CHOICE, force_units
 
 from model import strategies
+from model.architectures import model_of
 from model.config import from_preset
 from model.masks import Layout
 from model.transformer import LanguageModel
@@ -32,7 +33,7 @@ def tiny_model(**overrides) -> LanguageModel:
     """A random two-layer float64 model whose weights are large enough for attention to matter."""
     torch.manual_seed(0)
     config = from_preset("tiny", **{"vocab_size": 97, "initializer_range": 0.2, **overrides})
-    return LanguageModel(config).double().eval()
+    return model_of(config).double().eval()
 
 
 def windowed(*windows: int | None, both_sides: bool = False) -> dict[str, object]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.architectures import model_of
 from model.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
 from model.config import ARCHITECTURES, PRESETS, from_preset
 from model.errors import UserError
@@ -16,7 +17,7 @@ from tests.conftest import windowed
 def saved(path, prompt_mask="causal", **overrides) -> LanguageModel:
     torch.manual_seed(0)
     overrides = {"vocab_size": 97, "initializer_range": 0.2, "prompt_mask": prompt_mask, **overrides}
-    model = LanguageModel(from_preset("tiny", **overrides)).eval()
+    model = model_of(from_preset("tiny", **overrides)).eval()
     save_checkpoint(path, model, stop_ids=(2, 0))
     return model
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.answers import score, score_pairs
-from model.config import ARCHITECTURES
+from model.config import ARCHITECTURES, WITH_ENCODER
 from model.decoding import next_logits
 from model.generator import Generator, Prompt, Request, Session
 from model.masks import blocks_before_answer, last_visible
@@ -18,7 +18,10 @@ models = st.builds(
         architecture=family,
         value_residual=highway and len(slides) > 1,
         num_key_value_heads=heads,
-        **windowed(*(window if slide else None for slide in slides), both_sides=both_sides),
+        **windowed(
+            *(window if slide and family not in WITH_ENCODER else None for slide in slides),
+            both_sides=both_sides,
+        ),
     ),
     family=st.sampled_from(tuple(ARCHITECTURES)),
     heads=st.sampled_from([1, 2, 4]),

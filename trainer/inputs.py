@@ -12,7 +12,9 @@ from dataset.batch_settings import BatchSettings, RowSettings
 from dataset.batches import BatchStream
 from dataset.token_store import TokenStore
 from dataset.tokenizer import Tokenizer
+from model.architectures import model_of
 from model.checkpoint import TRAINED_ON, load_checkpoint
+from model.config import WITH_ENCODER
 from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.settings import FRESH, PretrainSettings, SftSettings
@@ -74,6 +76,11 @@ def make_inputs(
             f"--max_seq_len is {settings.max_seq_len} but the model takes {longest} tokens; lower it, "
             "or train a model with a larger --model.max_position_embeddings"
         )
+    if (family := start.model.config.architecture) in WITH_ENCODER and start.prompt_mask == "causal":
+        raise UserError(
+            f"--prompt_mask: architecture {family} reads the blocks of a prompt by its encoder; expected a "
+            "mask that has blocks, as prefix, got causal"
+        )
     others = [TokenStore(path, stores[0].tokenizer) for path in settings.validation]
     names = [store.path.name for store in others]
     if len({*names, "training"}) <= len(names):
@@ -108,7 +115,7 @@ def make_start(settings: PretrainSettings | SftSettings, stores: list[TokenStore
         return start
     torch.manual_seed(settings.seed)
     config = settings.model.config(tokenizer.vocab_size)
-    model = LanguageModel(replace(config, prompt_mask=settings.prompt_mask or config.prompt_mask))
+    model = model_of(replace(config, prompt_mask=settings.prompt_mask or config.prompt_mask))
     return Start(model, f"fresh {settings.model.architecture}, preset {settings.model.preset}", FRESH)
 
 

@@ -8,6 +8,7 @@ of it. On one process, nothing is imported for it, which would take seconds.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -15,12 +16,14 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
 from dataset.batches import Batch
+from model.architectures import model_of
 from model.backends import keep_documents_uncompiled
 from model.config import ModelConfig
 from model.errors import UserError
-from model.moe import MixtureOfExperts, keep_experts_uncompiled
+from model.moe import keep_experts_uncompiled
 from model.serving import compiler_fault
-from model.transformer import LanguageModel
+from model.transformer import Decoder, LanguageModel
+from model.work import weights_of_products, work
 from trainer.device import Device, Sharding
 from trainer.settings import TrainSettings
 
@@ -43,7 +46,8 @@ def place(
 
     The training takes `most_tokens`; `former` says whether the part of it that came before was compiled.
     """
-    accelerator, flops = device.accelerator, 6.0 * weights_of_products(model.config) * most_tokens
+    weights = sum(map(weights_of_products, model.model.stacks))
+    accelerator, flops = device.accelerator, 6.0 * weights * most_tokens
     compilation = choose_compilation(settings.compile, accelerator.device, flops, former)
     if compilation.is_on:
         compile_layers(model, lengths_vary=settings.packing == "none")
@@ -67,7 +71,7 @@ def compile_layers(model: LanguageModel, lengths_vary: bool) -> None:
     """
     keep_documents_uncompiled()
     keep_experts_uncompiled()
-    for layer in model.model.layers:
+    for layer in chain(*model.model.stacks):
         layer.forward = _with_gradients(torch.compile(layer.forward, dynamic=lengths_vary), layer.forward)
 
 
@@ -104,28 +108,16 @@ def model_flops(config: ModelConfig, batch: Batch) -> int:
     that backward. Padding and recomputation count nothing (Chowdhery et al. 2022, arXiv 2204.02311,
     appendix B).
     """
-    real = batch.document_ids >= 0
-    seen = batch.position_ids[real] + 1
-    pairs = sum(int(seen.clamp(max=window or 2**40).sum()) for window in config.layer_windows)
-    output = config.hidden_size * config.vocab_size
-    products = weights_of_products(config) * batch.num_real + output * batch.num_targets
+    products, pairs = work(_without_memory(config), batch.layout)
+    products += config.hidden_size * config.vocab_size * batch.num_targets
     return 6 * products + 12 * config.num_attention_heads * config.head_dim * pairs
 
 
 @functools.cache
-def weights_of_products(config: ModelConfig) -> int:
-    """Return the number of weights that a token is multiplied with: those of the layers' matrices.
-
-    They are counted in a model without memory, so that it does not matter what a layer is made of.
-    """
+def _without_memory(config: ModelConfig) -> Decoder:
+    """Return the body of a model whose weights are shapes alone."""
     with torch.device("meta"):
-        layers = LanguageModel(config).model.layers
-    mixtures = (part for part in layers.modules() if isinstance(part, MixtureOfExperts))
-    return _matrix_weights(layers) - sum(_matrix_weights(mixture.idle) for mixture in mixtures)
-
-
-def _matrix_weights(module: nn.Module) -> int:
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+        return model_of(config).model
 
 
 def distribute(model: LanguageModel, accelerator: Accelerator, sharding: Sharding | None) -> nn.Module:
@@ -141,7 +133,7 @@ def distribute(model: LanguageModel, accelerator: Accelerator, sharding: Shardin
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for layer in model.model.layers:
+    for layer in chain(*model.model.stacks):
         fully_shard(layer, mesh=mesh, reshard_after_forward=sharding.reshard_after_forward)
     return fully_shard(model, mesh=mesh)
 
@@ -193,7 +185,7 @@ def whole_model(model: LanguageModel) -> LanguageModel | None:
     if not weights:  # torch gathers on the main process only
         return None
     with torch.device("meta"):
-        result = LanguageModel(model.config)
+        result = model_of(model.config)
     result.load_state_dict(weights, assign=True)
     result.model.register_triangle()  # no checkpoint holds it
     return result

@@ -42,6 +42,7 @@ class ModelSettings:
     hidden_size: int | None = None
     intermediate_size: int | None = None
     num_hidden_layers: int | None = None
+    num_encoder_layers: int | None = None
     num_attention_heads: int | None = None
     num_key_value_heads: int | None = None
     head_dim: int | None = None

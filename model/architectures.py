@@ -1,0 +1,14 @@
+"""Models by the architecture that their configuration names: what is no plain decoder stands in a table."""
+
+from collections.abc import Callable
+
+from model.config import ModelConfig
+from model.encoder_decoder import EncoderDecoder, Merged
+from model.transformer import Decoder, LanguageModel
+
+BODIES: dict[str, Callable[[ModelConfig], Decoder]] = {"encoder_decoder": EncoderDecoder, "merged": Merged}
+
+
+def model_of(config: ModelConfig) -> LanguageModel:
+    """Return a model with fresh weights."""
+    return LanguageModel(config, BODIES.get(config.architecture, Decoder))

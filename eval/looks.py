@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from dataset.conversation import Message, render
 from eval.cells import Trial, folder_of
@@ -14,7 +15,8 @@ from eval.plots import MaskPanel, model_panels
 from eval.questions import Question
 from eval.served_model import open_model
 from model.attention import Scoring, Visibility, eager_attention, eager_probabilities
-from model.config import DeviceName
+from model.config import WITH_ENCODER, DeviceName, ModelConfig
+from model.encoder_decoder import sides
 from model.errors import UserError
 from model.masks import Layout, causal_layout, prompt_blocks
 from model.transformer import LanguageModel
@@ -30,7 +32,11 @@ FORMER = {"experiment": {"hash": str}, "arms": list[ARM]}
 
 @torch.no_grad()
 def attention_maps(model: LanguageModel, ids: Tensor, layout: Layout | None = None) -> list[Tensor]:
-    """Return the attention probabilities (B, H, T, T) of every layer; the model stays as it is."""
+    """Return the attention probabilities (B, H, T, T) of every layer; the model stays as it is.
+
+    Where there is an encoder, its layers come first, and those of the decoder show where they look in source
+    and target.
+    """
     maps: list[Tensor] = []
 
     def recording(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
@@ -43,7 +49,26 @@ def attention_maps(model: LanguageModel, ids: Tensor, layout: Layout | None = No
         model(ids, layout)
     finally:
         model.set_attention(former)
-    return maps
+    if model.config.architecture not in WITH_ENCODER:
+        return maps
+    return _over_rows(maps, model.config, layout or causal_layout(*ids.shape, device=ids.device))
+
+
+def _over_rows(maps: list[Tensor], config: ModelConfig, layout: Layout) -> list[Tensor]:
+    """Return a map over whole rows for each layer, from those of its calls, each over sides alone."""
+    length, count = layout.block_ids.shape[1], config.num_encoder_layers
+    source, target = (one_hot(s.places, length) * s.real[..., None] for s in sides(layout))  # (B, n, T)
+    calls = [(target, torch.cat((source, target), dim=1))]
+    if config.architecture == "encoder_decoder":
+        calls = [(target, target), (target, source)]
+    whole = [
+        torch.einsum("bqt,bhqk,bks->bhts", q.to(each.dtype), each, k.to(each.dtype))
+        for each, (q, k) in zip(
+            maps, [(source, source)] * count + calls * config.num_hidden_layers, strict=True
+        )
+    ]
+    decoder = whole[count:]
+    return whole[:count] + [sum(decoder[n : n + len(calls)]) for n in range(0, len(decoder), len(calls))]
 
 
 class Look(NamedTuple):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dataset.printing import printable
 from eval.tables import padded
-from model.config import ModelConfig
+from model.config import WITH_ENCODER, ModelConfig
+from model.encoder_decoder import is_source
 from model.errors import UserError
 from model.masks import causal_layout, draw_text, prompt_blocks, visible_mask
 from model.strategies import STRATEGIES
@@ -83,6 +84,10 @@ def mask_panel(
 
 def model_panels(title: str, block_ids: Tensor, config: ModelConfig) -> list[MaskPanel]:
     """Return the mask of one conversation (T,) in a model: one panel, or one for each kind of its layers."""
+    if config.architecture in WITH_ENCODER:  # all layers together: the encoder reads no target
+        panel = mask_panel(title, block_ids)
+        of_source = is_source(causal_layout(1, len(block_ids))._replace(block_ids=block_ids[None]))[0]
+        return [replace(panel, mask=panel.mask & ~(of_source[:, None] & ~of_source))]
     windows, both_sides = set(config.layer_windows), config.window_both_sides
     if len(windows) == 1:
         return [mask_panel(title, block_ids, *windows, both_sides)]

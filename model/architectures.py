@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 from model.config import ModelConfig
 from model.encoder_decoder import EncoderDecoder, Merged
 from model.transformer import Decoder, LanguageModel
@@ -12,3 +14,9 @@ BODIES: dict[str, Callable[[ModelConfig], Decoder]] = {"encoder_decoder": Encode
 def model_of(config: ModelConfig) -> LanguageModel:
     """Return a model with fresh weights."""
     return LanguageModel(config, BODIES.get(config.architecture, Decoder))
+
+
+def model_without_memory(config: ModelConfig) -> LanguageModel:
+    """Return a model whose weights are shapes alone."""
+    with torch.device("meta"):
+        return model_of(config)

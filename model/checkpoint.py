@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.architectures import model_of
+from model.architectures import model_without_memory
 from model.config import ModelConfig
 from model.errors import UserError, brief, hub_advice
 from model.files import read_object, replacing, write_json, write_tensors
@@ -119,8 +119,7 @@ def build(
         raise UserError(
             f"{path} says {config.num_encoder_layers} num_encoder_layers but the weights have {depth}"
         )
-    with torch.device("meta"):
-        model = model_of(config)
+    model = model_without_memory(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings and HEAD not in shapes:
         del expected[HEAD]

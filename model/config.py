@@ -163,8 +163,9 @@ class ModelConfig:
             if self.num_encoder_layers is not None:
                 raise UserError(f"num_encoder_layers: architecture {self.architecture} has no encoder")
             return
-        if self.sliding_window is not None:
-            raise UserError(f"sliding_window: architecture {self.architecture} has no windows; leave it out")
+        for name in ("sliding_window", "num_experts"):
+            if getattr(self, name) is not None:
+                raise UserError(f"{name}: architecture {self.architecture} has none; leave it out")
         if self.num_encoder_layers is None:  # equal models have equal configurations
             object.__setattr__(self, "num_encoder_layers", self.num_hidden_layers)
 

@@ -9,6 +9,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset.batches import Batch
+from eval.looks import attention_maps
+from eval.plots import model_panels
 from model.architectures import model_of
 from model.config import WITH_ENCODER, from_preset
 from model.encoder_decoder import between, sides
@@ -203,6 +205,21 @@ def copy_to_t5gemma(ours: nn.Module, theirs: nn.Module, table: torch.Tensor) -> 
 
 
 @pytest.mark.parametrize("family", WITH_ENCODER)
+def test_pictures_show_what_each_layer_sees(family):
+    model = tiny_model(architecture=family, num_encoder_layers=1)
+    blocks = row(("000..", 0), ("00.", 1)).block_ids[0][:5]
+    [panel] = model_panels("both", blocks, model.config)
+    drawn = ["11...", "11...", "111..", "1111.", "11111"]
+    assert draw_text(panel.mask).replace(" ", "").split("\n") == drawn
+    encoder, *decoder = attention_maps(model, torch.randint(97, (1, 5)), one_document(blocks))
+    assert torch.equal(encoder[0, 0] > 0, panel.mask & (torch.arange(5) < 2)[:, None])
+    for each in decoder:
+        assert torch.equal(each[0, 0] > 0, panel.mask & (torch.arange(5) >= 2)[:, None])
+        softmaxes = 1 if family == "merged" else 2
+        assert (each.sum(-1)[..., 2:] - softmaxes).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("family", WITH_ENCODER)
 def test_without_a_source_it_is_a_decoder_to_the_bit(family):
     model, plain = tiny_model(architecture=family), tiny_model()
     shared = {name: value for name, value in model.state_dict().items() if name in plain.state_dict()}
@@ -258,7 +275,8 @@ def test_packed_documents_work_as_much_as_apart():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"architecture": "merged", "sliding_window": 8}, "architecture merged has no windows"),
+        ({"architecture": "merged", "sliding_window": 8}, "sliding_window: architecture merged has none"),
+        ({"architecture": "merged", "num_experts": 4, "num_experts_per_tok": 1}, "num_experts: .* has none"),
         ({"num_encoder_layers": 2}, "num_encoder_layers: architecture qwen3 has no encoder"),
     ],
 )

@@ -16,13 +16,13 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
 from dataset.batches import Batch
-from model.architectures import model_of
+from model.architectures import model_without_memory
 from model.backends import keep_documents_uncompiled
 from model.config import ModelConfig
 from model.errors import UserError
 from model.moe import keep_experts_uncompiled
 from model.serving import compiler_fault
-from model.transformer import Decoder, LanguageModel
+from model.transformer import LanguageModel
 from model.work import weights_of_products, work
 from trainer.device import Device, Sharding
 from trainer.settings import TrainSettings
@@ -108,16 +108,12 @@ def model_flops(config: ModelConfig, batch: Batch) -> int:
     that backward. Padding and recomputation count nothing (Chowdhery et al. 2022, arXiv 2204.02311,
     appendix B).
     """
-    products, pairs = work(_without_memory(config), batch.layout)
+    products, pairs = work(_shapes_of(config), batch.layout)
     products += config.hidden_size * config.vocab_size * batch.num_targets
     return 6 * products + 12 * config.num_attention_heads * config.head_dim * pairs
 
 
-@functools.cache
-def _without_memory(config: ModelConfig) -> Decoder:
-    """Return the body of a model whose weights are shapes alone."""
-    with torch.device("meta"):
-        return model_of(config).model
+_shapes_of = functools.cache(lambda config: model_without_memory(config).model)
 
 
 def distribute(model: LanguageModel, accelerator: Accelerator, sharding: Sharding | None) -> nn.Module:
@@ -184,8 +180,7 @@ def whole_model(model: LanguageModel) -> LanguageModel | None:
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if not weights:  # torch gathers on the main process only
         return None
-    with torch.device("meta"):
-        result = model_of(model.config)
+    result = model_without_memory(model.config)
     result.load_state_dict(weights, assign=True)
     result.model.register_triangle()  # no checkpoint holds it
     return result

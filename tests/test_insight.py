@@ -419,8 +419,13 @@ def test_a_training_beside_other_work_is_told_so():
     assert busy(2.34, 2) == ["load       2.3 on 2 cores: other work takes them, and steps will take longer"]
 
 
-def test_the_summary_tells_what_was_trained_where(pretrain, data, tmp_path):
-    pretrain(tmp_path / "run", "--max_steps", 4, "--validation", data / "pretrain")
+def test_the_summary_tells_what_was_trained_where(pretrain, data, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(loss_picture, "draw_losses", lambda run_dir: drawn.append(draw_losses(run_dir)))
+    pretrain(
+        tmp_path / "run", "--max_steps", 4, "--validation", data / "pretrain", "--validate_every_steps", 2
+    )
+    assert len(drawn) == 1, "of a training of seconds, only its end is worth a picture"
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     logged = losses(tmp_path / "run"), records(tmp_path / "run")
     assert (summary["finished"], summary["steps"], summary["skipped_steps"]) == (True, 4, 0)

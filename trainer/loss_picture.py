@@ -29,7 +29,7 @@ class LossPicture:
         self._run_dir = run_dir
         self._due = time.monotonic() + 30
 
-    def draw(self, at_once: bool = True) -> None:
+    def draw(self, at_once: bool) -> None:
         """Draw; unless `at_once`, not before the last picture is old enough for what it cost."""
         began = time.monotonic()
         if at_once or began >= self._due:
@@ -64,7 +64,8 @@ def draw_losses(run_dir: RunDirectory) -> None:
     from matplotlib.figure import Figure  # slow to import, and only the main process draws
 
     curves = read_curves(run_dir.read_records(METRICS))
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5))  # whose own layouts draw it twice
+    figure.subplots_adjust(left=0.09, right=0.88, top=0.93, bottom=0.11)
     axes = figure.subplots()
     if points := curves.pop(LEARNING_RATE, None):
         rates = axes.twinx()

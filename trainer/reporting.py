@@ -147,7 +147,7 @@ class Reporter:
     def log_validation(
         self, step: int, results: dict[str, Likelihood], samples: list[dict[str, Any]]
     ) -> None:
-        """Record and print what the model says and its loss on every store, and draw the curves anew."""
+        """Record and print what the model says and its loss on every store, and draw the curves if due."""
         if samples:
             self._run_dir.append_records(SAMPLES, [{"step": step} | sample for sample in samples])
         for sample in samples:
@@ -160,10 +160,12 @@ class Reporter:
             line = f"validation {name} {likelihood.nats_per_token:.4f} nats/token{in_bytes}"
             self._record({"step": step, "validation": name} | numbers, line)
         if self._speaks:
-            self._picture.draw()
+            self._picture.draw(at_once=False)
 
     def say_end(self, is_finished: bool) -> None:
-        """Say how it ended, and how to go on."""
+        """Say how it ended, and how to go on; draw the curves of what is finished."""
+        if self._speaks:
+            self._picture.draw(at_once=is_finished)
         place = f"after step {self._progress.step} of {self._total_steps}"
         stopped = f"stopped and saved {place}; the same command continues from there"
         self.say(f"finished: {self._settings.out} holds the model" if is_finished else stopped)

@@ -25,7 +25,12 @@ from trainer.setup import set_up
 def settings_for(data: Path, init: Path, out: Path, optimizer: str = "adamw", **others) -> SftSettings:
     """Steps of 8 ragged rows, in 2 processes of 2 rows and 2 micro-batches; adamw's runs are validated."""
     small = {"max_steps": 3, "batch_size": 2, "gradient_accumulation": 2, "packing": "none"}
-    small |= {"max_seq_len": 96, "schedule": ScheduleSettings(warmup_steps=1), "log_every_steps": 1}
+    small |= {
+        "samples": 1,
+        "max_seq_len": 96,
+        "schedule": ScheduleSettings(warmup_steps=1),
+        "log_every_steps": 1,
+    }
     store = (str(data / "sft"),)
     places = {"data": store, "init": str(init), "out": str(out)}
     measured = {"validation": store if optimizer == "adamw" else (), "validate_every_steps": 2}

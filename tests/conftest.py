@@ -16,7 +16,8 @@ from model.transformer import LanguageModel
 STRATEGIES = tuple(strategies.STRATEGIES)
 WITH_BLOCKS = tuple(name for name in STRATEGIES if name != "causal")
 FOR_TEXTS = tuple(name for name in STRATEGIES if strategies.STRATEGIES[name].text_losses)
-LONGEST = ("test_quickstart", "test_loop", "test_bench", "test_chat", "test_bad_input", "test_terminal")
+LONGEST = ("test_quickstart", "test_scale", "test_grid", "test_stopping", "test_loop", "test_exact_resume")
+LONGEST += ("test_bench", "test_judging", "test_chat", "test_bad_input", "test_terminal")
 """files that are begun first, so that no worker computes long after the others"""
 
 

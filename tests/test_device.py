@@ -1,13 +1,16 @@
-"""The choice of precision, and its reason; where a tracker keeps what it is told."""
+"""The choice of precision, and its reason; where a tracker keeps what it is told; what the machine gives."""
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from model.errors import UserError
 from trainer import device
-from trainer.device import Precision, choose_precision, native_precision
+from trainer.device import Precision, choose_precision, native_precision, peak_flops
 from trainer.settings import PretrainSettings
 
 NATIVE = Precision(torch.float16, "this machine does")
@@ -90,3 +93,27 @@ def test_wandb_is_offline_unless_a_login_left_its_key(monkeypatch, tmp_path, wri
         (tmp_path / "netrc").write_text(written)
     assert device._checked_tracker("wandb") == "wandb"
     assert os.environ.get("WANDB_MODE") == ("offline" if is_offline else None)
+
+
+def test_measuring_the_peak_leaves_random_numbers_alone():
+    state = torch.get_rng_state()
+    assert peak_flops(torch.device("cpu"), torch.float32) > 1e8
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only GNU's library can be told to keep memory")
+def test_freed_memory_is_kept_for_the_tensors_of_later_steps():
+    program = """
+import resource, torch
+from trainer.device import keep_freed_memory
+keep_freed_memory()
+x = torch.ones(2**23)  # 32 MB
+for step in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [x + n for n in range(6)]
+    del kept
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    first, *_, fourth, fifth = map(int, done.stdout.split())
+    assert fourth + fifth < 0.5 * first  # pages that the system cleared; twice the first without it

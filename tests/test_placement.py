@@ -1,7 +1,10 @@
-"""Compiled layers: when, and that only the time changes; the compiler itself runs in the long tests."""
+"""When layers are compiled, and that only the time changes; the arithmetic of a batch."""
 
 # ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
 
+import platform
+import subprocess
+import sys
 from functools import partial
 from itertools import islice
 
@@ -10,14 +13,20 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
+from torch.utils.flop_counter import FlopCounterMode
 from training_runs import data, init, losses, pretrain, run_trainer, sft
 
 from dataset.batch_settings import BatchSettings
-from dataset.batches import BatchStream
+from dataset.batches import Batch, BatchStream
 from dataset.token_store import open_stores
+from model.config import from_preset
 from model.errors import UserError
+from model.layers import FeedForward
+from model.masks import causal_layout
+from model.transformer import LanguageModel
 from trainer import placement
-from trainer.placement import WORTHWHILE_FLOPS, choose_compilation, compile_layers
+from trainer.device import peak_flops
+from trainer.placement import WORTHWHILE_FLOPS, choose_compilation, compile_layers, model_flops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -126,3 +135,65 @@ def test_compiled_trainings_are_equal_to_the_bit_and_close_to_plain_ones(sft, tm
     torch.testing.assert_close(one, two, rtol=0, atol=0)
     torch.testing.assert_close(one, plain, rtol=0, atol=1e-4)
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+
+
+def full_batch(rows: int, length: int) -> Batch:
+    ids = torch.randint(97, (rows, length))
+    labels = ids.clone()
+    labels[:, 0] = -100
+    return Batch(ids, labels, *causal_layout(rows, length))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "qwen3_moe"])
+def test_the_arithmetic_is_what_torch_counts_in_forward_and_backward(family):
+    config = from_preset("tiny", vocab_size=97, architecture=family)
+    model, batch = LanguageModel(config), full_batch(2, 64)
+    model.set_attention("eager")  # which computes invisible pairs, too
+    with FlopCounterMode(display=False) as counter:
+        model(batch.ids, batch.layout, batch.labels).backward()
+    invisible = 2 * (64 * 64 - 64 * 65 // 2)
+    width = config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    assert counter.get_total_flops() == model_flops(config, batch) + 12 * width * invisible
+
+
+def test_layers_of_other_parts_are_counted_as_what_they_are(monkeypatch):
+    class Two(torch.nn.Module):
+        """A feed-forward layer beside a narrower one."""
+
+        def __init__(self, size: int, inner: int) -> None:
+            super().__init__()
+            self.down_proj, self.parts = torch.nn.Linear(size, size), torch.nn.ModuleList()
+            self.parts.extend(FeedForward(size, each) for each in (inner, inner // 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(x) + sum(part(x) for part in self.parts)
+
+    monkeypatch.setattr(
+        "model.transformer.feed_forward_of", lambda config: Two(config.hidden_size, config.intermediate_size)
+    )
+    config, batch = from_preset("tiny", vocab_size=98), full_batch(2, 64)
+    model = LanguageModel(config)
+    model.set_attention("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(batch.ids, batch.layout, batch.labels).backward()
+    invisible, width = 2 * (64 * 64 - 64 * 65 // 2), 2 * 4 * 16
+    assert counter.get_total_flops() == model_flops(config, batch) + 12 * width * invisible
+
+
+def test_padding_and_other_documents_count_nothing():
+    config = from_preset("tiny", vocab_size=97)
+    packed = full_batch(1, 64)
+    packed.document_ids[0, 24:], packed.position_ids[0, 24:] = 1, torch.arange(40)
+    packed.labels[0, 24] = -100
+    apart = model_flops(config, full_batch(1, 24)) + model_flops(config, full_batch(1, 40))
+    assert model_flops(config, packed) == apart
+    packed.document_ids[0, 24:], packed.labels[0, 24:] = -1, -100
+    assert model_flops(config, packed) == model_flops(config, full_batch(1, 24))
+
+
+def test_a_window_bounds_the_pairs():
+    wide, narrow = (from_preset("tiny", vocab_size=97, sliding_window=w) for w in (None, 3))
+    width = wide.num_hidden_layers * wide.num_attention_heads * wide.head_dim
+    batch = full_batch(1, 64)
+    difference = model_flops(wide, batch) - model_flops(narrow, batch)
+    assert difference == 12 * width * (64 * 65 // 2 - (1 + 2 + 62 * 3))

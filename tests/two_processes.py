@@ -49,7 +49,7 @@ def prepare(settings: SftSettings) -> Training:
 def first_batch(training: Training) -> Batch:
     """This process's part of the first step."""
     device, rows = training.device, training.setup.rows_per_step
-    return next(training.inputs.stream.batches(0, 0, rows, device.rank, device.world))
+    return next(training.setup.inputs.stream.batches(0, 0, rows, device.rank, device.world))
 
 
 def gradients(training: Training) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ def gradients(training: Training) -> dict[str, torch.Tensor]:
     batch = first_batch(training)
     (targets,) = training.device.summed(batch.num_targets)
     training._backward(batch, scale=training.device.world / targets)
-    return {name: whole(p.grad) for name, p in training.inputs.start.model.named_parameters()}
+    return {name: whole(p.grad) for name, p in training.setup.inputs.start.model.named_parameters()}
 
 
 class Counting(TorchDispatchMode):
@@ -85,7 +85,7 @@ def run(settings: SftSettings) -> Training:
     training = prepare(settings)
     with training.saves.claim():
         training.restore()
-        training.run_until(training.setup.stop_request().is_asked)
+        training.run_until(lambda: False)
         training.device.accelerator.wait_for_everyone()
     return training
 
@@ -122,7 +122,7 @@ def train_in_every_way(
 
     def keep(name: str, training: Training, **others: object) -> None:
         found = gradients(training)
-        parameters = training.inputs.start.model.parameters()
+        parameters = training.setup.inputs.start.model.parameters()
         here = [p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters]
         if rank == 0:
             torch.save({"gradients": found, "numbers_here": sum(here)} | others, folder / f"{name}.pt")

@@ -16,6 +16,7 @@ import torch
 from dataset.batches import Batch
 from model.errors import UserError
 from trainer.setup import Setup
+from trainer.stopping import StopRequest
 
 Item = TypeVar("Item")
 ITEMS_AHEAD = 2
@@ -33,7 +34,7 @@ def train(setup: Setup) -> None:
             return
         setup.saves.begin(given, training.progress.step, training.validated_step is not None)
         setup.introduce(training.progress)
-        with setup.stop_request() as stop, setup.reporter:
+        with StopRequest(given.max_minutes) as stop, setup.reporter:
             training.run_until(stop.is_asked)
     if stop.signal:
         raise SystemExit(128 + stop.signal)
@@ -44,10 +45,10 @@ class Training:
 
     def __init__(self, setup: Setup) -> None:
         """Take up its parts; no file is touched."""
-        self.setup, self.device, self.inputs = setup, setup.device, setup.inputs
-        self.settings, self.model, self.optimizers = setup.inputs.settings, setup.model, setup.optimizers
+        self.setup, self.settings, self.device = setup, setup.inputs.settings, setup.device
+        self.model, self.optimizers = setup.model, setup.optimizers
         self.saves, self.reporter = setup.saves, setup.reporter
-        self.progress, self.gradient_norm = setup.beginning, 0.0
+        self.progress = setup.beginning
         self.validated_step: int | None = None
 
     def restore(self) -> None:
@@ -61,12 +62,13 @@ class Training:
         self.reporter.begin(progress)
         self._validate_if_due()  # a kill may have come between a save and its validation
         for epoch, row, batch in self.reporter.meter.timed(prefetched(self._batches())):
+            # `_batches` is steps ahead by now, so each batch brings the place where it was taken.
             progress.epoch, progress.row = epoch, row
-            self._update(batch)
+            gradient_norm = self._update(batch)
             self.reporter.end_step()
             if progress.step == 1 or self._is_due(settings.log_every_steps):
                 rate = settings.optimizer.learning_rate * self.setup.multiplier(progress.step - 1)
-                self.reporter.log_training(rate, self.gradient_norm)
+                self.reporter.log_training(rate, gradient_norm)
             self.reporter.estimate_if_due()
 
             # A stop asked of one process stops them all: the others would wait for it forever.
@@ -87,15 +89,15 @@ class Training:
         epoch, row, device = self.progress.epoch, self.progress.row, self.device
         steps_left, rows = self.setup.total_steps - self.progress.step, self.setup.rows_per_step
         while steps_left:
-            for batch in self.inputs.stream.batches(epoch, row, rows, device.rank, device.world):
+            for batch in self.setup.inputs.stream.batches(epoch, row, rows, device.rank, device.world):
                 yield epoch, row, batch
                 row, steps_left = row + rows, steps_left - 1
                 if not steps_left:
                     return
             epoch, row = epoch + 1, 0
 
-    def _update(self, batch: Batch) -> None:
-        """Take one optimizer step, of whose rows `batch` is the part of this process."""
+    def _update(self, batch: Batch) -> float:
+        """Take an optimizer step with `batch`, the rows of this process; return the norm of the gradient."""
         progress, world = self.progress, self.device.world
 
         # The loss is divided by all targets of the step, on all processes: a mean of the means of rows or of
@@ -112,14 +114,15 @@ class Training:
         # and the gradients are scaled back before they are clipped.
         nats = self._backward(batch, scale=world / targets * progress.loss_scale)
         (nats,) = self.device.summed(nats)
-        self.gradient_norm = self.optimizers.clip(progress.loss_scale)
+        gradient_norm = self.optimizers.clip(progress.loss_scale)
 
         # A gradient that is not finite would spoil every weight, so its step is skipped.
-        is_finite = math.isfinite(nats) and math.isfinite(self.gradient_norm)
+        is_finite = math.isfinite(nats) and math.isfinite(gradient_norm)
         if is_finite:
             self.optimizers.step(self.setup.multiplier(progress.step - 1))
         self.optimizers.zero_grad()
         self._conclude(batch, nats, targets, is_finite)
+        return gradient_norm
 
     def _conclude(self, batch: Batch, nats: float, targets: int, is_finite: bool) -> None:
         """Count a step that was taken, or skipped as its loss or gradient was not finite; give up after many.

@@ -15,7 +15,7 @@ from trainer.reporting import Reporter
 from trainer.run_dir import RunDirectory
 from trainer.saving import Saves, keep_rows_per_step, was_compiled
 from trainer.settings import PretrainSettings, SftSettings, TrainSettings
-from trainer.stopping import StopRequest, explaining
+from trainer.stopping import explaining
 from trainer.summary import describe_continuation, describe_inputs
 from trainer.training_state import Ledger, Progress, weights_digest
 from trainer.validation import Validation
@@ -62,10 +62,6 @@ class Setup:
             *describe_continuation(progress, self.device.world, settings.gradient_accumulation),
         ):
             self.reporter.say(line)
-
-    def stop_request(self) -> StopRequest:
-        """Return what listens to signals and to the clock."""
-        return StopRequest(self.inputs.settings.max_minutes)
 
 
 def prepare(settings: PretrainSettings | SftSettings, kind: str) -> Setup:

@@ -12,7 +12,7 @@ from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from dataset.bounded_template import render
-from dataset.chat_form import COPIES_OF, ChatForm, Message
+from dataset.chat_form import ChatForm, Message
 from model.errors import UserError
 
 SPLIT = "\u2060"  # is not seen; within marks that a text spells, so that they are none
@@ -23,8 +23,6 @@ def read_form(template: str, named: dict[str, str], marks: set[str]) -> ChatForm
 
     Raises `UserError` where it writes no prompts at all.
     """
-    if template in COPIES_OF:
-        return ChatForm(prompt_copies=COPIES_OF[template])
     probe, unknown = _Probe(template, named), ()
     try:
         whole = _read_whole(probe, marks)

@@ -156,9 +156,10 @@ class Tokenizer:
     @cached_property
     def form(self) -> ChatForm:
         """Return how conversations are written; raises `UserError` where the template cannot be read."""
-        template = self._template or our_templates(self.prompt_copies)[0]
+        if not self._template:
+            return ChatForm(prompt_copies=self.prompt_copies)
         marks = {token.content for token in marks_of(self._own).values()}
-        return read_form(template, self._named, marks)
+        return read_form(self._template, self._named, marks)
 
     @cached_property
     def im_end_id(self) -> int:

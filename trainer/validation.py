@@ -135,7 +135,7 @@ class Validation:
     def __init__(self, inputs: Inputs, device: Device) -> None:
         """Prepare the counting of bytes, and what is asked; raises what `sample_prompts` does."""
         self._inputs, self._device, start = inputs, device, inputs.start
-        self._text_bytes = TextBytes(inputs.stream.tokenizer)
+        self._text_bytes = TextBytes(inputs.stream.tokenizer) if inputs.validation else None
         streams = [*inputs.validation.values()] or [inputs.stream]
         stores = [store for stream in streams for store in stream.documents.stores]
         longest = start.model.config.max_position_embeddings

@@ -5,6 +5,7 @@ order, `model/masks.py` what blocks mean.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,13 +66,11 @@ class BatchStream:
         self.settings = settings.resolved(self.kind)
         kind = Conversations if self.kind == "sft" else Texts
         self.documents = kind(stores, self.settings)
-        self._planned: tuple[int, RowPlan] | None = None
+        self._plan = lru_cache(maxsize=1)(self.documents.arrange)
 
     def plan(self, epoch: int) -> RowPlan:
         """Return the rows of an epoch; every epoch has as many."""
-        if self._planned is None or self._planned[0] != epoch:
-            self._planned = epoch, self.documents.arrange(epoch)
-        return self._planned[1]
+        return self._plan(epoch)
 
     def batches(
         self, epoch: int, start_row: int = 0, rows_per_step: int = 1, rank: int = 0, world: int = 1
@@ -148,11 +147,10 @@ def join_documents(batch: Batch) -> Batch:
 
 def check_labels(batch: Batch) -> None:
     """Raise `ValueError` if the token that predicts a label sees it, or is of another document."""
-    tokens = Tokens(
-        torch.arange(batch.ids.shape[1]).expand_as(batch.ids), batch.document_ids, batch.block_ids
-    )
+    index = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
+    tokens = Tokens(index, batch.document_ids, batch.block_ids)
     before, after = (Tokens(*(field[:, part] for field in tokens)) for part in (slice(-1), slice(1, None)))
-    forbidden = batch.position_ids == 0
+    forbidden = batch.position_ids == 0  # the token before it, if there is one, is of another document
     forbidden[:, 1:] |= visible(before, after)
     if (wrong := forbidden & (batch.labels != NO_TARGET)).any():
         row, position = wrong.nonzero()[0].tolist()

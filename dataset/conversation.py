@@ -83,6 +83,7 @@ class Renderer:
         self.headers = {role: encode(text) for role, text in headers.items()}
         self.first_headers = {role: encode(form.begin + text, before="") for role, text in headers.items()}
         self.footers = {role: encode(text) for role, text in form.footers.items()}
+        self.footers["assistant"] = [self.tokenizer.im_end_id]
         self.newline, self.opening = encode(form.gap, before=form.end), encode(form.opening)
 
     def _gives(self, messages: Sequence[Message], text: str) -> bool:
@@ -94,16 +95,17 @@ class Renderer:
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
         """Return the tokens of a conversation; `generation_prompt` adds the header of an answer to come."""
-        tokens, end, before = _Tokens(self.tokenizer.typecode), [self.tokenizer.im_end_id], None
+        tokens, before = _Tokens(self.tokenizer.typecode), None
 
         # Header, content, footer. The footer of an answer is its end marker, a target like its content.
         for message, parts in self.form.write(messages, generation_prompt):
-            role, is_answer = message.role, message.role == "assistant"
+            role, bits = message.role, 0
+            if role == "assistant":
+                bits = TARGET if message.is_trained else TARGET | UNTRAINED
             self._add_header(tokens, role, before, self.form.is_opened(message, generation_prompt))
-            bits = is_answer * (TARGET | UNTRAINED * (not message.is_trained))
-            for number, part in enumerate(parts):
+            for number, part in enumerate(parts):  # every second one is text of the form
                 tokens.add(self._encode(part, number % 2 > 0, not tokens.ids), role, bits)
-            tokens.add(end if is_answer else self.footers[role], role, bits)
+            tokens.add(self.footers[role], role, bits)
             before = role
 
         # The newline after an answer is part of the next header; after the last answer it stands alone.
@@ -123,7 +125,7 @@ class Renderer:
 
     def _encode(self, part: str | tuple[int, ...], is_form: bool, begins: bool) -> Iterable[int]:
         """Return the ids of a part of a message; special tokens are what they spell in text of the form."""
-        if isinstance(part, tuple):
+        if isinstance(part, tuple):  # an answer as it was sampled
             return part
         if is_form:
             return self.tokenizer.encode_form(part, before="" if begins else None)
@@ -132,7 +134,8 @@ class Renderer:
     def _add_header(self, tokens: "_Tokens", role: str, before: str | None, is_opened: bool = True) -> None:
         """Add a header; an answer's belongs to the message before it, any other to the message it starts."""
         header = self.headers[role] if before else self.first_headers[role]
-        header = header + self.opening * (role == "assistant" and is_opened)
+        if role == "assistant" and is_opened:
+            header = header + self.opening
         if role == "assistant" and before not in (None, "assistant"):
             tokens.add(header, before)
         else:

@@ -119,6 +119,6 @@ def _cut(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 def _rows_at(pieces: np.ndarray, row_of_piece: np.ndarray, place_of_row: np.ndarray) -> RowPlan:
     """Return rows sorted by their place (R,) in the epoch; pieces keep their order within a row."""
-    counts = np.bincount(row_of_piece)[np.argsort(place_of_row)]
-    order = np.argsort(place_of_row[row_of_piece], kind="stable")
-    return RowPlan(pieces[order], np.concatenate(([0], np.cumsum(counts))))
+    place_of_piece = place_of_row[row_of_piece]
+    order = np.argsort(place_of_piece, kind="stable")
+    return RowPlan(pieces[order], np.concatenate(([0], np.cumsum(np.bincount(place_of_piece)))))

@@ -104,12 +104,13 @@ class Attention(nn.Module):
 
     def keys_and_values(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
         """Return what tokens (B, T, hidden_size) offer to be read, both (B, Hkv, T, D)."""
-        k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.k_proj, self.v_proj))
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, Hkv, D)
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
         return rotate(self.k_norm(k).transpose(1, 2), angles), v.transpose(1, 2)
 
     def read(self, x: Tensor, angles: Angles, k: Tensor, v: Tensor, seen: Visibility) -> Tensor:
         """Return what tokens (B, T, hidden_size) read of keys and values (B, Hkv, Tk, D), in their shape."""
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H, D)
         q = rotate(self.q_norm(q).transpose(1, 2), angles)  # (B, H, T, D)
         y = self.attend(q, k, v, seen, self.scoring)
         return self.o_proj(y.transpose(1, 2).flatten(2))

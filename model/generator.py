@@ -83,7 +83,7 @@ class Generator:
         answers = [self.begin(request) for request in requests]
         number = {answer: n for n, answer in enumerate(answers)}
         yield from ((n, answer.completion()) for answer, n in number.items() if answer.finish_reason)
-        batch, waiting = Batch(self), deque(answer for answer in answers if not answer.finish_reason)
+        batch, waiting = RunningBatch(self), deque(answer for answer in answers if not answer.finish_reason)
         while waiting or batch.num_going:
             room = batch_size - batch.num_going
             for answer, _ in batch.step([waiting.popleft() for _ in range(min(room, len(waiting)))]):
@@ -129,6 +129,11 @@ class Generator:
         """Feed one causal token per row; return the logits (B, V) after it."""
         return self.step(torch.tensor([[token] for token in ids], device=cache.lengths.device), cache)
 
+    @torch.no_grad()
+    def feed(self, cache: KVCache, parts: Sequence[Prompt]) -> Tensor:
+        """Feed parts of any lengths, not all empty, one per row; return the logits (B, T, V) after each."""
+        return self.model.logits(self._hidden(cache, parts))
+
     def _chunks(self, prompt: Prompt) -> list[Prompt]:
         """Split a prompt at legal cuts into parts of at most `prefill_chunk_tokens`; blocks stay whole."""
         if len(prompt.ids) <= self.prefill_chunk_tokens:
@@ -140,11 +145,6 @@ class Generator:
             if following - bounds[-1] > self.prefill_chunk_tokens:
                 bounds.append(cut)
         return [prompt.part(begin, end) for begin, end in pairwise(bounds)]
-
-    @torch.no_grad()
-    def feed(self, cache: KVCache, parts: Sequence[Prompt]) -> Tensor:
-        """Feed parts of any lengths, not all empty, one per row; return logits (B, T, V)."""
-        return self.model.logits(self._hidden(cache, parts))
 
     def _hidden(self, cache: KVCache, parts: Sequence[Prompt]) -> Tensor:
         """Feed parts of any lengths, at least one of them not empty; return hidden states (B, T, C)."""
@@ -161,7 +161,7 @@ class Generator:
         return self.model.model(ids, Layout(documents, cache.lengths[:, None] + index, blocks), cache)
 
 
-class Batch:
+class RunningBatch:
     """Answers in the making, one in each row of a cache; others may join between any two steps.
 
     step    1   2   3   4   5   6

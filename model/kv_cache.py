@@ -30,14 +30,6 @@ class KVCache:
         positions   0  1  2  3  4  …   -1      a row of 5, beside it
     """
 
-    ring: int | None = None
-    """slots of a rolling cache, after which tokens take the first one again; None = a slot for each token"""
-
-    @property
-    def parts(self) -> tuple[KVCache, ...]:
-        """The caches of its layers; two where some of them roll."""
-        return (self,)
-
     def __init__(
         self, config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
@@ -62,7 +54,7 @@ class KVCache:
         lengths = self.lengths + real.sum(1)
         self.reserve(int(lengths.max()))
         self.lengths = lengths
-        self._choose_slots(layout.position_ids, real)
+        self._choose_slots(layout.position_ids, real)  # where `update` then stores, in every layer
         write_layout(layout, self._slots, self.positions, self.block_ids)
         self.positions[:, -1] = -1  # padding was written here
         self._keys = slot_layout(self.positions[:, : self.used], self.block_ids[:, : self.used])
@@ -70,11 +62,6 @@ class KVCache:
     def keys_in(self, window: int | None) -> Layout:
         """Return the layout (B, Tk) of the keys that `update` returns in layers of a window; -1 = empty."""
         return self._keys
-
-    def held(self) -> Held:
-        """Return keys and values of each layer, lengths, positions and blocks, and the ring."""
-        stores = list(zip(self.keys, self.values, strict=True))
-        return stores, (self.lengths, self.positions, self.block_ids), self.ring
 
     def reserve(self, used: int) -> None:
         """Make room for `used` tokens in the longest row; the caller writes them, their layout and lengths.
@@ -135,6 +122,19 @@ class KVCache:
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             mine[index] = theirs
         self.used = int(self.lengths.max())
+
+    ring: int | None = None
+    """slots of a rolling cache, after which tokens take the first one again; None = a slot for each token"""
+
+    @property
+    def parts(self) -> tuple[KVCache, ...]:
+        """The caches of its layers, for a compiled step; two where some of them roll."""
+        return (self,)
+
+    def held(self) -> Held:
+        """Return keys and values of each layer, lengths, positions and blocks, and the ring."""
+        stores = list(zip(self.keys, self.values, strict=True))
+        return stores, (self.lengths, self.positions, self.block_ids), self.ring
 
     def _check_continues(self, layout: Layout, real: Tensor) -> None:
         # New positions go on where the row ends, in one document.

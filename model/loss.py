@@ -12,9 +12,9 @@ LOGITS_AT_ONCE = {"cpu": 2**22}
 """Logits of one chunk, by type of device; on a CPU so few that they stay in its cache, which is faster."""
 MANY_LOGITS_AT_ONCE = 2**26
 """The same for other devices, which are best at large products."""
-FEWEST_ROWS = 128
+FEWEST_STATES = 128
 """States of one chunk at least, however large the vocabulary."""
-MOST_ROWS = 8192
+MOST_STATES = 8192
 """The same at most: gradients of the weight, summed over that many states, stay in the range of float16."""
 
 
@@ -57,11 +57,11 @@ class _SummedNats(torch.autograd.Function):
         nats = torch.zeros((), dtype=wide, device=states.device)
         states_gradient, weight_gradient = torch.empty_like(states), torch.zeros_like(weight, dtype=wide)
         budget = LOGITS_AT_ONCE.get(states.device.type, MANY_LOGITS_AT_ONCE)
-        rows = min(max(FEWEST_ROWS, budget // len(weight)), MOST_ROWS)
-        for begin in range(0, len(states), rows):
+        at_once = min(max(FEWEST_STATES, budget // len(weight)), MOST_STATES)
+        for begin in range(0, len(states), at_once):
             # Nats are log(sum(exp(logits))) less the logit of the target, here after the largest was taken
             # from all. What can be is done in place, to pass over memory rarely.
-            part = slice(begin, begin + rows)
+            part = slice(begin, begin + at_once)
             logits = soft_cap((states[part] @ weight.T).to(wide), softcap)  # (n, V)
             slope = None if softcap is None else 1 - (logits / softcap) ** 2  # tanh' = 1 - tanh^2
             logits -= logits.amax(dim=1, keepdim=True)

@@ -104,7 +104,7 @@ def _pairs(query: Layout, key: Layout, index: tuple[Tensor, Tensor]) -> tuple[To
 
 
 def visible_mask(layout: Layout, window: int | None = None, both_sides: bool = False) -> Tensor:
-    """Return the bool mask (B, T, T) of whole rows that attend to themselves."""
+    """Return the mask (B, T, T) that `dense_mask` does where no triangle is at hand."""
     triangle = causal_mask(layout.document_ids.shape[1], layout.document_ids.device)
     return dense_mask(triangle, layout, window, both_sides)
 
@@ -135,7 +135,7 @@ def check_layout(layout: Layout) -> None:
     if bool(((blocks >= 0) & (documents < 0)).any()):
         raise ValueError("a token of padding has a block; expected -1")
 
-    # A block opens where the token before is of another block or document; twice in a row means it is torn.
+    # A block opens where the token before is of another block or document; one that opens twice is torn.
     opens = blocks >= 0
     opens[:, 1:] &= (blocks[:, 1:] != blocks[:, :-1]) | (documents[:, 1:] != documents[:, :-1])
     rows, starts = opens.nonzero(as_tuple=True)

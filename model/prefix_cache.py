@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from model.generator import Batch, Generator, Prompt, reusable
+from model.generator import Generator, Prompt, RunningBatch, reusable
 from model.kv_cache import KVCache
 from model.sampling import Answer
 
@@ -56,7 +56,7 @@ class PrefixCache:
         return most, found
 
 
-class SharingBatch(Batch):
+class SharingBatch(RunningBatch):
     """A batch whose prompts are computed from where an earlier one, or its answer, went another way."""
 
     def __init__(self, generator: Generator, prefixes: PrefixCache) -> None:

@@ -81,6 +81,6 @@ TextMask = Literal[tuple(name for name, strategy in STRATEGIES.items() if strate
 
 def strategy_named(name: object) -> Strategy:
     """Return a strategy; raises `UserError` for a name that is not in the table."""
-    if name not in tuple(STRATEGIES):
+    if not isinstance(name, str) or name not in STRATEGIES:
         raise UserError(f"unknown prompt_mask {brief(name)}; choose one of {', '.join(STRATEGIES)}")
     return STRATEGIES[name]

@@ -1,4 +1,4 @@
-"""The decoder: embedding, layers, norm, output layer. Masks come from `masks`, attention from `attention`."""
+"""The decoder. Masks are made in `masks`, attention in `attention`, norms and feed-forward in `layers`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -264,14 +264,13 @@ class LanguageModel(nn.Module):
 
         No weight depends on them. Raises `UserError` where a layer would get another rotary base.
         """
-        slides, slid = ([bool(window) for window in each.layer_windows] for each in (config, self.config))
-        if self.config.rope_local_theta and slides != slid:
+        wanted, own = ([bool(window) for window in each.layer_windows] for each in (config, self.config))
+        if self.config.rope_local_theta and wanted != own:  # which layers slide
             raise UserError("sliding layers have a rotary base of their own here, so no others can be chosen")
         names = ("prompt_mask", "sliding_window", "layer_types", "window_both_sides", "rope_scaling")
         names += ("max_position_embeddings",)
-        self.config = self.model.config = replace(
-            self.config, **{name: getattr(config, name) for name in names}
-        )
+        taken = {name: getattr(config, name) for name in names}
+        self.config = self.model.config = replace(self.config, **taken)
 
     def set_attention(self, attend: str | Attend) -> None:
         """Choose how all layers attend: `auto`, the name of one of `BACKENDS`, or a function."""

@@ -13,7 +13,7 @@ from model.loss import summed_cross_entropy
 @pytest.fixture(autouse=True)
 def few_rows_at_once(monkeypatch):
     """Seven rows a chunk, at 50 words."""
-    monkeypatch.setattr(model.loss, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(model.loss, "FEWEST_STATES", 1)
     monkeypatch.setattr(model.loss, "LOGITS_AT_ONCE", {"cpu": 7 * 50})
 
 

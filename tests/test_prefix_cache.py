@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import STRATEGIES, tiny_model, turns, windowed
 
-from model.generator import Batch, Generator, Prompt, Request
+from model.generator import Generator, Prompt, Request, RunningBatch
 from model.masks import blocks_before_answer
 from model.prefix_cache import PrefixCache, SharingBatch
 from model.sampling import Sampling
@@ -35,7 +35,7 @@ def test_an_answer_that_joins_at_any_step_is_what_it_is_alone(strategy, windows)
     requests = requests_of(strategy)
     alone = [generator.generate([request])[0] for request in requests]
     answers = [generator.begin(request) for request in requests]
-    batch, joining = Batch(generator), deque([[0], [], [1, 2], [], [], [3], [], [4], [5]])
+    batch, joining = RunningBatch(generator), deque([[0], [], [1, 2], [], [], [3], [], [4], [5]])
     rows = set()
     while joining or batch.num_going:
         batch.step([answers[n] for n in joining.popleft()] if joining else [])

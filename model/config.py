@@ -42,13 +42,13 @@ class ModelConfig:
     num_key_value_heads: int = 4
     """number of key and value heads; each serves num_attention_heads / num_key_value_heads query heads"""
     head_dim: int = 64
-    """width of one head; even, because RoPE turns pairs"""
+    """width of one head; even where positions are rotary, which turns pairs"""
     max_position_embeddings: int = 2048
     """longest document in tokens that the model is meant to see"""
     rope_theta: float = 1e6
     """base of the rotary wavelengths"""
     rms_norm_eps: float = 1e-6
-    """added to the mean square before the root in every norm"""
+    """added to the mean square before the root in every norm, or to the variance"""
     tie_word_embeddings: bool = True
     """whether the output layer is the embedding itself"""
     sliding_window: int | None = None
@@ -113,7 +113,7 @@ class ModelConfig:
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
-        if self.head_dim % 2:
+        if self.head_dim % 2 and self.positions == "rotary":
             raise UserError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         for name in ("rope_local_theta", "rope_scaling"):
             if self.positions != "rotary" and getattr(self, name) is not None:

@@ -58,6 +58,17 @@ def _unpack_experts(name: str, tensor: Tensor) -> Weights:
     }
 
 
+def _whole_heads(config: ModelConfig) -> Values:
+    """Return the width that it has: a multiple of the number of heads, whatever their own width."""
+    return {"hidden_size": -(-config.hidden_size // config.num_attention_heads) * config.num_attention_heads}
+
+
+def _gemma3_sizes(config: ModelConfig) -> Values:
+    """Return also the base of its sliding layers, whose positions are never scaled."""
+    local = config.rope_local_theta or (config.rope_theta if config.rope_scaling else None)
+    return _whole_heads(config) | {"rope_local_theta": local}
+
+
 def _layer_types(config: ModelConfig) -> list[str]:
     return ["sliding_attention" if window else "full_attention" for window in config.layer_windows]
 
@@ -242,6 +253,7 @@ KINDS = (
         write=lambda config: _write_rope(config) | NO_MARKS,
         varies=ROPE,
         defaults={"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 2048},
+        sizes=_whole_heads,
         buffers=r"\.rotary_emb\.inv_freq$",
     ),
     Kind(
@@ -257,10 +269,13 @@ KINDS = (
         defaults={"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
         demands={"scale_attn_weights": True}
         | dict.fromkeys(("scale_attn_by_inverse_layer_idx", "add_cross_attention"), False),
-        sizes=lambda config: {
-            "num_key_value_heads": config.num_attention_heads,
-            "head_dim": config.hidden_size // config.num_attention_heads,
-        },
+        sizes=lambda config: (
+            _whole_heads(config)
+            | {
+                "num_key_value_heads": config.num_attention_heads,
+                "head_dim": config.hidden_size // config.num_attention_heads,
+            }
+        ),
         modules={name.removeprefix("transformer."): ours for name, ours in GPT2_MODULES.items()}
         | GPT2_MODULES,
         unpack=_unpack_gpt2,
@@ -270,6 +285,7 @@ KINDS = (
     Kind(
         *("gemma2", "gemma2", "Gemma2ForCausalLM"),
         **GEMMA | {"keys": GEMMA["keys"] | pairs("attn_logit_softcapping")},
+        sizes=_whole_heads,
         read=lambda values, source: _read_rope(values, source) | _read_gemma_window(values, 2),
     ),
     Kind(
@@ -280,6 +296,7 @@ KINDS = (
             "demands": {"use_bidirectional_attention": False, "attn_logit_softcapping": None},
         },
         read=_read_gemma3,
+        sizes=_gemma3_sizes,
     ),
 )
 """Every kind that opens, and as which models are exported."""

@@ -155,28 +155,31 @@ def rotary_angles(
     wide = torch.promote_types(torch.float32, dtype)
     exponents = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=wide) / head_dim
     frequencies = theta**-exponents
+    length = 1.0
     if scaling:
-        kept = KEPT_SHARES[scaling.rope_type](frequencies, theta, scaling)
+        kept, length = SCALINGS[scaling.rope_type](frequencies, theta, scaling)
         frequencies = frequencies * (kept + (1 - kept) / scaling.factor)
     angles = position_ids[:, None, :, None].to(wide) * frequencies
-    cos, sin = angles.cos(), angles.sin()
-    if scaling and scaling.rope_type == "yarn":
-        length = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
-        return cos * length, sin * length
-    return cos, sin
+    return angles.cos() * length, angles.sin() * length
 
 
-def _kept_by_llama3(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
+def _linear(frequencies: Tensor, theta: float, scaling: RopeScaling) -> tuple[float, float]:
+    """Return that no share of a frequency is kept."""
+    return 0.0, 1.0
+
+
+def _llama3(frequencies: Tensor, theta: float, scaling: RopeScaling) -> tuple[Tensor, float]:
     """Return a share (D / 2,) that grows with how often a wavelength fits into the original context."""
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     times = frequencies * scaling.original_max_position_embeddings / (2 * math.pi)
-    return ((times - low) / (high - low)).clamp(0, 1)
+    return ((times - low) / (high - low)).clamp(0, 1), 1.0
 
 
-def _kept_by_yarn(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
-    """Return the same, falling linearly from pairs of `beta_fast` turns to those of `beta_slow`.
+def _yarn(frequencies: Tensor, theta: float, scaling: RopeScaling) -> tuple[Tensor, float]:
+    """Return a share that falls linearly from pairs of `beta_fast` turns to those of `beta_slow`.
 
     Peng et al. 2023 (arXiv 2309.00071), section 3.2, between whole pairs as all implementations do it.
+    Queries and keys become longer (section 3.4).
     """
     pairs, context = len(frequencies), scaling.original_max_position_embeddings
 
@@ -186,17 +189,24 @@ def _kept_by_yarn(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Te
     first = max(math.floor(pair_of(scaling.beta_fast or 32)), 0)
     last = min(math.ceil(pair_of(scaling.beta_slow or 1)), 2 * pairs - 1)
     places = torch.arange(pairs, device=frequencies.device, dtype=frequencies.dtype)
-    return 1 - ((places - first) / max(last - first, 1e-3)).clamp(0, 1)
+    kept = 1 - ((places - first) / max(last - first, 1e-3)).clamp(0, 1)
+    return kept, scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
 
 
-KEPT_SHARES = {"linear": lambda *_: 0.0, "llama3": _kept_by_llama3, "yarn": _kept_by_yarn}
-"""what share of each frequency is kept; the rest is divided by the factor"""
+SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+"""what share of each frequency is kept, the rest is divided by the factor; and how long all become"""
 
 
 def layer_angles(config: ModelConfig, position_ids: Tensor, dtype: torch.dtype) -> list[Angles]:
     """Return the angles of each layer; layers of one base share them."""
-    if config.positions != "rotary":
-        return [None] * config.num_hidden_layers
+    return ANGLES[config.positions](config, position_ids, dtype)
+
+
+def _no_angles(config: ModelConfig, position_ids: Tensor, dtype: torch.dtype) -> list[Angles]:
+    return [None] * config.num_hidden_layers
+
+
+def _rotary_angles(config: ModelConfig, position_ids: Tensor, dtype: torch.dtype) -> list[Angles]:
 
     def angles(theta: float, scaling: RopeScaling | None) -> Angles:
         return rotary_angles(position_ids, config.head_dim, theta, dtype, scaling)
@@ -204,6 +214,9 @@ def layer_angles(config: ModelConfig, position_ids: Tensor, dtype: torch.dtype) 
     everywhere = angles(config.rope_theta, config.rope_scaling)
     local = angles(config.rope_local_theta, None) if config.rope_local_theta else everywhere
     return [local if window else everywhere for window in config.layer_windows]
+
+
+ANGLES = {"rotary": _rotary_angles, "learned": _no_angles, "none": _no_angles}
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:

@@ -197,7 +197,7 @@ class Decoder(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """The decoder with its output layer; parameter names are those of `transformers.Qwen3ForCausalLM`.
+    """The decoder with its output layer; `model/kinds.py` knows which models of `transformers` it can be.
 
     model = LanguageModel(from_preset("tiny", vocab_size=512))
     logits = model(ids)                    # (B, T, V), causal

@@ -13,6 +13,7 @@ from model.config import from_preset
 from model.errors import UserError
 from model.generator import Generator, Prompt, Request
 from model.kinds import KINDS
+from model.rope_scaling import RopeScaling
 from model.sampling import Sampling
 from model.transformer import LanguageModel
 
@@ -293,6 +294,12 @@ def test_what_a_kind_has_that_we_have_not_is_refused_by_its_name(name, changes, 
             "attn_logit_softcapping 9.0 where Gemma3",
         ),
         ({"qk_norm": False}, "qk_norm False where Qwen3ForCausalLM has True"),
+        ({"architecture": "llama", "hidden_size": 65}, "hidden_size 65 where LlamaForCausalLM has 68"),
+        ({"architecture": "gpt2", "hidden_size": 66}, "hidden_size 66 where GPT2LMHeadModel has 68"),
+        (
+            {"architecture": "gemma3", "rope_local_theta": None, "rope_scaling": RopeScaling("linear", 8.0)},
+            "rope_local_theta None where Gemma3ForCausalLM has 1000000.0",
+        ),
         ({"architecture": "qwen3_moe"}, "router_bias True where Qwen3MoeForCausalLM has False"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from dataset.command_line import parse
 from dataset.printing import printable
 from dataset.yaml_file import as_yaml, read_yaml
-from model.config import ModelConfig, from_preset
+from model.config import ARCHITECTURES, ModelConfig, from_preset
 from model.errors import UserError
 from scripts.show_batch import ShowBatchSettings
 from tests.conftest import windowed
@@ -77,9 +77,7 @@ def test_the_form_of_a_model_is_another_setting_than_its_size(capsys):
     assert model_of("").architecture == "qwen3" and from_preset("124m", vocab_size=97).num_hidden_layers == 12
     with pytest.raises(SystemExit):
         model_of("--model.architecture mamba")
-    expected = (
-        "--model.architecture: expected one of qwen3, qwen3_moe, llama, gpt2, gemma2, gemma3, got 'mamba'"
-    )
+    expected = f"--model.architecture: expected one of {', '.join(ARCHITECTURES)}, got 'mamba'"
     assert expected in capsys.readouterr().err
 
 
@@ -99,6 +97,21 @@ def test_scaled_positions_make_the_context_so_many_times_longer(kind):
     config = model_of(f"--model.rope_scaling {kind}:2.5").config(97)
     assert config.max_position_embeddings == 1280 and config.rope_scaling.factor == 2.5
     assert config.rope_scaling.original_max_position_embeddings == (None if kind == "linear" else 512)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--model.architecture gpt2 --model.rope_theta 100", "rope_theta: expected rotary .* got learned"),
+        ("--model.rope_local_theta 100", "rope_local_theta: expected sliding layers with it, got none"),
+    ],
+)
+def test_a_rotary_base_without_effect_is_refused(line, message):
+    with pytest.raises(UserError, match=message):
+        model_of(line).config(97)
+    assert (
+        model_of("--model.rope_local_theta 100 --model.sliding_window 8").config(97).rope_local_theta == 100
+    )
 
 
 def test_positions_are_not_scaled_twice():

@@ -88,7 +88,12 @@ class ModelSettings:
             raise UserError(
                 f"--model.vocab_size: the tokenizer has {num_tokens} tokens, got room for {self.vocab_size}"
             )
-        return self.placed(from_preset(self.preset, **({"vocab_size": num_tokens} | given)))
+        config = self.placed(from_preset(self.preset, **({"vocab_size": num_tokens} | given)))
+        if self.rope_theta and config.positions != "rotary":
+            raise UserError(f"--model.rope_theta: expected rotary positions with it, got {config.positions}")
+        if self.rope_local_theta and not any(config.layer_windows):
+            raise UserError("--model.rope_local_theta: expected sliding layers with it, got none")
+        return config
 
     def placed(self, config: ModelConfig) -> ModelConfig:
         """Return a configuration with the windows and scaled positions given here, or as it is without."""

@@ -164,8 +164,8 @@ class ChatForm:
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raise `UserError` if this form cannot write one of the messages."""
-        held = {part for message in messages for part in message.holds()}
-        if unknown := [part for part in self.unknown if part in held]:
+        unknown = [part for part in self.unknown if any(part in each.holds() for each in messages)]
+        if unknown:
             raise UserError(
                 f"the chat template of the tokenizer has no form of {', '.join(unknown)} that can be taken "
                 "over; leave them out, or use another tokenizer"

@@ -73,7 +73,7 @@ class Renderer:
         """Encode the texts around contents; raises `UserError` where the tokenizer's form is unknown."""
         self.tokenizer, self.ellipsis = tokenizer, tokenizer.encode("…")
         self._take(tokenizer.form)
-        if not all(self._gives(*proof) for proof in self.form.proofs):
+        if not all(self._gives(*proof) for proof in self.form.proofs):  # our form needs none
             self._take(self.form.whole)
 
     def _take(self, form: ChatForm) -> None:

@@ -22,12 +22,13 @@ from dataset.tables import HUB
 from dataset.tokenizer_sample import TokenizerSettings
 from eval.experiment import A_A, OTHER_SEEDS, Experiment, Stages
 from eval.regression import RegressionSettings
+from eval.running import CPU
 from eval.serving_settings import EvaluationSettings
 from model.errors import UserError
 from trainer.settings import FRESH, PretrainSettings, SftSettings, flatten
 
 LAUNCHER = ("accelerate", "launch", "--config_file")
-CPU, GPU = "configs/accelerate/one_cpu.yaml", "configs/accelerate/one_gpu.yaml"
+GPU = "configs/accelerate/one_gpu.yaml"
 
 
 @dataclass(frozen=True)

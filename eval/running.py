@@ -30,6 +30,9 @@ LOOK_EVERY_SECONDS = 0.2
 SAMPLES = 40
 """answers that a record keeps"""
 AGAIN = "run the cell again"
+CPU = "configs/accelerate/one_cpu.yaml"
+ON_CPU = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
+"""what the launcher sets by that file"""
 JOB = {
     **{"cell": NAMED, "command": list[str], "record": str, "output": str},
     **{"threads": int, "measures": bool, "trains": bool},
@@ -71,14 +74,15 @@ def run_cell(folder: str, ends_with_parent: bool = False) -> None:
 
 def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None) -> int:
     """Return the exit code of the command, which holds the lock too: it may outlive this process."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false"}
+    command, needed = _runnable(job["command"])
+    needed = needed | {"OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false"}
     with open(own(log), "a", encoding="utf-8") as output:
         process = subprocess.Popen(
-            _runnable(job["command"]),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environment,
+            env=os.environ | needed,
             start_new_session=True,
             pass_fds=(lock,),
         )
@@ -92,11 +96,16 @@ def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None) -> int:
     return process.returncode
 
 
-def _runnable(command: list[str]) -> list[str]:
-    """Return a command for this interpreter, whatever the PATH says."""
-    if command[0] == "accelerate":
-        return [sys.executable, "-m", "accelerate.commands.launch", *command[2:]]
-    return [sys.executable, *command[1:]]
+def _runnable(command: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Return a command for this interpreter, whatever the PATH says, and variables that it needs.
+
+    For one process on a CPU the launcher of accelerate only sets variables, and takes seconds to import.
+    """
+    if command[0] != "accelerate":
+        return [sys.executable, *command[1:]], {}
+    if command[3] == CPU:
+        return [sys.executable, *command[4:]], ON_CPU
+    return [sys.executable, "-m", "accelerate.commands.launch", *command[2:]], {}
 
 
 def _stop(process: subprocess.Popen) -> None:

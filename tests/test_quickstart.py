@@ -27,7 +27,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("quickstart")
     done = run_quickstart(folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder, done.stdout
+    return folder, done.stdout.partition("Does the quickstart")[2]  # packages may have been installed first
 
 
 def test_it_leaves_two_models_from_one_checkpoint_and_their_comparison(finished):
@@ -53,7 +53,7 @@ def test_a_second_run_computes_nothing_and_changes_no_model(finished):
     models = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
     again = run_quickstart(folder, OMP_NUM_THREADS="3")  # other cores, the same results
     assert again.returncode == 0, again.stderr
-    assert "[1/" not in again.stderr and again.stdout == printed
+    assert "[1/" not in again.stderr and again.stdout.partition("Does the quickstart")[2] == printed
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")} == models
 
 

@@ -148,7 +148,7 @@ def join_documents(batch: Batch) -> Batch:
 def check_labels(batch: Batch) -> None:
     """Raise `ValueError` if the token that predicts a label sees it, or is of another document."""
     index = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
-    tokens = Tokens(index, batch.document_ids, batch.block_ids)
+    tokens = Tokens(index, *batch.layout)
     before, after = (Tokens(*(field[:, part] for field in tokens)) for part in (slice(-1), slice(1, None)))
     forbidden = batch.position_ids == 0  # the token before it, if there is one, is of another document
     forbidden[:, 1:] |= visible(before, after)

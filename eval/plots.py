@@ -17,6 +17,7 @@ from model.config import WITH_ENCODER, ModelConfig
 from model.encoder_decoder import is_source
 from model.errors import UserError
 from model.masks import causal_layout, draw_text, prompt_blocks, visible_mask
+from model.pattern import ALL, Pattern
 from model.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -74,12 +75,10 @@ def strategy_panels() -> tuple[list[MaskPanel], list[str]]:
     return [mask_panel(name, block_ids) for name, block_ids in blocks.items()], list(labels)
 
 
-def mask_panel(
-    title: str, block_ids: Tensor, window: int | None = None, both_sides: bool = False
-) -> MaskPanel:
+def mask_panel(title: str, block_ids: Tensor, pattern: Pattern = ALL) -> MaskPanel:
     """Return the panel of one conversation, unpacked, whose blocks (T,) are given."""
     layout = causal_layout(1, len(block_ids))._replace(block_ids=block_ids[None])
-    return MaskPanel(title, visible_mask(layout, window, both_sides)[0], block_ids)
+    return MaskPanel(title, visible_mask(layout, pattern)[0], block_ids)
 
 
 def model_panels(title: str, block_ids: Tensor, config: ModelConfig) -> list[MaskPanel]:
@@ -88,12 +87,11 @@ def model_panels(title: str, block_ids: Tensor, config: ModelConfig) -> list[Mas
         panel = mask_panel(title, block_ids)
         of_source = is_source(causal_layout(1, len(block_ids))._replace(block_ids=block_ids[None]))[0]
         return [replace(panel, mask=panel.mask & ~(of_source[:, None] & ~of_source))]
-    windows, both_sides = set(config.layer_windows), config.window_both_sides
-    if len(windows) == 1:
-        return [mask_panel(title, block_ids, *windows, both_sides)]
+    if len(patterns := set(config.layer_patterns)) == 1:
+        return [mask_panel(title, block_ids, *patterns)]
     return [
         mask_panel(f"{title}, full", block_ids),
-        mask_panel(f"{title}, sliding", block_ids, config.sliding_window, both_sides),
+        mask_panel(f"{title}, sliding", block_ids, config.local_pattern),
     ]
 
 

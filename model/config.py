@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from model.errors import UserError, brief
+from model.pattern import ALL, Pattern
 from model.rope_scaling import RopeScaling
 from model.strategies import strategy_named
 from model.typed_json import read_as
@@ -54,9 +55,13 @@ class ModelConfig:
     sliding_window: int | None = None
     """number of keys that a token sees in sliding layers, itself included; null sees everything"""
     layer_types: tuple[LayerType, ...] | None = None
-    """whether each layer sees everything or the window; null where all layers are alike"""
+    """whether each layer sees everything, or is bounded as the next fields say; null where all are alike"""
     window_both_sides: bool = False
     """whether the window bounds the later keys of a bidirectional block, too"""
+    attention_sinks: int | None = None
+    """number of first tokens of a document that sliding layers see besides; null for none"""
+    attention_chunk_size: int | None = None
+    """tokens of the chunks of a document; in sliding layers, a token sees its own chunk; null for none"""
     prompt_mask: str = "causal"
     """strategy whose blocks the weights are trained under, and served with"""
     initializer_range: float = 0.02
@@ -122,6 +127,8 @@ class ModelConfig:
             raise UserError(f"rope_theta must be greater than 1, got {self.rope_theta}")
         if self.window_both_sides and self.sliding_window is None:
             raise UserError("window_both_sides: expected a sliding_window with it, got none")
+        if self.attention_sinks and self.local_pattern.reach is None:
+            raise UserError("attention_sinks: expected a sliding_window or attention_chunk_size, got none")
         if self.value_residual and self.num_hidden_layers < 2:
             raise UserError("value_residual: expected two layers or more to mix values of, got one")
         self._check_experts()
@@ -146,10 +153,16 @@ class ModelConfig:
         return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
     @property
-    def layer_windows(self) -> tuple[int | None, ...]:
-        """The number of keys that a token sees in each layer; None where it sees everything."""
+    def local_pattern(self) -> Pattern:
+        """What sliding layers see of what the rule makes visible."""
+        sinks, chunk = self.attention_sinks or 0, self.attention_chunk_size
+        return Pattern(self.sliding_window, self.window_both_sides, sinks, chunk)
+
+    @property
+    def layer_patterns(self) -> tuple[Pattern, ...]:
+        """The same of each layer."""
         kinds = self.layer_types or ("sliding_attention",) * self.num_hidden_layers
-        return tuple(self.sliding_window if kind == "sliding_attention" else None for kind in kinds)
+        return tuple(self.local_pattern if kind == "sliding_attention" else ALL for kind in kinds)
 
     def _check_experts(self) -> None:
         total, taken = self.num_experts, self.num_experts_per_tok
@@ -163,7 +176,7 @@ class ModelConfig:
             if self.num_encoder_layers is not None:
                 raise UserError(f"num_encoder_layers: architecture {self.architecture} has no encoder")
             return
-        for name in ("sliding_window", "num_experts"):
+        for name in ("sliding_window", "attention_chunk_size", "num_experts"):
             if getattr(self, name) is not None:
                 raise UserError(f"{name}: architecture {self.architecture} has none; leave it out")
         if self.num_encoder_layers is None:  # equal models have equal configurations
@@ -175,10 +188,10 @@ class ModelConfig:
                 f"layer_types names {len(self.layer_types)} layers but num_hidden_layers is "
                 f"{self.num_hidden_layers}; name every layer"
             )
-        if (self.sliding_window is None) == ("sliding_attention" in self.layer_types):
+        if (self.local_pattern == ALL) == ("sliding_attention" in self.layer_types):
             raise UserError(
-                f"sliding_window ({self.sliding_window}) and layer_types contradict each other: a window "
-                "needs sliding layers, and they need it"
+                f"sliding_window ({self.sliding_window}) and layer_types contradict each other: a window or "
+                "chunks need sliding layers, and they need one of these"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,7 +200,7 @@ class ModelConfig:
         if self.rope_scaling:  # transformers asks what a key that it does not expect is for
             scaling = values["rope_scaling"].items()
             values["rope_scaling"] = {key: value for key, value in scaling if value is not None}
-        return values if self.num_experts else {key: values[key] for key in values if key not in EXPERTS}
+        return {key: value for key, value in values.items() if value != UNUSUAL.get(key, ...)}
 
 
 ALWAYS_WRITTEN = {
@@ -196,8 +209,12 @@ ALWAYS_WRITTEN = {
     "tie_word_embeddings",
 }
 """what every configuration on disk holds; other values came later and have defaults"""
-EXPERTS = ("num_experts", "num_experts_per_tok", "norm_topk_prob", "router_bias")
-"""what is not written where there are none: engines take a model for a mixture that has such keys"""
+UNUSUAL = dict(num_experts=None, num_experts_per_tok=None, norm_topk_prob=True, router_bias=False)
+UNUSUAL |= dict(attention_sinks=None, attention_chunk_size=None)
+"""what is written where it is otherwise alone: engines take a model for a mixture, say, that has such keys"""
+PATTERN_PARTS = ("sliding_window", "layer_types", "window_both_sides")
+PATTERN_PARTS += ("attention_sinks", "attention_chunk_size")
+"""what the patterns of layers are made of; no weight depends on it"""
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "max_position_embeddings"),

@@ -97,7 +97,7 @@ def next_logits(model: LanguageModel, tokens: Tensor, parts: list[Held]) -> Tens
         lengths += 1
         present.append(slot_layout(positions, block_ids))
     each = torch.arange(len(tokens), device=tokens.device)
-    kinds = [part_of(window, len(parts)) for window in model.config.layer_windows]
+    kinds = [part_of(pattern, len(parts)) for pattern in model.config.layer_patterns]
 
     def update_cache(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         part = kinds[layer]
@@ -108,7 +108,7 @@ def next_logits(model: LanguageModel, tokens: Tensor, parts: list[Held]) -> Tens
         return stores[0].view(shape), stores[1].view(shape)
 
     visibilities = model.model.each_layer(
-        lambda window: model.model.seen_in(layout, present[part_of(window, len(parts))], window)
+        lambda pattern: model.model.seen_in(layout, present[part_of(pattern, len(parts))], pattern)
     )
     hidden = model.model.compute(tokens, layout.position_ids, visibilities, update_cache)
     return model.logits(hidden[:, 0])

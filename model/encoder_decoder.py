@@ -29,6 +29,7 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache
 from model.layers import Angles, layer_angles, layers_of, norm_of
 from model.masks import Layout, cached_mask, causal_layout, dense_mask, is_readable
+from model.pattern import ALL, Pattern
 from model.transformer import Decoder, DecoderLayer
 from model.work import weights_of_products, work
 
@@ -137,7 +138,7 @@ class Merged(Decoder):
         states = self.compute(*given[1], self.each_layer(lambda _: seen), update)
         return target.spread(states, ids.shape[1])
 
-    def seen_in(self, queries: Layout, keys: Layout, window: int | None = None) -> Visibility:
+    def seen_in(self, queries: Layout, keys: Layout, pattern: Pattern = ALL) -> Visibility:
         """Return which keys of a cache new tokens of the target see."""
         return self.sight(cached_mask(queries, keys), is_source(keys), queries.document_ids >= 0)
 
@@ -178,7 +179,7 @@ class Merged(Decoder):
     ) -> Visibility:
         """Make room for new tokens, and keep what each layer reads of their source; return what they see."""
         cache.extend(layout)
-        keys = cache.keys_in(None)
+        keys = cache.keys_in(ALL)
         if bool(source.real.any()):
             new = cache.aim(source.layout(layout))
             seen = cached_mask(new, keys) & is_source(keys)[:, None]

@@ -6,6 +6,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.errors import UserError, brief
 from model.kind import Kind, Values, Weights, pairs
+from model.pattern import ALL
 
 
 def _read_rope(values: Values, source: str) -> Values:
@@ -70,7 +71,7 @@ def _gemma3_sizes(config: ModelConfig) -> Values:
 
 
 def _layer_types(config: ModelConfig) -> list[str]:
-    return ["sliding_attention" if window else "full_attention" for window in config.layer_windows]
+    return ["full_attention" if pattern == ALL else "sliding_attention" for pattern in config.layer_patterns]
 
 
 def _read_qwen3_window(values: Values, source: str) -> Values:

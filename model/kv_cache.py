@@ -14,9 +14,10 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.errors import UserError
 from model.masks import Layout
+from model.pattern import Pattern
 
 GROWTH_TOKENS = 128
-Held = tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor], int | None]
+Held = tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor], tuple[int, int] | None]
 
 
 class KVCache:
@@ -59,8 +60,8 @@ class KVCache:
         self.positions[:, -1] = -1  # padding was written here
         self._keys = slot_layout(self.positions[:, : self.used], self.block_ids[:, : self.used])
 
-    def keys_in(self, window: int | None) -> Layout:
-        """Return the layout (B, Tk) of the keys that `update` returns in layers of a window; -1 = empty."""
+    def keys_in(self, pattern: Pattern) -> Layout:
+        """Return the layout (B, Tk) of the keys that `update` returns in layers of a pattern; -1 = empty."""
         return self._keys
 
     def reserve(self, used: int) -> None:
@@ -123,7 +124,7 @@ class KVCache:
             mine[index] = theirs
         self.used = int(self.lengths.max())
 
-    ring: int | None = None
+    ring: tuple[int, int] | None = None
     """slots of a rolling cache, after which tokens take the first one again; None = a slot for each token"""
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.moe import MixtureOfExperts
+from model.pattern import ALL
 from model.rope_scaling import RopeScaling
 from model.value_residual import with_highway
 
@@ -213,7 +214,7 @@ def _rotary_angles(config: ModelConfig, position_ids: Tensor, dtype: torch.dtype
 
     everywhere = angles(config.rope_theta, config.rope_scaling)
     local = angles(config.rope_local_theta, None) if config.rope_local_theta else everywhere
-    return [local if window else everywhere for window in config.layer_windows]
+    return [everywhere if pattern == ALL else local for pattern in config.layer_patterns]
 
 
 ANGLES = {"rotary": _rotary_angles, "learned": _no_angles, "none": _no_angles}

@@ -1,7 +1,8 @@
 """Which token may see which: the one rule, every form of its masks, and where a document may be cut.
 
 A row of tokens is described by its `Layout`, whose blocks a strategy sets (`model/strategies.py`). Training,
-prefill, decode and plots all derive their masks from `visible`; nothing else decides visibility.
+prefill, decode and plots all derive their masks from `visible`; nothing else decides visibility. A layer may
+see less, by its pattern (`model/pattern.py`).
 
 In order: the rule, the masks made from it, common layouts, the blocks of a conversation, which labels would
 leak, and which computed tokens can be reused.
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.pattern import ALL, Pattern
 from model.strategies import CAUSAL, strategy_named
 
 
@@ -28,46 +30,38 @@ class Layout(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What the rule reads of a token: index in the row, document and block, broadcastable integer tensors."""
+    """What the rule reads of a token, broadcastable integer tensors; index is its place in the row."""
 
     index: Tensor
     document: Tensor
+    position: Tensor
     block: Tensor
 
 
-def visible(
-    q: Tokens,
-    k: Tokens,
-    window: int | None = None,
-    both_sides: bool = False,
-    not_future: Tensor | None = None,
-) -> Tensor:
+def visible(q: Tokens, k: Tokens, pattern: Pattern = ALL, not_future: Tensor | None = None) -> Tensor:
     """Return True where query `q` may attend to key `k`; the rule from which every mask is derived.
 
-        q is k  or  same document and (k <= q or same block) and q - k < window
+        q is k  or  same document and (k <= q or same block) and near by the pattern of the layer
 
-    One document, blocks 0 0 0 for its prompt:     Window 2:          Window 2 on both sides:
+    One document, blocks 0 0 0 for its prompt:     Window 2:          Window 2, 1 sink:  Chunks of 2:
 
-        1 1 1 . .                                  1 1 1 . .          1 1 . . .
-        1 1 1 . .                                  1 1 1 . .          1 1 1 . .
-        1 1 1 . .                                  . 1 1 . .          . 1 1 . .
-        1 1 1 1 .                                  . . 1 1 .          . . 1 1 .
-        1 1 1 1 1                                  . . . 1 1          . . . 1 1
+        1 1 1 . .                                  1 1 1 . .          1 1 1 . .          1 1 . . .
+        1 1 1 . .                                  1 1 1 . .          1 1 1 . .          1 1 . . .
+        1 1 1 . .                                  . 1 1 . .          1 1 1 . .          . . 1 . .
+        1 1 1 1 .                                  . . 1 1 .          1 . 1 1 .          . . 1 1 .
+        1 1 1 1 1                                  . . . 1 1          1 . . 1 1          . . . . 1
 
-    The diagonal is always on, so padding (document -1) sees itself and no row is empty. `window` counts
-    keys including the token itself and looks left only (Gemma 3 report, arXiv 2503.19786); with `both_sides`
-    later keys of a block are bounded, too: |q - k| < window. `not_future` is `k.index <= q.index`, for a
-    caller that has it already. Prefix blocks: Raffel et al. 2020 (arXiv 1910.10683, figure 4).
+    The diagonal is always on, so padding (document -1) sees itself and no row is empty. `not_future` is
+    `k.index <= q.index`, for a caller that has it already. Prefix blocks: Raffel et al. 2020 (arXiv
+    1910.10683, figure 4).
     """
     if not_future is None:
         not_future = k.index <= q.index
     same_document = (q.document == k.document) & (k.document >= 0)
     same_block = (q.block == k.block) & (k.block >= 0)
     seen = same_document & (not_future | same_block)
-    if window is not None:
-        seen = seen & (q.index - k.index < window)
-        if both_sides:
-            seen = seen & (k.index - q.index < window)
+    if pattern != ALL:
+        seen = seen & pattern.is_near(q.position, k.position)
     return seen | (q.index == k.index)
 
 
@@ -76,7 +70,7 @@ def causal_mask(size: int, device: torch.device | str | None = None) -> Tensor:
     return torch.ones(size, size, dtype=torch.bool, device=device).tril()
 
 
-def dense_mask(causal: Tensor, layout: Layout, window: int | None = None, both_sides: bool = False) -> Tensor:
+def dense_mask(causal: Tensor, layout: Layout, pattern: Pattern = ALL) -> Tensor:
     """Return the bool mask (B, T, T) of packed rows that attend to themselves; a token's index is its place.
 
     `causal` is the model's registered buffer, at least T x T.
@@ -84,29 +78,29 @@ def dense_mask(causal: Tensor, layout: Layout, window: int | None = None, both_s
     length = layout.document_ids.shape[1]
     index = torch.arange(length, device=causal.device)
     q, k = _pairs(layout, layout, (index, index))
-    return visible(q, k, window, both_sides, causal[:length, :length])
+    return visible(q, k, pattern, causal[:length, :length])
 
 
-def cached_mask(query: Layout, key: Layout, window: int | None = None, both_sides: bool = False) -> Tensor:
+def cached_mask(query: Layout, key: Layout, pattern: Pattern = ALL) -> Tensor:
     """Return the bool mask (B, Tq, Tk) of new tokens over cached keys, where a row is one document.
 
     A token's index is its position there. The caller gives a padding query the position of a real key, so
     that no row of the mask is empty.
     """
-    return visible(*_pairs(query, key, (query.position_ids, key.position_ids)), window, both_sides)
+    return visible(*_pairs(query, key, (query.position_ids, key.position_ids)), pattern)
 
 
 def _pairs(query: Layout, key: Layout, index: tuple[Tensor, Tensor]) -> tuple[Tokens, Tokens]:
     """Return queries (B, Tq, 1) and keys (B, 1, Tk), which broadcast to all pairs of them."""
-    q = Tokens(index[0][..., None], query.document_ids[..., None], query.block_ids[..., None])
-    k = Tokens(index[1][..., None, :], key.document_ids[:, None], key.block_ids[:, None])
+    q = Tokens(index[0][..., None], *(ids[..., None] for ids in query))
+    k = Tokens(index[1][..., None, :], *(ids[:, None] for ids in key))
     return q, k
 
 
-def visible_mask(layout: Layout, window: int | None = None, both_sides: bool = False) -> Tensor:
+def visible_mask(layout: Layout, pattern: Pattern = ALL) -> Tensor:
     """Return the mask (B, T, T) that `dense_mask` does where no triangle is at hand."""
     triangle = causal_mask(layout.document_ids.shape[1], layout.document_ids.device)
-    return dense_mask(triangle, layout, window, both_sides)
+    return dense_mask(triangle, layout, pattern)
 
 
 def causal_layout(batch: int, length: int, device: torch.device | str | None = None) -> Layout:
@@ -192,8 +186,8 @@ def is_readable(block_ids: Tensor) -> Tensor:
 def last_visible(block_ids: Tensor) -> Tensor:
     """Return the last index (n,) that each token of one document sees: the end of its block, or itself.
 
-    Without windows, two layouts of a document give the same mask exactly when they agree on this. Windows
-    change no legal cut: even with one of 2 on both sides, a token of a block sees the next one.
+    Without patterns, two layouts of a document give the same mask exactly when they agree on this. Patterns
+    only take keys away, so a cut that is legal without them is legal with them.
     """
     index = torch.arange(len(block_ids))
     is_end = torch.ones_like(index, dtype=torch.bool)

@@ -1,7 +1,8 @@
-"""The cache of layers that have a sliding window: it keeps the last tokens only."""
+"""The cache of layers that see what is near: it keeps the last tokens, and sinks if there are any."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,27 +10,38 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.kv_cache import KVCache, slot_layout
 from model.masks import Layout
+from model.pattern import ALL, Pattern
 
 UNDO_TOKENS = 64
 """tokens kept beyond the window, so that as many may be taken back"""
 
 
-def slots_of(positions: Tensor | int, ring: int | None) -> Tensor | int:
-    """Return the slots of tokens at these positions, which repeat after `ring` tokens; None = never."""
-    return positions % ring if ring else positions
+class Ring(NamedTuple):
+    """Slots that tokens take again and again, behind those of the first tokens, which keep theirs."""
+
+    sinks: int
+    length: int
+
+
+def slots_of(positions: Tensor | int, ring: Ring | None) -> Tensor | int:
+    """Return the slots of tokens at these positions; without a ring, none is taken twice."""
+    if ring is None:
+        return positions
+    behind = (positions - ring.sinks) * (positions >= ring.sinks)
+    return positions - behind + behind % ring.length
 
 
 def new_cache(config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str) -> KVCache:
     """Return an empty cache for `batch` rows, which rolls in layers that see no farther than a window."""
-    windows = {window or config.max_position_embeddings for window in config.layer_windows}
-    if min(windows) >= config.max_position_embeddings:
+    patterns = {pattern.within(config.max_position_embeddings) for pattern in config.layer_patterns}
+    if patterns == {ALL}:
         return KVCache(config, batch, dtype, device)
-    return (RollingKVCache if len(windows) == 1 else MixedKVCache)(config, batch, dtype, device)
+    return (RollingKVCache if len(patterns) == 1 else MixedKVCache)(config, batch, dtype, device)
 
 
-def part_of(window: int | None, num_parts: int) -> int:
-    """Return which part of a cache is that of layers of a window."""
-    return int(num_parts > 1 and window is not None)
+def part_of(pattern: Pattern, num_parts: int) -> int:
+    """Return which part of a cache is that of layers of a pattern."""
+    return int(num_parts > 1 and pattern != ALL)
 
 
 class RollingKVCache(KVCache):
@@ -41,22 +53,26 @@ class RollingKVCache(KVCache):
         window 3, 4 slots, tokens 0 … 4 seen       slots  4 1 2 3
         a call of tokens 5 6 attends to                   4 1 2 3 + 5 6      (1 and 2 lie outside the window)
         and leaves                                        4 5 6 3
+
+    The first tokens of a document have slots of their own before these, if the layers always see them.
     """
 
     def __init__(
         self, config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         super().__init__(config, batch, dtype, device)
-        self.window = config.sliding_window
-        self.ring = min(self.window + UNDO_TOKENS, self.max_tokens)
-        self._grow(self.ring)
+        self.reach, sinks = config.local_pattern.reach, config.local_pattern.sinks
+        self.ring = Ring(sinks, min(self.reach + UNDO_TOKENS, self.max_tokens))
+        self.slots = sum(self.ring)
+        self._grow(self.slots)
         self._longest = self.lengths.clone()
-        """longest that each row was before a truncation: all but its last `ring` tokens are overwritten"""
+        """longest that each row was before a truncation: behind sinks, all but the last tokens that the ring
+        has room for are overwritten"""
 
     def extend(self, layout: Layout) -> None:
         """Make room for tokens at the end of each row, as a cache that keeps every token does."""
         self._one_token = layout.position_ids.shape[1] == 1
-        places = (self.positions[:, : self.ring], self.block_ids[:, : self.ring])
+        places = (self.positions[:, : self.slots], self.block_ids[:, : self.slots])
         old = None if self._one_token else slot_layout(*(x.clone() for x in places))
         super().extend(layout)
         self._keys = slot_layout(*places)
@@ -67,9 +83,9 @@ class RollingKVCache(KVCache):
         """Store keys and values (B, Hkv, T, D) of new tokens; return those to attend to (B, Hkv, Tk, D)."""
         if self._one_token:  # the slot it takes lies outside its window
             self._store(layer, k, v)
-            return self.keys[layer][:, :, : self.ring], self.values[layer][:, :, : self.ring]
+            return self.keys[layer][:, :, : self.slots], self.values[layer][:, :, : self.slots]
         keys, values = (
-            torch.cat((store[layer][:, :, : self.ring], new.to(store[layer].dtype)), dim=2)
+            torch.cat((store[layer][:, :, : self.slots], new.to(store[layer].dtype)), dim=2)
             for store, new in ((self.keys, k), (self.values, v))
         )
         self._store(layer, k, v)
@@ -80,9 +96,9 @@ class RollingKVCache(KVCache):
 
         So must be the token before it, even if it is not seen: its block tells whether a cut is legal.
         """
-        lost = torch.maximum(self._longest, self.lengths) - self.ring  # tokens that were overwritten
-        needed = max(self.window - 1, 1)
-        return length <= self.used and bool((lost <= max(0, length - needed)).all())
+        lost = torch.maximum(self._longest, self.lengths) - self.ring.length  # overwritten up to there
+        needed = max(self.reach - 1, 1)
+        return length <= self.used and bool((lost <= max(self.ring.sinks, length - needed)).all())
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from `length` on in every row, where the cache `can_truncate` to it."""
@@ -103,7 +119,8 @@ class RollingKVCache(KVCache):
 
     def _choose_slots(self, positions: Tensor, real: Tensor) -> None:
         """Decide where tokens are stored; one whose slot a later one of the same call takes is not."""
-        super()._choose_slots(positions, real & (positions >= self.lengths[:, None] - self.ring))
+        stays = (positions >= self.lengths[:, None] - self.ring.length) | (positions < self.ring.sinks)
+        super()._choose_slots(positions, real & stays)
 
     def _tensors(self) -> list[Tensor]:
         return [*super()._tensors(), self._longest]
@@ -124,17 +141,18 @@ class MixedKVCache(KVCache):
     can_truncate, select = _in_both("can_truncate"), _in_both("select")
 
     def __init__(self, config: ModelConfig, *rest: int | torch.dtype | torch.device | str) -> None:
-        kinds = [part_of(window, 2) for window in config.layer_windows]
+        kinds = [part_of(pattern, 2) for pattern in config.layer_patterns]
         self._places = [(kind, kinds[:n].count(kind)) for n, kind in enumerate(kinds)]
         alike = replace(config, layer_types=None, value_residual=False)
-        full = replace(alike, sliding_window=None, window_both_sides=False, num_hidden_layers=kinds.count(0))
+        bounds = dict.fromkeys(("sliding_window", "attention_sinks", "attention_chunk_size"))
+        full = replace(alike, **bounds, window_both_sides=False, num_hidden_layers=kinds.count(0))
         rolling = replace(alike, num_hidden_layers=kinds.count(1))
         self.parts = (KVCache(full, *rest), RollingKVCache(rolling, *rest))
         self.max_tokens = config.max_position_embeddings
 
-    def keys_in(self, window: int | None) -> Layout:
-        """Return the layout of the keys in layers of a window."""
-        return self.parts[part_of(window, 2)].keys_in(window)
+    def keys_in(self, pattern: Pattern) -> Layout:
+        """Return the layout of the keys in layers of a pattern."""
+        return self.parts[part_of(pattern, 2)].keys_in(pattern)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values of new tokens in the cache of a layer; return those to attend to."""

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attend, Attention, CacheUpdate, Visibility
 from model.backends import attend, by_documents, named
-from model.config import ModelConfig
+from model.config import PATTERN_PARTS, ModelConfig
 from model.errors import UserError
 from model.kv_cache import KVCache
 from model.layers import (
@@ -33,6 +33,7 @@ from model.masks import (
     dense_mask,
     is_plain_causal,
 )
+from model.pattern import ALL, Pattern
 from model.rolling_cache import new_cache
 
 MAX_REGISTERED_SIDE = 4096
@@ -147,43 +148,47 @@ class Decoder(nn.Module):
                 x = layer(*inputs)
         return x
 
-    def each_layer(self, form: Callable[[int | None], Visibility]) -> list[Visibility]:
-        """Return the mask of each layer, made by `form` from its window; layers of one window share it."""
-        windows = self.config.layer_windows
-        forms = {window: form(window) for window in set(windows)}
-        return [forms[window] for window in windows]
+    def each_layer(
+        self, form: Callable[[Pattern], Visibility], length: int | None = None
+    ) -> list[Visibility]:
+        """Return the mask of each layer, made by `form` from its pattern; layers of one pattern share it.
+
+        In rows of `length` tokens, bounds fall away that none of them meets.
+        """
+        patterns = self.config.layer_patterns
+        patterns = patterns if length is None else [pattern.within(length) for pattern in patterns]
+        forms = {pattern: form(pattern) for pattern in set(patterns)}
+        return [forms[pattern] for pattern in patterns]
 
     def _visibilities(self, ids: Tensor, layout: Layout | None) -> list[Visibility]:
-        """Return the mask of each layer for whole rows; a window as long as the rows is none."""
-        length = ids.shape[1]
-        return self.each_layer(lambda w: self._visibility(ids, layout, w if w and w < length else None))
+        """Return the mask of each layer for whole rows."""
+        return self.each_layer(partial(self._visibility, ids, layout), ids.shape[1])
 
-    def _visibility(self, ids: Tensor, layout: Layout | None, window: int | None) -> Visibility:
+    def _visibility(self, ids: Tensor, layout: Layout | None, pattern: Pattern) -> Visibility:
         """Choose the cheapest exact form of the mask for whole rows."""
-        if window is None and (layout is None or is_plain_causal(layout)):
+        if pattern == ALL and (layout is None or is_plain_causal(layout)):
             return Visibility(is_causal=True)
         layout = layout or causal_layout(*ids.shape[:2], device=ids.device)
-        triangle, both_sides = self._triangle(ids.shape[1]), self.config.window_both_sides
-        mask = dense_mask(triangle, layout, window, both_sides)[:, None]
-        return Visibility(mask, documents=by_documents(mask, layout) if window is None else None)
+        mask = dense_mask(self._triangle(ids.shape[1]), layout, pattern)[:, None]
+        return Visibility(mask, documents=by_documents(mask, layout) if pattern == ALL else None)
 
     def _cached_visibilities(self, layout: Layout, cache: KVCache) -> list[Visibility]:
         """Return the mask of each layer for the tokens that a cache was just extended by, over its keys."""
         is_step = layout.position_ids.shape[1] == 1 and bool((cache.lengths == cache.used).all())
 
-        def form(window: int | None) -> Visibility:
-            if is_step and window is None:  # one token after every key: it sees them all
+        def form(pattern: Pattern) -> Visibility:
+            if is_step and pattern == ALL:  # one token after every key: it sees them all
                 return Visibility()
             # A padding query gets the position of the last key of its row, so that it sees one.
             last, real = cache.lengths[:, None] - 1, layout.document_ids >= 0
             queries = layout._replace(position_ids=torch.where(real, layout.position_ids, last))
-            return self.seen_in(queries, cache.keys_in(window), window)
+            return self.seen_in(queries, cache.keys_in(pattern), pattern)
 
         return self.each_layer(form)
 
-    def seen_in(self, queries: Layout, keys: Layout, window: int | None) -> Visibility:
-        """Return which keys of a cache new tokens see in layers of a window."""
-        return Visibility(cached_mask(queries, keys, window, self.config.window_both_sides)[:, None])
+    def seen_in(self, queries: Layout, keys: Layout, pattern: Pattern) -> Visibility:
+        """Return which keys of a cache new tokens see in layers of a pattern."""
+        return Visibility(cached_mask(queries, keys, pattern)[:, None])
 
     def new_cache(self, batch: int) -> KVCache:
         """Return an empty cache for `batch` rows."""
@@ -260,15 +265,14 @@ class LanguageModel(nn.Module):
         return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
     def set_masks(self, config: ModelConfig) -> None:
-        """Take over prompt mask, sliding windows and scaled positions of a configuration.
+        """Take over prompt mask, patterns and scaled positions of a configuration.
 
         No weight depends on them. Raises `UserError` where a layer would get another rotary base.
         """
-        wanted, own = ([bool(window) for window in each.layer_windows] for each in (config, self.config))
+        wanted, own = ([p != ALL for p in each.layer_patterns] for each in (config, self.config))
         if self.config.rope_local_theta and wanted != own:  # which layers slide
             raise UserError("sliding layers have a rotary base of their own here, so no others can be chosen")
-        names = ("prompt_mask", "sliding_window", "layer_types", "window_both_sides", "rope_scaling")
-        names += ("max_position_embeddings",)
+        names = ("prompt_mask", *PATTERN_PARTS, "rope_scaling", "max_position_embeddings")
         taken = {name: getattr(config, name) for name in names}
         self.config = self.model.config = replace(self.config, **taken)
 

@@ -2,10 +2,11 @@
 
 from functools import singledispatch
 
-from torch import nn
+from torch import Tensor, nn
 
 from model.masks import Layout
 from model.moe import MixtureOfExperts
+from model.pattern import Pattern
 from model.transformer import Decoder
 
 
@@ -15,9 +16,19 @@ def work(body: Decoder, layout: Layout) -> tuple[int, int]:
 
     Padding counts nothing; a body of another form registers a count of its own.
     """
-    seen = layout.position_ids[layout.document_ids >= 0] + 1
-    pairs = sum(int(seen.clamp(max=window or 2**40).sum()) for window in body.config.layer_windows)
-    return weights_of_products(body.layers) * len(seen), pairs
+    places = layout.position_ids[layout.document_ids >= 0]
+    pairs = sum(int(_keys_seen(places, pattern).sum()) for pattern in body.config.layer_patterns)
+    return weights_of_products(body.layers) * len(places), pairs
+
+
+def _keys_seen(places: Tensor, pattern: Pattern) -> Tensor:
+    """Return how many keys causal tokens at these places of a document see."""
+    near = seen = places + 1
+    if pattern.window:
+        near = near.clamp(max=pattern.window)
+    if pattern.chunk:
+        near = near.minimum(places % pattern.chunk + 1)
+    return near + (seen - near).clamp(max=pattern.sinks)
 
 
 def weights_of_products(part: nn.Module) -> int:

@@ -43,7 +43,7 @@ def main() -> None:
             "--drop_router_bias true to leave it out, and measure what that changes by scripts.evaluate"
         )
     is_qwen3 = served.model.config.architecture.startswith("qwen3")
-    if is_qwen3 and any(served.model.config.layer_windows) and settings.for_engine == "any":
+    if is_qwen3 and served.model.config.sliding_window and settings.for_engine == "any":
         raise UserError(
             f"{settings.model} has sliding windows, which vLLM, SGLang and llama.cpp ignore: they would give "
             "other answers without a word; add --for_engine transformers if nothing else will open it"

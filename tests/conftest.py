@@ -9,7 +9,7 @@ from forced_units import CHOICE, force_units
 
 from model import strategies
 from model.architectures import model_of
-from model.config import from_preset
+from model.config import ModelConfig, from_preset
 from model.masks import Layout
 from model.transformer import LanguageModel
 
@@ -37,8 +37,18 @@ def tiny_model(**overrides) -> LanguageModel:
     return model_of(config).double().eval()
 
 
-def windowed(*windows: int | None, both_sides: bool = False) -> dict[str, object]:
-    """The shape of a model whose layers have these windows; None sees everything, the others are alike."""
+def windows_of(config: ModelConfig) -> tuple[int | None, ...]:
+    """How far the layers of a model see; None sees everything."""
+    return tuple(pattern.reach for pattern in config.layer_patterns)
+
+
+def windowed(
+    *windows: int | None, both_sides: bool = False, sinks: int | None = None, chunk: int | None = None
+) -> dict[str, object]:
+    """The shape of a model whose layers have these windows; None sees everything, the others are alike.
+
+    They may see sinks, too, and be bounded by chunks.
+    """
     kinds = ("full_attention" if window is None else "sliding_attention" for window in windows)
     widest = max((window for window in windows if window), default=None)
     return {
@@ -46,6 +56,8 @@ def windowed(*windows: int | None, both_sides: bool = False) -> dict[str, object
         "sliding_window": widest,
         "layer_types": tuple(kinds),
         "window_both_sides": both_sides and widest is not None,
+        "attention_sinks": sinks if widest else None,
+        "attention_chunk_size": chunk if widest else None,
     }
 
 

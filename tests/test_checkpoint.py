@@ -11,7 +11,7 @@ from model.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
 from model.config import ARCHITECTURES, PRESETS, from_preset
 from model.errors import UserError
 from model.transformer import LanguageModel
-from tests.conftest import windowed
+from tests.conftest import windowed, windows_of
 
 
 def saved(path, prompt_mask="causal", **overrides) -> LanguageModel:
@@ -84,7 +84,7 @@ def test_the_window_of_a_qwen3_directory_is_where_transformers_has_it(tmp_path, 
     del values["layer_types"], values["prompt_mask"], values["format_version"]
     (tmp_path / "config.json").write_text(json.dumps(values | changes))
     model = load_checkpoint(tmp_path).model
-    assert model.config.layer_windows == windows
+    assert windows_of(model.config) == windows
     theirs = Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = torch.randint(97, (2, 30))
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_files_from_before_layer_types_keep_the_window_in_every_layer(tmp_path):
     del values["layer_types"], values["window_both_sides"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert load_checkpoint(tmp_path).model.config == model.config
-    assert model.config.layer_windows == (5, 5)
+    assert windows_of(model.config) == (5, 5)
 
 
 def test_a_mixed_model_under_a_prompt_mask_comes_back_to_the_bit(tmp_path):

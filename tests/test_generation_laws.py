@@ -14,13 +14,14 @@ from model.sampling import Sampling
 from tests.conftest import STRATEGIES, WITH_BLOCKS, one_document, tiny_model, turns, windowed
 
 models = st.builds(
-    lambda family, heads, window, slides, both_sides, highway: tiny_model(
+    lambda family, heads, window, slides, both_sides, highway, others: tiny_model(
         architecture=family,
         value_residual=highway and len(slides) > 1,
         num_key_value_heads=heads,
         **windowed(
             *(window if slide and family not in WITH_ENCODER else None for slide in slides),
             both_sides=both_sides,
+            **others,
         ),
     ),
     family=st.sampled_from(tuple(ARCHITECTURES)),
@@ -29,6 +30,7 @@ models = st.builds(
     slides=st.lists(st.booleans(), min_size=1, max_size=2),
     both_sides=st.booleans(),
     highway=st.booleans(),
+    others=st.sampled_from([{}, {"sinks": 1}, {"chunk": 4}, {"sinks": 3, "chunk": 4}]),
 )
 messages = st.integers(1, 7)
 drawings = st.lists(st.tuples(messages, messages), max_size=3).flatmap(

@@ -20,6 +20,7 @@ from model.masks import (
     reusable_prefix,
     visible_mask,
 )
+from model.pattern import ALL, Pattern
 from tests.conftest import STRATEGIES, one_document, turns
 
 CONVERSATION = "Ss Uu Aa Uu A"
@@ -73,9 +74,10 @@ def drawn(picture: str) -> torch.Tensor:
     return torch.tensor([[cell == "1" for cell in line.split()] for line in lines])
 
 
-def by_hand(layout: Layout, window: int | None, both_sides: bool) -> torch.Tensor:
+def by_hand(layout: Layout, pattern: Pattern) -> torch.Tensor:
     """The rule of the design, once more, as loops over single tokens."""
-    documents, _, blocks = (ids.tolist() for ids in layout)
+    window, both_sides, sinks, chunk = pattern
+    documents, places, blocks = (ids.tolist() for ids in layout)
     batch, n = len(documents), len(documents[0])
     mask = torch.zeros(batch, n, n, dtype=torch.bool)
     for b in range(batch):
@@ -85,6 +87,8 @@ def by_hand(layout: Layout, window: int | None, both_sides: bool) -> torch.Tenso
                     mask[b, q, k] = True
                 elif documents[b][k] >= 0 and documents[b][q] == documents[b][k]:
                     inside = window is None or (abs(q - k) if both_sides else q - k) < window
+                    inside = inside and (chunk is None or places[b][q] // chunk == places[b][k] // chunk)
+                    inside = inside or places[b][k] < sinks
                     shared = blocks[b][q] >= 0 and blocks[b][q] == blocks[b][k]
                     mask[b, q, k] = inside and (k < q or shared)
     return mask
@@ -140,7 +144,7 @@ def test_no_loss_of_a_strategy_is_on_a_token_that_its_predicting_row_sees(strate
 def test_a_window_bounds_blocks_on_the_left_and_counts_the_token_itself():
     blocks = torch.tensor([0, 0, 0, 0, -1, -1])
     assert torch.equal(
-        visible_mask(one_document(blocks), window=2)[0],
+        visible_mask(one_document(blocks), Pattern(2))[0],
         drawn("1 1 1 1 . .\n1 1 1 1 . .\n. 1 1 1 . .\n. . 1 1 . .\n. . . 1 1 .\n. . . . 1 1"),
     )
 
@@ -148,13 +152,62 @@ def test_a_window_bounds_blocks_on_the_left_and_counts_the_token_itself():
 def test_a_window_on_both_sides_bounds_later_keys_of_a_block_and_nothing_else():
     blocks = torch.tensor([0, 0, 0, 0, -1, -1])
     assert torch.equal(
-        visible_mask(one_document(blocks), window=2, both_sides=True)[0],
+        visible_mask(one_document(blocks), Pattern(2, both_sides=True))[0],
         drawn("1 1 . . . .\n1 1 1 . . .\n. 1 1 1 . .\n. . 1 1 . .\n. . . 1 1 .\n. . . . 1 1"),
     )
     causal = causal_layout(2, 9)
-    assert torch.equal(visible_mask(causal, 4, both_sides=True), visible_mask(causal, 4))
+    assert torch.equal(visible_mask(causal, Pattern(4, both_sides=True)), visible_mask(causal, Pattern(4)))
     layout = random_layout(batch=16, length=20)
-    assert torch.equal(visible_mask(layout, None, both_sides=True), visible_mask(layout))
+    assert torch.equal(visible_mask(layout, Pattern(both_sides=True)), visible_mask(layout))
+
+
+def test_sinks_are_seen_besides_the_window_and_stay_in_their_document():
+    layout = Layout(
+        torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, -1]]),
+        torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0]]),
+        torch.tensor([[-1, -1, -1, -1, -1, 0, 0, 0, -1]]),
+    )
+    picture = """
+        1 . . . . . . . .
+        1 1 . . . . . . .
+        1 1 1 . . . . . .
+        1 . 1 1 . . . . .
+        1 . . 1 1 . . . .
+        . . . . . 1 1 1 .
+        . . . . . 1 1 1 .
+        . . . . . 1 1 1 .
+        . . . . . . . . 1"""
+    assert torch.equal(visible_mask(layout, Pattern(2, sinks=1))[0], drawn(picture.strip()))
+
+
+def test_chunks_are_counted_from_the_first_token_of_a_document_and_bound_blocks():
+    layout = Layout(
+        torch.tensor([[0, 0, 0, 0, 1, 1, 1, -1]]),
+        torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0]]),
+        torch.tensor([[0, 0, 0, -1, -1, -1, -1, -1]]),
+    )
+    chunks = """
+        1 1 . . . . . .
+        1 1 . . . . . .
+        . . 1 . . . . .
+        . . 1 1 . . . .
+        . . . . 1 . . .
+        . . . . 1 1 . .
+        . . . . . . 1 .
+        . . . . . . . 1"""
+    assert torch.equal(visible_mask(layout, Pattern(chunk=2))[0], drawn(chunks.strip()))
+    sinks = drawn(chunks.strip())
+    sinks[2, 0] = sinks[3, 0] = sinks[6, 4] = True
+    assert torch.equal(visible_mask(layout, Pattern(sinks=1, chunk=2))[0], sinks)
+
+
+def test_a_pattern_without_bounds_that_a_document_meets_is_none():
+    assert Pattern(9, True, 2, 12).within(9) == ALL == Pattern(sinks=3).within(5)
+    assert Pattern(3, True, 2, 12).within(9) == Pattern(3, True, 2)
+    assert Pattern(9, True, 2, 4).within(9) == Pattern(None, False, 2, 4)
+    layout = random_layout(batch=8, length=9)
+    for pattern in (Pattern(9, True, 2, 12), Pattern(3, True, 2, 12), Pattern(9, True, 2, 4)):
+        assert torch.equal(visible_mask(layout, pattern), visible_mask(layout, pattern.within(9)))
 
 
 def test_packed_documents_and_padding_see_nothing_of_each_other():
@@ -169,21 +222,22 @@ def test_packed_documents_and_padding_see_nothing_of_each_other():
 
 @pytest.mark.parametrize("both_sides", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-def test_the_predicate_equals_the_rule_written_as_loops(window, both_sides):
-    layout = random_layout(batch=16, length=20)
-    assert torch.equal(visible_mask(layout, window, both_sides), by_hand(layout, window, both_sides))
+@pytest.mark.parametrize(("sinks", "chunk"), [(0, None), (2, None), (0, 4), (1, 4)])
+def test_the_predicate_equals_the_rule_written_as_loops(window, both_sides, sinks, chunk):
+    layout, pattern = random_layout(batch=8, length=20), Pattern(window, both_sides, sinks, chunk)
+    assert torch.equal(visible_mask(layout, pattern), by_hand(layout, pattern))
 
 
 def test_rows_of_later_queries_are_slices_of_the_whole_mask():
     whole = one_document(torch.tensor([0, 0, 0, -1, -1, 1, 1, -1, -1]), batch=2)
     tail = Layout(*(ids[:, 4:8] for ids in whole))
     for both_sides in (False, True):
-        sliced = cached_mask(tail, whole, 2, both_sides)
-        assert torch.equal(sliced, visible_mask(whole, 2, both_sides)[:, 4:8])
+        sliced = cached_mask(tail, whole, Pattern(2, both_sides))
+        assert torch.equal(sliced, visible_mask(whole, Pattern(2, both_sides))[:, 4:8])
 
 
 def test_no_row_of_a_mask_is_ever_empty():
-    assert visible_mask(random_layout(batch=16, length=20), window=1).any(-1).all()
+    assert visible_mask(random_layout(batch=16, length=20), Pattern(1)).any(-1).all()
 
 
 @pytest.mark.parametrize("strategy", ["prefix", "segment", "history"])
@@ -262,11 +316,11 @@ def test_reach_is_the_last_key_that_the_predicate_shows():
         assert torch.equal(last_visible(blocks), last_seen)
 
 
-@pytest.mark.parametrize("window", [(), (2, False), (2, True), (5, True)])
-def test_the_reusable_prefix_is_the_last_that_the_cut_rule_allows(window):
+@pytest.mark.parametrize("pattern", [ALL, Pattern(2), Pattern(2, True), Pattern(5, True, 2)])
+def test_the_reusable_prefix_is_the_last_that_the_cut_rule_allows(pattern):
     for _ in range(60):
         cached, wanted = (torch.tensor(_random_row(14)[2]) for _ in range(2))
-        old, new = (visible_mask(one_document(blocks), *window)[0] for blocks in (cached, wanted))
+        old, new = (visible_mask(one_document(blocks), pattern)[0] for blocks in (cached, wanted))
         legal = [
             c
             for c in range(15)

@@ -21,6 +21,7 @@ from eval.served_model import open_model
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from scripts import chat, evaluate, export_hf, import_pth
+from tests.conftest import windows_of
 from tests.minimind import TEMPLATE, VOCAB_SIZE, save_minimind
 
 OPENS = TEMPLATE.replace(r"'<think>\n\n</think>\n\n'", r"'<think>\n'")
@@ -190,7 +191,7 @@ def test_a_model_with_windows_is_exported_for_transformers_alone(tmp_path, comma
         command(*words)
     assert not (tmp_path / "exported").exists()
     command(*words, "--for_engine", "transformers")
-    assert any(load_checkpoint(tmp_path / "exported").model.config.layer_windows)
+    assert any(windows_of(load_checkpoint(tmp_path / "exported").model.config))
 
 
 def test_the_vocabulary_grows_only_for_a_tag_that_a_message_has(older, tmp_path, run_trainer, capsys):

@@ -10,7 +10,7 @@ from itertools import islice
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_model, windowed
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +22,7 @@ from dataset.token_store import open_stores
 from model.config import from_preset
 from model.errors import UserError
 from model.layers import FeedForward
-from model.masks import causal_layout
+from model.masks import causal_layout, visible_mask
 from model.transformer import LanguageModel
 from trainer import placement
 from trainer.device import peak_flops
@@ -189,6 +189,15 @@ def test_padding_and_other_documents_count_nothing():
     assert model_flops(config, packed) == apart
     packed.document_ids[0, 24:], packed.labels[0, 24:] = -1, -100
     assert model_flops(config, packed) == model_flops(config, full_batch(1, 24))
+
+
+@pytest.mark.parametrize("bounds", [{}, {"sinks": 2}, {"chunk": 4}, {"sinks": 3, "chunk": 4}])
+def test_the_pairs_of_a_pattern_are_those_of_its_mask(bounds):
+    config = from_preset("tiny", vocab_size=97, **windowed(5, None, **bounds))
+    batch, (near, everything) = full_batch(1, 23), config.layer_patterns
+    pairs = [int(visible_mask(batch.layout, pattern).sum()) for pattern in (near, everything)]
+    difference = model_flops(from_preset("tiny", vocab_size=97), batch) - model_flops(config, batch)
+    assert difference == 12 * config.num_attention_heads * config.head_dim * (pairs[1] - pairs[0])
 
 
 def test_a_window_bounds_the_pairs():

@@ -7,6 +7,7 @@ from eval import plots
 from eval.looks import attention_maps
 from eval.plots import mask_panel, model_panels, save_attention, save_masks, strategy_panels
 from model.config import from_preset
+from model.pattern import Pattern
 from tests.conftest import STRATEGIES, windowed
 from tests.serving import served_model
 
@@ -30,7 +31,7 @@ def test_the_example_shows_all_strategies_apart():
 def test_cells_of_a_picture_tell_block_and_past_apart():
     kinds = plots._cell_kinds(mask_panel("prefix", torch.tensor([0, 0, -1])))
     assert kinds.tolist() == [[2, 3, 0], [2, 2, 0], [1, 1, 1]]
-    kinds = plots._cell_kinds(mask_panel("prefix", torch.tensor([0, 0, -1]), window=2))
+    kinds = plots._cell_kinds(mask_panel("prefix", torch.tensor([0, 0, -1]), Pattern(2)))
     assert kinds.tolist() == [[2, 3, 0], [2, 2, 0], [0, 1, 1]]
     config = from_preset("tiny", vocab_size=9, **windowed(2, None, both_sides=True))
     full, sliding = (plots._cell_kinds(p) for p in model_panels("", torch.tensor([0, 0, 0]), config))

@@ -9,8 +9,9 @@ from dataset.printing import printable
 from dataset.yaml_file import as_yaml, read_yaml
 from model.config import ARCHITECTURES, ModelConfig, from_preset
 from model.errors import UserError
+from model.pattern import ALL, Pattern
 from scripts.show_batch import ShowBatchSettings
-from tests.conftest import windowed
+from tests.conftest import windowed, windows_of
 from trainer.settings import ModelSettings, PretrainSettings, SftSettings
 
 
@@ -37,7 +38,7 @@ def model_of(line: str) -> ModelSettings:
     ],
 )
 def test_the_window_is_in_the_layers_that_are_named_or_in_all(line, windows):
-    assert model_of(line).config(97).layer_windows == windows
+    assert windows_of(model_of(line).config(97)) == windows
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,18 @@ def test_the_window_is_in_the_layers_that_are_named_or_in_all(line, windows):
 def test_a_trained_model_keeps_its_sides_unless_they_or_its_window_are_given(line, windows, both_sides):
     config = from_preset("tiny", vocab_size=97, **windowed(4, None, None, both_sides=True))
     changed = model_of(line).placed(config)
-    assert changed.layer_windows == windows and changed.window_both_sides is both_sides
+    assert windows_of(changed) == windows and changed.window_both_sides is both_sides
+
+
+def test_sinks_and_chunks_bound_the_layers_that_slide():
+    config = model_of("--model.attention_chunk_size 8 --model.sliding_layers 1").config(97)
+    assert config.layer_patterns == (ALL, Pattern(chunk=8), ALL)
+    config = model_of("--model.sliding_window 8 --model.attention_sinks 4").config(97)
+    assert config.layer_patterns == (Pattern(8, sinks=4),) * 3
+    assert model_of("--model.attention_sinks 2").placed(config).layer_patterns[0] == Pattern(8, sinks=2)
+    assert model_of("--model.sliding_window 6").placed(config).layer_patterns[0] == Pattern(6)
+    with pytest.raises(UserError, match="attention_sinks: expected a sliding_window or attention_chunk"):
+        model_of("--model.attention_sinks 2").config(97)
 
 
 def test_every_value_of_a_shape_can_be_set():
@@ -87,9 +99,9 @@ def test_an_architecture_brings_its_parts_and_a_flag_takes_one_of_them_away():
     assert config.num_key_value_heads == config.num_attention_heads == 4
     assert config.intermediate_size == 288  # two matrices with as many weights as the preset's three
     gemma = model_of("--model.architecture gemma3").config(97)
-    assert gemma.layer_windows == (64, 64, None) and gemma.rope_local_theta == 1e4
+    assert windows_of(gemma) == (64, 64, None) and gemma.rope_local_theta == 1e4
     assert model_of("--model.architecture gemma3 --model.sliding_window 8").config(97).sliding_window == 8
-    assert model_of("--model.architecture gemma2").config(97).layer_windows == (256, None, None)
+    assert windows_of(model_of("--model.architecture gemma2").config(97)) == (256, None, None)
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn", "llama3"])
@@ -124,7 +136,7 @@ def test_positions_are_not_scaled_twice():
 def test_another_window_stays_in_the_layers_that_a_gemma_model_has_it_in():
     kinds = ("full_attention", "sliding_attention", "sliding_attention")
     config = replace(model_of("--model.architecture gemma3").config(97), layer_types=kinds)
-    assert model_of("--model.sliding_window 8").placed(config).layer_windows == (None, 8, 8)
+    assert windows_of(model_of("--model.sliding_window 8").placed(config)) == (None, 8, 8)
 
 
 @pytest.mark.parametrize("text", ["yarn", "yarn:x", "yarn:0.5", "yarn:-1", "dynamic:2", "linear:nan", ":2"])

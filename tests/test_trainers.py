@@ -13,6 +13,7 @@ from training_runs import SHAPE, SHORT, data, init, line, metrics, pretrain, run
 from dataset.tokenizer import Tokenizer
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
+from tests.conftest import windows_of
 from trainer.run_dir import RunDirectory
 
 
@@ -102,8 +103,8 @@ def test_the_model_to_train_on_may_get_other_windows_that_a_continued_run_must_a
     out, window = tmp_path / "run", ("--model.sliding_window", 4, "--model.sliding_layers", 0)
     sft(out, "--max_steps", 3, *window)
     config = load_checkpoint(out).model.config
-    assert config.sliding_window == 4 and config.layer_windows[0] == 4 and not config.window_both_sides
-    assert not any(config.layer_windows[1:]) and ", window 4 in layers 0\n" in capsys.readouterr().out
+    assert config.sliding_window == 4 and windows_of(config)[0] == 4 and not config.window_both_sides
+    assert not any(windows_of(config)[1:]) and ", window 4 in layers 0\n" in capsys.readouterr().out
     sft(out, "--max_steps", 3, *window)  # the same run, already finished
     for others in ((), ("--model.sliding_window", 4), ("--model.sliding_window", 5, *window[2:])):
         with pytest.raises(UserError, match="model.layer_windows was "):

@@ -52,10 +52,11 @@ class Inputs:
         settings = self.settings.fixed()
         if self.settings.init != FRESH:  # the weights have a shape of their own, but windows may change
             config = self.start.model.config
-            windows, both_sides = config.layer_windows, config.window_both_sides
+            windows = [pattern.reach for pattern in config.layer_patterns]
             settings = {key: value for key, value in settings.items() if not key.startswith("model.")}
-            settings |= {"model.layer_windows": list(windows)} if any(windows) else {}
-            settings |= {"model.window_both_sides": True} if both_sides else {}
+            settings |= {"model.layer_windows": windows} if any(windows) else {}
+            for name in ("window_both_sides", "attention_sinks", "attention_chunk_size"):
+                settings |= {f"model.{name}": value} if (value := getattr(config, name)) else {}
             settings |= {"model.rope_scaling": asdict(config.rope_scaling)} if config.rope_scaling else {}
         own = {
             "data": self.data_fingerprint,

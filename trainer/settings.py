@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from dataset.batch_settings import RowSettings
 from model.config import Activation, Architecture, LayerType, ModelConfig, Norm, Positions, from_preset
 from model.errors import UserError
+from model.pattern import ALL
 from model.rope_scaling import longer
 from model.strategies import PromptMask, TextMask
 
@@ -17,6 +18,7 @@ FRESH = "fresh"
 LENGTHS = ("max_steps", "epochs", "max_tokens")
 MOST = 10**15  # of anything counted, so that products of a few stay numbers
 WEIGHTLESS = ("sliding_window", "sliding_layers", "window_both_sides", "rope_scaling")
+WEIGHTLESS += ("attention_sinks", "attention_chunk_size")
 """Settings of a model's shape that no weight depends on: those of --init may get others."""
 
 
@@ -75,10 +77,15 @@ class ModelSettings:
     """number of keys up to itself that a token sees in sliding layers, and in a bidirectional block all that
     follow there: by itself, the window bounds blocks on the left only; default: all keys, or as in --init"""
     sliding_layers: tuple[int, ...] | None = None
-    """numbers of the layers, from 0, that see only the sliding window; default: those of the architecture"""
+    """numbers of the layers, from 0, that see only the window or chunk; default: those of the architecture"""
     window_both_sides: bool | None = None
     """whether the window bounds what follows in a block as well, so that no mask reaches farther than the
     causal one; default: false for a window that is given, else as in --init"""
+    attention_sinks: int | None = None
+    """number of first tokens of a document that sliding layers see besides; default: none, or as in --init"""
+    attention_chunk_size: int | None = None
+    """tokens of the chunks of a document, of which a token in sliding layers sees its own alone; default: as
+    with sliding_window, which may bound them further"""
 
     def config(self, num_tokens: int) -> ModelConfig:
         """Return the configuration; raises `UserError` for too small a vocabulary or wrong layers."""
@@ -91,7 +98,7 @@ class ModelSettings:
         config = self.placed(from_preset(self.preset, **({"vocab_size": num_tokens} | given)))
         if self.rope_theta and config.positions != "rotary":
             raise UserError(f"--model.rope_theta: expected rotary positions with it, got {config.positions}")
-        if self.rope_local_theta and not any(config.layer_windows):
+        if self.rope_local_theta and config.local_pattern == ALL:
             raise UserError("--model.rope_local_theta: expected sliding layers with it, got none")
         return config
 
@@ -106,20 +113,25 @@ class ModelSettings:
             scaling = longer(self.rope_scaling, config.max_position_embeddings)
             context = int(config.max_position_embeddings * scaling.factor)
             config = replace(config, rope_scaling=scaling, max_position_embeddings=context)
-        if self.sliding_window is None and self.sliding_layers is None:
-            both_sides = self.window_both_sides
-            return config if both_sides is None else replace(config, window_both_sides=both_sides)
+        if self.sliding_window is self.attention_chunk_size is self.sliding_layers is None:
+            names = ("window_both_sides", "attention_sinks")
+            given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+            return replace(config, **given)
         layers = config.usual_layer_types and (config.layer_types or config.usual_layer_types)
         if self.sliding_layers is not None:
             layers = self._layer_types(config.num_hidden_layers)
-        both_sides = bool(self.window_both_sides)
         return replace(
-            config, sliding_window=self.sliding_window, layer_types=layers, window_both_sides=both_sides
+            config,
+            sliding_window=self.sliding_window,
+            layer_types=layers,
+            window_both_sides=bool(self.window_both_sides),
+            attention_sinks=self.attention_sinks,
+            attention_chunk_size=self.attention_chunk_size,
         )
 
     def _layer_types(self, num_layers: int) -> tuple[LayerType, ...]:
         layers = self.sliding_layers
-        if self.sliding_window is None:
+        if self.sliding_window is self.attention_chunk_size is None:
             raise UserError("--model.sliding_layers: expected --model.sliding_window with it, got none")
         if len(set(layers)) < len(layers):
             raise UserError(f"--model.sliding_layers: expected each layer once, got {_words(layers)}")

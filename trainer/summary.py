@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from model.config import ModelConfig
+from model.pattern import ALL
 from model.systems import num_cores
 from trainer.device import Device, peak_megabytes
 from trainer.inputs import Inputs
@@ -68,10 +69,16 @@ def _short(settings: TrainSettings, figures: dict[str, Any], total: int, rows_pe
 
 
 def _windows(config: ModelConfig) -> str:
-    sliding = [n for n, window in enumerate(config.layer_windows) if window is not None]
+    sliding = [n for n, pattern in enumerate(config.layer_patterns) if pattern != ALL]
     layers = ", ".join(map(str, sliding))
     sides = " on both sides" if config.window_both_sides else ""
-    return f", window {config.sliding_window}{sides} in layers {layers}" if sliding else ""
+    words = {
+        f"window {config.sliding_window}{sides}": config.sliding_window,
+        f"chunks of {config.attention_chunk_size}": config.attention_chunk_size,
+        f"{config.attention_sinks} sinks": config.attention_sinks,
+    }
+    named = ", ".join(text for text, value in words.items() if value)
+    return f", {named} in layers {layers}" if sliding else ""
 
 
 def _experts(config: ModelConfig) -> str:

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from dataset.packing import best_fit
+from dataset.preparation import PreparationSettings, write_store
+from dataset.token_store import TokenStore
+from model.checkpoint import load_checkpoint
 from model.config import from_preset
 from model.errors import UserError
 from model.loss import summed_cross_entropy
@@ -17,6 +20,7 @@ from scripts.bench.__main__ import main
 from scripts.bench.engines import Workload, make_engines
 from scripts.bench.entered import Spy
 from scripts.bench.measuring import Watch, measure
+from tests.serving import save_model, small_tokenizer, write_lines
 
 
 @pytest.mark.long
@@ -213,3 +217,24 @@ def test_an_unknown_subject_is_refused(monkeypatch, capsys):
         "expected what to measure (data, decode, train, optimizers, entered), got nothing"
         in capsys.readouterr().err
     )
+
+
+def test_the_bench_of_lengths_tells_the_perplexity_of_each_part_of_long_texts(tmp_path, monkeypatch, capsys):
+    save_model(tmp_path / "model", "causal", context=128)
+    texts = [{"text": text * 45} for text in ("Lima. ", "法国的")] + [{"text": "The sol."}]
+    data = write_lines(tmp_path / "a.jsonl", *texts)
+    small_tokenizer().save(tmp_path / "tok")
+    store = str(tmp_path / "store")
+    write_store(PreparationSettings("pretrain", (data,), str(tmp_path / "tok"), store))
+    places = ["--model", str(tmp_path / "model"), "--data", store, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["bench", "lengths", *places, "--max_seq_len", "150"])
+    main()
+    found = json.loads((tmp_path / "out" / "lengths.json").read_text())
+    assert [*found] == ["as it is", "linear:4", "yarn:4"] and "2 texts" in capsys.readouterr().out
+    documents = TokenStore(store)
+    model = load_checkpoint(tmp_path / "model").model
+    ids = torch.tensor([[*map(int, documents[n].ids[:150])] for n in range(2)])
+    total = model(ids, None, ids).item() / 2
+    first, second, third = found["as it is"]["nats_per_token"]
+    assert total == pytest.approx(first * 63 + second * 64 + third * 22, rel=1e-5)
+    assert found["yarn:4"]["nats_per_token"] != found["as it is"]["nats_per_token"]

@@ -19,11 +19,17 @@ POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSettings:
+class PlaceSettings:
     """What every bench is asked for."""
 
     out: str
     """folder for what is made on the way, which is removed at the end, and for the figures as JSON"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings(PlaceSettings):
+    """What benches are asked for that train a tokenizer or a model."""
+
     vocab_size: int = 6400
     """tokens of the tokenizer that is trained for it, and rows of an embedding"""
 
@@ -36,7 +42,7 @@ class TurnSettings(BenchSettings):
     """how often they take turns; medians are reported"""
 
 
-Settings = TypeVar("Settings", bound=BenchSettings)
+Settings = TypeVar("Settings", bound=PlaceSettings)
 
 
 @dataclass(frozen=True)

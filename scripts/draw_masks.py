@@ -7,6 +7,7 @@ if not __package__:
     sys.exit(2)
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dataset.command_line import parse, run
 from dataset.printing import printable
@@ -18,6 +19,8 @@ class DrawMasksSettings:
 
     out: str = "docs/masks.png"
     """file to write"""
+    page: str | None = None
+    """page in Markdown whose pictures of masks are drawn anew as well, such as docs/masks.md"""
 
 
 def main() -> None:
@@ -28,6 +31,13 @@ def main() -> None:
     check_picture(settings.out)
     save_masks(settings.out, *strategy_panels())
     print(f"{printable(settings.out)} is drawn")
+    if settings.page:
+        from eval.mask_page import redrawn
+        from model.files import write_text
+
+        page = Path(settings.page)
+        write_text(page, redrawn(page.read_text(encoding="utf-8")))
+        print(f"{printable(settings.page)} is drawn anew")
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ Update = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 def is_source(layout: Layout) -> Tensor:
     """Return True (B, T) for tokens that see a later one: those before a label that could be read."""
-    sees_later = F.pad(is_readable(layout.block_ids)[:, 1:], (0, 1))
-    return sees_later & (layout.document_ids >= 0)
+    documents = layout.document_ids  # a slot of a cache that is empty may still have a block
+    same_document = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+    return F.pad(is_readable(layout.block_ids)[:, 1:] & same_document, (0, 1))
 
 
 class Side(NamedTuple):
@@ -94,8 +95,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = replace(config, num_hidden_layers=config.num_encoder_layers)
-        self.layers = layers_of(self.config, DecoderLayer)
+        self.layers = layers_of(replace(config, num_hidden_layers=config.num_encoder_layers), DecoderLayer)
         self.norm = norm_of(config)
 
 
@@ -159,8 +159,8 @@ class Merged(Decoder):
         self, ids: Tensor, positions: Tensor, seen: Visibility, update: Update | None = None
     ) -> Tensor:
         x = self.embed_positions(self.embed_tokens(ids), positions)
-        layers, config = self.encoder.layers, self.encoder.config
-        angles = layer_angles(config, positions, x.dtype)
+        layers = self.encoder.layers
+        angles = layer_angles(self.config, positions, x.dtype)[:1] * len(layers)  # without windows, all alike
         return self.encoder.norm(self.run(layers, x, angles, [seen] * len(layers), update))
 
     def _seen_in_rows(self, mask: Tensor, source: Side, target: Side) -> Visibility:

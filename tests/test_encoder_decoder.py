@@ -17,6 +17,7 @@ from model.encoder_decoder import between, sides
 from model.errors import UserError
 from model.generator import Generator, Prompt
 from model.masks import Layout, dense_mask, draw_text, prompt_blocks
+from model.rope_scaling import RopeScaling
 from tests.conftest import one_document, tiny_model, turns
 from trainer.placement import model_flops
 
@@ -243,6 +244,26 @@ def test_the_source_is_encoded_once_however_long_the_answer(family):
         generator.decode(cache, [token])
     assert len(encoded) == 1
     assert all(torch.equal(keys[:, :, :3], former) for keys, former in zip(cache.keys, kept, strict=True))
+
+
+@pytest.mark.parametrize("family", WITH_ENCODER)
+def test_what_was_taken_back_is_no_part_of_a_block_beside_a_longer_row(family):
+    model = tiny_model(architecture=family)
+    generator, cache = Generator(model, []), model.new_cache(2)
+    former, short, long = (Prompt((*range(length),), (0,) * length) for length in (9, 5, 8))
+    generator.prefill(cache, [former, former])
+    cache.truncate(0)
+    both = generator.prefill(cache, [short, long])
+    assert (both[:1] - generator.prefill(model.new_cache(1), [short])).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("family", WITH_ENCODER)
+def test_positions_that_are_scaled_afterwards_are_scaled_in_the_encoder_too(family):
+    scaling = RopeScaling("linear", factor=4.0)
+    model, scaled = tiny_model(architecture=family), tiny_model(architecture=family, rope_scaling=scaling)
+    model.set_masks(scaled.config)
+    ids, layout = torch.randint(97, (1, 7)), row(("0000...", 0))
+    assert torch.equal(model(ids, layout), scaled(ids, layout))
 
 
 @pytest.mark.parametrize("family", WITH_ENCODER)

@@ -57,7 +57,7 @@ class Side(NamedTuple):
 
     def layout(self, layout: Layout) -> Layout:
         """Return their layout, of the others as padding."""
-        there = Layout(*map(self.of, layout))
+        there = Layout(*(None if field is None else self.of(field) for field in layout))
         return there._replace(document_ids=there.document_ids.where(self.real, -1))
 
     def spread(self, states: Tensor, length: int) -> Tensor:
@@ -193,11 +193,11 @@ class Sight(NamedTuple):
     """What the target sees of itself and of the source, where each is attended to by itself."""
 
     own: Visibility
+    """over the last of all keys, or over all"""
     source: Visibility
+    """over the first of all keys, or over all"""
     has_source: Tensor
     """whether a token sees any source, (B, Tq, 1)"""
-    own_keys: slice
-    source_keys: slice
 
 
 class CrossLayer(DecoderLayer):
@@ -213,9 +213,10 @@ class CrossLayer(DecoderLayer):
         """Map (B, T, hidden_size) to the same shape; `update_cache` returns keys of source and target."""
         y = self.input_layernorm(x)
         k, v = update_cache(*self.self_attn.keys_and_values(y, angles))
-        y = self.self_attn.read(y, angles, k[:, :, seen.own_keys], v[:, :, seen.own_keys], seen.own)
+        own, end = k.shape[2] - seen.own.mask.shape[-1], seen.source.mask.shape[-1]
+        y = self.self_attn.read(y, angles, k[:, :, own:], v[:, :, own:], seen.own)
         x = x + self.attention_output_layernorm(y)
-        k, v, y = k[:, :, seen.source_keys], v[:, :, seen.source_keys], self.cross_attention_layernorm(x)
+        y, k, v = self.cross_attention_layernorm(x), k[:, :, :end], v[:, :, :end]
         y = self.cross_output_layernorm(self.cross_attn.read(y, None, k, v, seen.source))
         return self.feed(x + y * seen.has_source)
 
@@ -237,11 +238,10 @@ class EncoderDecoder(Merged):
 
     def sight(self, seen: Tensor, of_source: Tensor, real: Tensor, num_sources: int = 0) -> Sight:
         """Return what the target sees in the form that its layers take, as the merged form has it."""
-        own_keys, source_keys = slice(num_sources, None), slice(num_sources or None)
-        own, source = seen & ~of_source[:, None], (seen & of_source[:, None])[..., source_keys]
-        own, has_source = _visibility(own[..., own_keys], real), source.any(-1)
-        source = _visibility(source, has_source)
-        return Sight(own, source, has_source[..., None], own_keys, source_keys)
+        own = (seen & ~of_source[:, None])[..., num_sources:]
+        source = (seen & of_source[:, None])[..., : num_sources or None]
+        has_source = source.any(-1)
+        return Sight(_visibility(own, real), _visibility(source, has_source), has_source[..., None])
 
 
 class SidedCache(KVCache):

@@ -77,15 +77,17 @@ def test_nothing_is_compiled_with_the_code_that_another_user_left(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "packing, prompt_mask, in_blocks",
+    "packing, prompt_mask, in_blocks, family",
     [
-        ("pack", "prefix", False),
-        ("none", "causal", False),
-        pytest.param("none", "causal", True, marks=pytest.mark.long),
+        ("pack", "prefix", False, "qwen3"),
+        ("none", "causal", False, "qwen3"),
+        pytest.param("none", "causal", True, "qwen3", marks=pytest.mark.long),
+        ("pack", "prefix", False, "encoder_decoder"),
+        pytest.param("pack", "prefix", False, "merged", marks=pytest.mark.long),
     ],
 )
 def test_batches_of_any_shape_run_what_the_first_one_compiled(
-    data, packing, prompt_mask, in_blocks, monkeypatch
+    data, packing, prompt_mask, in_blocks, family, monkeypatch
 ):
     torch._dynamo.reset()
     monkeypatch.setattr("model.backends.SHORTEST_IN_BLOCKS", 1 if in_blocks else 256)
@@ -95,7 +97,8 @@ def test_batches_of_any_shape_run_what_the_first_one_compiled(
     stream = BatchStream(open_stores([data / "sft"]), choice)
     batches = list(islice(stream.batches(0, rows_per_step=4), 4))
     assert len({batch.num_targets for batch in batches}) > 2
-    model, plain = (tiny_model(vocab_size=300, num_hidden_layers=1) for _ in range(2))
+    shape = {"vocab_size": 300, "num_hidden_layers": 1, "architecture": family}
+    model, plain = (tiny_model(**shape) for _ in range(2))
     compile_layers(model, lengths_vary=packing == "none")
     frames = []
     for batch in batches:

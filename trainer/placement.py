@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dataset.batches import Batch
 from model.architectures import model_without_memory
 from model.backends import keep_documents_uncompiled
-from model.config import ModelConfig
+from model.config import WITH_ENCODER, ModelConfig
 from model.errors import UserError
 from model.moe import keep_experts_uncompiled
 from model.serving import compiler_fault
@@ -67,8 +67,9 @@ def compile_layers(model: LanguageModel, lengths_vary: bool) -> None:
     """Let the layers run compiled in training; the names of parameters stay.
 
     Lengths that vary are symbols from the first batch on: were they to become so later, the course of a
-    training would depend on where it was interrupted.
+    training would depend on where it was interrupted. Those of what an encoder reads always vary.
     """
+    lengths_vary = lengths_vary or model.config.architecture in WITH_ENCODER
     keep_documents_uncompiled()
     keep_experts_uncompiled()
     for layer in chain(*model.model.stacks):

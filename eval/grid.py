@@ -18,11 +18,10 @@ from typing import Any, Literal
 from dataset.printing import Bars, about
 from eval.cells import Cell, Trial
 from eval.places import Places, write_job
-from eval.running import run_cell
+from eval.running import LOOK_EVERY_SECONDS, run_cell
 from model.errors import UserError
 from model.systems import num_cores
 
-LOOK_EVERY_SECONDS = 0.2
 Cluster = Literal["none", "local", "slurm"]
 Start = Callable[[Path, int], Any]
 """begins the cell of a folder with so many threads; returns what can be asked done() and told to cancel()"""

@@ -90,7 +90,8 @@ def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None) -> int:
             while process.poll() is None:
                 if parent is not None and os.getppid() != parent:
                     raise KeyboardInterrupt
-                time.sleep(LOOK_EVERY_SECONDS)
+                with suppress(subprocess.TimeoutExpired):  # comes back as soon as it ends
+                    process.wait(LOOK_EVERY_SECONDS)
         finally:
             _stop(process)
     return process.returncode

@@ -57,6 +57,11 @@ class BatchSettings(RowSettings):
         if kind == "sft" and self.packing == "best_fit":
             raise UserError("packing best_fit is for texts: pack fits conversations in best already")
         strategy = strategy_named(self.prompt_mask)
+        if strategy.passages != "open" and not self.isolate_documents:
+            raise UserError(
+                f"prompt_mask {self.prompt_mask} gives passages positions of a document of its own; expected "
+                "isolate_documents true with it, got false"
+            )
         allowed = strategy.losses if kind == "sft" else strategy.text_losses
         if not allowed:
             masks = " or ".join(get_args(TextMask))

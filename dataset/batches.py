@@ -19,6 +19,7 @@ from dataset.token_store import TokenStore
 from model.errors import UserError
 from model.loss import NO_TARGET
 from model.masks import Layout, Tokens, check_layout, is_readable, visible
+from model.strategies import NO_PART
 
 
 class Batch(NamedTuple):
@@ -32,11 +33,18 @@ class Batch(NamedTuple):
     position_ids: Tensor
     block_ids: Tensor
     """-1 = causal"""
+    part_ids: Tensor | None = None
+    """-1 = in no part; None = no token is in one"""
 
     @property
     def layout(self) -> Layout:
         """Return what the mask is made from."""
-        return Layout(self.document_ids, self.position_ids, self.block_ids)
+        return Layout(self.document_ids, self.position_ids, self.block_ids, self.part_ids)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the fields that are there, of which a batch is made again."""
+        return tuple(tensor for tensor in self if tensor is not None)
 
     @property
     def num_targets(self) -> int:
@@ -50,7 +58,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors))
 
 
 class BatchStream:
@@ -116,10 +124,11 @@ def collate(rows: Sequence[Sequence[Piece]], length: int, pad_id: int) -> Batch:
     In each row documents and blocks are numbered from 0. Raises `ValueError` if a block is torn or a label is
     visible to the token that predicts it.
     """
-    # The five fields of a batch begin as padding; rows are written into them piece by piece.
-    grid = np.empty((5, len(rows), length), dtype=np.int64)
-    for field, padding in zip(grid, Batch(pad_id, NO_TARGET, -1, 0, -1), strict=True):
-        field.fill(padding)
+    # The fields of a batch begin as padding; rows are written into them piece by piece.
+    has_parts = any(piece.parts is not None for pieces in rows for piece in pieces)
+    padding = Batch(pad_id, NO_TARGET, -1, 0, -1, NO_PART)[: 5 + has_parts]
+    grid = np.empty((len(padding), len(rows), length), dtype=np.int64)
+    grid[:] = np.reshape(padding, (-1, 1, 1))
     for row, pieces in enumerate(rows):
         _fill_row(Batch(*grid[:, row]), pieces)
     batch = Batch(*torch.from_numpy(grid))
@@ -148,8 +157,8 @@ def join_documents(batch: Batch) -> Batch:
 def check_labels(batch: Batch) -> None:
     """Raise `ValueError` if the token that predicts a label sees it, or is of another document."""
     index = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
-    tokens = Tokens(index, *batch.layout)
-    before, after = (Tokens(*(field[:, part] for field in tokens)) for part in (slice(-1), slice(1, None)))
+    tokens = [index, *(field for field in batch.layout if field is not None)]
+    before, after = Tokens(*(field[:, :-1] for field in tokens)), Tokens(*(field[:, 1:] for field in tokens))
     forbidden = batch.position_ids == 0  # the token before it, if there is one, is of another document
     forbidden[:, 1:] |= visible(before, after)
     if (wrong := forbidden & (batch.labels != NO_TARGET)).any():
@@ -158,15 +167,21 @@ def check_labels(batch: Batch) -> None:
 
 
 def _fill_row(row: Batch, pieces: Sequence[Piece]) -> None:
-    """Write pieces one after the other into the fields (T,) of a row, blocks numbered through the row."""
-    begin = next_block = 0
+    """Write pieces one after the other into the fields (T,) of a row, blocks numbered through the row.
+
+    So are parts: those of a piece count up or down from where those before it end.
+    """
+    begin = next_block = num_parts = 0
     for number, piece in enumerate(pieces):
         span = slice(begin, begin + len(piece.ids))
         row.ids[span] = piece.ids
         row.labels[span][piece.supervised] = piece.ids[piece.supervised]
         row.document_ids[span] = number
-        row.position_ids[span] = np.arange(len(piece.ids))
+        row.position_ids[span] = piece.positions
         row.block_ids[span] = piece.blocks
         row.block_ids[span][piece.blocks >= 0] += next_block
         next_block += int(piece.blocks.max()) + 1
+        if piece.parts is not None:
+            row.part_ids[span] = piece.parts + np.sign(piece.parts - NO_PART) * num_parts
+            num_parts += int(np.abs(piece.parts - NO_PART).max())
         begin = span.stop

@@ -37,6 +37,10 @@ THOUGHT = ("<think>\n", "\n</think>\n\n")
 """around what an answer thinks first"""
 
 
+class Passage(str):
+    """A part of a text that some prompt masks keep from others: an option, a demonstration, a document."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One message of a conversation; its texts are any, also empty or with special tokens spelt out."""
@@ -53,6 +57,8 @@ class Message:
     """whether an answer carries loss; one that does not is still an answer, for masks and for truncation"""
     ids: tuple[int, ...] | None = None
     """the tokens of an answer as they were sampled"""
+    passages: tuple[tuple[int, int], ...] = ()
+    """where passages stand in the content: the place of the first character, and after the last"""
 
     def texts(self) -> tuple[str, ...]:
         """Return what a person wrote of the message, without anything of a form."""
@@ -61,6 +67,7 @@ class Message:
     def holds(self) -> list[str]:
         """Return what a form must know to write the message, by the names of `ChatForm.unknown`."""
         parts = {"thoughts": self.thought, "tool calls": self.tool_calls, "lists of tools": self.tools}
+        parts["passages"] = self.passages
         return [f"{self.role} messages", *(name for name, part in parts.items() if part)]
 
 
@@ -143,8 +150,8 @@ class ChatForm:
 
         `opening` begins an answer without a thought.
         """
-        content = message.content.strip() if self.trims else message.content
-        content = "\n".join([content] * (self.prompt_copies if message.role == "user" else 1))
+        content = message.content.strip() if self.trims and not message.passages else message.content
+        copies = self.prompt_copies if message.role == "user" else 1
         if message.thought:
             begin, end = (text.strip() for text in THOUGHT)
             parts = ["", begin, f"\n{message.thought}\n", end, f"\n\n{content}"]
@@ -152,7 +159,7 @@ class ChatForm:
             tags = opening.rstrip()
             parts = ["", tags, opening.removeprefix(tags) + content]
         else:
-            parts = [content]
+            parts = _divided(content, message.passages, copies)
         before, each, after = self.tool_list
         for number, tool in enumerate(message.tools):
             parts += [each if number else ("\n\n" if message.content else "") + before + each, tool]
@@ -170,6 +177,18 @@ class ChatForm:
                 f"the chat template of the tokenizer has no form of {', '.join(unknown)} that can be taken "
                 "over; leave them out, or use another tokenizer"
             )
+
+
+def _divided(content: str, passages: Sequence[tuple[int, int]], copies: int) -> list[str]:
+    """Return copies of a text below each other, cut at its passages; every second part is "", of the form."""
+    text, size = "\n".join([content] * copies), len(content) + 1
+    parts, at = [], 0
+    for begin, end in (
+        (n * size + first, n * size + last) for n in range(copies) for first, last in passages
+    ):
+        parts += [text[at:begin], "", Passage(text[begin:end]), ""]
+        at = end
+    return [*parts, text[at:]]
 
 
 OURS = ChatForm()

@@ -12,10 +12,10 @@ from itertools import chain
 
 import numpy as np
 
-from dataset.chat_form import ROLES, ChatForm, Message
+from dataset.chat_form import ROLES, ChatForm, Message, Passage
 from dataset.tokenizer import Tokenizer
 
-TARGET, START, UNTRAINED = 16, 32, 64  # bits of a token's code; the low four are the index of its role
+TARGET, START, UNTRAINED, PASSAGE = 16, 32, 64, 128  # bits of a token's code; the low four index its role
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Rendered:
     ids: np.ndarray
     """(n,) unsigned token ids"""
     codes: np.ndarray
-    """(n,) uint8: index of the role, plus TARGET, plus START, plus UNTRAINED"""
+    """(n,) uint8: index of the role, plus TARGET, plus START, plus UNTRAINED, plus PASSAGE"""
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -58,7 +58,13 @@ class Rendered:
     @property
     def starts(self) -> np.ndarray:
         """Return which tokens begin a message that is not an answer, (n,) bool."""
-        return self.codes & START > 0
+        return self.codes & (START | PASSAGE) == START
+
+    @property
+    def passages(self) -> np.ndarray:
+        """Return the number of the passage that each token is in, counted from 0; -1 = none, (n,) int64."""
+        begins = self.codes & (START | PASSAGE) == START | PASSAGE
+        return np.where(self.codes & PASSAGE > 0, np.cumsum(begins) - 1, -1)
 
 
 def are_trained(codes: np.ndarray) -> np.ndarray:
@@ -104,7 +110,8 @@ class Renderer:
                 bits = TARGET if message.is_trained else TARGET | UNTRAINED
             self._add_header(tokens, role, before, self.form.is_opened(message, generation_prompt))
             for number, part in enumerate(parts):  # every second one is text of the form
-                tokens.add(self._encode(part, number % 2 > 0, not tokens.ids), role, bits)
+                ids = self._encode(part, number % 2 > 0, not tokens.ids)
+                tokens.add(ids, role, bits | START | PASSAGE if isinstance(part, Passage) else bits)
             tokens.add(self.footers[role], role, bits)
             before = role
 

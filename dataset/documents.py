@@ -16,7 +16,7 @@ from dataset.packing import RowPlan, best_fit, one_per_row, split_stream
 from dataset.token_store import TokenStore
 from dataset.truncation import truncate
 from model.errors import UserError
-from model.masks import prompt_blocks
+from model.layouts import parts_of, positions_of, prompt_blocks
 
 TOKENS_AT_ONCE = 2**22  # that are read to count targets
 TOKENS_AT_HAND = 2**24  # of conversations that are kept as pieces
@@ -35,6 +35,13 @@ class Piece(NamedTuple):
     """(n,) bool: tokens that are to carry loss"""
     blocks: np.ndarray
     """(n,) int16 bidirectional block, counted from 0 in each piece; -1 = causal"""
+    parts: np.ndarray | None = None
+    """(n,) part that sees no other, counted from 0 up or -2 down in each piece; -1 = none; None = all are"""
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Return the position (n,) of every token."""
+        return positions_of(self.parts, len(self.ids))
 
 
 class Documents:
@@ -75,7 +82,8 @@ class Documents:
     def _piece(self, document: int, rendered: Rendered, supervised: np.ndarray) -> Piece:
         answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
         blocks = prompt_blocks(self.settings.prompt_mask, answers, starts).numpy().astype(np.int16)
-        return Piece(document, rendered.ids, rendered.roles, supervised, blocks)
+        parts = parts_of(self.settings.prompt_mask, rendered.passages)
+        return Piece(document, rendered.ids, rendered.roles, supervised, blocks, parts)
 
     def _read(self, document: int) -> Rendered:
         store = bisect_right(self._first_of_store, document) - 1

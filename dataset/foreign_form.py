@@ -119,7 +119,7 @@ def _read_whole(probe: _Probe, marks: set[str]) -> WholeForm:
     end = found[0] if found else probe.named.get("eos_token", "")
     if end not in marks:
         raise _UnreadableError("its answers end with no token of their own")
-    unknown = ("thoughts", "tool calls", "tool messages", "lists of tools")
+    unknown = ("thoughts", "tool calls", "tool messages", "lists of tools", "passages")
     with suppress(_UnreadableError):  # it refuses them by itself
         if SYSTEM["content"] not in probe.text(SYSTEM, ASKED, asks=True):
             unknown = ("system messages", *unknown)

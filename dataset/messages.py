@@ -6,9 +6,10 @@ Where messages stand in a record is told by `dataset/formats.py`, their tokens b
 import json
 import re
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
-from dataset.chat_form import Message
+from dataset.chat_form import Message, Passage
 from dataset.printing import printable
 
 ROLE_NAMES = {
@@ -122,7 +123,7 @@ def read_message(turn: dict[str, Any]) -> Message:
     """Return a message with what it thinks, calls and offers; raises `RecordError` with the reason."""
     speaker = turn.get("from") if turn.get("role") is None else turn["role"]
     role = _role(speaker)
-    content = _content(turn.get("value") if turn.get("content") is None else turn["content"])
+    content, passages = _content(turn.get("value") if turn.get("content") is None else turn["content"])
     refuse_media(turn)
     calls = _calls(turn)
     if role == "assistant" and speaker.lower() in CALLERS:
@@ -130,13 +131,16 @@ def read_message(turn: dict[str, Any]) -> Message:
     thought = _thought(turn)
     if role != "assistant" and (thought or calls):
         raise RecordError("a thought or tool call outside an answer")
+    if role == "assistant" and passages:
+        raise RecordError("a passage in an answer; expected in what is asked")
     if role == "assistant":
         thought, content = _split_thought(thought, content)
         content, calls = split_calls(content, calls)
-    if role == "tool":
+    if role == "tool" and not passages:
         content = RESPONSE.sub(r"\1", content)
     content = read_text(content, "content", may_be_empty=bool(calls) or role in ("system", "tool"))
-    return Message(role, content, thought, calls, read_tools(turn.get("tools")), is_trained(turn))
+    tools = read_tools(turn.get("tools"))
+    return Message(role, content, thought, calls, tools, is_trained(turn), passages=passages)
 
 
 def is_trained(holder: dict[str, Any]) -> bool:
@@ -181,11 +185,17 @@ def _role(speaker: Any) -> str:
     return role
 
 
-def _content(value: Any) -> str:
-    """Return the text of a message, the parts of one that comes in parts joined."""
+def _content(value: Any) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return the text of a message, the parts of one that comes in parts joined, and where passages stand."""
+    passages = []
     if isinstance(value, list):
-        value = "".join(_part(part) for part in value)
-    return read_text(value, "content", may_be_empty=True)
+        texts = [_part(part) for part in value]
+        ends = [*accumulate(map(len, texts))]
+        passages = [
+            (end - len(text), end) for text, end in zip(texts, ends, strict=True) if isinstance(text, Passage)
+        ]
+        value = "".join(texts)
+    return read_text(value, "content", may_be_empty=True), tuple(passages)
 
 
 def _part(part: Any) -> str:
@@ -194,11 +204,13 @@ def _part(part: Any) -> str:
     if not isinstance(part, dict):
         raise RecordError("a part of the content is neither a string nor an object")
     kind = part.get("type")
-    if kind not in (None, "text", "input_text", "output_text"):
+    if kind not in (None, "text", "input_text", "output_text", "passage"):
         raise RecordError(f"content part {shown([kind])}; only text is read")
     refuse_media(part)
     if is_absent(part.get("text")):
         raise RecordError(f"a content part without text, but {shown(part)}")
+    if kind == "passage":
+        return Passage(read_text(part["text"], "text of a passage"))
     return read_text(part["text"], "text of a content part", may_be_empty=True)
 
 

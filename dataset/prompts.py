@@ -6,8 +6,9 @@ import torch
 
 from dataset.conversation import Rendered
 from dataset.tokenizer import Tokenizer
-from model.generator import Prompt
-from model.masks import blocks_before_answer
+from model.layouts import conversation_layout
+from model.masks import Layout
+from model.prompt import Prompt, prompt_under
 
 
 def raw_prompt(text: str, tokenizer: Tokenizer, prompt_mask: str) -> Prompt:
@@ -18,11 +19,16 @@ def raw_prompt(text: str, tokenizer: Tokenizer, prompt_mask: str) -> Prompt:
 def prompt_of_ids(ids: Sequence[int], prompt_mask: str) -> Prompt:
     """Return the same of a text that is given as its tokens."""
     no_marks = torch.zeros(len(ids), dtype=torch.bool)
-    return Prompt(tuple(ids), tuple(blocks_before_answer(prompt_mask, no_marks, no_marks).tolist()))
+    return prompt_under(prompt_mask, tuple(ids), no_marks, no_marks)
 
 
 def prompt_of(rendered: Rendered, prompt_mask: str) -> Prompt:
-    """Return a conversation that ends before an answer as a prompt, with the blocks that training gave it."""
+    """Return a conversation that ends before an answer as a prompt, under the mask that training gave it."""
     answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
-    blocks = blocks_before_answer(prompt_mask, answers, starts)
-    return Prompt(tuple(rendered.ids.tolist()), tuple(blocks.tolist()))
+    return prompt_under(prompt_mask, tuple(rendered.ids.tolist()), answers, starts, rendered.passages)
+
+
+def layout_of(rendered: Rendered, prompt_mask: str) -> Layout:
+    """Return the layout (1, n) of a conversation under a mask."""
+    answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
+    return conversation_layout(prompt_mask, answers, starts, rendered.passages)

@@ -1,7 +1,7 @@
 """Tokenized documents on disk: how they are laid out, written, opened and read.
 
     store/  ids-00000.bin      uint16 or uint32, the documents of a shard one after the other
-            codes-00000.bin    uint8 per token: role, target, start and untrained bits (chat only)
+            codes-00000.bin    uint8 per token: role, target, start, untrained and passage bits (chat only)
             lengths-00000.bin  uint32 tokens of each document
             …  manifest.json  rejects.jsonl  tokenizer/
 
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset.batch_settings import Kind
-from dataset.conversation import ROLES, TARGET, UNTRAINED, Rendered, are_trained
+from dataset.conversation import PASSAGE, ROLES, TARGET, Rendered, are_trained
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
 from model.files import flush_written, read_object, write_json
@@ -148,8 +148,10 @@ class TokenStore:
         codes = self._read("codes", shard, begin, end) if self.kind == "sft" else None
         if ids.max() >= self.tokenizer.vocab_size:
             raise UserError(f"{self.path} holds an id that its tokenizer has not; {ADVICE}")
-        if codes is not None and (codes.max() >= 2 * UNTRAINED or (codes & 15).max() >= len(ROLES)):
+        if codes is not None and (codes & 15).max() >= len(ROLES):
             raise UserError(f"{self.path} holds a code of no role; {ADVICE}")
+        if codes is not None and (codes & (TARGET | PASSAGE) == TARGET | PASSAGE).any():
+            raise UserError(f"{self.path} holds a passage that is an answer; {ADVICE}")
         return Part(ids, codes, np.diff(self._offsets[shard][first : last + 1]).astype(np.uint32))
 
     @cached_property

@@ -309,6 +309,10 @@ def _assemble(
         codes[chat.begins[answer] : chat.ends[answer]] |= UNTRAINED
     ids, codes = ids[keeps], codes[keeps]
 
+    # A passage of which the beginning went begins where it goes on.
+    passages = chat.document.passages[keeps]
+    codes[(passages >= 0) & (np.diff(passages, prepend=-1) != 0)] |= START
+
     # Another message is the first now, or follows the system message: what lies before its header is its own.
     if begin > chat.prefix:
         first = chat.prefix if chat.has_system else 0

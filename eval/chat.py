@@ -7,19 +7,19 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
 from dataset.chat_form import Message
 from dataset.conversation import Rendered, render
-from dataset.prompts import prompt_of, raw_prompt
+from dataset.prompts import layout_of, prompt_of, raw_prompt
 from dataset.tokenizer import Tokenizer
 from eval.answer_text import AnswerText
 from eval.served_model import ServedModel
 from eval.serving_settings import TextSampling
 from model.errors import UserError
-from model.generator import Prompt, Request, Session
-from model.masks import prompt_blocks
+from model.generator import Prompt, Request
+from model.masks import Layout
 from model.sampling import Completion
+from model.session import Session
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,10 @@ class ChatSession(TextSession):
         """Take up a conversation at this point; states that were computed for the same tokens are reused."""
         self.system, self.turns, self.dropped_turns = system, list(turns), 0
 
-    def layout(self) -> tuple[np.ndarray, torch.Tensor]:
-        """Return the ids (n,) of the conversation so far and the block of each under the model's mask."""
+    def layout(self) -> tuple[np.ndarray, Layout]:
+        """Return the ids (n,) of the conversation so far and its layout (1, n) under the model's mask."""
         rendered = render_turns(self.served.tokenizer, self.system, self.turns)
-        answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
-        return rendered.ids, prompt_blocks(self.served.prompt_mask, answers, starts)
+        return rendered.ids, layout_of(rendered, self.served.prompt_mask)
 
     def _answer(
         self, turns: list[Turn], question: str, beginning: tuple[int, ...], is_cancelled: Callable[[], bool]

@@ -42,10 +42,10 @@ def describe_context(session: ChatSession) -> str:
 
 def describe_mask(session: ChatSession) -> str:
     """Return the blocks of the conversation in words and, where it is short, its mask as a picture."""
-    served, (ids, block_ids) = session.served, session.layout()
-    words = f"prompt_mask {served.prompt_mask}, {len(ids)} tokens: {describe_blocks(block_ids)}"
+    served, (ids, layout) = session.served, session.layout()
+    words = f"prompt_mask {served.prompt_mask}, {len(ids)} tokens: {describe_blocks(layout)}"
     if not 0 < len(ids) <= WIDEST_PICTURE_TOKENS:
         return words
     labels = [served.tokenizer.token_text(i) for i in ids.tolist()]
-    panels = model_panels(served.prompt_mask, block_ids, served.model.config)
+    panels = model_panels(served.prompt_mask, layout, served.model.config)
     return "\n".join([words, *(f"{panel.title}\n{draw_mask(panel.mask, labels)}" for panel in panels)])

@@ -8,11 +8,13 @@ second layer on (Ding et al. 2023, arXiv 2308.06912).
 import json
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +24,10 @@ from eval.regression import RegressionSettings
 from model.config import from_preset
 from model.errors import UserError
 from model.files import check_free, whole_folder
+from model.layouts import document_layout, parts_of
 from model.loss import NO_TARGET
-from model.masks import causal_layout
 from model.serving import choose_device, describe_device
+from model.strategies import CAUSAL, NO_PART
 from model.transformer import LanguageModel
 from model.typed_json import Number, read_file
 from trainer.device import is_cpu_asked
@@ -74,20 +77,22 @@ class RegressionModel(LanguageModel):
 def draw_tasks(generator: torch.Generator, count: int, settings: RegressionSettings) -> Batch:
     """Draw rows of float tokens (count, examples + 1, dimensions + 1); labels hold the value of the query.
 
-    tokens      labels    block under `prefix`
-    x1 y1       -100      0                       y = w x without noise, each row with a w of its own;
-    x2 y2       -100      0                       x is normal, and so is y, both of variance 1
-    x3 0        y3        -1                      the query, which predicts its own label
+    tokens      labels    block under `prefix`    part under `sets`
+    x1 y1       -100      0                       0     y = w x without noise, each row with a w of its own;
+    x2 y2       -100      0                       1     x is normal, and so is y, both of variance 1
+    x3 0        y3        -1                      -1    the query, which predicts its own label
     """
     x = torch.randn(count, settings.examples + 1, settings.dimensions, generator=generator)
     w = torch.randn(count, settings.dimensions, 1, generator=generator) * settings.dimensions**-0.5
     y = (x @ w)[..., 0]  # (count, examples + 1)
     labels = torch.full_like(y, NO_TARGET)
     labels[:, -1], y[:, -1] = y[:, -1], 0.0
-    layout = causal_layout(*y.shape)
+    passages = np.append(np.arange(settings.examples), NO_PART)
+    layout = document_layout(torch.full((len(passages),), CAUSAL), parts_of(settings.prompt_mask, passages))
     if settings.prompt_mask == "prefix":
         layout.block_ids[:, :-1] = 0
-    return Batch(torch.cat((x, y[..., None]), dim=2), labels, *layout)
+    rows = (ids.expand(count, -1) for ids in layout if ids is not None)
+    return Batch(torch.cat((x, y[..., None]), dim=2), labels, *rows)
 
 
 def generator_of(purpose: str) -> torch.Generator:
@@ -139,6 +144,21 @@ class Regression:
         tasks = draw_tasks(generator_of("evaluation"), self.settings.evaluation_tasks, self.settings)
         return self.model.errors(tasks.to(self.device)).tolist()
 
+    @torch.no_grad()
+    def spreads(self) -> list[float]:
+        """Return how far predictions of every task are apart, as a standard deviation, over random orders.
+
+        Measured in float64, in which sums of another order are apart by less than what is written of it.
+        """
+        tasks = draw_tasks(generator_of("evaluation"), self.settings.evaluation_tasks, self.settings)
+        model = deepcopy(self.model).cpu().double()
+        random, found = generator_of("orders"), []
+        for _ in range(self.settings.orders):
+            order = torch.randperm(self.settings.examples, generator=random)
+            ids = torch.cat((tasks.ids[:, :-1][:, order], tasks.ids[:, -1:]), dim=1)
+            found.append(model(ids.double(), tasks.layout)[:, -1, 0])
+        return torch.stack(found).std(0).tolist()
+
     def summary(self, seconds: float, errors: list[float]) -> dict[str, Any]:
         """Return what stands in `summary.json`."""
         rows = self.settings.max_steps * self.settings.batch_size
@@ -182,6 +202,8 @@ def train_and_save(settings: RegressionSettings) -> dict[str, Any]:
     errors = regression.measure()
     summary = regression.summary(time.monotonic() - began, errors)
     scores = {"negative_squared_error": [round(-error, 6) for error in errors]}
+    if settings.orders:
+        scores["negative_order_spread"] = [0.0 - round(spread, 6) for spread in regression.spreads()]
     asked = f"{settings.evaluation_tasks} of {settings.dimensions} dimensions, {settings.examples} examples"
     tasks = {"regression": {"questions": asked, "clusters": list(range(len(errors))), "metrics": scores}}
     with whole_folder(settings.out) as folder:

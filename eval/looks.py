@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from dataset.conversation import Message, render
+from dataset.prompts import layout_of
 from eval.cells import Trial, folder_of
 from eval.comparison import Evaluated, open_runs, shortest_question
 from eval.evaluation import load_predictions
@@ -18,7 +19,7 @@ from model.attention import Scoring, Visibility, eager_attention, eager_probabil
 from model.config import WITH_ENCODER, DeviceName, ModelConfig
 from model.encoder_decoder import sides
 from model.errors import UserError
-from model.masks import Layout, causal_layout, prompt_blocks
+from model.masks import Layout, causal_layout
 from model.transformer import LanguageModel
 from model.typed_json import read_file
 
@@ -89,14 +90,12 @@ def look_at(run: Evaluated, question: Question, device: DeviceName = "auto") -> 
     rendered = render([*question.messages, Message("assistant", question.answers[0])], served.tokenizer)
     if len(rendered) > (takes := served.model.config.max_position_embeddings):
         raise UserError(f"the shortest question has {len(rendered)} tokens, but {run.model} takes {takes}")
-    answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
-    block_ids = prompt_blocks(run.evaluation.prompt_mask, answers, starts)
+    layout = layout_of(rendered, run.evaluation.prompt_mask)
     ids = torch.from_numpy(rendered.ids.astype("int64"))[None]
-    layout = causal_layout(*ids.shape)._replace(block_ids=block_ids[None])
-    on_device = Layout(*(each.to(served.device) for each in layout))
+    on_device = Layout(*(each.to(served.device) for each in layout if each is not None))
     maps = attention_maps(served.model, ids.to(served.device), on_device)
     tokens = [served.tokenizer.token_text(token_id) for token_id in rendered.ids.tolist()]
-    return Look(tokens, model_panels(run.label, block_ids, served.model.config), maps)
+    return Look(tokens, model_panels(run.label, layout, served.model.config), maps)
 
 
 def add_looks(results: dict[str, Any], trials: list[Trial], work: Path, former: Path) -> None:

@@ -2,17 +2,22 @@
 
 import re
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eval.plots import draw_mask, mask_panel, model_panels
 from model.config import from_preset
-from model.masks import Layout, prompt_blocks, visible_mask
+from model.layouts import conversation_layout
+from model.masks import Layout, visible_mask
 from model.pattern import Pattern
+from model.strategies import strategy_named
 
 PICTURE = re.compile(r"^```mask (.*)\n(?:.*\n)*?```$", re.MULTILINE)
 ROLES = "SsUuAaUuAa"
 """a conversation of system, user, answer, user, answer, two tokens each; a capital begins a message"""
+OPTIONS = "UuPppPpuAa"
+"""a question with two passages, and its answer; a capital P begins a passage"""
 
 
 def redrawn(page: str) -> str:
@@ -30,15 +35,16 @@ def drawing(name: str, *bounds: str) -> str:
     pattern = Pattern(**{field: int(value) for field, _, value in (bound.partition("=") for bound in bounds)})
     if name == "encoder_decoder":
         config = from_preset("tiny", vocab_size=1, architecture=name)
-        mask = model_panels("", _blocks("prefix"), config)[0].mask
-    else:
-        mask = mask_panel("", _blocks(name), pattern).mask
-    return draw_mask(mask, list(ROLES))
+        return draw_mask(model_panels("", _layout("prefix", ROLES), config)[0].mask, list(ROLES))
+    roles = ROLES if strategy_named(name).passages == "open" else OPTIONS
+    return draw_mask(mask_panel("", _layout(name, roles), pattern).mask, list(roles))
 
 
-def _blocks(strategy: str) -> Tensor:
-    answers = torch.tensor([role in "Aa" for role in ROLES])
-    return prompt_blocks(strategy, answers, torch.tensor([role in "SU" for role in ROLES]))
+def _layout(strategy: str, roles: str) -> Layout:
+    answers, starts = (torch.tensor([role in letters for role in roles]) for letters in ("Aa", "SU"))
+    numbers = np.cumsum([role == "P" for role in roles]) - 1
+    passages = np.where([role in "Pp" for role in roles], numbers, -1)
+    return conversation_layout(strategy, answers, starts, passages)
 
 
 def _packed() -> Tensor:

@@ -4,9 +4,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from rich.cells import cell_len
 from torch import Tensor
@@ -16,9 +18,10 @@ from eval.tables import padded
 from model.config import WITH_ENCODER, ModelConfig
 from model.encoder_decoder import is_source
 from model.errors import UserError
-from model.masks import causal_layout, draw_text, prompt_blocks, visible_mask
+from model.layouts import FIRST_ISOLATED, conversation_layout
+from model.masks import Layout, draw_text, visible_mask
 from model.pattern import ALL, Pattern
-from model.strategies import STRATEGIES
+from model.strategies import NO_PART, STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,12 +45,18 @@ HAN_FONTS = (
 FEW_LABELS = 24  # tokens up to which only the outer panels name them, as all fit on a screen
 
 # a short chat of (is answer, tokens); a header is drawn as one token, and of the ends only those of answers
-EXAMPLE = (
+Example = tuple[tuple[bool | str, ...], ...]
+EXAMPLE: Example = (
     (False, "[system] Be brief"),
     (False, "[user] Capital of Peru ? [assistant]"),
     (True, "Lima [end]"),
     (False, "[user] Its currency ? [assistant]"),
     (True, "sol [end]"),
+)
+OPTIONS: Example = (  # what follows the first text of a message are passages; headers of answers come after
+    (False, "[user] A city ?", "Lima .", "The Andes .", "Tea ."),
+    (False, "[assistant]"),
+    (True, "Lima [end]"),
 )
 
 
@@ -64,34 +73,43 @@ class MaskPanel:
 
 def strategy_panels() -> tuple[list[MaskPanel], list[str]]:
     """Return the masks of all strategies over the example chat, and its token labels."""
+    return _panels([name for name, each in STRATEGIES.items() if each.passages == "open"], EXAMPLE)
+
+
+def passage_panels() -> tuple[list[MaskPanel], list[str]]:
+    """Return the causal mask, and those of strategies that know passages, over a chat with three of them."""
+    know_passages = (name for name, each in STRATEGIES.items() if each.passages != "open")
+    return _panels(["causal", *know_passages], OPTIONS)
+
+
+def _panels(names: list[str], example: Example) -> tuple[list[MaskPanel], list[str]]:
     tokens = [
-        (label, is_answer, n == 0 and not is_answer)
-        for is_answer, text in EXAMPLE
+        (label, is_answer, n == place == 0 and not is_answer, place - 1)
+        for is_answer, *texts in example
+        for place, text in enumerate(texts)
         for n, label in enumerate(text.split())
     ]
-    labels, answers, starts = zip(*tokens, strict=True)
-    answers, starts = torch.tensor(answers), torch.tensor(starts)
-    blocks = {name: prompt_blocks(name, answers, starts) for name in STRATEGIES}
-    return [mask_panel(name, block_ids) for name, block_ids in blocks.items()], list(labels)
+    labels, answers, starts, passages = zip(*tokens, strict=True)
+    marks = torch.tensor(answers), torch.tensor(starts), np.array(passages)
+    panels = [mask_panel(name, conversation_layout(name, *marks)) for name in names]
+    return panels, list(labels)
 
 
-def mask_panel(title: str, block_ids: Tensor, pattern: Pattern = ALL) -> MaskPanel:
-    """Return the panel of one conversation, unpacked, whose blocks (T,) are given."""
-    layout = causal_layout(1, len(block_ids))._replace(block_ids=block_ids[None])
-    return MaskPanel(title, visible_mask(layout, pattern)[0], block_ids)
+def mask_panel(title: str, layout: Layout, pattern: Pattern = ALL) -> MaskPanel:
+    """Return the panel of one conversation, unpacked, of this layout (1, T)."""
+    return MaskPanel(title, visible_mask(layout, pattern)[0], layout.block_ids[0])
 
 
-def model_panels(title: str, block_ids: Tensor, config: ModelConfig) -> list[MaskPanel]:
-    """Return the mask of one conversation (T,) in a model: one panel, or one for each kind of its layers."""
+def model_panels(title: str, layout: Layout, config: ModelConfig) -> list[MaskPanel]:
+    """Return the mask of a conversation (1, T) in a model: one panel, or one for each kind of its layers."""
     if config.architecture in WITH_ENCODER:  # all layers together: the encoder reads no target
-        panel = mask_panel(title, block_ids)
-        of_source = is_source(causal_layout(1, len(block_ids))._replace(block_ids=block_ids[None]))[0]
+        panel, of_source = mask_panel(title, layout), is_source(layout)[0]
         return [replace(panel, mask=panel.mask & ~(of_source[:, None] & ~of_source))]
     if len(patterns := set(config.layer_patterns)) == 1:
-        return [mask_panel(title, block_ids, *patterns)]
+        return [mask_panel(title, layout, *patterns)]
     return [
-        mask_panel(f"{title}, full", block_ids),
-        mask_panel(f"{title}, sliding", block_ids, config.local_pattern),
+        mask_panel(f"{title}, full", layout),
+        mask_panel(f"{title}, sliding", layout, config.local_pattern),
     ]
 
 
@@ -116,12 +134,22 @@ def draw_masks(masks: dict[str, Tensor], labels: Sequence[str], width: int) -> s
     return "\n".join([titles, *rows])
 
 
-def describe_blocks(block_ids: Tensor) -> str:
-    """Return the runs of a row's blocks (T,) in words: `0-13 in block 0, 14-20 causal`."""
-    edges = [0, *(torch.nonzero(block_ids[1:] != block_ids[:-1]).flatten() + 1).tolist(), len(block_ids)]
-    runs = [(first, end - 1) for first, end in zip(edges, edges[1:], strict=False) if first < end]
-    names = ("causal" if block_ids[first] < 0 else f"in block {int(block_ids[first])}" for first, _ in runs)
-    return ", ".join(f"{first}-{last} {name}" for (first, last), name in zip(runs, names, strict=True))
+def describe_blocks(layout: Layout) -> str:
+    """Return the runs of blocks and passages of a row (1, T) in words: `0-13 in block 0, 14-20 causal`."""
+    no_parts = torch.full_like(layout.block_ids, NO_PART)
+    parts = no_parts if layout.part_ids is None else layout.part_ids
+    runs, begin = [], 0
+    for (block, part), run in groupby(zip(layout.block_ids[0].tolist(), parts[0].tolist(), strict=True)):
+        end = begin + len([*run])
+        runs.append(f"{begin}-{end - 1} {_named(block, part)}")
+        begin = end
+    return ", ".join(runs)
+
+
+def _named(block: int, part: int) -> str:
+    if part != NO_PART:
+        return f"passage {part}" if part > NO_PART else f"passage {FIRST_ISOLATED - part} by itself"
+    return "causal" if block < 0 else f"in block {block}"
 
 
 def save_masks(path: str | Path, panels: Sequence[MaskPanel], labels: Sequence[str]) -> None:

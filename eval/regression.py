@@ -23,8 +23,9 @@ class RegressionSettings:
 
     out: str
     """folder for items.json, summary.json and metrics.jsonl; a finished run there is not repeated"""
-    prompt_mask: Literal["causal", "prefix"] = "causal"
-    """prefix: the examples see each other in both directions; the query sees all of them in any case"""
+    prompt_mask: Literal["causal", "prefix", "sets"] = "causal"
+    """prefix: the examples see each other in both directions; sets: none sees another, and they share a
+    position; the query sees all of them in any case"""
     seed: int = 0
     """of fresh weights and of the tasks trained on; those measured are the same for every seed"""
     num_hidden_layers: int = 3
@@ -41,6 +42,8 @@ class RegressionSettings:
     """tasks of a step, each with a line of its own"""
     evaluation_tasks: int = 1000
     """tasks to measure afterwards, which no training draws"""
+    orders: int = 0
+    """random orders of the examples of a measured task, over which predictions are compared, too; 0: none"""
     optimizer: OptimizerSettings = OptimizerSettings(name="muon", learning_rate=5e-3, weight_decay=0.0)
     schedule: ScheduleSettings = ScheduleSettings(decay_fraction=0.5)
     log_every_steps: int = 50
@@ -55,6 +58,8 @@ class RegressionSettings:
         for name, least in MULTIPLES.items():
             if (value := getattr(self, name)) < least or value % least:
                 raise UserError(f"--{name}: expected {least} or a multiple of it, got {value}")
+        if self.orders < 0 or self.orders == 1:
+            raise UserError(f"--orders: expected 0, or 2 or more to compare, got {self.orders}")
 
 
 MULTIPLES = {"hidden_size": 32} | dict.fromkeys(

@@ -13,6 +13,7 @@ from model.config import DeviceName, Weights
 from model.decoding import Steps
 from model.errors import UserError
 from model.generator import Generator
+from model.passage_states import PassageGenerator
 from model.serving import choose_device, compiler_fault, describe_device, store_weights
 from model.strategies import strategy_named
 from model.transformer import LanguageModel
@@ -65,7 +66,9 @@ class ServedModel:
 
     def generator(self) -> Generator:
         """Return a generator that ends at any stop id of the checkpoint."""
-        return Generator(self.model, self.stop_ids, step=self.steps)
+        is_isolating = strategy_named(self.prompt_mask).passages == "isolated"
+        kind = PassageGenerator if is_isolating else Generator
+        return kind(self.model, self.stop_ids, step=self.steps)
 
     def in_form(
         self, weights: Weights, compiles: bool, for_one_row: bool, tell: Tell = lambda line: None

@@ -16,6 +16,7 @@ from model.attention import Attend, MaskKind, Scoring, Visibility, eager_attenti
 from model.errors import UserError
 from model.layers import soft_cap
 from model.masks import Layout
+from model.strategies import CAUSAL, NO_PART
 
 QUERY_BLOCKS = 4
 """parts in which `blockwise_attention` takes queries; more compute less in vain but compile for longer"""
@@ -158,7 +159,7 @@ class Span(NamedTuple):
     end: int
     is_padding: bool
     is_causal: bool
-    """whether no token of it has a block"""
+    """whether no token of it has a block or part"""
 
 
 def document_spans(layout: Layout) -> list[Span] | None:
@@ -172,8 +173,7 @@ def document_spans(layout: Layout) -> list[Span] | None:
         . . . 1 .
         . . . 1 1
     """
-    documents, _, blocks = layout
-    length = documents.shape[1]
+    documents, length = layout.document_ids, layout.document_ids.shape[1]
 
     # A span opens where the document is another one than that of the token before it.
     opens = torch.ones_like(documents, dtype=torch.bool)
@@ -190,9 +190,12 @@ def document_spans(layout: Layout) -> list[Span] | None:
     starts = rows * length + begins
     ends = torch.cat((starts[1:], starts.new_tensor([documents.numel()])))
 
-    # A span is causal when as many tokens with a block come before its end as before its start.
-    with_block = F.pad((blocks >= 0).flatten().cumsum(0), (1, 0))
-    is_causal = with_block[ends] == with_block[starts]
+    # A span is causal when as many tokens with a block or part come before its end as before its start.
+    is_special = layout.block_ids != CAUSAL
+    if layout.part_ids is not None:
+        is_special |= layout.part_ids != NO_PART
+    counts = F.pad(is_special.flatten().cumsum(0), (1, 0))
+    is_causal = counts[ends] == counts[starts]
     fields = (rows, begins, ends - rows * length, ids < 0, is_causal)
     return [Span(*span) for span in zip(*(field.tolist() for field in fields), strict=True)]
 

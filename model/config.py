@@ -179,6 +179,11 @@ class ModelConfig:
         for name in ("sliding_window", "attention_chunk_size", "num_experts"):
             if getattr(self, name) is not None:
                 raise UserError(f"{name}: architecture {self.architecture} has none; leave it out")
+        if strategy_named(self.prompt_mask).passages != "open":
+            raise UserError(
+                f"prompt_mask {self.prompt_mask}: architecture {self.architecture} reads blocks by its "
+                "encoder; expected a mask that has blocks, as prefix"
+            )
         if self.num_encoder_layers is None:  # equal models have equal configurations
             object.__setattr__(self, "num_encoder_layers", self.num_hidden_layers)
 

@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from model.kv_cache import GROWTH_TOKENS, Held, KVCache, slot_layout, write_layout
+from model.kv_cache import GROWTH_TOKENS, Held, KVCache, next_positions, slot_layout, write_layout
 from model.masks import causal_step
 from model.rolling_cache import part_of, slots_of
 from model.transformer import LanguageModel
@@ -91,8 +91,8 @@ def next_logits(model: LanguageModel, tokens: Tensor, parts: list[Held]) -> Tens
     """Map one token per row (B, 1) to the logits (B, V) after it, and bring up to date what a cache holds."""
     slots, present = [], []
     for _, (lengths, positions, block_ids), ring in parts:
-        layout = causal_step(lengths.clone())
-        slots.append(slots_of(layout.position_ids, ring))  # (B, 1)
+        layout = causal_step(next_positions(positions))
+        slots.append(slots_of(lengths.clone()[:, None], ring))  # (B, 1)
         write_layout(layout, slots[-1], positions, block_ids)
         lengths += 1
         present.append(slot_layout(positions, block_ids))

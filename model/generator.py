@@ -3,38 +3,19 @@
 `model/sampling.py` chooses the tokens. Tokenizer and text are not known here; `eval/chat.py` adds them.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from model.errors import UserError
 from model.kv_cache import KVCache
-from model.masks import Layout, legal_cuts, reusable_prefix
+from model.prompt import Prompt, as_rows
 from model.sampling import Answer, Completion, Sampling
-from model.strategies import CAUSAL
 from model.transformer import LanguageModel
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The tokens that an answer follows; a forced beginning of the answer comes last and is causal."""
-
-    ids: tuple[int, ...]
-    block_ids: tuple[int, ...]
-    """block of each token under the model's prompt mask; -1 = causal"""
-
-    def part(self, start: int, stop: int | None = None) -> "Prompt":
-        """Return the tokens from `start` to before `stop`."""
-        return Prompt(self.ids[start:stop], self.block_ids[start:stop])
-
-    def append(self, ids: Sequence[int]) -> "Prompt":
-        """Return the prompt with causal tokens at its end."""
-        return Prompt((*self.ids, *ids), (*self.block_ids, *(CAUSAL for _ in ids)))
 
 
 @dataclass(frozen=True)
@@ -67,6 +48,8 @@ class Generator:
         self.stop_ids = frozenset(stop_ids)
         self.max_tokens = model.config.max_position_embeddings
         self.prefill_chunk_tokens = prefill_chunk_tokens
+        self.copied_tokens = 0
+        """of the last prefill, tokens whose states were there from other prompts"""
 
     def generate(self, requests: Sequence[Request], batch_size: int = 16) -> list[Completion]:
         """Answer requests of any lengths, in their order, `batch_size` at a time.
@@ -116,7 +99,7 @@ class Generator:
         already holds a part.
         """
         last = [None] * len(prompts)  # hidden state (C,) of the last token fed so far, per row
-        chunks = [self._chunks(prompt) for prompt in prompts]
+        chunks = [prompt.chunks(self.prefill_chunk_tokens) for prompt in prompts]
         for parts in zip_longest(*chunks, fillvalue=Prompt((), ())):
             hidden = self._hidden(cache, parts)
             for row, part in enumerate(parts):
@@ -134,31 +117,10 @@ class Generator:
         """Feed parts of any lengths, not all empty, one per row; return the logits (B, T, V) after each."""
         return self.model.logits(self._hidden(cache, parts))
 
-    def _chunks(self, prompt: Prompt) -> list[Prompt]:
-        """Split a prompt at legal cuts into parts of at most `prefill_chunk_tokens`; blocks stay whole."""
-        if len(prompt.ids) <= self.prefill_chunk_tokens:
-            return [prompt]
-        legal = (legal_cuts(torch.tensor(prompt.block_ids)).nonzero().flatten() + 1).tolist()
-        bounds = [0]
-        # Cut as late as possible: where the part would be too long at the next legal cut.
-        for cut, following in pairwise([*legal, math.inf]):
-            if following - bounds[-1] > self.prefill_chunk_tokens:
-                bounds.append(cut)
-        return [prompt.part(begin, end) for begin, end in pairwise(bounds)]
-
     def _hidden(self, cache: KVCache, parts: Sequence[Prompt]) -> Tensor:
         """Feed parts of any lengths, at least one of them not empty; return hidden states (B, T, C)."""
-        device = cache.lengths.device
-        longest = max(len(part.ids) for part in parts)
-
-        def padded(rows: Iterable[Sequence[int]], fill: int) -> Tensor:
-            return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], device=device)
-
-        ids = padded((part.ids for part in parts), 0)
-        blocks = padded((part.block_ids for part in parts), CAUSAL)
-        documents = padded(([0] * len(part.ids) for part in parts), -1)
-        index = torch.arange(longest, device=device)
-        return self.model.model(ids, Layout(documents, cache.lengths[:, None] + index, blocks), cache)
+        ids, layout = as_rows(parts, cache.ends)
+        return self.model.model(ids, layout, cache)
 
 
 class RunningBatch:
@@ -227,63 +189,3 @@ class RunningBatch:
             self.cache.select(going)
         self.answers = [self.answers[row] for row in going]
         return bool(going)
-
-
-class Session:
-    """One conversation over one cache: each reply reuses as much of it as the masks allow."""
-
-    def __init__(self, generator: Generator) -> None:
-        self.generator = generator
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._cache = self.generator.model.new_cache(1)
-        self._cached = Prompt((), ())
-        self.reused_tokens = self.prefilled_tokens = 0
-        self.last: Completion | None = None
-
-    def reply(self, request: Request) -> Iterator[int]:
-        """Yield the answer to the whole conversation so far, id by id; `last` is the completion afterwards.
-
-        Closing the iterator cancels the answer. Raises `UserError` for a prompt that is empty or too long.
-        """
-        answer = self.generator.begin(request)
-        self.last, self.reused_tokens, self.prefilled_tokens = None, 0, 0
-        try:
-            logits = None if answer.finish_reason else self._prefill(request.prompt)
-            while not answer.finish_reason:
-                answer.add_token(logits[0])
-                if answer.finish_reason != "stop":
-                    yield answer.ids[-1]
-                if not answer.finish_reason:
-                    logits = self._decode(answer.ids[-1])
-        finally:
-            self.last = answer.completion()
-
-    def _prefill(self, prompt: Prompt) -> Tensor:
-        cut = reusable(self._cached, self._cache, prompt)
-        self._cache.truncate(cut)
-        self._cached = self._cached.part(0, cut)
-        logits = self.generator.prefill(self._cache, [prompt.part(cut)])
-        self._cached = prompt
-        self.reused_tokens, self.prefilled_tokens = cut, len(prompt.ids) - cut
-        return logits
-
-    def _decode(self, token: int) -> Tensor:
-        logits = self.generator.decode(self._cache, [token])
-        self._cached = self._cached.append([token])
-        return logits
-
-
-def reusable(cached: Prompt, cache: KVCache, prompt: Prompt) -> int:
-    """Return how many tokens of a prompt need not be computed where `cache` holds those of `cached`.
-
-    The last one always is, for its logits.
-    """
-    # How many tokens both begin with.
-    pairs = enumerate(zip(cached.ids, prompt.ids, strict=False))
-    same = next((n for n, (old, new) in pairs if old != new), min(len(cached.ids), len(prompt.ids)))
-    blocks = (torch.tensor(each.block_ids, dtype=torch.long) for each in (cached, prompt))
-    cut = reusable_prefix(*blocks, min(same, len(prompt.ids) - 1))
-    return cut if cache.can_truncate(cut) else 0

@@ -15,20 +15,21 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.masks import Layout
 from model.pattern import Pattern
+from model.strategies import NO_PART
 
 GROWTH_TOKENS = 128
 Held = tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor], tuple[int, int] | None]
 
 
 class KVCache:
-    """Preallocated keys and values, one document per row; the slot of a token is its position.
+    """Preallocated keys and values, one document per row; the slot of a token is its index there.
 
     Rows are right-padded and have lengths of their own. The last slot is where padding is written; it always
     counts as empty:
 
         slots       0  1  2  3  4  …  last
         positions   0  1  2 -1 -1  …   -1      a row of 3 tokens
-        positions   0  1  2  3  4  …   -1      a row of 5, beside it
+        positions   0  1  2  1  3  …   -1      a row of 5, beside it, two of which share a position
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class KVCache:
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.positions, self.block_ids = (torch.full((batch, 1), -1, device=device) for _ in range(2))
         """position of the token in each slot, -1 = empty, and its block; both (B, S)"""
+        self.part_ids: Tensor | None = None
+        """part of the token in each slot (B, S), -1 in empty ones; None until there is one"""
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.used = 0
         """length of the longest row in tokens"""
@@ -52,17 +55,30 @@ class KVCache:
         """
         real = layout.document_ids >= 0
         self._check_continues(layout, real)
+        index = self.lengths[:, None] + torch.arange(real.shape[1], device=real.device)
         lengths = self.lengths + real.sum(1)
         self.reserve(int(lengths.max()))
         self.lengths = lengths
-        self._choose_slots(layout.position_ids, real)  # where `update` then stores, in every layer
+        self._choose_slots(index, real)  # where `update` then stores, in every layer
         write_layout(layout, self._slots, self.positions, self.block_ids)
         self.positions[:, -1] = -1  # padding was written here
-        self._keys = slot_layout(self.positions[:, : self.used], self.block_ids[:, : self.used])
+        if layout.part_ids is not None:  # else slots beyond the end of a row are in no part already
+            self._have_parts()
+            self.part_ids.scatter_(1, self._slots, layout.part_ids)
 
     def keys_in(self, pattern: Pattern) -> Layout:
         """Return the layout (B, Tk) of the keys that `update` returns in layers of a pattern; -1 = empty."""
-        return self._keys
+        places = (self.positions, self.block_ids, self.part_ids)
+        return slot_layout(*(x if x is None else x[:, : self.used] for x in places))
+
+    def index_in(self, pattern: Pattern) -> Tensor:
+        """Return the index (B, Tk) of these keys in their row; -1 = empty."""
+        return self._slot_index()[:, : self.used]
+
+    @property
+    def ends(self) -> Tensor:
+        """The position (B,) that the next token takes in each row, as long as it is in no part."""
+        return next_positions(self.positions)
 
     def reserve(self, used: int) -> None:
         """Make room for `used` tokens in the longest row; the caller writes them, their layout and lengths.
@@ -92,16 +108,20 @@ class KVCache:
         Raises `ValueError` inside a block, where tokens before the cut have seen tokens after it.
         """
         self._check_cut(length)
-        self.positions = self.positions.masked_fill(self.positions >= length, -1)
+        is_gone = self._slot_index() >= length
+        self.positions = self.positions.masked_fill(is_gone, -1)
+        if self.part_ids is not None:
+            self.part_ids = self.part_ids.masked_fill(is_gone, NO_PART)
         self.lengths = self.lengths.clamp(max=length)
         self.used = min(self.used, length)
 
     def select(self, rows: list[int]) -> None:
         """Keep only the given rows, in the given order; a row may be given more than once."""
-        index = self._index(rows)
+        index = self._index_of(rows)
         self.keys = [keys[index] for keys in self.keys]
         self.values = [values[index] for values in self.values]
         self.positions, self.block_ids = self.positions[index], self.block_ids[index]
+        self.part_ids = None if self.part_ids is None else self.part_ids[index]
         self.lengths = self.lengths[index]
         self.used = int(self.lengths.max()) if rows else 0
 
@@ -111,7 +131,10 @@ class KVCache:
         self.keys, self.values = (
             [x[:, :, :slots].clone() for x in stores] for stores in (self.keys, self.values)
         )
-        self.positions, self.block_ids = (x[:, :slots].clone() for x in (self.positions, self.block_ids))
+        self.positions, self.block_ids, self.part_ids = (
+            None if x is None else x[:, :slots].clone()
+            for x in (self.positions, self.block_ids, self.part_ids)
+        )
 
     @torch.no_grad()
     def replace(self, rows: list[int], other: KVCache) -> None:
@@ -119,7 +142,9 @@ class KVCache:
         slots = max(self.block_ids.shape[1], other.block_ids.shape[1])
         for cache in (self, other):
             cache._grow(slots - cache.block_ids.shape[1])
-        index = self._index(rows)
+            if self.part_ids is not None or other.part_ids is not None:
+                cache._have_parts()
+        index = self._index_of(rows)
         for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
             mine[index] = theirs
         self.used = int(self.lengths.max())
@@ -138,10 +163,11 @@ class KVCache:
         return stores, (self.lengths, self.positions, self.block_ids), self.ring
 
     def _check_continues(self, layout: Layout, real: Tensor) -> None:
-        # New positions go on where the row ends, in one document.
-        expected = self.lengths[:, None] + torch.arange(real.shape[1], device=real.device)
+        # New positions go on where the row ends, unless parts share them, in one document.
+        expected = self.ends[:, None] + torch.arange(real.shape[1], device=real.device)
+        goes_on = (layout.position_ids == expected) | ~real | (layout.part_ids is not None)
         is_one_document = (layout.document_ids == layout.document_ids[:, :1]) | ~real
-        if bool(((layout.position_ids != expected) & real).any() | ~is_one_document.all()):
+        if not bool((goes_on & is_one_document).all()):
             raise ValueError(
                 f"the cache holds {self.lengths.tolist()} tokens; expected rows of one document that go on"
             )
@@ -166,25 +192,36 @@ class KVCache:
         """Add empty slots, if any are to be added."""
         if added <= 0:
             return
-        self.positions, self.block_ids = (
-            F.pad(x, (0, added), value=-1) for x in (self.positions, self.block_ids)
+        self.positions, self.block_ids, self.part_ids = (
+            None if x is None else F.pad(x, (0, added), value=-1)
+            for x in (self.positions, self.block_ids, self.part_ids)
         )
         self.keys, self.values = (
             [F.pad(x, (0, 0, 0, added)) for x in stores] for stores in (self.keys, self.values)
         )
 
-    def _slots_of(self, positions: Tensor | int) -> Tensor | int:
-        """Return the slots of tokens at these positions."""
-        return positions
+    def _have_parts(self) -> None:
+        """Keep parts from now on."""
+        if self.part_ids is None:
+            self.part_ids = torch.full_like(self.block_ids, NO_PART)
 
-    def _choose_slots(self, positions: Tensor, real: Tensor) -> None:
-        """Decide in which slots tokens at `positions` (B, T) are stored; padding goes to the last one.
+    def _slot_index(self) -> Tensor:
+        """Return the index (B, S) in its row of the token in each slot; -1 = empty."""
+        slots = torch.arange(self.positions.shape[1], device=self.positions.device)
+        return torch.where(self.positions >= 0, slots, -1)
+
+    def _slots_of(self, index: Tensor | int) -> Tensor | int:
+        """Return the slots of tokens by their index in a row."""
+        return index
+
+    def _choose_slots(self, index: Tensor, real: Tensor) -> None:
+        """Decide in which slots tokens are stored by their `index` (B, T); padding goes to the last one.
 
         Slots that are consecutive and the same in all rows are written as a slice, far quicker than by index.
         """
-        self._slots = torch.where(real, self._slots_of(positions), self.block_ids.shape[1] - 1)
+        self._slots = torch.where(real, self._slots_of(index), self.block_ids.shape[1] - 1)
         first = int(self._slots[0, 0])
-        consecutive = torch.arange(first, first + self._slots.shape[1], device=positions.device)
+        consecutive = torch.arange(first, first + self._slots.shape[1], device=index.device)
         is_slice = bool((self._slots == consecutive).all())
         self._slice = slice(first, first + len(consecutive)) if is_slice else None
 
@@ -207,11 +244,12 @@ class KVCache:
                 f"block {int(before[row])} of row {row} is cut after {length} tokens; cut before it"
             )
 
-    def _index(self, rows: list[int]) -> Tensor:
+    def _index_of(self, rows: list[int]) -> Tensor:
         return torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
 
     def _tensors(self) -> list[Tensor]:
-        return [*self.keys, *self.values, self.positions, self.block_ids, self.lengths]
+        parts = [] if self.part_ids is None else [self.part_ids]
+        return [*self.keys, *self.values, self.positions, self.block_ids, *parts, self.lengths]
 
 
 def write_layout(layout: Layout, slots: Tensor, positions: Tensor, block_ids: Tensor) -> None:
@@ -220,6 +258,11 @@ def write_layout(layout: Layout, slots: Tensor, positions: Tensor, block_ids: Te
     block_ids.scatter_(1, slots, layout.block_ids)
 
 
-def slot_layout(positions: Tensor, block_ids: Tensor) -> Layout:
+def slot_layout(positions: Tensor, block_ids: Tensor, part_ids: Tensor | None = None) -> Layout:
     """Return the layout (B, S) of the tokens in the slots; an empty slot (position -1) counts as padding."""
-    return Layout(torch.where(positions >= 0, 0, -1), positions, block_ids)
+    return Layout(torch.where(positions >= 0, 0, -1), positions, block_ids, part_ids)
+
+
+def next_positions(positions: Tensor) -> Tensor:
+    """Return the position (B,) after the largest of each row of slots (B, S)."""
+    return positions.amax(1) + 1

@@ -4,22 +4,21 @@ A row of tokens is described by its `Layout`, whose blocks a strategy sets (`mod
 prefill, decode and plots all derive their masks from `visible`; nothing else decides visibility. A layer may
 see less, by its pattern (`model/pattern.py`).
 
-In order: the rule, the masks made from it, common layouts, the blocks of a conversation, which labels would
-leak, and which computed tokens can be reused.
+In order: the rule, the masks made from it, common layouts, which labels would leak, and which computed tokens
+can be reused. What a strategy makes of a conversation stands in `model/layouts.py`.
 """
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.pattern import ALL, Pattern
-from model.strategies import CAUSAL, strategy_named
+from model.strategies import CAUSAL, NO_PART
 
 
 class Layout(NamedTuple):
-    """Three integers per token, each a tensor of shape (B, T)."""
+    """Three integers per token, or four, each a tensor of shape (B, T)."""
 
     document_ids: Tensor
     """packed document of the token; -1 = padding"""
@@ -27,6 +26,9 @@ class Layout(NamedTuple):
     """position inside that document"""
     block_ids: Tensor
     """bidirectional block of the token, unique per document; -1 = causal"""
+    part_ids: Tensor | None = None
+    """part of a prompt that sees no other part, unique per document: 0 and up also see what is in none, -2
+    and down see themselves alone; -1 = in none; None = no token is in one"""
 
 
 class Tokens(NamedTuple):
@@ -36,12 +38,14 @@ class Tokens(NamedTuple):
     document: Tensor
     position: Tensor
     block: Tensor
+    part: Tensor | None = None
 
 
 def visible(q: Tokens, k: Tokens, pattern: Pattern = ALL, not_future: Tensor | None = None) -> Tensor:
     """Return True where query `q` may attend to key `k`; the rule from which every mask is derived.
 
-        q is k  or  same document and (k <= q or same block) and near by the pattern of the layer
+        q is k  or  same document and (k <= q or same block) and near by the pattern of the layer, and no part
+                    between
 
     One document, blocks 0 0 0 for its prompt:     Window 2:          Window 2, 1 sink:  Chunks of 2:
 
@@ -53,13 +57,23 @@ def visible(q: Tokens, k: Tokens, pattern: Pattern = ALL, not_future: Tensor | N
 
     The diagonal is always on, so padding (document -1) sees itself and no row is empty. `not_future` is
     `k.index <= q.index`, for a caller that has it already. Prefix blocks: Raffel et al. 2020 (arXiv
-    1910.10683, figure 4).
+    1910.10683, figure 4). Parts: a key in another part is hidden, and one in none, too, from a part that sees
+    itself alone:
+
+        - 1 . . . .      parts - 0 0 1 -         - 1 . . . .      parts - -2 -2 -3 -
+        0 1 1 . . .                             -2 . 1 . . .
+        0 1 1 1 . .                             -2 . 1 1 . .
+        1 1 . . 1 .                             -3 . . . 1 .
+        - 1 1 1 1 1                              - 1 1 1 1 1
     """
     if not_future is None:
         not_future = k.index <= q.index
     same_document = (q.document == k.document) & (k.document >= 0)
     same_block = (q.block == k.block) & (k.block >= 0)
     seen = same_document & (not_future | same_block)
+    if q.part is not None:
+        sees_all, is_open = q.part == NO_PART, (k.part == NO_PART) & (q.part > NO_PART)
+        seen = seen & (sees_all | is_open | (q.part == k.part))
     if pattern != ALL:
         seen = seen & pattern.is_near(q.position, k.position)
     return seen | (q.index == k.index)
@@ -81,19 +95,22 @@ def dense_mask(causal: Tensor, layout: Layout, pattern: Pattern = ALL) -> Tensor
     return visible(q, k, pattern, causal[:length, :length])
 
 
-def cached_mask(query: Layout, key: Layout, pattern: Pattern = ALL) -> Tensor:
+def cached_mask(
+    query: Layout, key: Layout, pattern: Pattern = ALL, index: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Return the bool mask (B, Tq, Tk) of new tokens over cached keys, where a row is one document.
 
-    A token's index is its position there. The caller gives a padding query the position of a real key, so
-    that no row of the mask is empty.
+    A token's index is its position there, unless parts share positions and `index` (B, Tq), (B, Tk) is given.
+    The caller gives a padding query the index of a key, so that no row of the mask is empty.
     """
-    return visible(*_pairs(query, key, (query.position_ids, key.position_ids)), pattern)
+    index = index or (query.position_ids, key.position_ids)
+    return visible(*_pairs(query, key, index), pattern)
 
 
 def _pairs(query: Layout, key: Layout, index: tuple[Tensor, Tensor]) -> tuple[Tokens, Tokens]:
     """Return queries (B, Tq, 1) and keys (B, 1, Tk), which broadcast to all pairs of them."""
-    q = Tokens(index[0][..., None], *(ids[..., None] for ids in query))
-    k = Tokens(index[1][..., None, :], *(ids[:, None] for ids in key))
+    q = Tokens(index[0][..., None], *(ids if ids is None else ids[..., None] for ids in query))
+    k = Tokens(index[1][..., None, :], *(ids if ids is None else ids[:, None] for ids in key))
     return q, k
 
 
@@ -109,9 +126,9 @@ def causal_layout(batch: int, length: int, device: torch.device | str | None = N
     return Layout(torch.zeros_like(positions), positions, torch.full_like(positions, CAUSAL))
 
 
-def causal_step(lengths: Tensor) -> Layout:
-    """Return the layout (B, 1) of one causal token at the end of rows of these lengths (B,)."""
-    positions = lengths[:, None]
+def causal_step(ends: Tensor) -> Layout:
+    """Return the layout (B, 1) of one causal token at these positions (B,), at the end of rows."""
+    positions = ends[:, None]
     return Layout(torch.zeros_like(positions), positions, torch.full_like(positions, CAUSAL))
 
 
@@ -120,57 +137,32 @@ def is_plain_causal(layout: Layout) -> bool:
     documents = layout.document_ids
     is_one_document = (documents == documents[:, :1]) | (documents < 0)
     right_padded = (documents[:, 1:] < 0) | (documents[:, :-1] >= 0)
-    return bool((is_one_document & (layout.block_ids < 0)).all() and right_padded.all())
+    has_parts = layout.part_ids is not None
+    return not has_parts and bool((is_one_document & (layout.block_ids < 0)).all() and right_padded.all())
 
 
 def check_layout(layout: Layout) -> None:
-    """Raise `ValueError` unless every block is one contiguous run of tokens inside one document."""
-    documents, _, blocks = layout
-    if bool(((blocks >= 0) & (documents < 0)).any()):
-        raise ValueError("a token of padding has a block; expected -1")
+    """Raise `ValueError` unless every block and part is one run of a document, and each block of a part."""
+    documents, _, blocks, parts = layout
+    _check_whole("block", blocks, "document", documents)
+    if parts is not None:
+        _check_whole("part", parts, "document", documents)
+        _check_whole("block", blocks, "part", parts)
 
-    # A block opens where the token before is of another block or document; one that opens twice is torn.
-    opens = blocks >= 0
-    opens[:, 1:] &= (blocks[:, 1:] != blocks[:, :-1]) | (documents[:, 1:] != documents[:, :-1])
+
+def _check_whole(name: str, ids: Tensor, place: str, places: Tensor) -> None:
+    """Raise `ValueError` unless every id but -1 is one contiguous run of tokens inside one place."""
+    opens = ids != CAUSAL
+    if place == "document" and bool((opens & (places < 0)).any()):
+        raise ValueError(f"a token of padding has a {name}; expected -1")
+
+    # One opens where the token before is of another one or place; one that opens twice is torn.
+    opens[:, 1:] &= (ids[:, 1:] != ids[:, :-1]) | (places[:, 1:] != places[:, :-1])
     rows, starts = opens.nonzero(as_tuple=True)
-    pairs, counts = torch.stack((rows, blocks[rows, starts])).unique(dim=1, return_counts=True)
+    pairs, counts = torch.stack((rows, ids[rows, starts])).unique(dim=1, return_counts=True)
     if (counts > 1).any():
-        row, block = pairs[:, counts > 1][:, 0].tolist()
-        raise ValueError(
-            f"block {block} of row {row} is not one contiguous run of tokens inside one document"
-        )
-
-
-def prompt_blocks(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
-    """Return the block id (n,) of every token of one conversation under a strategy.
-
-    `answers` (n,) bool marks answer tokens with their end marker, `starts` (n,) bool the first token of every
-    message that is not an answer. Raises `UserError` for an unknown name.
-    """
-    strategy, is_answer = strategy_named(prompt_mask), answers.numpy()
-
-    # A message opens where `starts` says so, and where an answer begins or ends.
-    opens = starts.numpy().copy()
-    opens[:1] = True
-    opens[1:] |= is_answer[1:] != is_answer[:-1]
-    first = np.flatnonzero(opens)
-    roles = "".join("A" if is_answer[index] else "U" for index in first)
-
-    # The strategy names the block of each message; blocks are renumbered 0, 1, … in order of appearance.
-    blocks = [strategy.block(roles, i) for i in range(len(roles))]
-    numbers = {CAUSAL: CAUSAL}
-    for block in blocks:
-        numbers.setdefault(block, len(numbers) - 1)
-    of_message = np.array([numbers[block] for block in blocks], dtype=np.int64)
-
-    # Every token gets the block of its message.
-    return torch.from_numpy(np.repeat(of_message, np.diff(first, append=len(opens))))
-
-
-def blocks_before_answer(prompt_mask: str, answers: Tensor, starts: Tensor) -> Tensor:
-    """Return the block ids (n,) of a prompt whose answer is still to come, the same as training gave it."""
-    answer = answers.new_ones(1)
-    return prompt_blocks(prompt_mask, torch.cat((answers, answer)), torch.cat((starts, ~answer)))[:-1]
+        row, number = pairs[:, counts > 1][:, 0].tolist()
+        raise ValueError(f"{name} {number} of row {row} is not one contiguous run of tokens in one {place}")
 
 
 def is_readable(block_ids: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from model.generator import Generator, Prompt, RunningBatch, reusable
+from model.generator import Generator, Prompt, RunningBatch
 from model.kv_cache import KVCache
 from model.sampling import Answer
+from model.session import reusable
 
 MOST_ENTRIES = 64
 

@@ -11,6 +11,7 @@ from model.config import ModelConfig
 from model.kv_cache import KVCache, slot_layout
 from model.masks import Layout
 from model.pattern import ALL, Pattern
+from model.strategies import strategy_named
 
 UNDO_TOKENS = 64
 """tokens kept beyond the window, so that as many may be taken back"""
@@ -23,18 +24,21 @@ class Ring(NamedTuple):
     length: int
 
 
-def slots_of(positions: Tensor | int, ring: Ring | None) -> Tensor | int:
-    """Return the slots of tokens at these positions; without a ring, none is taken twice."""
+def slots_of(index: Tensor | int, ring: Ring | None) -> Tensor | int:
+    """Return the slots of tokens by their index in a row; without a ring, none is taken twice."""
     if ring is None:
-        return positions
-    behind = (positions - ring.sinks) * (positions >= ring.sinks)
-    return positions - behind + behind % ring.length
+        return index
+    behind = (index - ring.sinks) * (index >= ring.sinks)
+    return index - behind + behind % ring.length
 
 
 def new_cache(config: ModelConfig, batch: int, dtype: torch.dtype, device: torch.device | str) -> KVCache:
-    """Return an empty cache for `batch` rows, which rolls in layers that see no farther than a window."""
+    """Return an empty cache for `batch` rows, which rolls in layers that see no farther than a window.
+
+    Where passages share positions, a window holds any number of tokens, and all are kept.
+    """
     patterns = {pattern.within(config.max_position_embeddings) for pattern in config.layer_patterns}
-    if patterns == {ALL}:
+    if patterns == {ALL} or strategy_named(config.prompt_mask).passages != "open":
         return KVCache(config, batch, dtype, device)
     return (RollingKVCache if len(patterns) == 1 else MixedKVCache)(config, batch, dtype, device)
 
@@ -70,14 +74,29 @@ class RollingKVCache(KVCache):
         has room for are overwritten"""
 
     def extend(self, layout: Layout) -> None:
-        """Make room for tokens at the end of each row, as a cache that keeps every token does."""
+        """Make room for tokens at the end of each row, as a cache that keeps every token does.
+
+        Raises `ValueError` for parts, too, which may share positions.
+        """
+        if layout.part_ids is not None:
+            raise ValueError(
+                "a rolling cache holds no parts; expected one of a model whose prompt mask has them"
+            )
         self._one_token = layout.position_ids.shape[1] == 1
         places = (self.positions[:, : self.slots], self.block_ids[:, : self.slots])
         old = None if self._one_token else slot_layout(*(x.clone() for x in places))
         super().extend(layout)
         self._keys = slot_layout(*places)
         if not self._one_token:
-            self._keys = Layout(*(torch.cat(fields, dim=1) for fields in zip(old, layout, strict=True)))
+            self._keys = Layout(*(torch.cat(each, dim=1) for each in zip(old[:3], layout[:3], strict=True)))
+
+    def keys_in(self, pattern: Pattern) -> Layout:
+        """Return the layout (B, Tk) of the keys that `update` returns."""
+        return self._keys
+
+    def index_in(self, pattern: Pattern) -> Tensor:
+        """Return the index (B, Tk) of these keys in their row, which is their position."""
+        return self._keys.position_ids
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, Hkv, T, D) of new tokens; return those to attend to (B, Hkv, Tk, D)."""
@@ -109,18 +128,21 @@ class RollingKVCache(KVCache):
     def select(self, rows: list[int]) -> None:
         """Keep only the given rows, in the given order; a row may be given more than once."""
         super().select(rows)
-        self._longest = self._longest[self._index(rows)]
+        self._longest = self._longest[self._index_of(rows)]
 
     def _make_room(self, used: int) -> None:
         """Do nothing: all slots are there from the start."""
 
-    def _slots_of(self, positions: Tensor | int) -> Tensor | int:
-        return slots_of(positions, self.ring)
+    def _slot_index(self) -> Tensor:
+        return self.positions
 
-    def _choose_slots(self, positions: Tensor, real: Tensor) -> None:
+    def _slots_of(self, index: Tensor | int) -> Tensor | int:
+        return slots_of(index, self.ring)
+
+    def _choose_slots(self, index: Tensor, real: Tensor) -> None:
         """Decide where tokens are stored; one whose slot a later one of the same call takes is not."""
-        stays = (positions >= self.lengths[:, None] - self.ring.length) | (positions < self.ring.sinks)
-        super()._choose_slots(positions, real & stays)
+        stays = (index >= self.lengths[:, None] - self.ring.length) | (index < self.ring.sinks)
+        super()._choose_slots(index, real & stays)
 
     def _tensors(self) -> list[Tensor]:
         return [*super()._tensors(), self._longest]
@@ -136,6 +158,7 @@ class MixedKVCache(KVCache):
 
     parts: tuple[KVCache, ...] = ()
     lengths = property(lambda self: self.parts[0].lengths)
+    ends = property(lambda self: self.parts[0].ends)
     used = property(lambda self: self.parts[0].used)
     extend, reserve, truncate = _in_both("extend"), _in_both("reserve"), _in_both("truncate")
     can_truncate, select = _in_both("can_truncate"), _in_both("select")
@@ -153,6 +176,10 @@ class MixedKVCache(KVCache):
     def keys_in(self, pattern: Pattern) -> Layout:
         """Return the layout of the keys in layers of a pattern."""
         return self.parts[part_of(pattern, 2)].keys_in(pattern)
+
+    def index_in(self, pattern: Pattern) -> Tensor:
+        """Return the index of these keys."""
+        return self.parts[part_of(pattern, 2)].index_in(pattern)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values of new tokens in the cache of a layer; return those to attend to."""

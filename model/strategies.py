@@ -18,6 +18,8 @@ from model.errors import UserError, brief
 
 CAUSAL = -1
 """The block of tokens that see only what comes before them."""
+NO_PART = -1
+"""The part of tokens that are in no passage which others do not see."""
 
 
 def causal(roles: str, i: int) -> int:
@@ -40,6 +42,16 @@ def history(roles: str, i: int) -> int:
     return 0 if i < roles.rfind("A") else CAUSAL
 
 
+def sets(roles: str, i: int) -> int:
+    """. . . . . . . . . .  none; passages marked in a prompt do not see each other."""
+    return CAUSAL
+
+
+def isolated(roles: str, i: int) -> int:
+    """. . . . . . . . . .  none; a marked passage sees itself alone (Sun et al. 2024, arXiv 2409.15355)."""
+    return CAUSAL
+
+
 @dataclass(frozen=True)
 class Strategy:
     """A prompt mask, and what follows from its blocks."""
@@ -52,6 +64,9 @@ class Strategy:
     text_losses: tuple[str, ...] = ()
     """the same in pretraining texts, which are a message (the prefix) and an answer (the rest); empty = not
     for texts"""
+    passages: Literal["open", "set", "isolated"] = "open"
+    """what marked passages of a prompt see: what any token does; all that but other passages, with which they
+    share positions; themselves alone, from position 0 on"""
     survives_turns: bool = True
     """whether keys and values computed so far stay valid when a turn is added: no block grows or ends"""
 
@@ -73,6 +88,8 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(prefix, ("answers", "last"), ("suffix",)),
         Strategy(segment, ("answers", "last")),
         Strategy(history, ("last",), survives_turns=False),
+        Strategy(sets, ("answers", "last"), passages="set"),
+        Strategy(isolated, ("answers", "last"), passages="isolated"),
     )
 }
 PromptMask = Literal[tuple(STRATEGIES)]

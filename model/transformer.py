@@ -174,21 +174,26 @@ class Decoder(nn.Module):
 
     def _cached_visibilities(self, layout: Layout, cache: KVCache) -> list[Visibility]:
         """Return the mask of each layer for the tokens that a cache was just extended by, over its keys."""
-        is_step = layout.position_ids.shape[1] == 1 and bool((cache.lengths == cache.used).all())
+        is_one = layout.position_ids.shape[1] == 1 and layout.part_ids is None
+        is_step = is_one and bool((cache.lengths == cache.used).all())
 
         def form(pattern: Pattern) -> Visibility:
             if is_step and pattern == ALL:  # one token after every key: it sees them all
                 return Visibility()
-            # A padding query gets the position of the last key of its row, so that it sees one.
-            last, real = cache.lengths[:, None] - 1, layout.document_ids >= 0
-            queries = layout._replace(position_ids=torch.where(real, layout.position_ids, last))
-            return self.seen_in(queries, cache.keys_in(pattern), pattern)
+            # New tokens are the last of their row; a padding query gets the index of the last key there, so
+            # that it sees one.
+            real = layout.document_ids >= 0
+            first, last = (cache.lengths - real.sum(1))[:, None], cache.lengths[:, None] - 1
+            index = torch.where(real, first + torch.arange(real.shape[1], device=real.device), last)
+            return self.seen_in(layout, cache.keys_in(pattern), pattern, (index, cache.index_in(pattern)))
 
         return self.each_layer(form)
 
-    def seen_in(self, queries: Layout, keys: Layout, pattern: Pattern) -> Visibility:
-        """Return which keys of a cache new tokens see in layers of a pattern."""
-        return Visibility(cached_mask(queries, keys, pattern)[:, None])
+    def seen_in(
+        self, queries: Layout, keys: Layout, pattern: Pattern, index: tuple[Tensor, Tensor] | None = None
+    ) -> Visibility:
+        """Return which keys of a cache new tokens see in layers of a pattern; `index` as in `cached_mask`."""
+        return Visibility(cached_mask(queries, keys, pattern, index)[:, None])
 
     def new_cache(self, batch: int) -> KVCache:
         """Return an empty cache for `batch` rows."""
@@ -257,7 +262,7 @@ class LanguageModel(nn.Module):
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Feed one causal token per row (B, 1) to a cache; return the logits (B, V) of what comes next."""
-        return self.logits(self.model(tokens, causal_step(cache.lengths), cache)[:, 0])
+        return self.logits(self.model(tokens, causal_step(cache.ends), cache)[:, 0])
 
     def num_parameters(self) -> int:
         """Count parameters, tied ones once, even if `lm_head` is a copy in another dtype (served models)."""

@@ -1,4 +1,4 @@
-"""Draw the masks of all strategies over a short chat: the picture of the README."""
+"""Draw the masks of all strategies over a short chat, the picture of the README, and over passages."""
 
 import sys
 
@@ -19,6 +19,8 @@ class DrawMasksSettings:
 
     out: str = "docs/masks.png"
     """file to write"""
+    passages: str = "docs/passages.png"
+    """file of the masks that know passages"""
     page: str | None = None
     """page in Markdown whose pictures of masks are drawn anew as well, such as docs/masks.md"""
 
@@ -26,11 +28,14 @@ class DrawMasksSettings:
 def main() -> None:
     """Draw the picture."""
     settings = parse(DrawMasksSettings, "Draw the masks of all strategies over a short chat.")
-    from eval.plots import check_picture, save_masks, strategy_panels
+    from eval.plots import check_picture, passage_panels, save_masks, strategy_panels
 
-    check_picture(settings.out)
-    save_masks(settings.out, *strategy_panels())
-    print(f"{printable(settings.out)} is drawn")
+    pictures = {settings.out: strategy_panels, settings.passages: passage_panels}
+    for file in pictures:
+        check_picture(file)
+    for file, panels in pictures.items():
+        save_masks(file, *panels())
+        print(f"{printable(file)} is drawn")
     if settings.page:
         from eval.mask_page import redrawn
         from model.files import write_text

@@ -1,8 +1,10 @@
 """What several test files build on: tiny float64 models, layouts drawn by hand, the order of files."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forced_units import CHOICE, force_units
@@ -10,11 +12,14 @@ from forced_units import CHOICE, force_units
 from model import strategies
 from model.architectures import model_of
 from model.config import ModelConfig, from_preset
+from model.layouts import document_layout
 from model.masks import Layout
+from model.prompt import Prompt, prompt_under
 from model.transformer import LanguageModel
 
 STRATEGIES = tuple(strategies.STRATEGIES)
-WITH_BLOCKS = tuple(name for name in STRATEGIES if name != "causal")
+WITH_BLOCKS = tuple(name for name, each in strategies.STRATEGIES.items() if "0" in each.drawing)
+WITH_PASSAGES = tuple(name for name, each in strategies.STRATEGIES.items() if each.passages != "open")
 FOR_TEXTS = tuple(name for name in STRATEGIES if strategies.STRATEGIES[name].text_losses)
 LONGEST = ("test_quickstart", "test_scale", "test_grid", "test_stopping", "test_loop", "test_exact_resume")
 LONGEST += ("test_bench", "test_judging", "test_chat", "test_bad_input", "test_terminal")
@@ -61,14 +66,10 @@ def windowed(
     }
 
 
-def one_document(block_ids: torch.Tensor, batch: int = 1) -> Layout:
-    """The layout (batch, n) of rows that hold one document with these blocks (n,)."""
-    n = len(block_ids)
-    return Layout(
-        torch.zeros(batch, n, dtype=torch.long),
-        torch.arange(n).expand(batch, n),
-        block_ids.expand(batch, n),
-    )
+def one_document(block_ids: torch.Tensor, batch: int = 1, parts: torch.Tensor | None = None) -> Layout:
+    """The layout (batch, n) of rows that hold one document with these blocks and parts (n,)."""
+    layout = document_layout(block_ids, None if parts is None else parts.numpy())
+    return Layout(*(ids if ids is None else ids.expand(batch, -1) for ids in layout))
 
 
 def turns(drawing: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,6 +78,18 @@ def turns(drawing: str) -> tuple[torch.Tensor, torch.Tensor]:
     answers = torch.tensor([letter in "Aa" for letter in letters])
     starts = torch.tensor([letter.isupper() and letter != "A" for letter in letters])
     return answers, starts
+
+
+def passages_in(drawing: str) -> np.ndarray:
+    """The passage (n,) of each token of a conversation in letters, `Uu Ppp Pp u`: a capital P begins one."""
+    letters = drawing.replace(" ", "")
+    numbers = np.cumsum([letter == "P" for letter in letters]) - 1
+    return np.where([letter in "Pp" for letter in letters], numbers, -1)
+
+
+def drawn_prompt(strategy: str, drawing: str, ids: Sequence[int]) -> Prompt:
+    """The prompt of a conversation in letters under a strategy."""
+    return prompt_under(strategy, tuple(ids), *turns(drawing), passages_in(drawing))
 
 
 @pytest.fixture(autouse=True)

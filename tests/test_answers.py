@@ -12,7 +12,8 @@ from eval import answers
 from eval.answers import Prediction, answer_questions, read_prediction
 from eval.chat import TextSampling
 from eval.questions import parse_question
-from model.masks import Layout, causal_layout, prompt_blocks
+from model.layouts import prompt_blocks
+from model.masks import Layout, causal_layout
 from tests.serving import chat_question, saying_model, served_model, small_tokenizer
 
 SHORT = TextSampling(max_new_tokens=6)
@@ -95,7 +96,7 @@ def answer_score(served, question, text: str) -> float:
     rendered = render([*question.messages, Message("assistant", text)], served.tokenizer)
     ids = torch.from_numpy(rendered.ids.astype("int64"))[None]
     marks = (torch.from_numpy(bits) for bits in (rendered.targets, rendered.starts))
-    documents, positions, _ = causal_layout(*ids.shape)
+    documents, positions, *_ = causal_layout(*ids.shape)
     layout = Layout(documents, positions, prompt_blocks(served.prompt_mask, *marks)[None])
     with torch.no_grad():
         table = served.model(ids, layout)[0].log_softmax(-1)

@@ -18,8 +18,9 @@ from dataset.preparation import PreparationSettings, write_store
 from dataset.prompts import prompt_of
 from dataset.token_store import Part, StoreWriter, TokenStore
 from model.errors import UserError
+from model.layouts import prompt_blocks
 from model.loss import NO_TARGET
-from model.masks import prompt_blocks, visible_mask
+from model.masks import visible_mask
 from tests.conftest import STRATEGIES, turns
 from tests.drawn_stores import TOKENIZER, codes_of, drawn, stream_of, write
 
@@ -61,7 +62,7 @@ def test_a_packed_row_of_two_chats_is_as_drawn(tmp_path, prompt_mask, supervise,
     assert batch.position_ids[0].tolist() == [*range(11), *range(4), 0]
     assert drawn(batch.block_ids[0], -1) == " ".join(BLOCKS[prompt_mask].split())
     assert drawn(batch.labels[0], NO_TARGET) == " ".join(LABELS[labels].split())
-    assert all(field.dtype == torch.int64 and field.shape == (1, 16) for field in batch)
+    assert all(field.dtype == torch.int64 and field.shape == (1, 16) for field in batch.tensors)
     assert (batch.num_real, batch.num_targets) == (15, len(LABELS[labels].replace(".", "").split()))
 
 

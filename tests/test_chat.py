@@ -19,7 +19,7 @@ from model import strategies
 from model.errors import UserError
 from model.generator import Prompt, Request
 from model.masks import causal_mask
-from tests.conftest import STRATEGIES
+from tests.conftest import STRATEGIES, one_document
 from tests.serving import TEXTS, saying_model, served_model, small_tokenizer
 
 SHORT = TextSampling(max_new_tokens=8)
@@ -49,7 +49,9 @@ def test_every_turn_gets_what_a_fresh_prefill_of_the_conversation_gives(strategy
         say(session, question)
         assert session.turns[-1].answer_ids == fresh_answer(session, before, question)
         blocks = fresh_prompt(session, before, question).block_ids
-        assert session.layout()[1][: len(blocks)].tolist() == [*blocks], "what /mask draws is what was asked"
+        assert session.layout()[1].block_ids[0, : len(blocks)].tolist() == [*blocks], (
+            "what /mask draws is what was asked"
+        )
 
 
 def test_turns_after_undo_retry_and_a_new_system_message_get_what_a_fresh_prefill_gives():
@@ -239,8 +241,12 @@ def test_text_drawings_keep_columns_straight_under_wide_characters():
     assert wide.split("\n")[1:3] == ["a  1..   1..", "b  11.   11."]
     narrow = draw_masks({"one": triangle, "two": triangle}, ["a", "b", "c"], 10)
     assert narrow.count("a  1 . .") == 2 and "two\n" in narrow
-    assert describe_blocks(torch.tensor([0, 0, 1, -1, -1])) == "0-1 in block 0, 2-2 in block 1, 3-4 causal"
-    assert describe_blocks(torch.tensor([])) == ""
+    blocks = torch.tensor([0, 0, 1, -1, -1])
+    assert describe_blocks(one_document(blocks)) == "0-1 in block 0, 2-2 in block 1, 3-4 causal"
+    assert describe_blocks(one_document(torch.tensor([], dtype=torch.long))) == ""
+    parts = one_document(torch.full((6,), -1), parts=torch.tensor([-1, 0, 0, 1, -3, -1]))
+    named = "0-0 causal, 1-2 passage 0, 3-3 passage 1, 4-4 passage 1 by itself, 5-5 causal"
+    assert describe_blocks(parts) == named
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

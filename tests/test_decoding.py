@@ -8,7 +8,7 @@ from conftest import STRATEGIES, tiny_model, windowed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import served_model
-from test_generation_laws import models, prompts
+from test_generation_laws import models, prompts, under
 from torch._dynamo.testing import CompileCounter
 
 from eval import served_model as serving_module
@@ -55,7 +55,7 @@ def always(model: LanguageModel, *regimes: bool) -> Steps:
 @settings(max_examples=12, deadline=None)
 @given(st.data(), models, st.sampled_from(STRATEGIES))
 def test_steps_over_all_slots_give_the_logits_of_the_model_as_it_is_written(data, model, strategy):
-    rows = data.draw(st.lists(prompts(strategy), min_size=1, max_size=4))
+    model, rows = under(model, strategy), data.draw(st.lists(prompts(strategy), min_size=1, max_size=4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", not_compiled)
         generators = [Generator(model, [], step=steps) for steps in (Steps(model), always(model))]

@@ -23,9 +23,10 @@ from eval.plots import draw_mask
 from model import strategies
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import from_preset
-from model.masks import prompt_blocks, visible_mask
+from model.layouts import conversation_layout, prompt_blocks
+from model.masks import draw_text, visible_mask
 from model.transformer import LanguageModel
-from tests.conftest import one_document, turns
+from tests.conftest import one_document, passages_in, turns
 from tests.minimind import save_minimind
 from tests.pages import (
     CODE,
@@ -133,6 +134,17 @@ def test_the_drawings_of_the_tutorial_are_those_of_the_code():
         text = draw_mask(visible_mask(layout)[0], list("SUUAAUA"))
         assert [row.strip() for row in rows] == text.splitlines(), name
     assert list(drawn) == ["causal", "prefix", "segment", "history"]
+
+
+def test_the_drawings_of_passages_are_those_of_the_code():
+    [block] = blocks(DOCS / "prompt_mask.md", "text")
+    names, _, *rows = block.splitlines()
+    for half, name in enumerate(names.split()):
+        layout = conversation_layout(name, *turns("U Pp P u"), passages_in("U Pp P u"))
+        masks = draw_text(visible_mask(layout)[0]).splitlines()
+        places = zip(layout.part_ids[0].tolist(), layout.position_ids[0].tolist(), masks, strict=True)
+        for row, (part, position, seen) in zip(rows, places, strict=True):
+            assert row.split()[7 * half : 7 * half + 7] == [str(part), str(position), *seen.split()]
 
 
 def test_messages_of_the_page_on_troubles_are_those_of_the_code():

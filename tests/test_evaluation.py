@@ -16,7 +16,8 @@ from eval.evaluation import store_likelihood
 from eval.served_model import open_model
 from eval.serving_settings import EvaluationSettings
 from model.errors import UserError
-from model.masks import Layout, causal_layout, prompt_blocks
+from model.layouts import prompt_blocks
+from model.masks import Layout, causal_layout
 from tests.serving import chat_question, save_model, served_model, small_tokenizer, write_lines
 
 
@@ -46,7 +47,7 @@ def test_the_loss_of_a_store_is_that_of_its_conversations_one_by_one(strategy, s
     for n in range(len(store)):
         ids = torch.from_numpy(store[n].ids.astype("int64"))[None]
         marks = (torch.from_numpy(bits) for bits in (store[n].targets, store[n].starts))
-        documents, positions, _ = causal_layout(*ids.shape)
+        documents, positions, *_ = causal_layout(*ids.shape)
         layout = Layout(documents, positions, prompt_blocks(strategy, *marks)[None])
         with torch.no_grad():
             log_probabilities = served.model(ids, layout)[0].log_softmax(-1)

@@ -1,17 +1,21 @@
 """Property tests: whatever the model, masks, lengths, cuts and turns, the cache changes no logit."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from eval.answers import score, score_pairs
 from model.config import ARCHITECTURES, WITH_ENCODER
 from model.decoding import next_logits
-from model.generator import Generator, Prompt, Request, Session
-from model.masks import blocks_before_answer, last_visible
+from model.generator import Generator, Prompt, Request
+from model.masks import Layout, last_visible
 from model.sampling import Sampling
-from tests.conftest import STRATEGIES, WITH_BLOCKS, one_document, tiny_model, turns, windowed
+from model.session import Session
+from tests.conftest import STRATEGIES, WITH_BLOCKS, WITH_PASSAGES, drawn_prompt, tiny_model, windowed
 
 models = st.builds(
     lambda family, heads, window, slides, both_sides, highway, others: tiny_model(
@@ -46,10 +50,25 @@ def draw(system: int, rounds, question: int) -> str:
 
 @st.composite
 def prompts(draw_value, strategy: str) -> Prompt:
-    drawing = draw(*draw_value(drawings))
-    blocks = blocks_before_answer(strategy, *turns(drawing)).tolist()
-    ids = draw_value(st.lists(st.integers(0, 96), min_size=len(blocks), max_size=len(blocks)))
-    return Prompt(tuple(ids), tuple(blocks))
+    drawing = draw_value(marked(draw(*draw_value(drawings)), strategy))
+    n = len(drawing)
+    return drawn_prompt(strategy, drawing, draw_value(st.lists(st.integers(0, 96), min_size=n, max_size=n)))
+
+
+def marked(drawing: str, strategy: str) -> st.SearchStrategy[str]:
+    """A conversation in letters with passages in its questions, where a strategy knows them."""
+    letters = {"u": st.sampled_from("uPp")} if strategy in WITH_PASSAGES else {}
+    return st.tuples(*(letters.get(letter, st.just(letter)) for letter in drawing)).map(
+        lambda drawn: re.sub("(?<![Pp])p", "P", "".join(drawn))
+    )
+
+
+def under(model, strategy: str):
+    """The model, served under a strategy, where it can be."""
+    if strategy in WITH_PASSAGES and model.config.architecture in WITH_ENCODER:
+        reject()
+    model.set_masks(replace(model.config, prompt_mask=strategy))
+    return model
 
 
 def legal_cuts(prompt: Prompt) -> list[int]:
@@ -58,13 +77,16 @@ def legal_cuts(prompt: Prompt) -> list[int]:
 
 
 def full_logits(model, prompt: Prompt) -> torch.Tensor:
+    positions, parts = (torch.tensor([each]) for each in zip(*prompt.placed(), strict=True))
+    layout = Layout(torch.zeros_like(parts), positions, torch.tensor([prompt.block_ids]), parts)
     with torch.no_grad():
-        return model(torch.tensor([prompt.ids]), one_document(torch.tensor(prompt.block_ids)))[0]
+        return model(torch.tensor([prompt.ids]), layout)[0]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data(), models, st.sampled_from(STRATEGIES))
 def test_batches_in_random_legal_parts_give_the_logits_of_the_full_forward(data, model, strategy):
+    model = under(model, strategy)
     rows = data.draw(st.lists(prompts(strategy), min_size=1, max_size=4))
     cuts = [sorted(data.draw(st.sets(st.sampled_from(legal_cuts(row) or [0])))) for row in rows]
     edges = [[0, *cut, len(row.ids)] for cut, row in zip(cuts, rows, strict=True)]
@@ -224,6 +246,7 @@ def test_a_cut_is_judged_by_a_block_that_no_window_shows():
 @settings(max_examples=30, deadline=None)
 @given(st.data(), models, st.sampled_from(WITH_BLOCKS))
 def test_any_cut_inside_a_block_raises_and_names_the_block(data, model, strategy):
+    model = under(model, strategy)
     prompt = data.draw(prompts(strategy))
     illegal = sorted(set(range(1, len(prompt.ids))) - set(legal_cuts(prompt)))
     if not illegal:
@@ -239,28 +262,30 @@ def test_any_cut_inside_a_block_raises_and_names_the_block(data, model, strategy
 @settings(max_examples=25, deadline=None)
 @given(st.data(), models, st.sampled_from(STRATEGIES))
 def test_turns_undone_and_asked_again_are_answered_as_from_a_fresh_start(data, model, strategy):
+    model = under(model, strategy)
     generator = Generator(model, stop_ids=range(8))
     session = Session(generator)
-    history: list[tuple[list[int], list[int]]] = []
+    history: list[tuple[str, list[int], list[int]]] = []
     for _ in range(data.draw(st.integers(1, 5))):
         for _ in range(data.draw(st.integers(0, len(history)))):
             history.pop()
         question = data.draw(st.lists(st.integers(0, 96), min_size=1, max_size=7))
-        drawing = "".join("U" + "u" * (len(q) - 1) + "A" * bool(a) + "a" * (len(a) - 1) for q, a in history)
-        blocks = blocks_before_answer(strategy, *turns(drawing + "U" + "u" * (len(question) - 1)))
-        ids = [i for pair in history for part in pair for i in part] + question
-        request = Request(Prompt(tuple(ids), tuple(blocks.tolist())), Sampling(max_new_tokens=5))
+        asked = data.draw(marked("U" + "u" * (len(question) - 1), strategy))
+        drawing = "".join(q + "A" * bool(a) + "a" * (len(a) - 1) for q, _, a in history)
+        ids = [i for _, *pair in history for part in pair for i in part] + question
+        request = Request(drawn_prompt(strategy, drawing + asked, ids), Sampling(max_new_tokens=5))
         reply = session.reply(request)
         wanted = data.draw(st.integers(1, 6))  # Ctrl-C after as many
         answer = [token for token, _ in zip(reply, range(wanted), strict=False)]
         reply.close()
         assert tuple(answer) == generator.generate([request])[0].ids[:wanted]
-        history.append((question, answer))
+        history.append((asked, question, answer))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.data(), models, st.sampled_from(STRATEGIES), st.integers(1, 5), st.sampled_from([0.0, 1.0]))
 def test_the_queue_answers_every_request_as_if_it_were_alone(data, model, strategy, batch_size, temperature):
+    model = under(model, strategy)
     generator = Generator(model, stop_ids=range(30))
     requests = [
         Request(prompt, Sampling(data.draw(st.integers(0, 8)), temperature, seed=n, log_probabilities=True))
@@ -276,6 +301,7 @@ def test_the_queue_answers_every_request_as_if_it_were_alone(data, model, strate
 @settings(max_examples=25, deadline=None)
 @given(st.data(), models, st.sampled_from(STRATEGIES), st.integers(1, 10))
 def test_chunked_prefill_gives_the_logits_of_the_whole(data, model, strategy, chunk_tokens):
+    model = under(model, strategy)
     rows = data.draw(st.lists(prompts(strategy), min_size=1, max_size=3))
     generator = Generator(model, [], prefill_chunk_tokens=chunk_tokens)
     logits = generator.prefill(generator.model.new_cache(len(rows)), rows)
@@ -286,6 +312,7 @@ def test_chunked_prefill_gives_the_logits_of_the_whole(data, model, strategy, ch
 @settings(max_examples=20, deadline=None)
 @given(st.data(), models, st.sampled_from(STRATEGIES))
 def test_scores_are_the_log_probabilities_of_the_full_forward(data, model, strategy):
+    model = under(model, strategy)
     prompt = data.draw(prompts(strategy))
     continuation = st.lists(st.integers(0, 96), min_size=1, max_size=5)
     continuations = data.draw(st.lists(continuation, min_size=1, max_size=4))
@@ -297,6 +324,7 @@ def test_scores_are_the_log_probabilities_of_the_full_forward(data, model, strat
 @settings(max_examples=20, deadline=None)
 @given(st.data(), models, st.sampled_from(STRATEGIES), st.integers(1, 4))
 def test_scores_in_batches_are_the_log_probabilities_of_the_full_forward(data, model, strategy, batch_size):
+    model = under(model, strategy)
     continuation = st.lists(st.integers(0, 96), min_size=1, max_size=5)
     pairs = data.draw(st.lists(st.tuples(prompts(strategy), continuation), max_size=6))
     scores = dict(score_pairs(Generator(model, []), pairs, batch_size))
@@ -306,6 +334,5 @@ def test_scores_in_batches_are_the_log_probabilities_of_the_full_forward(data, m
 
 
 def full_scores(model, prompt: Prompt, ids: list[int]) -> torch.Tensor:
-    whole = Prompt((*prompt.ids, *ids), (*prompt.block_ids, *(-1 for _ in ids)))
-    table = full_logits(model, whole).log_softmax(-1)
+    table = full_logits(model, prompt.append(ids)).log_softmax(-1)
     return torch.stack([table[len(prompt.ids) - 1 + n, token] for n, token in enumerate(ids)])

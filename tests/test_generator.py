@@ -5,9 +5,11 @@ import torch
 
 from model import strategies
 from model.errors import UserError
-from model.generator import Generator, Prompt, Request, Session
-from model.masks import Layout, blocks_before_answer, last_visible, prompt_blocks
+from model.generator import Generator, Prompt, Request
+from model.layouts import blocks_before_answer, prompt_blocks
+from model.masks import Layout, last_visible
 from model.sampling import Sampling, probabilities
+from model.session import Session
 from tests.conftest import STRATEGIES, WITH_BLOCKS, one_document, tiny_model, turns, windowed
 
 CONVERSATION = "Sss Uuuu Aaa Uuu Aaa Uu"

@@ -1,14 +1,15 @@
 """The rule against pictures drawn by hand, and against a second form of it written out in loops."""
 
+import numpy as np
 import pytest
 import torch
 
 from model import strategies
 from model.backends import Span, document_spans
 from model.errors import UserError
+from model.layouts import blocks_before_answer, positions_of, prompt_blocks
 from model.masks import (
     Layout,
-    blocks_before_answer,
     cached_mask,
     causal_layout,
     check_layout,
@@ -16,7 +17,6 @@ from model.masks import (
     is_plain_causal,
     is_readable,
     last_visible,
-    prompt_blocks,
     reusable_prefix,
     visible_mask,
 )
@@ -77,7 +77,7 @@ def drawn(picture: str) -> torch.Tensor:
 def by_hand(layout: Layout, pattern: Pattern) -> torch.Tensor:
     """The rule of the design, once more, as loops over single tokens."""
     window, both_sides, sinks, chunk = pattern
-    documents, places, blocks = (ids.tolist() for ids in layout)
+    documents, places, blocks, parts = (ids.tolist() for ids in layout)
     batch, n = len(documents), len(documents[0])
     mask = torch.zeros(batch, n, n, dtype=torch.bool)
     for b in range(batch):
@@ -86,30 +86,44 @@ def by_hand(layout: Layout, pattern: Pattern) -> torch.Tensor:
                 if q == k:
                     mask[b, q, k] = True
                 elif documents[b][k] >= 0 and documents[b][q] == documents[b][k]:
-                    inside = window is None or (abs(q - k) if both_sides else q - k) < window
+                    distance = places[b][q] - places[b][k]
+                    inside = window is None or (abs(distance) if both_sides else distance) < window
                     inside = inside and (chunk is None or places[b][q] // chunk == places[b][k] // chunk)
                     inside = inside or places[b][k] < sinks
                     shared = blocks[b][q] >= 0 and blocks[b][q] == blocks[b][k]
-                    mask[b, q, k] = inside and (k < q or shared)
+                    mine, other = parts[b][q], parts[b][k]
+                    apart = mine != other and (mine < -1 or (mine >= 0 and other != -1))
+                    mask[b, q, k] = inside and (k < q or shared) and not apart
     return mask
 
 
 def random_layout(batch: int, length: int) -> Layout:
-    """Packed rows of random documents with random blocks, and padding on the right."""
+    """Packed rows of random documents with random blocks and parts, and padding on the right."""
     rows = [_random_row(length) for _ in range(batch)]
     return Layout(*(torch.tensor(column) for column in zip(*rows, strict=True)))
 
 
-def _random_row(length: int) -> tuple[list[int], list[int], list[int]]:
-    documents, positions, blocks = [], [], []
+def _random_row(length: int) -> tuple[list[int], list[int], list[int], list[int]]:
+    documents, positions, blocks, parts = [], [], [], []
     while len(documents) < length - 3 and int(torch.randint(5, ())):
         size = min(int(torch.randint(1, 8, ())), length - len(documents))
         cut = int(torch.randint(0, size + 1, ()))
         documents += [max(documents, default=-1) + 1] * size
-        positions += range(size)
         blocks += [max(blocks, default=-1) + 1] * cut + [-1] * (size - cut)
+        parts += [-1] * cut + (mine := _random_parts(size - cut, max(map(abs, parts), default=0) + 2))
+        positions += positions_of(np.array([-1] * cut + mine), size).tolist()
     missing = length - len(documents)
-    return documents + [-1] * missing, positions + [0] * missing, blocks + [-1] * missing
+    none = [-1] * missing
+    return documents + none, positions + [0] * missing, blocks + none, parts + none
+
+
+def _random_parts(count: int, first: int) -> list[int]:
+    """Parts of a set, or isolated ones, or none, in turns of random lengths; numbers grow from `first` on."""
+    parts = []
+    while len(parts) < count:
+        number = (first + len(parts)) * int(torch.randint(-1, 2, ()))
+        parts += [number or -1] * int(torch.randint(1, 4, ()))
+    return parts[:count]
 
 
 @pytest.mark.parametrize("strategy", DRAWINGS)
@@ -230,7 +244,7 @@ def test_the_predicate_equals_the_rule_written_as_loops(window, both_sides, sink
 
 def test_rows_of_later_queries_are_slices_of_the_whole_mask():
     whole = one_document(torch.tensor([0, 0, 0, -1, -1, 1, 1, -1, -1]), batch=2)
-    tail = Layout(*(ids[:, 4:8] for ids in whole))
+    tail = Layout(*(ids[:, 4:8] for ids in whole[:3]))
     for both_sides in (False, True):
         sliced = cached_mask(tail, whole, Pattern(2, both_sides))
         assert torch.equal(sliced, visible_mask(whole, Pattern(2, both_sides))[:, 4:8])
@@ -298,7 +312,7 @@ def test_a_block_in_two_documents_is_refused():
 
 
 def test_plain_causal_means_one_unblocked_document_padded_on_the_right():
-    documents, positions, blocks = causal_layout(1, 6)
+    documents, positions, blocks, _ = causal_layout(1, 6)
     assert is_plain_causal(Layout(documents, positions, blocks))
     right = torch.tensor([[0, 0, 0, 0, -1, -1]])
     assert is_plain_causal(Layout(right, positions, blocks))
@@ -307,6 +321,7 @@ def test_plain_causal_means_one_unblocked_document_padded_on_the_right():
     assert not is_plain_causal(Layout(two_documents, positions % 3, blocks))
     assert not is_plain_causal(Layout(two_documents, positions, blocks))
     assert not is_plain_causal(Layout(documents, positions, torch.where(positions < 2, 0, -1)))
+    assert not is_plain_causal(Layout(documents, positions, blocks, torch.where(positions < 2, 0, -1)))
 
 
 def test_reach_is_the_last_key_that_the_predicate_shows():

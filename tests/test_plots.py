@@ -5,10 +5,10 @@ from matplotlib.image import imread
 
 from eval import plots
 from eval.looks import attention_maps
-from eval.plots import mask_panel, model_panels, save_attention, save_masks, strategy_panels
+from eval.plots import mask_panel, model_panels, passage_panels, save_attention, save_masks, strategy_panels
 from model.config import from_preset
 from model.pattern import Pattern
-from tests.conftest import STRATEGIES, windowed
+from tests.conftest import STRATEGIES, one_document, windowed
 from tests.serving import served_model
 
 
@@ -20,8 +20,13 @@ def pixels_of(path, colour: str) -> int:
 
 def test_the_example_shows_all_strategies_apart():
     panels, labels = strategy_panels()
-    assert [panel.title for panel in panels] == list(STRATEGIES)
-    assert len({panel.mask.numpy().tobytes() for panel in panels}) == len(STRATEGIES)
+    options, names = passage_panels()
+    assert [panel.title for panel in panels + options[1:]] == list(STRATEGIES)
+    assert len({panel.mask.numpy().tobytes() for panel in panels}) == len(panels)
+    assert len({panel.mask.numpy().tobytes() for panel in options}) == 3
+    assert names[9] == "Tea"
+    lines = ["".join("01"[cell] for cell in panel.mask[10].int().tolist()) for panel in options]
+    assert lines == ["1" * 11 + "000", "1111" + "0" * 5 + "11000", "0" * 9 + "11000"]
     assert labels[8:11] == ["[assistant]", "Lima", "[end]"]
     blocks = {panel.title: panel.block_ids[8:11].tolist() for panel in panels}
     by_hand = {"causal": [-1, -1, -1], "prefix": [0, -1, -1], "segment": [1, -1, -1], "history": [0, 0, 0]}
@@ -29,32 +34,34 @@ def test_the_example_shows_all_strategies_apart():
 
 
 def test_cells_of_a_picture_tell_block_and_past_apart():
-    kinds = plots._cell_kinds(mask_panel("prefix", torch.tensor([0, 0, -1])))
+    kinds = plots._cell_kinds(mask_panel("prefix", one_document(torch.tensor([0, 0, -1]))))
     assert kinds.tolist() == [[2, 3, 0], [2, 2, 0], [1, 1, 1]]
-    kinds = plots._cell_kinds(mask_panel("prefix", torch.tensor([0, 0, -1]), Pattern(2)))
+    kinds = plots._cell_kinds(mask_panel("prefix", one_document(torch.tensor([0, 0, -1])), Pattern(2)))
     assert kinds.tolist() == [[2, 3, 0], [2, 2, 0], [0, 1, 1]]
     config = from_preset("tiny", vocab_size=9, **windowed(2, None, both_sides=True))
-    full, sliding = (plots._cell_kinds(p) for p in model_panels("", torch.tensor([0, 0, 0]), config))
+    full, sliding = (
+        plots._cell_kinds(p) for p in model_panels("", one_document(torch.tensor([0, 0, 0])), config)
+    )
     assert full.tolist() == [[2, 3, 3], [2, 2, 3], [2, 2, 2]]
     assert sliding.tolist() == [[2, 3, 0], [2, 2, 3], [0, 2, 2]]
 
 
 def test_a_mixed_model_is_drawn_with_a_panel_for_each_kind_of_layer():
-    blocks = torch.tensor([0, 0, -1])
+    layout = one_document(torch.tensor([0, 0, -1]))
     for windows, titles in (
         ((None, None), ["prefix"]),
         ((2, 2), ["prefix"]),
         ((2, None, 2), ["prefix, full", "prefix, sliding"]),
     ):
-        panels = model_panels("prefix", blocks, from_preset("tiny", vocab_size=9, **windowed(*windows)))
+        panels = model_panels("prefix", layout, from_preset("tiny", vocab_size=9, **windowed(*windows)))
         assert [panel.title for panel in panels] == titles
         assert panels[-1].mask[2, 0] == (2 not in windows) and panels[0].mask[2, 0] == (None in windows)
 
 
 def test_a_mask_becomes_a_file_with_every_colour_of_its_cells(tmp_path):
     prefix, causal = tmp_path / "new" / "prefix.png", tmp_path / "new" / "causal.png"
-    save_masks(prefix, [mask_panel("prefix", torch.tensor([0, 0, 0, -1, -1]))], list("abcde"))
-    save_masks(causal, [mask_panel("causal", torch.full((5,), -1))], list("abcde"))
+    save_masks(prefix, [mask_panel("prefix", one_document(torch.tensor([0, 0, 0, -1, -1])))], list("abcde"))
+    save_masks(causal, [mask_panel("causal", one_document(torch.full((5,), -1)))], list("abcde"))
     in_legend = pixels_of(causal, "own block, later")
     assert in_legend > 0
     assert pixels_of(prefix, "own block, later") > 4 * in_legend

@@ -7,7 +7,7 @@ import torch
 from conftest import STRATEGIES, tiny_model, turns, windowed
 
 from model.generator import Generator, Prompt, Request, RunningBatch
-from model.masks import blocks_before_answer
+from model.layouts import blocks_before_answer
 from model.prefix_cache import PrefixCache, SharingBatch
 from model.sampling import Sampling
 

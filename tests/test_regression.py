@@ -121,3 +121,18 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
 def test_what_cannot_be_drawn_or_built_is_one_line(changes, message):
     with pytest.raises(UserError, match=message):
         replace(SHORT, **changes)
+
+
+def test_no_order_of_the_examples_changes_what_a_set_of_them_predicts(tmp_path):
+    for mask, is_exact in (("causal", False), ("prefix", False), ("sets", True)):
+        settings = replace(SHORT, prompt_mask=mask, num_hidden_layers=2, orders=3, out=str(tmp_path / mask))
+        train_and_save(settings)
+        metrics = json.loads((tmp_path / mask / "items.json").read_text())["tasks"]["regression"]["metrics"]
+        assert len(metrics["negative_order_spread"]) == 50
+        assert (max(map(abs, metrics["negative_order_spread"])) == 0) is is_exact, mask
+
+
+def test_examples_of_a_set_share_a_position_and_the_query_follows():
+    tasks = draw_tasks(generator_of("a test"), 2, replace(SHORT, prompt_mask="sets"))
+    assert tasks.position_ids.tolist() == [[0] * SHORT.examples + [1]] * 2
+    assert tasks.part_ids[0].tolist() == [*range(SHORT.examples), -1]

@@ -12,6 +12,7 @@ import pytest
 
 from dataset.builtin.folder import write_files
 from dataset.builtin.tasks import REASONING, BuildTaskSettings, build_task
+from dataset.messages import read_message
 from eval.questions import load_questions
 from model.errors import UserError
 
@@ -53,6 +54,18 @@ def test_where_options_stand_changes_neither_lists_nor_answers():
     first, last = (build_task(replace(SMALL, options=place)) for place in ("first", "last"))
     for (one, answer), (other, same) in zip(conversations(first), conversations(last), strict=True):
         assert sorted(one.split("\n")) == sorted(other.split("\n")) and answer == same
+
+
+@pytest.mark.parametrize("changes", [{}, {"question_position": "first"}, {"options": "first"}])
+def test_entries_of_a_list_that_are_passages_say_what_the_list_does(changes):
+    plain, marked = (build_task(replace(SMALL, passages=marks, **changes)) for marks in (False, True))
+    for (text, answer), (parts, same) in zip(conversations(plain), conversations(marked), strict=True):
+        message = read_message({"role": "user", "content": parts})
+        entries = [message.content[first:last] for first, last in message.passages]
+        assert ", ".join(entry.removesuffix("\n") for entry in entries) in text and answer == same
+        assert message.content.rstrip() == text.replace(
+            ", ".join(entry[:-1] for entry in entries), "".join(entries)[:-1]
+        )
 
 
 @pytest.mark.parametrize("position", ["last", "first"])
@@ -112,6 +125,7 @@ def test_reasoning_asks_all_kinds_alike_in_short_texts():
     [
         ({"task": "reasoning", "question_position": "first"}, "--question_position first: expected copy or"),
         ({"task": "copy", "options": "first"}, "--options first: expected lookup, as copy has no such form"),
+        ({"task": "copy", "passages": True}, "--passages True: expected lookup, as copy has no such form"),
         ({"train": 0}, "--train: expected at least 1, got 0"),
     ],
 )

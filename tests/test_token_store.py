@@ -198,7 +198,11 @@ def test_a_manifest_of_wrong_values_is_named_as_damaged(prepare, tmp_path, chang
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("ids", 65_535, "an id that its tokenizer has not"), ("codes", 4, "no role"), ("codes", 128, "no role")],
+    [
+        ("ids", 65_535, "an id that its tokenizer has not"),
+        ("codes", 4, "no role"),
+        ("codes", 144, "passage that is an answer"),
+    ],
 )
 def test_tokens_that_nothing_can_read_are_refused(tmp_path, field, value, message):
     """As another program may have written them, with a manifest that agrees."""

@@ -11,8 +11,9 @@ from model.attention import Scoring, Visibility, eager_attention
 from model.backends import BACKENDS, ClassicAttention, attend, blockwise_attention, by_documents, choose
 from model.config import from_preset
 from model.errors import UserError
+from model.layouts import prompt_blocks
 from model.loss import summed_cross_entropy
-from model.masks import Layout, causal_layout, is_readable, prompt_blocks, visible_mask
+from model.masks import Layout, causal_layout, is_readable, visible_mask
 from model.pattern import ALL, Pattern
 from model.transformer import LanguageModel
 from tests.conftest import STRATEGIES, one_document, tiny_model, turns, windowed
@@ -316,7 +317,7 @@ def test_packed_rows_equal_separate_documents(shape):
     for row in range(4):
         for document in range(int(layout.document_ids[row].max()) + 1):
             here = layout.document_ids[row] == document
-            alone = one_document(layout.block_ids[row, here])
+            alone = one_document(layout.block_ids[row, here], parts=layout.part_ids[row, here])
             assert (model(ids[row, here][None], alone)[0] - packed[row, here]).abs().max() < 1e-9
 
 

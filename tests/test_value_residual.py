@@ -9,7 +9,8 @@ from model.config import from_preset
 from model.errors import UserError
 from model.hugging_face import excess_of
 from model.layers import layer_angles, rotate
-from model.masks import causal_layout, prompt_blocks, visible_mask
+from model.layouts import prompt_blocks
+from model.masks import causal_layout, visible_mask
 from tests.conftest import one_document, tiny_model, turns, windowed
 
 

@@ -142,7 +142,9 @@ class Training:
     def _backward(self, batch: Batch, scale: float) -> float:
         """Run all micro-batches and return their nats; only the last one sums gradients over processes."""
         device, total = self.device.accelerator.device, 0.0
-        parts = zip(*(tensor.chunk(self.settings.gradient_accumulation) for tensor in batch), strict=True)
+        parts = zip(
+            *(tensor.chunk(self.settings.gradient_accumulation) for tensor in batch.tensors), strict=True
+        )
         micro_batches = [Batch(*part).to(device) for part in parts]
         for rows in micro_batches:
             is_last = rows is micro_batches[-1]

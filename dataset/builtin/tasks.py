@@ -37,6 +37,8 @@ class BuildTaskSettings:
     """where the question stands; reasoning takes only last, as its texts end with their questions"""
     options: Literal["none", "first", "last"] = "none"
     """a lookup asks for the letter of one of four numbers, which stand before or after list and question"""
+    passages: bool = False
+    """whether entries of a lookup are passages, a line each, which some prompt masks keep from each other"""
     seed: int = 0
     """equal seeds give equal files, byte for byte"""
     train: int = 20_000
@@ -55,8 +57,9 @@ class BuildTaskSettings:
             raise UserError(
                 "--question_position first: expected copy or lookup, as reasoning has no such form"
             )
-        if self.task != "lookup" and self.options != "none":
-            raise UserError(f"--options {self.options}: expected lookup, as {self.task} has no such form")
+        for name, value in (("options", self.options), ("passages", self.passages)):
+            if self.task != "lookup" and value not in ("none", False):
+                raise UserError(f"--{name} {value}: expected lookup, as {self.task} has no such form")
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -163,7 +166,21 @@ def _prompt(text: Text, asked: Asked, settings: BuildTaskSettings) -> dict:
         (text.body, asked.question) if settings.question_position == "last" else (asked.question, text.body)
     )
     parts = (asked.options, *parts) if settings.options == "first" else (*parts, asked.options)
-    return {"role": "user", "content": "\n".join(part for part in parts if part)}
+    parts = [part for part in parts if part]
+    content = "\n".join(parts)
+    if settings.passages:
+        content = [
+            each for part in parts for each in _content_parts(part, part == text.body, part == parts[-1])
+        ]
+    return {"role": "user", "content": content}
+
+
+def _content_parts(text: str, is_list: bool, is_last: bool) -> Iterator[dict]:
+    """Yield what a message says in parts: each entry of a list is a passage, which ends with its line."""
+    if not is_list:
+        yield {"type": "text", "text": text if is_last else f"{text}\n"}
+    for entry in text.split(", ") if is_list else ():
+        yield {"type": "passage", "text": f"{entry}\n"}
 
 
 def _talk(text: Text, settings: BuildTaskSettings) -> dict:

@@ -97,7 +97,7 @@ class Worker:
 
     def seconds(self, batch: Batch) -> float:
         """Return how long a step takes."""
-        self._connection.send([tensor.numpy() for tensor in batch])
+        self._connection.send([tensor.numpy() for tensor in batch.tensors])
         try:
             seconds, self.megabytes = self._connection.recv()
         except EOFError:

@@ -51,7 +51,7 @@ def attention_maps(model: LanguageModel, ids: Tensor, layout: Layout | None = No
     finally:
         model.set_attention(former)
     if model.config.architecture not in WITH_ENCODER:
-        return maps
+        return [each[..., -ids.shape[1] :] for each in maps]  # without memory tokens, which come first
     return _over_rows(maps, model.config, layout or causal_layout(*ids.shape, device=ids.device))
 
 

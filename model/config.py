@@ -106,6 +106,8 @@ class ModelConfig:
     """how rotary positions are spread over a longer context than they were made for; null for as they are"""
     value_residual: bool = False
     """whether later layers mix the values of the first layer into theirs (Zhou et al. 2024)"""
+    memory_tokens: int | None = None
+    """number of keys and values that each layer learns, seen by all tokens through any window; null: none"""
 
     def __post_init__(self) -> None:
         strategy_named(self.prompt_mask)
@@ -176,7 +178,7 @@ class ModelConfig:
             if self.num_encoder_layers is not None:
                 raise UserError(f"num_encoder_layers: architecture {self.architecture} has no encoder")
             return
-        for name in ("sliding_window", "attention_chunk_size", "num_experts"):
+        for name in ("sliding_window", "attention_chunk_size", "num_experts", "memory_tokens"):
             if getattr(self, name) is not None:
                 raise UserError(f"{name}: architecture {self.architecture} has none; leave it out")
         if strategy_named(self.prompt_mask).passages != "open":

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.memory_tokens import with_memory_tokens
 from model.moe import MixtureOfExperts
 from model.pattern import ALL
 from model.rope_scaling import RopeScaling
@@ -99,6 +100,7 @@ def layers_of(config: ModelConfig, form: type[nn.Module]) -> nn.ModuleList:
     """Return the layers of a decoder, of one form, or of what a configuration makes of that."""
     count = config.num_hidden_layers
     forms = with_highway(form, count) if config.value_residual else [form] * count
+    forms = map(with_memory_tokens, forms) if config.memory_tokens else forms
     return nn.ModuleList(each(config) for each in forms)
 
 

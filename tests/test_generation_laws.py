@@ -18,9 +18,10 @@ from model.session import Session
 from tests.conftest import STRATEGIES, WITH_BLOCKS, WITH_PASSAGES, drawn_prompt, tiny_model, windowed
 
 models = st.builds(
-    lambda family, heads, window, slides, both_sides, highway, others: tiny_model(
+    lambda family, heads, window, slides, both_sides, highway, memory, others: tiny_model(
         architecture=family,
         value_residual=highway and len(slides) > 1,
+        memory_tokens=None if family in WITH_ENCODER else memory,
         num_key_value_heads=heads,
         **windowed(
             *(window if slide and family not in WITH_ENCODER else None for slide in slides),
@@ -34,6 +35,7 @@ models = st.builds(
     slides=st.lists(st.booleans(), min_size=1, max_size=2),
     both_sides=st.booleans(),
     highway=st.booleans(),
+    memory=st.sampled_from([None, 3]),
     others=st.sampled_from([{}, {"sinks": 1}, {"chunk": 4}, {"sinks": 3, "chunk": 4}]),
 )
 messages = st.integers(1, 7)

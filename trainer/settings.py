@@ -73,6 +73,7 @@ class ModelSettings:
     rope_scaling: str | None = None
     """linear:N, yarn:N or llama3:N spread rotary positions over a context N times as long, also of --init"""
     value_residual: bool | None = None
+    memory_tokens: int | None = None
     sliding_window: int | None = None
     """number of keys up to itself that a token sees in sliding layers, and in a bidirectional block all that
     follow there: by itself, the window bounds blocks on the left only; default: all keys, or as in --init"""

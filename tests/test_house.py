@@ -7,14 +7,14 @@ from test_imports import FOLDERS, ROOT, direct, modules
 
 from scripts.bench.entered import CORE
 
-MOST_CORE_LINES, MOST_OTHERS = 2000, 16
+MOST_CORE_LINES, MOST_OTHERS = 2000, 17
 
 LINES = {  # of a folder: what it may have with all that is planned, and what it has until it is that small
-    "model": (3600, 4727),
-    "dataset": (3000, 5657),
-    "trainer": (2700, 3233),
-    "eval": (4200, 7544),
-    "scripts": (1000, 1042),
+    "model": (3600, 5119),
+    "dataset": (3000, 5735),
+    "trainer": (2700, 3236),
+    "eval": (4200, 7606),
+    "scripts": (1000, 1047),
     "scripts/bench": (1500, 1152),
 }
 

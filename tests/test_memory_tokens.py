@@ -12,6 +12,7 @@ from model.hugging_face import excess_of
 from model.layouts import prompt_blocks
 from model.masks import causal_layout, draw_text, visible_mask
 from model.memory_tokens import widened
+from model.pattern import Pattern
 from tests.conftest import one_document, tiny_model, turns, windowed
 
 
@@ -45,7 +46,7 @@ def test_every_token_sees_them_in_every_layer_and_what_the_mask_shows_else(strat
     model.set_attention(lambda q, k, v, mask, scoring: seen.append(mask) or torch.zeros_like(q))
     model(torch.randint(97, (1, 10)), layout)
     for mask, window in zip(seen, windows, strict=True):
-        own = visible_mask(layout, window and model.config.sliding_window)
+        own = visible_mask(layout, Pattern(window and model.config.sliding_window))
         assert torch.equal(mask.mask.expand(1, 1, 10, 12)[:, 0, :, 2:], own)
         assert mask.mask[..., :2].all() and not mask.is_causal and mask.documents is None
 
@@ -54,7 +55,7 @@ def test_the_picture_is_the_one_that_the_module_draws():
     stream = torch.zeros(1, 3, 8)
     of_rows = widened(Visibility(is_causal=True), 2, stream)
     assert draw_text(of_rows.mask[0, 0]) == "1 1 1 . .\n1 1 1 1 .\n1 1 1 1 1"
-    windowed_rows = Visibility(visible_mask(causal_layout(1, 3), 2)[:, None])
+    windowed_rows = Visibility(visible_mask(causal_layout(1, 3), Pattern(2))[:, None])
     assert draw_text(widened(windowed_rows, 2, stream).mask[0, 0]) == "1 1 1 . .\n1 1 1 1 .\n1 1 . 1 1"
     assert widened(Visibility(), 2, stream) == Visibility()
 

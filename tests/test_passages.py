@@ -20,6 +20,7 @@ from model.generator import Generator, Request
 from model.layouts import conversation_layout, parts_of
 from model.masks import check_layout, draw_text, visible_mask
 from model.passage_states import PassageGenerator
+from model.pattern import Pattern
 from model.sampling import Sampling
 from model.session import Session
 from tests.conftest import WITH_PASSAGES, drawn_prompt, one_document, passages_in, tiny_model, turns, windowed
@@ -91,7 +92,7 @@ def test_a_token_influences_exactly_what_the_mask_lets_it_with_passages(strategy
     model, layout = tiny_model(**windowed(*windows)), layout_drawn(strategy)
     widest = model.config.sliding_window
     ids = torch.randint(97, (1, 11))
-    first, second = (visible_mask(layout, window and widest)[0].double() for window in windows)
+    first, second = (visible_mask(layout, Pattern(window and widest))[0].double() for window in windows)
     flow = (second @ first) > 0
     with torch.no_grad():
         before = model(ids, layout)[0]

@@ -91,6 +91,9 @@ def test_muon_takes_the_matrices_of_experts_and_no_router():
 
 def test_a_trained_bias_moves_against_the_load_until_experts_are_equally_busy():
     model = tiny_model(architecture="qwen3_moe")
+    for part in model.modules():
+        if isinstance(part, Router):
+            part.e_score_correction_bias[0] = 0.2  # every token takes it at first
     balance, violations = Balance(model, 0.01, lambda *numbers: numbers), []
     layout = Layout(*(torch.zeros(4, 48, dtype=torch.long),) * 3)
     ids = torch.randint(97, (4, 48))
@@ -125,12 +128,12 @@ def test_biases_move_by_the_load_of_real_tokens_however_a_step_is_spread(data, e
         mean = sum(load) / 8
         expected.append([0.001 * ((each < mean) - (each > mean)) for each in load])
     training._update(batch)
-    assert torch.equal(biases(training.inputs.start.model), torch.tensor(expected))
+    assert torch.equal(biases(training.setup.inputs.start.model), torch.tensor(expected))
 
 
 def test_a_step_that_is_skipped_moves_no_bias(data, experts):
     training = prepare(settings_for(data, experts, "unused", batch_size=8, gradient_accumulation=1))
-    model = training.inputs.start.model
+    model = training.setup.inputs.start.model
     training.reporter.begin(training.progress)
     training.device.accelerator.backward = lambda nats: (nats * float("nan")).backward()
     training._update(first_batch(training))

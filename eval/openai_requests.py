@@ -45,13 +45,16 @@ class RefusedError(ValueError):
         }
 
 
-Body = TypeVar("Body", bound="Asked")
+Body = TypeVar("Body", bound=BaseModel)
+
+
+STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 class StreamOptions(BaseModel):
     """What a stream brings beside the answer."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = STRICT
     include_usage: bool = False
 
 
@@ -87,7 +90,9 @@ class Asked(BaseModel):
         raise NotImplementedError
 
     def sampling(self, default: TextSampling, seed: int) -> TextSampling:
-        """Return how the tokens are chosen; what is not said is as in `default`."""
+        """Return how the tokens are chosen; what is not said is as in `default`. Raises `RefusedError`."""
+        if self.stream_options and not self.stream:
+            raise RefusedError("stream_options: changes nothing without stream", param="stream_options")
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         said = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -125,11 +130,7 @@ class ChatAsked(Asked):
 
     def conversation(self) -> list[Message]:
         """Return the messages as training reads them; raises `RefusedError` for what is no question."""
-        try:
-            messages = read_turns(self.messages)
-            messages = with_tools(messages, None if self.tool_choice == "none" else self.tools)
-        except RecordError as error:
-            raise RefusedError(f"messages: {error}", param="messages") from None
+        messages = read_messages(self.messages, None if self.tool_choice == "none" else self.tools)
         if not messages or messages[-1].role not in ("user", "tool"):
             raise RefusedError(
                 "messages: expected a message of a user or a tool at the end, whose answer is wanted, got "
@@ -137,6 +138,19 @@ class ChatAsked(Asked):
                 param="messages",
             )
         return messages
+
+
+class LookAsked(BaseModel):
+    """The body of `/look`: a conversation whose mask and attention are drawn."""
+
+    model_config = STRICT
+    model: str | None = None
+    prompt_mask: PromptMask | None = None
+    messages: list[dict[str, Any]]
+
+    def conversation(self) -> list[Message]:
+        """Return the messages as training reads them."""
+        return read_messages(self.messages)
 
 
 class TextAsked(Asked):
@@ -161,6 +175,14 @@ class TextAsked(Asked):
         return prompts
 
 
+def read_messages(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[Message]:
+    """Return messages as training reads them; raises `RefusedError` with the reason."""
+    try:
+        return with_tools(read_turns(messages), tools)
+    except RecordError as error:
+        raise RefusedError(f"messages: {error}", param="messages") from None
+
+
 def read_body(kind: type[Body], body: bytes) -> Body:
     """Return the body of a request; raises `RefusedError` for the first thing that is wrong with it."""
     try:
@@ -172,8 +194,6 @@ def read_body(kind: type[Body], body: bytes) -> Body:
             advice = "leave it out" if key in IDLE else f"known are {', '.join(kind.model_fields)}"
             name = brief(key)[1:-1]
             raise RefusedError(f"{name}: this server has nothing of the kind; {advice}", param=name)
-    if asked.stream_options and not asked.stream:
-        raise RefusedError("stream_options: changes nothing without stream", param="stream_options")
     return asked
 
 

@@ -10,15 +10,18 @@ from dataset.conversation import render
 from dataset.prompts import prompt_of, prompt_of_ids, raw_prompt
 from eval.answer_text import AnswerText
 from eval.answering import Job, Lane
+from eval.look import view
 from eval.openai_answers import Choice
-from eval.openai_requests import Asked, ChatAsked, RefusedError
+from eval.openai_requests import Asked, ChatAsked, LookAsked, RefusedError
 from eval.remembered import Remembered
 from eval.served_model import ServedModel
 from eval.server_settings import ServerSettings
 from eval.serving_settings import TextSampling
 from model.generator import Prompt, Request
+from model.strategies import STRATEGIES
 
 MIB = 2**20
+MOST_DRAWN_TOKENS = 512
 
 
 class ServedChat:
@@ -37,9 +40,10 @@ class ServedChat:
     def described(self) -> dict[str, Any]:
         """Return the model as `/v1/models` lists it."""
         said = {"id": self.name, "object": "model", "created": self._created, "owned_by": "sightline"}
-        return said | {"prompt_mask": self.served.prompt_mask, "max_model_len": self.max_prompt_tokens}
+        masks = {"prompt_mask": self.served.prompt_mask, "prompt_masks": [*STRATEGIES]}
+        return said | masks | {"max_model_len": self.max_prompt_tokens}
 
-    def mask_of(self, asked: Asked) -> str:
+    def mask_of(self, asked: Asked | LookAsked) -> str:
         """Return the prompt mask that a request is answered under: by default the one of the training."""
         return asked.prompt_mask or self.served.prompt_mask
 
@@ -64,6 +68,15 @@ class ServedChat:
                 opening = self._opening if isinstance(asked, ChatAsked) else ""
                 choices.append(Choice(len(choices), Job(answer, text, asked.top, on_change), opening))
         return choices
+
+    def look(self, asked: LookAsked) -> dict[str, Any]:
+        """Return a conversation as the page draws it; only the thread of the engine may call it."""
+        rendered = render(self._remembered.recall(asked.conversation()), self.served.tokenizer)
+        if len(rendered) > MOST_DRAWN_TOKENS:
+            raise RefusedError(
+                f"the conversation has {len(rendered)} tokens; masks of {MOST_DRAWN_TOKENS} at most are drawn"
+            )
+        return view(self.served, rendered, self.mask_of(asked))
 
     def remember(self, asked: ChatAsked, choice: Choice) -> None:
         """Keep the tokens of an answer, for when it comes back as text."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -25,7 +25,8 @@ from starlette.types import Receive, Scope, Send
 from dataset.printing import show_traceback
 from eval.answering import Engine
 from eval.openai_answers import ChatReply, Reply, TextReply
-from eval.openai_requests import Asked, ChatAsked, RefusedError, TextAsked, as_refusal, read_body
+from eval.openai_requests import Asked, ChatAsked, LookAsked, RefusedError, TextAsked, as_refusal, read_body
+from eval.page import page
 from eval.served_chat import ServedChat
 from eval.server_metrics import Metrics
 from eval.server_settings import LOOPBACK, ServerSettings
@@ -58,12 +59,14 @@ class Server:
         for kind in (RefusedError, HTTPException, Exception):
             app.add_exception_handler(kind, self._refuse)
         known, allowed = [Depends(self._check_host)], [Depends(self._check_host), Depends(self._check_key)]
+        app.get("/", dependencies=known)(self.page)
         app.get("/health", dependencies=known)(self.health)
         app.get("/metrics", dependencies=allowed)(self.show_metrics)
         app.get("/v1/models", dependencies=allowed)(self.models)
         app.get("/v1/models/{name:path}", dependencies=allowed)(self.model)
         app.post("/v1/chat/completions", dependencies=allowed)(self.chat)
         app.post("/v1/completions", dependencies=allowed)(self.complete)
+        app.post("/look", dependencies=allowed)(self.look)
         return app
 
     async def health(self) -> dict[str, str]:
@@ -89,6 +92,17 @@ class Server:
     async def complete(self, request: Request) -> Response:
         """Go on with texts."""
         return await self._answer(request, TextAsked, TextReply)
+
+    async def page(self) -> Response:
+        """Return the page."""
+        return HTMLResponse(page())
+
+    async def look(self, request: Request) -> Response:
+        """Return a conversation as the page draws it."""
+        with self._admitted(1):
+            asked = read_body(LookAsked, await self._body(request))
+            chat = self._chat(asked.model)
+            return JSONResponse(await asyncio.wrap_future(self.engine.call(partial(chat.look, asked))))
 
     async def _answer(self, request: Request, kind: type[Asked], reply_kind: type[Reply]) -> Response:
         """Read a request, let its model answer it, and send the answer as it comes, or when it is whole."""

@@ -1,5 +1,6 @@
 """From the settings of a server to one that runs: models opened, an address taken, signals obeyed."""
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ MIB = 2**20
 
 def open_chats(settings: ServerSettings, tell: Tell) -> dict[str, ServedChat]:
     """Open all models; raises `UserError` for one that cannot be, and where two have one name."""
-    names = [Path(folder).resolve().name for folder in settings.model]
+    names = [Path(os.path.abspath(folder)).name for folder in settings.model]  # of links, their own
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"--model: clients name models by their folders, and two are called {min(twice)}")
     chats = {}

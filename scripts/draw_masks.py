@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dataset.command_line import parse, run
 from dataset.printing import printable
+from model.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,34 @@ class DrawMasksSettings:
     """file of the masks that know passages"""
     page: str | None = None
     """page in Markdown whose pictures of masks are drawn anew as well, such as docs/masks.md"""
+    html: str | None = None
+    """write a page for a browser to this file instead, in which tokens tell what they see"""
+    model: str | None = None
+    """model directory whose attention the page for a browser shows, too; needs --data"""
+    data: str | None = None
+    """file whose first chat that page shows, such as one that /save of scripts.chat wrote; needs --model"""
+
+    def __post_init__(self) -> None:
+        """Refuse what would have no effect."""
+        if (self.model is None) != (self.data is None) or (self.model and not self.html):
+            raise UserError("--model and --data go together, and with --html")
+        if self.page and self.html:
+            raise UserError("--page changes nothing beside --html; leave one of them out")
 
 
 def main() -> None:
-    """Draw the picture."""
+    """Draw the picture, or write the page."""
     settings = parse(DrawMasksSettings, "Draw the masks of all strategies over a short chat.")
+    if settings.html is None:
+        _draw(settings)
+        return
+    from eval.page import save_page
+
+    save_page(settings.html, settings.model, settings.data)
+    print(f"{printable(settings.html)} is written")
+
+
+def _draw(settings: DrawMasksSettings) -> None:
     from eval.plots import check_picture, passage_panels, save_masks, strategy_panels
 
     pictures = {settings.out: strategy_panels, settings.passages: passage_panels}

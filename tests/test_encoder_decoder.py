@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from dataset.batches import Batch
-from eval.looks import attention_maps
+from eval.look import attention_maps
 from eval.plots import model_panels
 from model.architectures import model_of
 from model.config import WITH_ENCODER, from_preset

@@ -4,7 +4,7 @@ import torch
 from matplotlib.image import imread
 
 from eval import plots
-from eval.looks import attention_maps
+from eval.look import attention_maps
 from eval.plots import mask_panel, model_panels, passage_panels, save_attention, save_masks, strategy_panels
 from model.config import from_preset
 from model.pattern import Pattern

@@ -17,7 +17,7 @@ from dataset.command_line import read
 from eval.chat import ChatSession, RawSession
 from eval.served_model import open_model
 from eval.server_settings import ServerSettings
-from eval.serving import serve
+from eval.serving import open_chats, serve
 from eval.serving_settings import TextSampling
 from model.errors import UserError
 from tests.pages import ROOT
@@ -295,6 +295,14 @@ def test_the_command_ends_what_it_answers_and_then_itself_when_it_is_told_to(mod
             while part := connection.recv(65536):
                 text += part
         assert b"data: [DONE]" in text and process.wait(30) == 0
+
+
+def test_a_model_has_the_name_of_the_link_that_leads_to_it(models, tmp_path):
+    links = [tmp_path / name for name in ("first", "second")]
+    for link in links:
+        link.symlink_to(models[0])
+    chats = open_chats(ServerSettings(model=(f"{links[0]}/", str(links[1]))), str)
+    assert [chat.name for chat in chats.values()] == ["first", "second"]
 
 
 def test_what_cannot_be_served_is_refused_by_name(models, tmp_path):

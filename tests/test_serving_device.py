@@ -15,7 +15,7 @@ from dataset.token_store import TokenStore
 from eval.answers import answer_questions, score
 from eval.chat import ChatSession, TextSampling
 from eval.evaluation import store_likelihood
-from eval.looks import attention_maps
+from eval.look import attention_maps
 from eval.plots import save_attention
 from eval.questions import parse_question
 from eval.served_model import ServedModel, open_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from eval.looks import attention_maps
+from eval.look import attention_maps
 from model.attention import Scoring, Visibility, eager_attention
 from model.backends import BACKENDS, ClassicAttention, attend, blockwise_attention, by_documents, choose
 from model.config import from_preset

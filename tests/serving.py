@@ -38,13 +38,16 @@ def served_model(prompt_mask: str, context: int = 256, stops: bool = False) -> S
     return ServedModel(LanguageModel(config).eval(), tokenizer, stop_ids, Path("random"))
 
 
-def saying_model(text: str, prompt_mask: str, context: int = 512, loops: bool = False) -> ServedModel:
+def saying_model(
+    text: str, prompt_mask: str, context: int = 512, loops: bool = False, has_marks: bool = False
+) -> ServedModel:
     """A model that answers everything with `text`, then ends or with `loops` says it again and again.
 
-    Each token decides the next, so no two tokens of the text may be the same.
+    Each token decides the next, so no two tokens of the text may be the same. With `has_marks` the text of a
+    mark is the mark.
     """
     tokenizer = small_tokenizer()
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode_form(text) if has_marks else tokenizer.encode(text)
     chain = [*tokenizer.encode("\n"), *ids, ids[0] if loops else tokenizer.im_end_id]
     assert len(set(chain[:-1])) == len(chain) - 1, "a token of the text stands twice"
     torch.manual_seed(0)

@@ -73,14 +73,25 @@ class SharingBatch(RunningBatch):
         return chosen
 
     def prefill(self, fresh: Sequence[Answer]) -> tuple[KVCache, Tensor]:
-        """Return a cache that holds the prompts of answers, and the logits (B, V) after each."""
-        begun = self.generator.model.new_cache(len(fresh))
-        for row, answer in enumerate(fresh):
-            answer.reused_tokens, there = self.prefixes.longest(answer.prompt)
+        """Return a cache that holds the prompts of answers, and the logits (B, V) after each.
+
+        Several answers to one prompt have it computed once.
+        """
+        prompts = [*{answer.prompt: None for answer in fresh}]
+        begun, cuts = self.generator.model.new_cache(len(prompts)), []
+        for row, prompt in enumerate(prompts):
+            cut, there = self.prefixes.longest(prompt)
             if there is not None:
                 begun.replace([row], there)
-        parts = [answer.prompt.part(answer.reused_tokens) for answer in fresh]
-        return begun, self.generator.prefill(begun, parts)
+            cuts.append(cut)
+        parts = [prompt.part(cut) for prompt, cut in zip(prompts, cuts, strict=True)]
+        logits = self.generator.prefill(begun, parts)
+        rows = [prompts.index(answer.prompt) for answer in fresh]
+        for answer, row in zip(fresh, rows, strict=True):
+            answer.reused_tokens = cuts[row]
+        if len(rows) > len(prompts):
+            begun.select(rows)
+        return begun, logits[rows]
 
     def keep(self, answer: Answer) -> None:
         """Keep the states of a finished answer in the batch."""

@@ -11,7 +11,7 @@ from model.layouts import blocks_before_answer
 from model.prefix_cache import PrefixCache, SharingBatch
 from model.sampling import Sampling
 
-WINDOWS = [(None, None), (4, 4), (4, None)]
+SHAPES = [windowed(None, None), windowed(4, 4), windowed(4, None), {"architecture": "encoder_decoder"}]
 DRAWINGS = ("Ss Uuu", "Uuuuuu", "Ss Uu Aaa Uuu", "U", "Uuu Aa U", "Uu Aaaaaaa Uuuuu Aa U")
 
 
@@ -28,10 +28,10 @@ def requests_of(strategy: str) -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_an_answer_that_joins_at_any_step_is_what_it_is_alone(strategy, windows):
-    generator = Generator(tiny_model(**windowed(*windows)), [])
+def test_an_answer_that_joins_at_any_step_is_what_it_is_alone(strategy, shape):
+    generator = Generator(tiny_model(**shape), [])
     requests = requests_of(strategy)
     alone = [generator.generate([request])[0] for request in requests]
     answers = [generator.begin(request) for request in requests]
@@ -44,10 +44,10 @@ def test_an_answer_that_joins_at_any_step_is_what_it_is_alone(strategy, windows)
     assert max(rows) == 4 and batch.step() == [] and batch.cache is None
 
 
-@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_prompt_goes_on_from_states_of_others_as_if_it_were_computed_anew(strategy, windows):
-    generator = Generator(tiny_model(**windowed(*windows)), [])
+def test_a_prompt_goes_on_from_states_of_others_as_if_it_were_computed_anew(strategy, shape):
+    generator = Generator(tiny_model(**shape), [])
     batch, reused = SharingBatch(generator, PrefixCache(2**20)), []
     begun, drawing = Prompt((), ()), ""
     for turn in ("Ss Uuu", " Uu", " Uuuu"):
@@ -69,6 +69,24 @@ def test_a_prompt_goes_on_from_states_of_others_as_if_it_were_computed_anew(stra
         drawing += " A" + "a" * 3
     can_reuse = strategy != "history"
     assert reused[0] == 0 and (reused[1] > 0) == (reused[2] > 0) == can_reuse
+
+
+def test_several_answers_to_one_prompt_differ_by_their_seeds_alone():
+    generator = Generator(tiny_model(), [])
+    prompts = [drawn("prefix", "Ss Uuu"), drawn("prefix", "Uu")]
+    requests = [
+        Request(prompts[n], Sampling(max_new_tokens=6, temperature=2.0, seed=seed))
+        for n, seed in ((0, 1), (1, 1), (0, 2), (0, 1))
+    ]
+    answers = [generator.begin(request) for request in requests]
+    batch = SharingBatch(generator, PrefixCache(2**20))
+    begun, _ = batch.prefill(answers)
+    assert begun.lengths.tolist() == [len(answer.prompt.ids) for answer in answers]
+    batch.step(answers)
+    while batch.num_going:
+        batch.step()
+    assert [answer.completion() for answer in answers] == generator.generate(requests)
+    assert answers[0].ids == answers[3].ids != answers[2].ids
 
 
 def test_states_that_were_not_used_for_longest_go_first_when_there_is_no_more_room():

@@ -7,13 +7,22 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import psutil
 import pytest
+import torch
 from running_server import post, running, save_models
+from serving import served_model
 from test_server import is_idle, is_soon, metric
 
+from dataset.prompts import raw_prompt
+from eval.answer_text import AnswerText
+from eval.answering import Job, Lane
+from model.generator import Request
+from model.kv_cache import KVCache
+from model.sampling import Sampling
 from tests.pages import ROOT
 
 JUNK = (
@@ -153,3 +162,30 @@ def test_two_hundred_leavers_and_ten_thousand_strange_bodies_cost_no_memory_and_
         finally:
             server.terminate()
     assert server.returncode == 0
+
+
+def test_a_step_that_fails_ends_its_answers_with_an_error_and_the_others_go_on():
+    calls = []
+
+    def step(tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        calls.append(len(tokens))
+        if len(calls) == 3:
+            raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
+        return served.model.step(tokens, cache)
+
+    served = replace(served_model("prefix"), steps=step)
+    lane, generator = Lane(served, 2, 2**20), served_model("prefix").generator()
+
+    def job(text: str) -> Job:
+        prompt = raw_prompt(text, served.tokenizer, "prefix")
+        return Job(lane.generator.begin(Request(prompt, Sampling(6))), AnswerText(served.tokenizer))
+
+    jobs = [job(text) for text in ("Peru", "Lima", "sol", "法国")]
+    lane.waiting += jobs
+    while lane.has_work:
+        lane.step()
+    assert [bool(each.error) for each in jobs] == [True, True, False, False]
+    assert "out of memory" in jobs[0].error and lane.batch.cache is None
+    for each in jobs[2:]:
+        [alone] = generator.generate([Request(each.answer.prompt, Sampling(6))])
+        assert each.answer.completion() == alone

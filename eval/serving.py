@@ -37,10 +37,9 @@ def open_chats(settings: ServerSettings, tell: Tell) -> dict[str, ServedChat]:
 def serve(settings: ServerSettings, tell: Tell, on_start: Callable[[uvicorn.Server], None] = id) -> None:
     """Serve until a signal says to stop; `tell` gets a line when requests are answered.
 
-    Raises `UserError` for what cannot be served, `OSError` for an address that cannot be had.
+    Raises `UserError` for what cannot be served, and for an address that cannot be had.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.create_server((settings.host, settings.port), family=family) as listener:
+    with _listen(settings.host, settings.port) as listener:
         server = Server(open_chats(settings, tell), settings)
         config = uvicorn.Config(
             server.app(),
@@ -55,3 +54,13 @@ def serve(settings: ServerSettings, tell: Tell, on_start: Callable[[uvicorn.Serv
         if not settings.is_local and settings.key_file is None:
             tell("note: who reaches this address may ask; --key_file lets only those in who have the key")
         running.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another, or port 0"
+        ) from None

@@ -305,11 +305,12 @@ def test_a_model_has_the_name_of_the_link_that_leads_to_it(models, tmp_path):
     assert [chat.name for chat in chats.values()] == ["first", "second"]
 
 
-def test_what_cannot_be_served_is_refused_by_name(models, tmp_path):
+def test_what_cannot_be_served_is_refused_by_name(models, address, tmp_path):
     (tmp_path / "key").touch()
     for words, name in (
         (["--model", models[0], models[0]], "two are called causal"),
         (["--model", models[0], "--port", "70000"], "--port"),
+        (["--model", models[0], "--port", address.rpartition(":")[2]], "cannot listen there"),
         (["--model", models[0], "--batch_size", "0"], "--batch_size"),
         (["--model", models[0], "--key_file", str(tmp_path / "key")], "--key_file"),
         ([], "--model"),

@@ -142,6 +142,19 @@ def test_strange_bodies_get_answers_or_clear_errors_and_leavers_leave_nothing(mo
 
 
 @pytest.mark.long
+def test_sixty_four_clients_at_once_each_get_the_answer_that_they_get_alone(models):
+    def said(number: int) -> str:
+        body = {"model": "prefix", "messages": [{"role": "user", "content": f"Tell of {number}"}]}
+        answer = post(address, body | {"max_tokens": 10 + number, "stream": True})
+        events = [json.loads(each[6:]) for each in answer.text.split("\n\n") if each.startswith("data: {")]
+        return "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+
+    with running(models) as address, ThreadPoolExecutor(64) as pool:
+        alone = [said(number) for number in range(64)]
+        assert list(pool.map(said, range(64))) == alone and len(set(alone)) > 32
+
+
+@pytest.mark.long
 def test_two_hundred_leavers_and_ten_thousand_strange_bodies_cost_no_memory_and_no_thread(models):
     words = [sys.executable, "-m", "scripts.serve", "--model", *models, "--port", "0"]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:

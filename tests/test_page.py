@@ -90,6 +90,12 @@ def test_two_masks_answer_side_by_side_and_another_mask_changes_the_answer(brows
     page.close()
 
 
+UNNAMED = """[...document.querySelectorAll('button, select, input, textarea, [role], canvas')]
+    .filter(each => each.offsetParent && !(each.textContent.trim() || each.ariaLabel || each.labels?.length
+        || each.ariaHidden || each.role == 'status')).map(each => each.outerHTML)"""
+"""whatever can be used and has no name for who cannot see it"""
+
+
 def test_a_token_tells_by_mouse_and_by_keyboard_what_it_sees_and_where_layers_look(browser, address):
     page, said = opened(browser, address)
     ask(page, QUESTION)
@@ -110,6 +116,7 @@ def test_a_token_tells_by_mouse_and_by_keyboard_what_it_sees_and_where_layers_lo
     assert "answer" in page.locator(".pointed").text_content() and tokens.locator(".seen").count() > seen > 3
     page.locator(".scroll canvas").hover(position={"x": 5, "y": 2})
     assert "token 0" in page.locator(".pointed").text_content()
+    assert page.evaluate(UNNAMED) == []
     assert said == []
     page.close()
 
@@ -155,19 +162,6 @@ def test_the_page_fits_and_its_text_stands_out(browser, address, width, scheme):
         text, ground = (luminance(colour) for colour in page.locator(name).first.evaluate(find))
         assert (max(text, ground) + 0.05) / (min(text, ground) + 0.05) > 4.5, name
     assert said == []
-    page.close()
-
-
-UNNAMED = """[...document.querySelectorAll('button, select, input, textarea, [role], canvas')]
-    .filter(each => each.offsetParent && !(each.textContent.trim() || each.ariaLabel || each.labels?.length
-        || each.ariaHidden || each.role == 'status')).map(each => each.outerHTML)"""
-
-
-def test_everything_that_can_be_used_has_a_name(browser, address):
-    page, _ = opened(browser, address)
-    ask(page, QUESTION)
-    page.get_by_role("listbox").wait_for()
-    assert page.evaluate(UNNAMED) == []
     page.close()
 
 

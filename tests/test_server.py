@@ -90,12 +90,12 @@ def test_a_stream_says_what_the_whole_answer_says_and_ends_with_usage_and_done(a
 
 
 def test_answers_that_are_computed_together_are_those_that_each_has_alone(client):
-    texts = [f"{question} {n}" * (1 + n % 3) for n, question in enumerate(QUESTIONS * 4)]
+    texts = [f"{question} {n}" * (1 + n % 3) for n, question in enumerate(QUESTIONS * 3)]
     asked = [(MASKS[n % 2], text, {"max_tokens": 5 + 3 * n}) for n, text in enumerate(texts)]
     alone = [ask(client, name, text, **more) for name, text, more in asked]
     with ThreadPoolExecutor(len(asked)) as pool:
         together = list(pool.map(lambda each: streamed(client, *each[:2], **each[2]), asked))
-    assert together == alone and len(set(alone)) > 8
+    assert together == alone and len(set(alone)) > 6
 
 
 def test_texts_are_continued_as_the_models_own_session_does(client, models):

@@ -129,7 +129,7 @@ def leave_at_random(address: str, numbers: range) -> None:
 
 def test_strange_bodies_get_answers_or_clear_errors_and_leavers_leave_nothing(models):
     with running(models) as address:
-        assert attack(address, range(120)) == []
+        assert attack(address, range(60)) == []
         leave_at_random(address, range(8))
         assert is_soon(lambda: is_idle(address))
         threads = {thread.name for thread in threading.enumerate()}

@@ -56,7 +56,8 @@ def test_a_prompt_goes_on_from_states_of_others_as_if_it_were_computed_anew(stra
         ids = (*begun.ids, *torch.randint(97, (len(blocks) - len(begun.ids),)).tolist())
         whole = Prompt(ids, tuple(blocks))
         others = [Prompt((*ids[:-1], last), whole.block_ids) for last in (5, 6)]
-        requests = [Request(each, Sampling(max_new_tokens=4)) for each in (whole, *others)]
+        lengths = {whole: 9, others[0]: 7, others[1]: 4}  # the last row is finished first
+        requests = [Request(each, Sampling(max_new_tokens=length)) for each, length in lengths.items()]
         answers = [generator.begin(request) for request in requests]
         for answer in answers:  # one after the other joins
             batch.step([answer])
@@ -65,7 +66,7 @@ def test_a_prompt_goes_on_from_states_of_others_as_if_it_were_computed_anew(stra
             batch.step()
         assert [answer.completion() for answer in answers] == generator.generate(requests)
         reused.append(answers[0].reused_tokens)
-        begun = whole.append(answers[0].ids)
+        begun = others[-1].append(answers[-1].ids)  # in the last row
         drawing += " A" + "a" * 3
     can_reuse = strategy != "history"
     assert reused[0] == 0 and (reused[1] > 0) == (reused[2] > 0) == can_reuse

@@ -126,7 +126,7 @@ def test_stopping_keeps_what_was_said_and_the_next_question_is_answered(browser,
     page.get_by_text("Settings").click()
     page.get_by_label("Most tokens").fill("220")
     ask(page, "On and on")
-    page.wait_for_function("document.querySelector('.content')?.textContent.length > 3")
+    page.locator(".content", has_text=re.compile("....")).wait_for()
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("Stopped.").wait_for()
     page.get_by_label("Most tokens").fill("3")

@@ -48,7 +48,8 @@ class AnswerText:
 
     def _hold(self, text: str) -> None:
         """Let go of all but the longest end that may begin a stop string."""
-        lengths = (n for stop in self._stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        stops = [stop[: len(text) + 1] for stop in self._stop_strings]  # one may be as long as a book
+        lengths = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
         cut = len(text) - max(lengths, default=0)
         self._ready, self._held = self._ready + text[:cut], text[cut:]
 

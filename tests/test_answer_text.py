@@ -71,6 +71,24 @@ def test_characters_that_no_byte_completes_are_shown_at_the_end_as_one_sign():
     assert answer.take() == "a" and answer.finish() == "\ufffd" and answer.finish() == ""
 
 
+class Counted(str):
+    """A text that counts how often a part of it is taken."""
+
+    parts = 0
+
+    def __getitem__(self, index):
+        self.parts += 1
+        return super().__getitem__(index)
+
+
+def test_of_a_long_stop_string_no_more_is_compared_than_the_text_is_long():
+    stop = Counted("x" * 1000)
+    answer = AnswerText(small_tokenizer(), [stop])
+    for token_id in small_tokenizer().encode("ab"):
+        assert not answer.is_stop(token_id)
+    assert answer.take() == "ab" and stop.parts < 10
+
+
 def test_an_empty_stop_string_is_refused():
     with pytest.raises(UserError, match="stop string is empty"):
         TextSampling(stop_strings=("a", ""))

@@ -78,9 +78,10 @@ class Generator:
         prompt = request.prompt
         if not prompt.ids:
             raise UserError("the prompt is empty; a model needs at least one token to continue")
-        if max(prompt.ids) >= (known := self.model.config.vocab_size):
+        known = self.model.config.vocab_size
+        if strange := [token for token in prompt.ids if not 0 <= token < known]:
             raise UserError(
-                f"the prompt holds token {max(prompt.ids)} but the model knows {known}; fine-tune it on "
+                f"the prompt holds token {strange[0]} but the model knows {known}; fine-tune it on "
                 "conversations with it, which makes room, or leave it out (--raw writes no marks of turns)"
             )
         if len(prompt.ids) > self.max_tokens:

@@ -45,6 +45,7 @@ def serve(settings: ServerSettings, tell: Tell, on_start: Callable[[uvicorn.Serv
             server.app(),
             log_level="critical",  # every request and mistake is counted or told by the server itself
             access_log=False,
+            http="h11",  # where httptools is installed, uvicorn takes it, which keeps heads of any size
             server_header=False,
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )

@@ -207,6 +207,7 @@ def test_unknown_addresses_methods_and_kinds_of_bodies_are_errors_of_the_same_fo
         (httpx.get(f"{address}/v1/chat/completions"), 405),
         (post(address, b"{}", **{"content-type": "text/plain"}), 415),
         (post(address, b"{}", host="evil.example"), 403),
+        (post(address, {"model": "causal", "prompt": [5, -1]}, "/v1/completions"), 400),
     ):
         assert answer.status_code == status and answer.json()["error"]["message"]
 
@@ -266,6 +267,13 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(address):
         assert b"408" in connection.recv(4096).splitlines()[0]
     socket_asking(address, b'{"mess', length=100).close()  # leaves in the middle of it
     assert is_soon(lambda: is_idle(address))
+
+
+def test_a_head_of_any_size_is_not_kept_in_memory(address):
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(f"GET /health HTTP/1.1\r\nhost: {host}\r\nx: ".encode() + b"x" * 50_000)
+        assert b" 400 " in connection.recv(4096).splitlines()[0]
 
 
 def test_a_key_and_other_origins_are_let_in_where_the_server_is_told_so(models, tmp_path):

@@ -78,7 +78,7 @@ def _long_texts(served: ServedModel, settings: LengthBenchSettings) -> Iterator[
     for batch in BatchStream([store], chosen).batches(epoch=0, rows_per_step=settings.batch_size):
         is_full = (batch.document_ids >= 0).all(1)
         if batch.ids.shape[1] == settings.max_seq_len and is_full.any():
-            yield Batch(*(tensor[is_full] for tensor in batch))
+            yield Batch(*(tensor[is_full] for tensor in batch.tensors))
 
 
 @torch.no_grad()

@@ -7,12 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dataset.chat_form import Message
 from dataset.formats import with_tools
 from dataset.messages import RecordError, read_turns
+from dataset.unread_keys import of_turns
 from eval.serving_settings import TextSampling
 from model.errors import UserError, brief
 from model.strategies import PromptMask
 
 NAMES = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier")
 """keys that say who asks, and nothing of the answer"""
+MARKS = ("name", "tool_call_id", "refusal", "annotations", "id")
+"""the same of messages"""
 IDLE: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -178,9 +181,13 @@ class TextAsked(Asked):
 def read_messages(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[Message]:
     """Return messages as training reads them; raises `RefusedError` with the reason."""
     try:
-        return with_tools(read_turns(messages), tools)
+        read = with_tools(read_turns(messages), tools)
     except RecordError as error:
         raise RefusedError(f"messages: {error}", param="messages") from None
+    if unread := of_turns("messages", messages) - {f"messages.{name}" for name in MARKS}:
+        name = brief(min(unread))[1:-1]
+        raise RefusedError(f"{name}: this server has nothing of the kind; leave it out", param=name)
+    return read
 
 
 def read_body(kind: type[Body], body: bytes) -> Body:

@@ -47,4 +47,5 @@ class Remembered:
 
 def _digest(message: Message) -> bytes:
     """Return what a client sends of a message as bytes of one length; a thought it may leave out."""
-    return sha256(repr((message.role, message.content, message.tool_calls, message.tools)).encode()).digest()
+    said = (message.role, message.content, message.passages, message.tool_calls, message.tools)
+    return sha256(repr(said).encode()).digest()

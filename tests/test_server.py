@@ -173,6 +173,7 @@ REFUSED = [  # a body, the status, and what the error says
         400,
         "only text",
     ),
+    ({"messages": [MESSAGES[0] | {"colour": "red"}]}, 400, "messages.colour"),
     ({"messages": MESSAGES, "model": "gpt"}, 404, "causal, prefix"),
     ({"messages": MESSAGES, "temperature": "warm"}, 400, "temperature"),
     ({"messages": MESSAGES, "temperature": -1}, 400, "temperature"),

@@ -291,7 +291,7 @@ def test_a_weight_that_is_not_a_number_is_not_saved(pretrain, stopped, whole, mo
 
     def planting(training, batch):
         next(training.model.parameters()).data[0, 0] = math.nan
-        update(training, batch)
+        return update(training, batch)
 
     monkeypatch.setattr(Training, "_update", planting)
     with pytest.raises(UserError, match=f"the weights are no longer finite and are not saved; .*{WHOLE}"):

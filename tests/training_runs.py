@@ -136,10 +136,11 @@ def after_step(monkeypatch, step: int, act) -> None:
     update = Training._update
 
     def updated(training, batch):
-        update(training, batch)
+        gradient_norm = update(training, batch)
         if training.progress.step == step:
             monkeypatch.setattr(Training, "_update", update)
             act()
+        return gradient_norm
 
     monkeypatch.setattr(Training, "_update", updated)
 

@@ -209,7 +209,9 @@ def test_directories_that_are_no_models_get_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="not valid JSON"):
         load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "mamba", "vocab_size": 10}')
-    with pytest.raises(UserError, match="model_type qwen3, qwen3_moe, llama, gpt2, gemma2, gemma3_text, got 'mamba'"):
+    with pytest.raises(
+        UserError, match="model_type qwen3, qwen3_moe, llama, gpt2, gemma2, gemma3_text, got 'mamba'"
+    ):
         load_checkpoint(tmp_path)
 
 

@@ -18,7 +18,7 @@ from model.config import ModelConfig
 from model.errors import UserError, brief, hub_advice
 from model.files import read_object, replacing, write_json, write_tensors
 from model.hugging_face import excess_of, kind_for, kind_of, read_config, write_config
-from model.kind import Kind
+from model.kind import Kind, Values
 from model.moe import drop_router_biases
 from model.transformer import LanguageModel
 from model.weights import Shapes, WeightFiles, check_shapes, num_layers, read_pth
@@ -154,18 +154,21 @@ def _check_sizes(config: ModelConfig, shapes: Shapes, path: Path) -> None:
     check_shapes(expected, {name: shapes[name] for name in expected if name in shapes}, path)
 
 
-def export_checkpoint(source: str | Path, target: str | Path, drops_router_bias: bool = False) -> Kind:
-    """Copy a causal model without its training state, as its kind of `transformers`, which is returned.
+def export_checkpoint(
+    source: str | Path, target: str | Path, drops_router_bias: bool = False, values: Values | None = None
+) -> Kind:
+    """Copy a model without its training state, as its kind of `transformers`, which is returned.
 
-    The biases of routers, for which `transformers` has no place, are dropped where that is asked for. Raises
-    `UserError` for a model with another prompt mask, as causal engines would not reproduce it, and for one
-    with parts that its kind has not.
+    The biases of routers, for which `transformers` has no place, are dropped where that is asked for. A model
+    with another prompt mask than causal needs `values` for `config.json` that tell how the mask is applied.
+    Raises `UserError` without them, as causal engines would not reproduce it, and for a model with parts that
+    its kind has not.
     """
     checkpoint = load_checkpoint(source)
     if drops_router_bias:
         drop_router_biases(checkpoint.model)
     config, kind = checkpoint.model.config, kind_for(checkpoint.model.config)
-    if kind and config.prompt_mask != "causal":
+    if kind and config.prompt_mask != "causal" and not values:
         raise UserError(
             f"{source} was trained with prompt_mask {config.prompt_mask!r}; causal engines would give "
             "other answers than ours, so only causal models are exported"
@@ -174,11 +177,12 @@ def export_checkpoint(source: str | Path, target: str | Path, drops_router_bias:
         raise UserError(f"{source} cannot be exported: it has {excess}")
     if Path(target).exists() and any(Path(target).iterdir()):
         raise UserError(f"{target} is not empty; name a new folder for the export")
-    if kind.has_our_weights:
+    if kind.has_our_weights and not values:
         save_checkpoint(target, checkpoint.model, checkpoint.stop_ids, checkpoint.trained_on)
     else:
         tensors = kind.to_theirs(_stored(checkpoint.model))
-        _write(Path(target), tensors, write_config(config) | {"dtype": "float32"}, checkpoint.stop_ids)
+        values = write_config(config) | {"dtype": "float32"} | (values or {})
+        _write(Path(target), tensors, values, checkpoint.stop_ids)
     return kind
 
 

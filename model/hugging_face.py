@@ -7,12 +7,15 @@ from model.errors import UserError, brief
 from model.kind import Kind, Values
 from model.kinds import KINDS
 
+MASKED = "sightline_"
+"""Stands before the type of a model that brings its prompt mask along, under the key `sightline`."""
+
 
 def kind_of(values: Values, source: str) -> Kind:
     """Return the kind of a configuration; ours goes with Qwen3's. Raises `UserError` for an unknown one."""
     named = "qwen3" if "prompt_mask" in values else values.get("model_type")
     for kind in KINDS:
-        if kind.model_type == named:
+        if named in (kind.model_type, f"{MASKED}{kind.model_type}"):
             return kind
     known = ", ".join(kind.model_type for kind in KINDS)
     raise UserError(f"{source}: expected a Sightline model or model_type {known}, got {brief(named)}")
@@ -49,6 +52,10 @@ def read_config(values: Values, source: str) -> ModelConfig:
         if theirs.get(key) not in (demanded, None):
             raise UserError(f"{source}: {key} {brief(theirs[key])} is not supported")
     ours = {name: theirs[key] for key, name in kind.keys.items() if key in theirs}
+    mask = values.get("sightline", {})
+    if not isinstance(mask, dict):
+        raise UserError(f"{source}: expected a prompt mask and its marks as sightline, got {brief(mask)}")
+    ours |= {key: mask[key] for key in ("prompt_mask", "window_both_sides") if key in mask}
     ours |= kind.read(theirs, source) | {"architecture": kind.architecture}
     return from_dict(ARCHITECTURES[kind.architecture] | _completed(ours), source)
 

@@ -8,7 +8,7 @@ if not __package__:
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dataset.command_line import parse, run
 from dataset.printing import printable
@@ -36,6 +36,8 @@ class ChatSettings(ServingSettings, TextSampling):
     """tell the log-probability of each token of an answer; to standard error when answering once"""
     compare: str | None = None
     """directory of a second model that answers beside the first, under its own mask"""
+    engine: Literal["sightline", "llama.cpp"] = "sightline"
+    """what computes; llama.cpp takes .gguf files of scripts.export_gguf in place of directories"""
 
     def __post_init__(self) -> None:
         """Refuse what would have no effect."""
@@ -43,6 +45,8 @@ class ChatSettings(ServingSettings, TextSampling):
         for name in ("system", "answer_prefix"):
             if self.raw and getattr(self, name):
                 raise UserError(f"--{name} has no effect with --raw; leave one of them out")
+        if self.engine == "llama.cpp" and (self.device != "auto" or self.dtype != "float32" or self.compile):
+            raise UserError("--device, --dtype and --compile have no effect with --engine llama.cpp")
 
 
 def main() -> None:
@@ -99,13 +103,16 @@ def _sessions(settings: ChatSettings) -> "list[TextSession]":
     from eval.chat import ChatSession, RawSession
     from eval.served_model import open_model
 
+    opened = partial(open_model, device=settings.device)
+    if settings.engine == "llama.cpp":
+        from eval.engines.llama_engine import open_gguf as opened
     sampling = TextSampling(**{field.name: getattr(settings, field.name) for field in fields(TextSampling)})
-    served = [open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch, settings.device)]
+    served = [opened(settings.model, settings.prompt_mask, settings.allow_mask_mismatch)]
     tell = partial(print, file=sys.stderr)
     if settings.allow_mask_mismatch:
         tell(f"note: running with {served[0].prompt_mask}, not with the mask of its training")
     if settings.compare is not None:
-        served.append(open_model(settings.compare, device=settings.device))
+        served.append(opened(settings.compare))
     for each in () if settings.raw else served:
         for note in each.notes():
             tell(f"note: {printable(note)}")

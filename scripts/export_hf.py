@@ -1,4 +1,4 @@
-"""Copy a causal model to a directory that `transformers` opens as a model of its own."""
+"""Write a model to a directory that `transformers` opens, with the prompt mask that it was trained with."""
 
 import sys
 
@@ -11,7 +11,6 @@ from typing import Literal
 
 from dataset.command_line import parse, run
 from dataset.printing import printable
-from model.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,11 @@ class ExportSettings:
     """Flags of the export."""
 
     model: str
-    """directory of a model with prompt_mask causal; causal engines would not apply another"""
+    """model directory; with another prompt_mask than causal, what is written brings its own modelling file"""
     out: str
     """directory to write, new or empty"""
     for_engine: Literal["any", "transformers"] = "any"
-    """what will open it; a Qwen3 with sliding windows is right in transformers alone"""
+    """what will open it; a causal Qwen3 with sliding windows is right in transformers alone"""
     drop_router_bias: bool = False
     """whether a mixture of experts is exported without the bias that helped to choose them in training, for
     which transformers has no place: some tokens pass other experts then"""
@@ -31,27 +30,11 @@ class ExportSettings:
 
 def main() -> None:
     """Export and say what can be done with the result."""
-    settings = parse(ExportSettings, "Export a causal model for transformers.")
-    from eval.served_model import open_model
-    from model.checkpoint import export_checkpoint
-    from model.files import whole_folder
+    settings = parse(ExportSettings, "Export a model for transformers.")
+    from eval.engines.transformers_files import export
 
-    served = open_model(settings.model)  # raises where model and tokenizer do not fit
-    if served.model.config.router_bias and not settings.drop_router_bias:
-        raise UserError(
-            f"{settings.model} chooses experts by a bias, too, for which transformers has no place; add "
-            "--drop_router_bias true to leave it out, and measure what that changes by scripts.evaluate"
-        )
-    is_qwen3 = served.model.config.architecture.startswith("qwen3")
-    if is_qwen3 and served.model.config.sliding_window and settings.for_engine == "any":
-        raise UserError(
-            f"{settings.model} has sliding windows, which vLLM, SGLang and llama.cpp ignore: they would give "
-            "other answers without a word; add --for_engine transformers if nothing else will open it"
-        )
-    with whole_folder(settings.out) as folder:
-        kind = export_checkpoint(settings.model, folder, settings.drop_router_bias)
-        served.tokenizer.save(folder)
-    print(f"{printable(settings.out)} is written: {kind.class_name} of transformers opens it")
+    result = export(settings.model, settings.out, settings.for_engine, settings.drop_router_bias)
+    print(printable(settings.out), result)
 
 
 if __name__ == "__main__":

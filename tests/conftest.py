@@ -97,6 +97,28 @@ def _same_randomness():
     torch.manual_seed(1)
 
 
+@pytest.fixture(scope="module")
+def code_kept_apart(tmp_path_factory):
+    """Let transformers keep the modelling files that it opens in a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("code"))
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
+        patch.syspath_prepend(folder)
+        yield
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command and return what it prints."""
+
+    def call(module, *words: object) -> str:
+        monkeypatch.setattr("sys.argv", ["x", *map(str, words)])
+        module.main()
+        return capsys.readouterr().out
+
+    return call
+
+
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also run the tests that take minutes")
     choices = ("native", "absent")

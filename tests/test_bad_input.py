@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,22 @@ CASES = {
         "--model model --data questions.jsonl --out sft",
         ["sft"],
     ),
-    "export of a prefix model": ("scripts.export_hf", "--model model --out new", ["prefix", "causal"]),
+    "export into a folder in use": ("scripts.export_hf", "--model model --out sft", ["sft"]),
+    "form of weights for an engine that has its own": (
+        "scripts.chat",
+        "--model model.gguf --engine llama.cpp --dtype int8 --prompt hello",
+        ["--dtype", "llama.cpp"],
+    ),
+    "chat with a file that is not there": (
+        "scripts.chat",
+        "--model none.gguf --engine llama.cpp --prompt hello",
+        ["llama.cpp" if not find_spec("llama_cpp") else "none.gguf"],
+    ),
+    "GGUF of a model without a tokenizer": (
+        "scripts.export_gguf",
+        "--model mute --out new.gguf",
+        ["mute", "tokenizer"],
+    ),
     "export without a tokenizer": ("scripts.export_hf", "--model mute --out new", ["mute", "tokenizer"]),
     "picture that is no PNG": ("scripts.draw_masks", "--out new/m.foo", [".png", "m.foo"]),
     "picture of a row in a folder": ("scripts.show_batch", "--data sft --png sft", [".png", "sft"]),

@@ -18,6 +18,7 @@ from test_house import CORE
 from training_runs import conversations, data, sentences
 
 from dataset.tokenizer import Tokenizer
+from eval.engines.transformers_files import export
 from eval.experiment import load_experiment
 from eval.plots import draw_mask
 from model import strategies
@@ -204,9 +205,10 @@ def save_tiny(folder: Path, data: Path, prompt_mask: str) -> None:
     tokenizer.save(folder)
 
 
-def test_python_of_the_page_on_models_answers(tmp_path, monkeypatch, data, capsys):
+def test_python_of_the_page_on_models_answers(tmp_path, monkeypatch, data, capsys, code_kept_apart):
     monkeypatch.chdir(tmp_path)
     save_tiny(Path("out/sft-prefix"), data, "prefix")
+    export("out/sft-prefix", "out/exported-prefix")
     names = {}
     for block in blocks(DOCS / "models_in_and_out.md", "python"):
         exec(block, names)  # noqa: S102

@@ -7,7 +7,6 @@ import signal
 
 import pytest
 from safetensors.torch import load_file
-from test_minimind import command
 from training_runs import after_step, data, init, losses, pretrain, run_trainer, sft
 
 from model.checkpoint import load_checkpoint

@@ -52,18 +52,6 @@ def older(tmp_path_factory):
     return save_minimind(tmp_path_factory.mktemp("minimind") / "minimind-2", tags=False)
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command and return what it prints."""
-
-    def call(module, *words: object) -> str:
-        monkeypatch.setattr("sys.argv", ["x", *map(str, words)])
-        module.main()
-        return capsys.readouterr().out
-
-    return call
-
-
 def as_template_takes(messages):
     """The messages and tools that `apply_chat_template` wants."""
     tools = [json.loads(tool) for tool in messages[0].tools] or None

@@ -1,0 +1,1 @@
+"""Models of ours in other engines, under their own prompt mask: transformers, llama.cpp."""

@@ -1,4 +1,4 @@
-"""Choose what is measured: python -m scripts.bench data …, decode, train, optimizers, lengths or entered"""
+"""Choose what is measured: python -m scripts.bench data …, decode, train and so on"""
 
 import sys
 
@@ -10,7 +10,7 @@ from importlib import import_module
 
 from dataset.command_line import fail, run
 
-SUBJECTS = ("data", "decode", "train", "optimizers", "lengths", "entered")
+SUBJECTS = ("data", "decode", "train", "optimizers", "lengths", "entered", "agreement")
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ class ModelConfig:
     prompt_mask: str = "causal"
     """strategy whose blocks the weights are trained under, and served with"""
     initializer_range: float = 0.02
-    """standard deviation of fresh weights; of what layers add to the stream by twice their number smaller"""
+    """standard deviation of fresh weights; smaller by their number for what layers add to the stream"""
     architecture: Architecture = "qwen3"
     """form of the model: the parts that are not given are those of this family, as which it is exported"""
     norm: Norm = "rms"
@@ -131,10 +131,11 @@ class ModelConfig:
             raise UserError("window_both_sides: expected a sliding_window with it, got none")
         if self.attention_sinks and self.local_pattern.reach is None:
             raise UserError("attention_sinks: expected a sliding_window or attention_chunk_size, got none")
-        if self.value_residual and self.num_hidden_layers < 2:
-            raise UserError("value_residual: expected two layers or more to mix values of, got one")
         self._check_experts()
         self._check_encoder()
+        for name in ("num_hidden_layers", "num_encoder_layers"):
+            if self.value_residual and getattr(self, name) == 1:
+                raise UserError(f"value_residual: expected two layers or more to mix values of, got 1 {name}")
         if self.layer_types is not None:
             self._check_layer_types()
             if len(set(self.layer_types)) == 1:  # equal models have equal configurations

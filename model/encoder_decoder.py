@@ -220,10 +220,10 @@ class CrossLayer(DecoderLayer):
         y = self.cross_output_layernorm(self.cross_attn.read(y, None, k, v, seen.source))
         return self.feed(x + y * seen.has_source)
 
-    def additions(self) -> tuple[nn.Module, ...]:
-        """Return what has the last weights of what is added to the stream."""
+    def additions(self) -> tuple[list[nn.Module], ...]:
+        """Return what has the last weights of each thing that is added to the stream."""
         has_norm = not isinstance(self.cross_output_layernorm, nn.Identity)
-        return *super().additions(), self.cross_output_layernorm if has_norm else self.cross_attn.o_proj
+        return *super().additions(), [self.cross_output_layernorm if has_norm else self.cross_attn.o_proj]
 
 
 class EncoderDecoder(Merged):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -64,12 +65,15 @@ class DecoderLayer(nn.Module):
         y = self.mlp(self.post_attention_layernorm(x))
         return x + self.mlp_output_layernorm(y)
 
-    def additions(self) -> tuple[nn.Module, ...]:
-        """Return what has the last weights of what is added to the stream: norms, or projections."""
+    def additions(self) -> tuple[list[nn.Module], ...]:
+        """Return what has the last weights of each thing that is added to the stream: norms, or projections.
+
+        Experts are one addition, whatever their number.
+        """
         if isinstance(self.mlp_output_layernorm, nn.Identity):
-            down = (part for name, part in self.mlp.named_modules() if name.endswith("down_proj"))
-            return self.self_attn.o_proj, *down
-        return self.attention_output_layernorm, self.mlp_output_layernorm
+            down = [part for name, part in self.mlp.named_modules() if name.endswith("down_proj")]
+            return [self.self_attn.o_proj], down
+        return [self.attention_output_layernorm], [self.mlp_output_layernorm]
 
 
 class Decoder(nn.Module):
@@ -232,13 +236,13 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def _scale_residuals(self) -> None:
-        """Divide the first weights of additions to a residual stream by their number, two per layer.
+        """Divide the first weights of additions to a residual stream by their number, two per layer or three.
 
         GPT-2 divides by its square root (Radford et al. 2019); closer to zero, lookups form earlier.
         """
         for layers in self.model.stacks:
-            additions = [last for layer in layers for last in layer.additions()]
-            for last in additions:
+            additions = [lasts for layer in layers for lasts in layer.additions()]
+            for last in chain(*additions):
                 if not last.weight.is_meta:  # where dividing would import the compiler
                     last.weight.div_(len(additions))
 

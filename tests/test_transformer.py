@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from eval.look import attention_maps
+from model.architectures import model_of
 from model.attention import Scoring, Visibility, eager_attention
 from model.backends import BACKENDS, ClassicAttention, attend, blockwise_attention, by_documents, choose
 from model.config import from_preset
@@ -453,6 +454,14 @@ def test_what_layers_add_begins_smaller_than_their_other_matrices_by_the_number_
             (layer.mlp.down_proj, 0.02 / 8),
         ):
             assert matrix.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize(("family", "per_layer"), [("qwen3_moe", 2), ("encoder_decoder", 3), ("merged", 2)])
+def test_experts_are_one_addition_and_reading_a_source_is_another(family, per_layer):
+    model = model_of(from_preset("tiny", vocab_size=97, architecture=family))
+    for name, matrix in model.model.layers.named_parameters():
+        if "o_proj" in name or "down_proj" in name:
+            assert matrix.std().item() == pytest.approx(0.02 / (2 * per_layer), rel=0.1), name
 
 
 def test_the_triangle_of_books_is_a_buffer_of_the_model_that_is_not_saved_and_gives_the_same_logits():

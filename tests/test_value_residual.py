@@ -87,5 +87,8 @@ def test_a_cache_of_full_and_sliding_layers_gives_the_logits_of_the_whole_row():
 
 
 def test_a_highway_needs_two_layers():
-    with pytest.raises(UserError, match="value_residual: expected two layers or more"):
+    with pytest.raises(UserError, match="expected two layers or more .* got 1 num_hidden_layers"):
         from_preset("tiny", vocab_size=97, num_hidden_layers=1, value_residual=True)
+    merged = {"architecture": "merged", "num_encoder_layers": 1, "value_residual": True}
+    with pytest.raises(UserError, match="expected two layers or more .* got 1 num_encoder_layers"):
+        from_preset("tiny", vocab_size=97, **merged)

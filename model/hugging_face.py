@@ -12,8 +12,11 @@ MASKED = "sightline_"
 
 
 def kind_of(values: Values, source: str) -> Kind:
-    """Return the kind of a configuration; ours goes with Qwen3's. Raises `UserError` for an unknown one."""
-    named = "qwen3" if "prompt_mask" in values else values.get("model_type")
+    """Return the kind of a configuration; ours without one goes with Qwen3's.
+
+    Raises `UserError` for an unknown one.
+    """
+    named = values.get("model_type", "qwen3" if "prompt_mask" in values else None)
     for kind in KINDS:
         if named in (kind.model_type, f"{MASKED}{kind.model_type}"):
             return kind

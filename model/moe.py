@@ -33,7 +33,7 @@ class Router(nn.Linear):
         chosen = (scores if bias is None else scores + bias).topk(self.per_token).indices  # (N, k)
         weights = scores.gather(-1, chosen)
         if self.normalises:
-            weights = weights / weights.sum(-1, keepdim=True)
+            weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(wide).tiny)
         return weights.to(tokens.dtype), chosen
 
 

@@ -317,7 +317,8 @@ def test_presets_have_the_sizes_that_their_names_promise():
             {"layer_types": ["\x1b[31m" * 10**5], "use_sliding_window": True, "sliding_window": 3},
             "layer_types",
         ),
-        ({"model_type": "q" * 10**6, "prompt_mask": "q" * 10**6}, "unknown prompt_mask"),
+        ({"model_type": "q" * 10**6}, "expected a Sightline model or model_type qwen3, .* got 'qqq"),
+        ({"prompt_mask": "q" * 10**6}, "unknown prompt_mask"),
         ({"num_hidden_layers": [[[]]] * 10**5}, "num_hidden_layers: expected int"),
     ],
 )

@@ -2,6 +2,8 @@
 
 # ruff: noqa: F401, F811 - pytest finds imported fixtures by the names of parameters
 
+from dataclasses import replace
+
 import pytest
 import torch
 from training_runs import data, experts, metrics, pretrain, run_trainer
@@ -77,6 +79,16 @@ def test_the_bias_of_an_expert_chooses_it_and_does_not_weigh_it():
     router.e_score_correction_bias[2] = 0.2
     weights, chosen = router(torch.tensor([[1.0, 0, 0]]))
     assert chosen.tolist() == [[0, 2]] and weights.tolist() == [pytest.approx([4 / 5, 1 / 5])]
+
+
+def test_experts_of_no_score_that_a_bias_chooses_give_nothing():
+    router = Router(
+        from_preset("tiny", vocab_size=97, architecture="qwen3_moe", num_experts=3, hidden_size=1)
+    )
+    router.weight.data = torch.tensor([[300.0], [0], [0]])
+    router.e_score_correction_bias[1:] = 2
+    weights, chosen = router(torch.ones(1, 1))
+    assert chosen.sort().values.tolist() == [[1, 2]] and weights.tolist() == [[0, 0]]
 
 
 def test_muon_takes_the_matrices_of_experts_and_no_router():
@@ -171,7 +183,11 @@ def test_a_mixture_without_its_biases_is_one_of_transformers(tmp_path):
     theirs = Qwen3MoeForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32)
     with torch.no_grad():
         assert (theirs(ids).logits - model(ids)).abs().max() < 1e-4
-    assert not load_checkpoint(tmp_path / "theirs").model.config.router_bias
+    theirs.save_pretrained(tmp_path / "back")
+    config = replace(model.config, router_bias=False)
+    for folder in ("theirs", "back"):
+        loaded = load_checkpoint(tmp_path / folder).model
+        assert loaded.config == config and torch.equal(loaded(ids), model(ids)), folder
 
 
 @pytest.mark.parametrize(

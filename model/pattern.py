@@ -42,8 +42,9 @@ class Pattern(NamedTuple):
         """Return what does the same in documents of up to `length` tokens, without bounds that none meets."""
         window = self.window if self.window and self.window < length else None
         chunk = self.chunk if self.chunk and self.chunk < length else None
-        is_bounded = bool(window or chunk)
-        return Pattern(window, self.both_sides and bool(window), self.sinks * is_bounded, chunk)
+        if not (window or chunk) or self.sinks >= length:
+            return ALL
+        return Pattern(window, self.both_sides and bool(window), self.sinks, chunk)
 
 
 ALL = Pattern()

@@ -217,10 +217,16 @@ def test_chunks_are_counted_from_the_first_token_of_a_document_and_bound_blocks(
 
 def test_a_pattern_without_bounds_that_a_document_meets_is_none():
     assert Pattern(9, True, 2, 12).within(9) == ALL == Pattern(sinks=3).within(5)
+    assert Pattern(3, True, 9, 4).within(9) == ALL
     assert Pattern(3, True, 2, 12).within(9) == Pattern(3, True, 2)
     assert Pattern(9, True, 2, 4).within(9) == Pattern(None, False, 2, 4)
     layout = random_layout(batch=8, length=9)
-    for pattern in (Pattern(9, True, 2, 12), Pattern(3, True, 2, 12), Pattern(9, True, 2, 4)):
+    for pattern in (
+        Pattern(9, True, 2, 12),
+        Pattern(3, True, 2, 12),
+        Pattern(9, True, 2, 4),
+        Pattern(3, True, 9, 4),
+    ):
         assert torch.equal(visible_mask(layout, pattern), visible_mask(layout, pattern.within(9)))
 
 

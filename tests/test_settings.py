@@ -126,6 +126,13 @@ def test_a_rotary_base_without_effect_is_refused(line, message):
     )
 
 
+def test_one_expert_whose_weight_is_always_1_is_refused():
+    one = model_of("--model.architecture qwen3_moe --model.num_experts_per_tok 1")
+    with pytest.raises(UserError, match="num_experts_per_tok 1: expected --model.norm_topk_prob false"):
+        one.config(97)
+    assert replace(one, norm_topk_prob=False).config(97).num_experts_per_tok == 1
+
+
 def test_positions_are_not_scaled_twice():
     scaled = model_of("--model.rope_scaling yarn:4").config(97)
     with pytest.raises(UserError, match="without scaled positions, got one scaled by yarn:4"):

@@ -101,6 +101,11 @@ class ModelSettings:
             raise UserError(f"--model.rope_theta: expected rotary positions with it, got {config.positions}")
         if self.rope_local_theta and config.local_pattern == ALL:
             raise UserError("--model.rope_local_theta: expected sliding layers with it, got none")
+        if config.num_experts_per_tok == 1 and config.norm_topk_prob:
+            raise UserError(
+                "--model.num_experts_per_tok 1: expected --model.norm_topk_prob false with it; else "
+                "the weight of the one expert is always 1, of which its router learns nothing"
+            )
         return config
 
     def placed(self, config: ModelConfig) -> ModelConfig:

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_model, windowed
@@ -22,6 +23,7 @@ from dataset.token_store import open_stores
 from model.config import from_preset
 from model.errors import UserError
 from model.layers import FeedForward
+from model.layouts import positions_of
 from model.masks import causal_layout, visible_mask
 from model.transformer import LanguageModel
 from trainer import placement
@@ -201,6 +203,24 @@ def test_the_pairs_of_a_pattern_are_those_of_its_mask(bounds):
     pairs = [int(visible_mask(batch.layout, pattern).sum()) for pattern in (near, everything)]
     difference = model_flops(from_preset("tiny", vocab_size=97), batch) - model_flops(config, batch)
     assert difference == 12 * config.num_attention_heads * config.head_dim * (pairs[1] - pairs[0])
+
+
+def test_every_token_meets_the_memory_tokens_of_every_layer():
+    plain, remembering = (from_preset("tiny", vocab_size=97, memory_tokens=count) for count in (None, 3))
+    batch, width = full_batch(2, 12), plain.num_hidden_layers * plain.num_attention_heads * plain.head_dim
+    assert model_flops(remembering, batch) - model_flops(plain, batch) == 12 * width * 3 * batch.num_real
+
+
+def test_passages_that_share_positions_count_as_they_would_in_a_row():
+    batch, documents = full_batch(1, 12), torch.tensor([[0] * 5 + [1] * 7])
+    parts = np.array([-1, 0, 0, 1, -1]), np.array([-1, -2, -2, -3, -3, -1, -1])
+    shared = torch.from_numpy(np.concatenate([positions_of(each, len(each)) for each in parts]))[None]
+    marked = torch.from_numpy(np.concatenate(parts))[None]
+    causal = batch._replace(document_ids=documents, position_ids=torch.tensor([[*range(5), *range(7)]]))
+    passages = causal._replace(position_ids=shared, part_ids=marked)
+    for window in (None, 3):
+        config = from_preset("tiny", vocab_size=97, sliding_window=window)
+        assert model_flops(config, passages) == model_flops(config, causal)
 
 
 def test_a_window_bounds_the_pairs():

@@ -65,6 +65,8 @@ def test_sinks_and_chunks_bound_the_layers_that_slide():
     assert model_of("--model.sliding_window 6").placed(config).layer_patterns[0] == Pattern(6)
     with pytest.raises(UserError, match="attention_sinks: expected a sliding_window or attention_chunk"):
         model_of("--model.attention_sinks 2").config(97)
+    with pytest.raises(UserError, match=r"sliding_window 8: expected fewer than .*chunk_size \(8\)"):
+        model_of("--model.sliding_window 8 --model.attention_chunk_size 8").config(97)
 
 
 def test_every_value_of_a_shape_can_be_set():

@@ -97,16 +97,25 @@ class ModelSettings:
                 f"--model.vocab_size: the tokenizer has {num_tokens} tokens, got room for {self.vocab_size}"
             )
         config = self.placed(from_preset(self.preset, **({"vocab_size": num_tokens} | given)))
+        self._check_effects(config)
+        return config
+
+    def _check_effects(self, config: ModelConfig) -> None:
+        """Raise `UserError` for what was given and does nothing in a new model."""
         if self.rope_theta and config.positions != "rotary":
             raise UserError(f"--model.rope_theta: expected rotary positions with it, got {config.positions}")
         if self.rope_local_theta and config.local_pattern == ALL:
             raise UserError("--model.rope_local_theta: expected sliding layers with it, got none")
+        if (chunk := self.attention_chunk_size) and (self.sliding_window or 0) >= chunk:
+            raise UserError(
+                f"--model.sliding_window {self.sliding_window}: expected fewer than "
+                f"--model.attention_chunk_size ({chunk}), beyond which no token sees"
+            )
         if config.num_experts_per_tok == 1 and config.norm_topk_prob:
             raise UserError(
                 "--model.num_experts_per_tok 1: expected --model.norm_topk_prob false with it; else "
                 "the weight of the one expert is always 1, of which its router learns nothing"
             )
-        return config
 
     def placed(self, config: ModelConfig) -> ModelConfig:
         """Return a configuration with the windows and scaled positions given here, or as it is without."""

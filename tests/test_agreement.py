@@ -5,9 +5,10 @@ from importlib.util import find_spec
 import pytest
 
 from scripts.bench import agreement
-from tests.conftest import STRATEGIES
+from tests.conftest import WITH_BLOCKS
 from tests.serving import save_served, served_model, write_lines
 
+MASKS = ("causal", *WITH_BLOCKS)
 pytestmark = pytest.mark.usefixtures("code_kept_apart")
 ASKED = (
     ["Capital of Peru?"],
@@ -17,7 +18,7 @@ ASKED = (
 
 
 def test_every_engine_gives_the_answers_of_our_chat_under_every_mask(tmp_path, command):
-    folders = [save_served(served_model(mask, stops=True), tmp_path / mask) for mask in STRATEGIES]
+    folders = [save_served(served_model(mask, stops=True), tmp_path / mask) for mask in MASKS]
     chats = [
         [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
         for turns in ASKED
@@ -26,5 +27,5 @@ def test_every_engine_gives_the_answers_of_our_chat_under_every_mask(tmp_path, c
     told = command(agreement, "--models", *folders, "--data", data, "--max_new_tokens", 9)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in told.splitlines()]
     everyone = ["3", "3", "3" if find_spec("llama_cpp") else "-"]
-    assert [row[3:] for row in rows[-4:]] == [["0", *everyone] for _ in STRATEGIES]
-    assert [row[1] for row in rows[-4:]] == [*STRATEGIES]
+    assert [row[3:] for row in rows[-4:]] == [["0", *everyone] for _ in MASKS]
+    assert [row[1] for row in rows[-4:]] == [*MASKS]

@@ -14,7 +14,7 @@ from dataset.prompts import prompt_of
 from dataset.tokenizer import Tokenizer
 from eval.chat import ChatSession, TextSampling
 from eval.engines.gguf_checks import plain_encoder
-from eval.engines.gguf_file import export, interleaved
+from eval.engines.gguf_file import export, interleaved, write_gguf
 from eval.engines.llama_engine import load_library, open_gguf, runs_of
 from eval.served_model import ServedModel, open_model
 from model.config import from_preset
@@ -215,6 +215,31 @@ def test_a_file_of_others_and_a_missing_engine_are_told_in_one_line(tmp_path, co
     load_library.cache_clear()
     with pytest.raises(UserError, match="pip install -r requirements-optional.txt"):
         command(*words, file)
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    ("written", "changed", "words"),
+    [
+        (b'"vocab_size": 320', b'"vocab_size": 999', "has 320 tokens but says 999"),
+        (b'{"vocab_size"', b'["vocab_size"', "not as scripts.export_gguf writes it"),
+        (b"sightline.tokenizer", b"sightline.tokenizeX", "not as .*sightline.tokenizer"),
+        (b"general.file_type", b"general.file_typX", "not as .*general.file_type"),
+        (b"sightline.stop_ids", b"sightline.stop_idX", None),
+    ],
+)
+def test_what_a_stranger_changed_in_a_file_is_told_and_nothing_is_read_beyond_it(
+    written, changed, words, tmp_path
+):
+    write_gguf(served_model("prefix", stops=True), tmp_path / "good.gguf")
+    content = (tmp_path / "good.gguf").read_bytes()
+    assert written in content
+    (tmp_path / "bad.gguf").write_bytes(content.replace(written, changed))
+    if words is None:  # as of a model without stop ids, of which nothing is written
+        assert open_gguf(tmp_path / "bad.gguf").stop_ids == ()
+    else:
+        with pytest.raises(UserError, match=words):
+            open_gguf(tmp_path / "bad.gguf")
 
 
 @needs_llama

@@ -90,6 +90,9 @@ class LlamaModel:
         weakref.finalize(self, _free, library, self._loaded, self._context)
         if not self._context:
             raise UserError(f"llama.cpp has no memory for {config.max_position_embeddings} tokens of {file}")
+        known = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self._loaded))
+        if known != config.vocab_size:  # of so many logits nothing may be read beyond the last
+            raise UserError(f"{file} has {known} tokens but says {config.vocab_size}; export the model again")
 
     def _load_settings(self) -> Any:
         """Return settings by which the architecture is opened that the file hides from other programs."""
@@ -185,15 +188,10 @@ def open_gguf(
     """
     load_library()
     values = read_values(Path(file))
-    config = from_dict(json.loads(values["sightline.config"]), str(file))
-    with TemporaryDirectory() as folder:
-        for name, text in json.loads(values["sightline.tokenizer"]).items():
-            (Path(folder) / Path(name).name).write_text(text, encoding="utf-8")
-        tokenizer = Tokenizer.load(folder, config.vocab_size)
+    config, tokenizer, form = _read(values, file)
     mask = choose_mask(config.prompt_mask, prompt_mask, allow_mask_mismatch)
-    form = LlamaFileType(values["general.file_type"])
     model = LlamaModel(Path(file), replace(config, prompt_mask=mask), form == LlamaFileType.ALL_F32)
-    stop_ids, trained_on = tuple(values["sightline.stop_ids"]), values.get("sightline.trained_on")
+    stop_ids, trained_on = tuple(values.get("sightline.stop_ids", ())), values.get("sightline.trained_on")
     words = f"{form.name.removeprefix('MOSTLY_').lower()} weights in llama.cpp"
     return ServedLlama(model, tokenizer, stop_ids, Path(file), form=words, trained_on=trained_on)
 
@@ -209,6 +207,21 @@ def read_values(file: Path) -> dict[str, Any]:
     if "sightline.config" not in values:
         raise UserError(f"{file} names no prompt mask; expected a file that scripts.export_gguf wrote")
     return values
+
+
+def _read(values: dict[str, Any], file: str | Path) -> tuple[ModelConfig, Tokenizer, LlamaFileType]:
+    """Return configuration, tokenizer and form of the weights; `UserError` where others wrote them."""
+    try:
+        config = from_dict(json.loads(values["sightline.config"]), str(file))
+        with TemporaryDirectory() as folder:
+            for name, text in json.loads(values["sightline.tokenizer"]).items():
+                (Path(folder) / Path(name).name).write_text(text, encoding="utf-8")
+            tokenizer = Tokenizer.load(folder, config.vocab_size)
+        return config, tokenizer, LlamaFileType(values["general.file_type"])
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"{file} is not as scripts.export_gguf writes it ({error!r})") from None
 
 
 @cache

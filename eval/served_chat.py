@@ -17,11 +17,20 @@ from eval.remembered import Remembered
 from eval.served_model import ServedModel
 from eval.server_settings import ServerSettings
 from eval.serving_settings import TextSampling
+from model.config import WITH_ENCODER, ModelConfig
 from model.generator import Prompt, Request
-from model.strategies import STRATEGIES
+from model.pattern import ALL
+from model.strategies import STRATEGIES, strategy_named
 
 MIB = 2**20
 MOST_DRAWN_TOKENS = 512
+
+
+def _masks_of(config: ModelConfig) -> list[str]:
+    """Return the masks that requests may name: a window or an encoder holds no passages."""
+    is_plain = {*config.layer_patterns} == {ALL} and config.architecture not in WITH_ENCODER
+    has_passages = is_plain or strategy_named(config.prompt_mask).passages != "open"
+    return [name for name, each in STRATEGIES.items() if has_passages or each.passages == "open"]
 
 
 class ServedChat:
@@ -33,6 +42,7 @@ class ServedChat:
         takes = served.model.config.max_position_embeddings
         self.max_prompt_tokens = min(takes, settings.max_prompt_tokens or takes)
         self._default = TextSampling(settings.max_new_tokens, settings.temperature)
+        self.masks = _masks_of(served.model.config)
         self._remembered, self._created = Remembered(), int(time.time())
         form = served.tokenizer.form
         self._opening = form.opening if form.closing else ""  # of a thought, which stands in the prompt
@@ -40,12 +50,19 @@ class ServedChat:
     def described(self) -> dict[str, Any]:
         """Return the model as `/v1/models` lists it."""
         said = {"id": self.name, "object": "model", "created": self._created, "owned_by": "sightline"}
-        masks = {"prompt_mask": self.served.prompt_mask, "prompt_masks": [*STRATEGIES]}
+        masks = {"prompt_mask": self.served.prompt_mask, "prompt_masks": self.masks}
         return said | masks | {"max_model_len": self.max_prompt_tokens}
 
     def mask_of(self, asked: Asked | LookAsked) -> str:
         """Return the prompt mask that a request is answered under: by default the one of the training."""
-        return asked.prompt_mask or self.served.prompt_mask
+        mask = asked.prompt_mask or self.served.prompt_mask
+        if mask not in self.masks:
+            raise RefusedError(
+                f"prompt_mask: {self.name} cannot keep passages apart as {mask} does; expected one of "
+                + ", ".join(self.masks),
+                param="prompt_mask",
+            )
+        return mask
 
     def choices(self, asked: Asked, on_change: Callable[[], None]) -> list[Choice]:
         """Return the answers that a request asks for, not begun; raises `UserError` for what is too long.
@@ -72,9 +89,9 @@ class ServedChat:
     def look(self, asked: LookAsked) -> dict[str, Any]:
         """Return a conversation as the page draws it; only the thread of the engine may call it."""
         rendered = render(self._remembered.recall(asked.conversation()), self.served.tokenizer)
-        if len(rendered) > MOST_DRAWN_TOKENS:
+        if len(rendered) > (most := min(MOST_DRAWN_TOKENS, self.served.model.config.max_position_embeddings)):
             raise RefusedError(
-                f"the conversation has {len(rendered)} tokens; masks of {MOST_DRAWN_TOKENS} at most are drawn"
+                f"the conversation has {len(rendered)} tokens; masks of {most} at most are drawn"
             )
         return view(self.served, rendered, self.mask_of(asked))
 

@@ -23,7 +23,7 @@ def small_tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS * 3, vocab_size=320)
 
 
-def served_model(prompt_mask: str, context: int = 256, stops: bool = False) -> ServedModel:
+def served_model(prompt_mask: str, context: int = 256, stops: bool = False, **shape) -> ServedModel:
     """A random model whose answers go on until a limit, or with `stops` until it draws a stop id."""
     tokenizer = small_tokenizer()
     torch.manual_seed(0)
@@ -33,6 +33,7 @@ def served_model(prompt_mask: str, context: int = 256, stops: bool = False) -> S
         max_position_embeddings=context,
         prompt_mask=prompt_mask,
         initializer_range=0.2,
+        **shape,
     )
     stop_ids = tokenizer.stop_ids if stops else ()
     return ServedModel(LanguageModel(config).eval(), tokenizer, stop_ids, Path("random"))

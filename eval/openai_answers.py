@@ -82,7 +82,7 @@ class Reply:
         for choice in self.choices:
             if not choice.is_finished:
                 is_whole = choice.read()
-                for part in self.changes(choice, is_whole):
+                for part in () if choice.job.error else self.changes(choice, is_whole):  # none of a failure
                     yield self._head(self.chunk_kind) | {"choices": [part]}
                 choice.is_finished = is_whole
         if wants_usage and self.is_finished:

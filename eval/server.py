@@ -20,7 +20,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from dataset.printing import show_traceback
 from eval.answering import Engine
@@ -35,6 +35,8 @@ from model.errors import UserError
 LEFT = 499  # nginx's status of a client that closed its connection; nobody reads it
 PAUSE_SECONDS = 0.03
 """between two pieces of a stream: no eye is faster, and each costs time that the model could use"""
+SEND_SECONDS = 30.0
+"""for which a client may leave a stream unread"""
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
 
 
@@ -234,15 +236,21 @@ class Server:
 
 
 class _Stream(StreamingResponse):
-    """Events as they come; `end` is called when the last is sent, or the client has left."""
+    """Events as they come; `end` is called when the last is sent, or the client has left or does not read."""
 
     def __init__(self, events: AsyncIterator[str], end: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_soon(message: Message) -> None:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_soon)
+        except (TimeoutError, ClientDisconnect):
+            pass  # the connection is closed without an end
         finally:
             self._end()
 

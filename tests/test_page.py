@@ -121,6 +121,24 @@ def test_a_token_tells_by_mouse_and_by_keyboard_what_it_sees_and_where_layers_lo
     page.close()
 
 
+def test_a_key_may_come_late_or_be_wrong_and_nothing_is_lost_by_it(browser, models, tmp_path):
+    (tmp_path / "key").write_text("secret")
+    with running(models, max_new_tokens=LENGTH, key_file=str(tmp_path / "key")) as address:
+        page, _ = opened(browser, address)
+        panes = page.locator(".pane")
+        for n, key in enumerate(("", "secret", "wrong", "secret")):
+            if key:
+                page.get_by_label("Key").fill(key)
+                page.get_by_label("Key").press("Tab")
+            told = "^$" if key == "secret" else "key of this server"
+            page.locator("#trouble", has_text=re.compile(told)).wait_for(state="attached")
+            assert panes.count() == (n > 0)
+            assert page.get_by_role("button", name="Send").is_enabled() == (n > 0)
+        ask(page, QUESTION)
+        page.get_by_role("listbox").wait_for()
+        page.close()
+
+
 def test_stopping_keeps_what_was_said_and_the_next_question_is_answered(browser, address):
     page, said = opened(browser, address)
     page.get_by_text("Settings").click()

@@ -197,7 +197,8 @@ class Pane {
 function changed() {
   const isBusy = panes.some(pane => pane.controller)
   one("#stop").disabled = !isBusy
-  one("#send").disabled = isBusy
+  one("#send").disabled = isBusy || !panes.length
+  one("#beside").disabled = !panes.length
 }
 
 function send(event) {
@@ -249,14 +250,17 @@ async function begin() {
   await open()
 }
 
-// Find out which models there are.
+// Find out which models there are; a key may be missing, or wrong.
 async function open() {
   try {
     models = (await (await ask("v1/models")).json()).data
     if (!panes.length) panes.push(new Pane(models[0].id))
+    one("#trouble").textContent = ""
   } catch (error) {
-    one("#panes").replaceChildren(element("p", word("failed", { message: error.message }), "status error"))
+    one("#trouble").textContent = word("failed", { message: error.message })
+    one("#ask details").open = true // where the key stands
   }
+  changed()
 }
 
 const views = JSON.parse(one("#data").textContent)

@@ -213,7 +213,7 @@ class Server:
             raise RefusedError(f"Host: expected one of {', '.join(LOOPBACK)}; --host lets others ask", 403)
 
     async def _check_key(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
         if self._key is not None and not secrets.compare_digest(given, self._key):
             raise RefusedError("Authorization: expected Bearer and the key of this server", 401)
 

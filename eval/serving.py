@@ -51,7 +51,8 @@ def serve(settings: ServerSettings, tell: Tell, on_start: Callable[[uvicorn.Serv
         )
         running = uvicorn.Server(config)
         on_start(running)
-        tell(f"answering at http://{settings.host}:{listener.getsockname()[1]}/v1 (Ctrl-C ends it)")
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        tell(f"answering at http://{host}:{listener.getsockname()[1]}/v1 (Ctrl-C ends it)")
         if not settings.is_local and settings.key_file is None:
             tell("note: who reaches this address may ask; --key_file lets only those in who have the key")
         running.run(sockets=[listener])

@@ -306,6 +306,21 @@ def test_the_command_ends_what_it_answers_and_then_itself_when_it_is_told_to(mod
         assert b"data: [DONE]" in text and process.wait(30) == 0
 
 
+def test_an_address_of_ipv6_is_told_as_clients_want_it_and_a_key_may_have_any_letters(models, tmp_path):
+    if not can_listen("::1"):
+        pytest.skip("this machine has no IPv6")
+    (tmp_path / "key").write_text("geheim-密", encoding="utf-8")
+    with running(models[:1], host="::1", key_file=str(tmp_path / "key")) as address:
+        said = {"authorization": "Bearer geheim-密".encode()}
+        assert httpx.get(f"{address}/v1/models", headers=said).status_code == 200
+
+
+def can_listen(host: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_server((host, 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
 def test_a_model_has_the_name_of_the_link_that_leads_to_it(models, tmp_path):
     links = [tmp_path / name for name in ("first", "second")]
     for link in links:

@@ -228,7 +228,7 @@ def test_a_file_of_a_model_shows_the_first_chat_of_a_file_under_every_mask(model
 
 def test_a_conversation_that_is_too_long_to_draw_or_none_is_refused(address):
     for messages, words in (
-        ([{"role": "user", "content": "x" * 3000}], "512"),
+        ([{"role": "user", "content": "x" * 3000}], "256 at most"),
         ([{"role": "x"}], "unknown role"),
     ):
         answer = post(address, {"model": "causal", "messages": messages}, "/look")

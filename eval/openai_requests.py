@@ -124,11 +124,18 @@ class ChatAsked(Asked):
     @property
     def length(self) -> int | None:
         """Most tokens of an answer."""
-        return self.max_completion_tokens or self.max_tokens
+        lengths = {self.max_completion_tokens, self.max_tokens} - {None}
+        if len(lengths) > 1:
+            raise RefusedError(
+                "max_tokens: expected max_completion_tokens alone, or the same", param="max_tokens"
+            )
+        return next(iter(lengths), None)
 
     @property
     def top(self) -> int | None:
         """How many of the most probable tokens are wanted beside each; None = no log-probabilities."""
+        if self.top_logprobs and not self.logprobs:
+            raise RefusedError("top_logprobs: changes nothing without logprobs", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def conversation(self) -> list[Message]:

@@ -186,7 +186,6 @@ def open_gguf(
     Raises `UserError` for another file, for a mask that was not trained without `allow_mask_mismatch`, and
     where llama.cpp is not here.
     """
-    load_library()
     values = read_values(Path(file))
     config, tokenizer, form = _read(values, file)
     mask = choose_mask(config.prompt_mask, prompt_mask, allow_mask_mismatch)

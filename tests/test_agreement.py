@@ -26,6 +26,6 @@ def test_every_engine_gives_the_answers_of_our_chat_under_every_mask(tmp_path, c
     data = write_lines(tmp_path / "q.jsonl", *({"conversations": c, "answers": ["x"]} for c in chats))
     told = command(agreement, "--models", *folders, "--data", data, "--max_new_tokens", 9)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in told.splitlines()]
-    everyone = ["3", "3", "3" if find_spec("llama_cpp") else "-"]
+    everyone = ["3", "3", "3" if find_spec("llama_cpp") else "–"]
     assert [row[3:] for row in rows[-4:]] == [["0", *everyone] for _ in MASKS]
     assert [row[1] for row in rows[-4:]] == [*MASKS]

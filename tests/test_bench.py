@@ -214,7 +214,7 @@ def test_an_unknown_subject_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert (
-        "expected what to measure (data, decode, train, optimizers, entered), got nothing"
+        "expected what to measure (data, decode, train, optimizers, lengths, entered, agreement), got nothing"
         in capsys.readouterr().err
     )
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eval.looks import attention_maps
+from eval.look import attention_maps
 from model.attention import Visibility
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import from_preset

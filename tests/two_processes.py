@@ -20,6 +20,7 @@ from trainer.loop import Training
 from trainer.placement import whole
 from trainer.settings import OptimizerSettings, ScheduleSettings, SftSettings
 from trainer.setup import set_up
+from trainer.stopping import StopRequest
 
 
 def settings_for(data: Path, init: Path, out: Path, optimizer: str = "adamw", **others) -> SftSettings:
@@ -85,7 +86,7 @@ def run(settings: SftSettings) -> Training:
     training = prepare(settings)
     with training.saves.claim():
         training.restore()
-        training.run_until(lambda: False)
+        training.run_until(StopRequest(settings.max_minutes).is_asked)
         training.device.accelerator.wait_for_everyone()
     return training
 

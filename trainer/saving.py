@@ -132,7 +132,7 @@ class Saves:
     def give_up(self, batch: Batch, progress: Progress) -> NoReturn:
         """Keep the batch after which nothing was finite for several steps; raises `UserError`."""
         file = self.run_dir.path / f"not_finite-{self._accelerator.process_index}.safetensors"
-        write_tensors(own(file), batch._asdict(), {})
+        write_tensors(own(file), {k: v for k, v in batch._asdict().items() if v is not None}, {})
         raise UserError(
             f"loss or gradient was not finite in {progress.skipped_in_a_row} steps in a row, up to step "
             f"{progress.step}; look at the batch in {file}, or start anew with a lower "

@@ -69,8 +69,8 @@ def agreement(model: str, asked: "Sequence[Question]", most: int, address: str |
 
 
 def equal(ours: Sequence, theirs: Sequence | None) -> str:
-    """Say how many answers are the same; "-" for an engine that is not installed."""
-    return "-" if theirs is None else str(sum(a == b for a, b in zip(ours, theirs, strict=True)))
+    """Say how many answers are the same; "–" for an engine that is not installed."""
+    return "–" if theirs is None else str(sum(a == b for a, b in zip(ours, theirs, strict=True)))
 
 
 @contextmanager

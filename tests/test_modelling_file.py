@@ -40,6 +40,7 @@ def opened(folder: Path):
     from transformers import AutoModelForCausalLM
 
     narrow = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).double()
+    narrow.config._experts_implementation = "eager"  # others take float64 or not, as memory happens to lie
     with in_float64():  # in which rotary angles are computed once
         model = type(narrow)(narrow.config).double().eval()
     model.load_state_dict(narrow.state_dict())

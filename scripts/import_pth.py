@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dataset.command_line import parse, run
 from dataset.printing import printable
-from trainer.settings import ModelSettings
+from trainer.model_settings import ModelSettings
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from model.errors import UserError
 from model.pattern import ALL, Pattern
 from scripts.show_batch import ShowBatchSettings
 from tests.conftest import windowed, windows_of
-from trainer.settings import ModelSettings, PretrainSettings, SftSettings
+from trainer.model_settings import ModelSettings
+from trainer.settings import PretrainSettings, SftSettings
 
 
 @pytest.mark.parametrize("out", ["阅读 a", "a\u202eb\x1b\u2028\x85", "007", "no"])

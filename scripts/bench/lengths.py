@@ -18,7 +18,7 @@ from model.errors import UserError
 from model.loss import NO_TARGET
 from model.transformer import LanguageModel
 from scripts.bench.measuring import Figures, PlaceSettings, bench
-from trainer.settings import ModelSettings
+from trainer.model_settings import ModelSettings
 
 AS_IT_IS = "as it is"
 FIRST_PLACES = 64

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -106,12 +107,10 @@ def from_server(address: str, name: str, asked: "Sequence[Question]", most: int)
     """Return what the server says to the client of OpenAI."""
     from openai import OpenAI
 
-    client, texts = OpenAI(base_url=address, api_key="none"), []
-    for question in asked:
-        messages = [{"role": each.role, "content": each.content} for each in question.messages]
-        answer = client.chat.completions.create(model=name, messages=messages, max_tokens=most)
-        texts.append(answer.choices[0].message.content)
-    return texts
+    client = OpenAI(base_url=address, api_key="none")
+    ask = partial(client.chat.completions.create, model=name, max_tokens=most, temperature=0)
+    chats = [[{"role": each.role, "content": each.content} for each in q.messages] for q in asked]
+    return [ask(messages=chat).choices[0].message.content for chat in chats]
 
 
 def in_transformers(

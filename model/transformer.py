@@ -165,16 +165,17 @@ class Decoder(nn.Module):
         return [forms[pattern] for pattern in patterns]
 
     def _visibilities(self, ids: Tensor, layout: Layout | None) -> list[Visibility]:
-        """Return the mask of each layer for whole rows."""
-        return self.each_layer(partial(self._visibility, ids, layout), ids.shape[1])
+        """Return the mask of each layer for whole rows, in the cheapest exact form."""
+        is_plain = layout is None or is_plain_causal(layout)
+        rows = layout or causal_layout(*ids.shape[:2], device=ids.device)
 
-    def _visibility(self, ids: Tensor, layout: Layout | None, pattern: Pattern) -> Visibility:
-        """Choose the cheapest exact form of the mask for whole rows."""
-        if pattern == ALL and (layout is None or is_plain_causal(layout)):
-            return Visibility(is_causal=True)
-        layout = layout or causal_layout(*ids.shape[:2], device=ids.device)
-        mask = dense_mask(self._triangle(ids.shape[1]), layout, pattern)[:, None]
-        return Visibility(mask, documents=by_documents(mask, layout) if pattern == ALL else None)
+        def form(pattern: Pattern) -> Visibility:
+            if pattern == ALL and is_plain:
+                return Visibility(is_causal=True)
+            mask = dense_mask(self._triangle(ids.shape[1]), rows, pattern)[:, None]
+            return Visibility(mask, documents=by_documents(mask, rows) if pattern == ALL else None)
+
+        return self.each_layer(form, ids.shape[1])
 
     def _cached_visibilities(self, layout: Layout, cache: KVCache) -> list[Visibility]:
         """Return the mask of each layer for the tokens that a cache was just extended by, over its keys."""

@@ -13,7 +13,8 @@ from model import strategies
 from model.architectures import model_of
 from model.config import ModelConfig, from_preset
 from model.layouts import document_layout
-from model.masks import Layout
+from model.masks import Layout, visible_mask
+from model.pattern import Pattern
 from model.prompt import Prompt, prompt_under
 from model.transformer import LanguageModel
 
@@ -78,6 +79,20 @@ def turns(drawing: str) -> tuple[torch.Tensor, torch.Tensor]:
     answers = torch.tensor([letter in "Aa" for letter in letters])
     starts = torch.tensor([letter.isupper() and letter != "A" for letter in letters])
     return answers, starts
+
+
+def check_influence(model: LanguageModel, layout: Layout, *patterns: Pattern) -> None:
+    """Check that each token moves exactly the logits that layers of these patterns let it reach."""
+    ids, (_, length) = torch.randint(96, layout.position_ids.shape), layout.position_ids.shape
+    flow = torch.eye(length, dtype=torch.float64)
+    for pattern in patterns:
+        flow = visible_mask(layout, pattern)[0].double() @ flow
+    with torch.no_grad():
+        before = model(ids, layout)[0]
+        for j in range(length):
+            moved = (model(ids.index_fill(1, torch.tensor(j), 96), layout)[0] - before).abs().amax(-1)
+            assert torch.equal(moved > 1e-9, flow[:, j] > 0), f"token {j}"
+            assert (moved[flow[:, j] == 0] == 0).all(), f"token {j}"
 
 
 def passages_in(drawing: str) -> np.ndarray:

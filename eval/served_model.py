@@ -14,8 +14,9 @@ from model.decoding import Steps
 from model.errors import UserError
 from model.generator import Generator
 from model.passage_states import PassageGenerator
-from model.serving import choose_device, compiler_fault, describe_device, store_weights
+from model.serving import choose_device, describe_device, store_weights
 from model.strategies import strategy_named
+from model.systems import compiler_fault
 from model.transformer import LanguageModel
 
 Tell = Callable[[str], None]

@@ -3,14 +3,13 @@
 Nothing here is part of a checkpoint, and nothing that trains goes through it.
 """
 
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DeviceName, Weights
 from model.errors import UserError
+from model.systems import native_bfloat16
 from model.transformer import LanguageModel
 
 LARGEST_INT8 = 127
@@ -116,28 +115,3 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cpu":
         return f"CPU with {torch.get_num_threads()} threads"
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def native_bfloat16(uses_cpu: bool) -> str | None:
-    """Name the unit that multiplies bfloat16 on this machine, None if there is none."""
-    if uses_cpu:
-        units = torch.cpu.get_capabilities()
-        return next((name for name in ("amx_bf16", "avx512_bf16") if units.get(name)), None)
-    is_native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cuda.get_device_name() if is_native else None
-
-
-def compiler_fault(device: torch.device) -> str | None:
-    """Compile a line for a device and return what went wrong, None if it works.
-
-    torch runs what lies in the folder of its compiler, by default in /tmp, where others may have made it.
-    """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # slow to import
-
-    try:
-        if os.stat(folder := cache_dir()).st_uid != os.getuid():
-            return f"{folder} belongs to another user; set TORCHINDUCTOR_CACHE_DIR to a folder of your own"
-        torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(8, device=device))
-    except Exception as error:  # compilers, their headers and their caches fail in many ways
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
-    return None

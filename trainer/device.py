@@ -19,8 +19,7 @@ from accelerate.utils import LoggerType
 from torch import nn
 
 from model.errors import UserError
-from model.serving import native_bfloat16
-from model.systems import resource
+from model.systems import native_bfloat16, resource
 from trainer.settings import TrainSettings
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -21,7 +21,7 @@ from model.backends import keep_documents_uncompiled
 from model.config import WITH_ENCODER, ModelConfig
 from model.errors import UserError
 from model.moe import keep_experts_uncompiled
-from model.serving import compiler_fault
+from model.systems import compiler_fault
 from model.transformer import LanguageModel
 from model.work import weights_of_products, work
 from trainer.device import Device, Sharding

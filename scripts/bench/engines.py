@@ -14,7 +14,8 @@ from model.decoding import Steps
 from model.errors import UserError
 from model.generator import Generator, Prompt, Request
 from model.sampling import Sampling
-from model.serving import compiler_fault, store_weights
+from model.serving import store_weights
+from model.systems import compiler_fault
 from model.transformer import LanguageModel
 
 

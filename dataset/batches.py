@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.batch_settings import BatchSettings
-from dataset.documents import Conversations, Piece, Texts
+from dataset.documents import Documents, Piece
 from dataset.packing import RowPlan
-from dataset.token_store import TokenStore
 from model.errors import UserError
 from model.loss import NO_TARGET
 from model.masks import Layout, Tokens, check_layout, is_readable, visible
@@ -62,19 +60,16 @@ class Batch(NamedTuple):
 
 
 class BatchStream:
-    """The rows of every epoch over one or more token stores.
+    """The rows of every epoch over the documents of one or more token stores.
 
-    stream = BatchStream(open_stores(["data/sft"]), BatchSettings(max_seq_len=512, prompt_mask="prefix"))
+    settings = BatchSettings(max_seq_len=512, prompt_mask="prefix")
+    stream = BatchStream(documents_of(open_stores(["data/sft"]), settings))
     for batch in stream.batches(epoch=0, start_row=0, rows_per_step=16): ...
     """
 
-    def __init__(self, stores: Sequence[TokenStore], settings: BatchSettings) -> None:
-        """Measure the documents; raises `UserError` for settings that contradict the data."""
-        self.kind, self.tokenizer = stores[0].kind, stores[0].tokenizer
-        self.settings = settings.resolved(self.kind)
-        kind = Conversations if self.kind == "sft" else Texts
-        self.documents = kind(stores, self.settings)
-        self._plan = lru_cache(maxsize=1)(self.documents.arrange)
+    def __init__(self, documents: Documents) -> None:
+        self.documents, self.settings = documents, documents.settings
+        self._plan = lru_cache(maxsize=1)(documents.arrange)
 
     def plan(self, epoch: int) -> RowPlan:
         """Return the rows of an epoch; every epoch has as many."""
@@ -96,7 +91,7 @@ class BatchStream:
             length = self._row_length(plan, first, rows_per_step)
             mine = range(first + rank * share, first + (rank + 1) * share)
             rows = [self.pieces(epoch, row) if row < len(plan) else [] for row in mine]
-            batch = collate(rows, length, self.tokenizer.pad_id)
+            batch = collate(rows, length, self.documents.tokenizer.pad_id)
             yield batch if self.settings.isolate_documents else join_documents(batch)
 
     def pieces(self, epoch: int, row: int) -> list[Piece]:

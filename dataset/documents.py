@@ -53,6 +53,7 @@ class Documents:
     def __init__(self, stores: Sequence[TokenStore], settings: BatchSettings) -> None:
         """Take over stores of one kind and one tokenizer."""
         self.stores, self.settings = list(stores), settings
+        self.kind, self.tokenizer = stores[0].kind, stores[0].tokenizer
         self.lengths = np.concatenate([store.lengths for store in stores])
         self._first_of_store = [0, *accumulate(map(len, stores))]
 
@@ -99,7 +100,7 @@ class Conversations(Documents):
         """Measure all; raises `UserError` if nothing is left."""
         super().__init__(stores, settings)
         self._whole = lru_cache(maxsize=TOKENS_AT_HAND // settings.max_seq_len)(self._build)
-        self._renderer = Renderer(stores[0].tokenizer)
+        self._renderer = Renderer(self.tokenizer)
         self.num_too_long = self.num_cut_out = 0  # answers left out, see `Truncated`
         self.num_of_rounds = 0  # answers that went with their rounds
         self.num_shortened = 0  # conversations that lost something
@@ -175,6 +176,12 @@ class Texts(Documents):
         if self.settings.supervise == "all":
             return 0
         return prefix_length(end - begin, self.settings.seed, epoch, document, begin)
+
+
+def documents_of(stores: Sequence[TokenStore], settings: BatchSettings) -> Documents:
+    """Return the documents of stores; raises `UserError` for settings that contradict the data."""
+    kind = stores[0].kind
+    return (Conversations if kind == "sft" else Texts)(stores, settings.resolved(kind))
 
 
 def prefix_length(num_tokens: int, seed: int, epoch: int, document: int, offset: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dataset.batch_settings import BatchSettings
 from dataset.batches import Batch, BatchStream
+from dataset.documents import documents_of
 from dataset.formats import read_columns
 from dataset.messages import shown
 from dataset.sources import check_sources, describe_source
@@ -165,7 +166,7 @@ def store_likelihood(
     `rows` rows are computed at a time, then `report` gets the number of their targets, and `tell` what is
     too long to be measured. Raises `UserError` for a store that does not go with the settings.
     """
-    stream = BatchStream([store], settings)
+    stream = BatchStream(documents_of([store], settings))
     if words := left_out(stream):
         tell(f"{store.path}: {words}; rows have {stream.settings.max_seq_len} tokens")
 

@@ -38,6 +38,7 @@ def main() -> None:
     """Print the row that was asked for."""
     settings = parse(ShowBatchSettings, "Show a row of a training: tokens, blocks, labels and mask.")
     from dataset.batches import BatchStream
+    from dataset.documents import documents_of
     from dataset.token_store import open_stores
     from eval.plots import MaskPanel, check_picture, draw_mask, save_masks
     from model.masks import visible_mask
@@ -46,12 +47,12 @@ def main() -> None:
         check_picture(settings.png)
     if settings.epoch < 0:
         raise UserError(f"--epoch: expected 0 or more, got {settings.epoch}")
-    stream = BatchStream(open_stores(settings.data), settings)
+    stream = BatchStream(documents_of(open_stores(settings.data), settings))
     rows = len(stream.plan(settings.epoch))
     if not 0 <= settings.row < rows:
         raise UserError(f"--row: expected 0 to {rows - 1}, got {settings.row}")
     batch = next(stream.batches(settings.epoch, settings.row, rows_per_step=1))
-    tokens = [stream.tokenizer.token_text(token_id) for token_id in batch.ids[0].tolist()]
+    tokens = [stream.documents.tokenizer.token_text(token_id) for token_id in batch.ids[0].tolist()]
     print_table(stream, settings, batch, tokens)
     mask, shown = visible_mask(batch.layout)[0], min(len(tokens), WIDEST_PICTURE_TOKENS)
     if shown < len(tokens):
@@ -75,7 +76,7 @@ def print_table(
     from dataset.conversation import ROLES
 
     pieces = stream.pieces(settings.epoch, settings.row)
-    names = ROLES if stream.kind == "sft" else ("text",) * len(ROLES)
+    names = ROLES if stream.documents.kind == "sft" else ("text",) * len(ROLES)
     roles = [names[code] for piece in pieces for code in piece.roles]
     table = Table("position", "token", "role", "document", "block", "label", box=box.SIMPLE_HEAD)
     columns = (batch.position_ids, batch.document_ids, batch.block_ids, batch.labels)

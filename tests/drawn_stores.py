@@ -7,6 +7,7 @@ import numpy as np
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.conversation import ROLES, START, TARGET, UNTRAINED
+from dataset.documents import documents_of
 from dataset.token_store import Part, StoreWriter, TokenStore
 from dataset.tokenizer import train_tokenizer
 
@@ -45,7 +46,7 @@ def write(folder, documents, kind="sft"):
 
 
 def stream_of(folder, documents, kind="sft", **batch_settings):
-    return BatchStream([write(folder, documents, kind)], BatchSettings(**batch_settings))
+    return BatchStream(documents_of([write(folder, documents, kind)], BatchSettings(**batch_settings)))
 
 
 def drawn(values, absent):

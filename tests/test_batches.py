@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream, check_labels, collate
 from dataset.conversation import ROLES, Message, Rendered, Renderer
-from dataset.documents import Piece
+from dataset.documents import Piece, documents_of
 from dataset.preparation import PreparationSettings, write_store
 from dataset.prompts import prompt_of
 from dataset.token_store import Part, StoreWriter, TokenStore
@@ -184,7 +184,7 @@ def test_each_conversation_is_in_an_epoch_once_or_is_counted_as_left_out(rounds,
         writer.finish({})
         choice = BatchSettings(max_seq_len=40, packing=packing, supervise=supervise)
         try:
-            stream = BatchStream([TokenStore(folder)], choice)
+            stream = BatchStream(documents_of([TokenStore(folder)], choice))
         except UserError:
             return  # no answer fits
     pieces = [piece for row in range(len(stream.plan(0))) for piece in stream.pieces(0, row)]
@@ -222,7 +222,7 @@ def test_several_stores_are_read_as_one(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     stores = [write(tmp_path / "a", ["Uan", "Uuan"]), write(tmp_path / "b", ["Uuuan"])]
-    stream = BatchStream(stores, BatchSettings(max_seq_len=16, packing="none"))
+    stream = BatchStream(documents_of(stores, BatchSettings(max_seq_len=16, packing="none")))
     rows = [stream.pieces(0, row) for row in range(len(stream.plan(0)))]
     assert sorted((piece.document, len(piece.ids)) for (piece,) in rows) == [(0, 3), (1, 4), (2, 5)]
 
@@ -236,7 +236,7 @@ def test_long_chats_are_shortened_and_hopeless_ones_counted(tmp_path):
     write_store(
         PreparationSettings("sft", (str(data),), str(tmp_path / "tokenizer"), str(tmp_path / "store"))
     )
-    stream = BatchStream([TokenStore(tmp_path / "store")], BatchSettings(max_seq_len=40))
+    stream = BatchStream(documents_of([TokenStore(tmp_path / "store")], BatchSettings(max_seq_len=40)))
     (batch,) = stream.batches(epoch=0)
     assert 38 <= batch.num_real <= 40  # whole characters
     assert TOKENIZER.decode(batch.labels[batch.labels >= 0].tolist()) == "Paris<|im_end|>"

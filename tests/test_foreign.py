@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.conversation import Message, Renderer, render
+from dataset.documents import documents_of
 from dataset.foreign_form import read_form
 from dataset.preparation import PreparationSettings, write_store
 from dataset.prompts import raw_prompt
@@ -155,7 +156,9 @@ def test_a_prompt_mask_finds_the_messages_of_a_foreign_template(ours, folder_of,
             "sft", (str(tmp_path / "chat.jsonl"),), str(folder_of[name]), str(tmp_path / "sft")
         )
     )
-    stream = BatchStream(open_stores([str(tmp_path / "sft")]), BatchSettings(256, prompt_mask="segment"))
+    stream = BatchStream(
+        documents_of(open_stores([str(tmp_path / "sft")]), BatchSettings(256, prompt_mask="segment"))
+    )
     batch = next(iter(stream.batches(0, 0, 1)))
     blocks, ids = batch.block_ids[0], batch.ids[0]
     said = [ours[name].decode(ids[blocks == block].tolist()) for block in range(2)]

@@ -7,14 +7,14 @@ from test_imports import FOLDERS, ROOT, direct, modules
 
 from scripts.bench.entered import CORE
 
-MOST_CORE_LINES, MOST_OTHERS = 2000, 17
+MOST_CORE_LINES, MOST_OTHERS = 2000, 15
 
 LINES = {  # of a folder: what it may have with all that is planned, and what it has until it is that small
     "model": (3600, 5163),
-    "dataset": (3000, 5735),
+    "dataset": (3000, 5737),
     "trainer": (2700, 3258),
-    "eval": (4200, 7836),
-    "scripts": (1000, 1101),
+    "eval": (4200, 7838),
+    "scripts": (1000, 1102),
     "eval/engines": (900, 879),
     "scripts/bench": (1500, 1500),
 }

@@ -19,6 +19,7 @@ from training_runs import data, init, losses, pretrain, run_trainer, sft
 
 from dataset.batch_settings import BatchSettings
 from dataset.batches import Batch, BatchStream
+from dataset.documents import documents_of
 from dataset.token_store import open_stores
 from model.config import from_preset
 from model.errors import UserError
@@ -96,7 +97,7 @@ def test_batches_of_any_shape_run_what_the_first_one_compiled(
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     choice = BatchSettings(max_seq_len=96, packing=packing, prompt_mask=prompt_mask)
-    stream = BatchStream(open_stores([data / "sft"]), choice)
+    stream = BatchStream(documents_of(open_stores([data / "sft"]), choice))
     batches = list(islice(stream.batches(0, rows_per_step=4), 4))
     assert len({batch.num_targets for batch in batches}) > 2
     shape = {"vocab_size": 300, "num_hidden_layers": 1, "architecture": family}

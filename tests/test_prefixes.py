@@ -6,7 +6,7 @@ import torch
 
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
-from dataset.documents import prefix_length
+from dataset.documents import documents_of, prefix_length
 from model.loss import NO_TARGET
 from tests.drawn_stores import drawn, stream_of, write
 
@@ -52,7 +52,8 @@ def test_texts_under_a_prefix_are_as_drawn(tmp_path):
     rows = {"max_seq_len": 16, "packing": "none", "seed": 22, "supervise": "suffix"}
     store = write(tmp_path, [4, 6, 2], "pretrain")
     prefix, causal = (
-        BatchStream([store], BatchSettings(prompt_mask=mask, **rows)) for mask in ("prefix", "causal")
+        BatchStream(documents_of([store], BatchSettings(prompt_mask=mask, **rows)))
+        for mask in ("prefix", "causal")
     )
     for one, other in zip(prefix.batches(0), causal.batches(0), strict=True):
         blocks, labels = drawings.pop(int(one.ids[0, 0]))

@@ -9,6 +9,7 @@ import pytest
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.conversation import Renderer, render
+from dataset.documents import documents_of
 from dataset.formats import parse_messages
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
@@ -110,7 +111,7 @@ def test_rendered_ids_equal_those_of_the_template(prepared, name):
 
 
 def test_chats_fill_packed_rows(prepared):
-    figures = BatchStream([prepared("sft_zh")], BatchSettings(max_seq_len=512)).describe()
+    figures = BatchStream(documents_of([prepared("sft_zh")], BatchSettings(max_seq_len=512))).describe()
     assert figures["real_share"] >= 0.97 and figures["rows_without_target"] == 0
     assert figures["documents"] + figures["documents_left_out"] == FILES["sft_zh"]
 
@@ -153,7 +154,9 @@ def test_packed_padded_and_single_rows_give_one_loss(few_chats, strategy):
     for packing, rows in (("pack", 4), ("none", 8), ("none", 1)):
         settings = BatchSettings(max_seq_len=512, prompt_mask=strategy, packing=packing)
         losses.append(
-            measure(model, BatchStream([few_chats], settings).batches(0, rows_per_step=rows), sizes)
+            measure(
+                model, BatchStream(documents_of([few_chats], settings)).batches(0, rows_per_step=rows), sizes
+            )
         )
     assert len({(loss.targets, loss.text_bytes) for loss in losses}) == 1 and losses[0].targets > 3000
     for loss in losses[1:]:

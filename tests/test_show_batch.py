@@ -7,6 +7,7 @@ import pytest
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.conversation import ROLES
+from dataset.documents import documents_of
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from eval.plots import draw_mask
@@ -58,11 +59,11 @@ def test_every_row_is_a_table_of_its_tokens_and_a_picture_of_its_mask(
     stores, monkeypatch, capsys, kind, packing, mask, isolates
 ):
     settings = BatchSettings(64, packing=packing, prompt_mask=mask, isolate_documents=isolates)
-    stream = BatchStream([TokenStore(stores / kind)], settings)
+    stream = BatchStream(documents_of([TokenStore(stores / kind)], settings))
     for row, batch in enumerate(stream.batches(epoch=0)):
         ways = {"packing": packing, "prompt_mask": mask, "isolate_documents": isolates}
         shown = show(monkeypatch, capsys, data=stores / kind, row=row, **ways)
-        labels = [stream.tokenizer.token_text(i) for i in batch.ids[0].tolist()]
+        labels = [stream.documents.tokenizer.token_text(i) for i in batch.ids[0].tolist()]
         assert draw_mask(visible_mask(batch.layout)[0], labels) in shown
         roles = [ROLES[r] if kind == "sft" else "text" for p in stream.pieces(0, row) for r in p.roles]
         fields = (batch.position_ids, batch.document_ids, batch.block_ids, batch.labels)

@@ -13,6 +13,7 @@ from training_runs import after_step, data, init, pretrain, run_trainer, sft
 
 from dataset.batch_settings import BatchSettings
 from dataset.batches import Batch, BatchStream
+from dataset.documents import documents_of
 from dataset.token_store import TokenStore
 from model.checkpoint import load_checkpoint
 from trainer.placement import model_flops
@@ -81,7 +82,7 @@ def test_a_stopped_and_continued_training_has_the_sums_of_a_whole_one(pretrain, 
 def test_the_summary_tells_arithmetic_speed_and_memory(pretrain, data, tmp_path):
     pretrain(tmp_path / "run", "--max_steps", 3)
     told, config = summary(tmp_path / "run"), load_checkpoint(tmp_path / "run").model.config
-    stream = BatchStream([TokenStore(data / "pretrain")], BatchSettings(48))
+    stream = BatchStream(documents_of([TokenStore(data / "pretrain")], BatchSettings(48)))
     batches = [batch for _, batch in zip(range(3), stream.batches(0, 0, 4), strict=False)]
     assert told["flops"] == sum(model_flops(config, batch) for batch in batches)
     assert told["tokens_per_second"] == pytest.approx(told["tokens"] / told["seconds"], rel=0.01)

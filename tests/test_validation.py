@@ -10,6 +10,7 @@ from training_runs import conversations, data, init, sentences
 
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
+from dataset.documents import documents_of
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from model.checkpoint import load_checkpoint
@@ -20,7 +21,7 @@ from trainer.validation import TextBytes, measure
 @pytest.mark.parametrize("kind", ["pretrain", "sft"])
 def test_the_likelihood_is_that_of_the_targets_and_their_text(data, init, kind):
     store, model = TokenStore(data / kind), load_checkpoint(init).model
-    stream = BatchStream([store], BatchSettings(max_seq_len=256, packing="none"))
+    stream = BatchStream(documents_of([store], BatchSettings(max_seq_len=256, packing="none")))
     likelihood = measure(model, stream.batches(0, rows_per_step=4), TextBytes(store.tokenizer))
 
     nats = 0.0
@@ -66,7 +67,7 @@ def test_bytes_are_those_of_what_a_person_wrote_in_thoughts_calls_and_contents(t
     data = write_lines(tmp_path / "chats.jsonl", *({"messages": chat} for chat in CHATS))
     write_store(PreparationSettings("sft", (data,), str(tmp_path / "tokenizer"), str(tmp_path / "store")))
     store = TokenStore(tmp_path / "store")
-    stream = BatchStream([store], BatchSettings(512, packing=packing, supervise=supervise))
+    stream = BatchStream(documents_of([store], BatchSettings(512, packing=packing, supervise=supervise)))
     calls = {"a": '{"name": "a", "arguments": {}}' * 2, "b": '{"name": "b", "arguments": {}}'}
     written = {  # by hand: answers but the last, last answers, what is asked
         "answers": ["\n巴黎", calls["a"]],

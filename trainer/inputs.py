@@ -10,6 +10,7 @@ from torch import nn
 
 from dataset.batch_settings import BatchSettings, RowSettings
 from dataset.batches import BatchStream
+from dataset.documents import documents_of
 from dataset.token_store import TokenStore
 from dataset.tokenizer import Tokenizer
 from model.architectures import model_of
@@ -100,8 +101,8 @@ def make_inputs(
     return Inputs(
         settings,
         start,
-        BatchStream(stores, together),
-        {store.path.name: BatchStream([store], alone) for store in others},
+        BatchStream(documents_of(stores, together)),
+        {store.path.name: BatchStream(documents_of([store], alone)) for store in others},
         sha256(files.encode()).hexdigest()[:12],
     )
 

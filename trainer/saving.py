@@ -94,7 +94,7 @@ class Saves:
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint that the training continues from."""
-        run_dir, partial, tokenizer = self.run_dir, self.run_dir.partial, self._inputs.stream.tokenizer
+        run_dir, partial, documents = self.run_dir, self.run_dir.partial, self._inputs.stream.documents
         weights = self._inputs.start.model.parameters()
         is_broken = not all(bool(whole(each.isfinite().all())) for each in weights)
         if any(self._device.summed(is_broken)):
@@ -105,10 +105,10 @@ class Saves:
         save_process_state(partial / "training", self._accelerator, self._optimizers)
         model = whole_model(self._inputs.start.model)
         if self._is_main:
-            trained_on = TRAINED_ON[self._inputs.stream.kind]
-            stores, room = self._inputs.stream.documents.stores, model.config.vocab_size
-            save_checkpoint(partial, model, [i for i in tokenizer.stop_ids if i < room], trained_on)
-            highest_id = max(store.highest_id for store in stores)
+            room, tokenizer = model.config.vocab_size, documents.tokenizer
+            stop_ids = [i for i in tokenizer.stop_ids if i < room]
+            save_checkpoint(partial, model, stop_ids, TRAINED_ON[documents.kind])
+            highest_id = max(store.highest_id for store in documents.stores)
             tokenizer.save(partial, room == tokenizer.vocab_size or highest_id >= tokenizer.own_vocab_size)
             save_shared_state(partial / "training", progress, self._facts)
         self._accelerator.wait_for_everyone()  # all of it is there before it gets its name

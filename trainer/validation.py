@@ -135,7 +135,7 @@ class Validation:
     def __init__(self, inputs: Inputs, device: Device) -> None:
         """Prepare the counting of bytes, and what is asked; raises what `sample_prompts` does."""
         self._inputs, self._device, start = inputs, device, inputs.start
-        self._text_bytes = TextBytes(inputs.stream.tokenizer) if inputs.validation else None
+        self._text_bytes = TextBytes(inputs.stream.documents.tokenizer) if inputs.validation else None
         streams = [*inputs.validation.values()] or [inputs.stream]
         stores = [store for stream in streams for store in stream.documents.stores]
         longest = start.model.config.max_position_embeddings
@@ -153,7 +153,7 @@ class Validation:
         if not accelerator.is_main_process:
             return results, []
         longest = inputs.settings.sample_tokens
-        return results, draw_samples(model, inputs.stream.tokenizer, self._prompts, longest)
+        return results, draw_samples(model, inputs.stream.documents.tokenizer, self._prompts, longest)
 
 
 @dataclass(frozen=True)

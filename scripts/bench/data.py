@@ -128,12 +128,12 @@ def _deliver(settings: DataBenchSettings, path: Path) -> Line:
     """Draw packed batches from a store for some seconds."""
     from dataset.batch_settings import BatchSettings
     from dataset.batches import BatchStream
+    from dataset.documents import documents_of
     from dataset.token_store import open_stores
 
     choice, documents, tokens = BatchSettings(max_seq_len=settings.max_seq_len, prompt_mask="prefix"), 0, 0
     with Watch() as watch:
-        stores = open_stores([path])
-        stream = BatchStream(stores, choice)
+        stream = BatchStream(documents_of(stores := open_stores([path]), choice))
         plan = stream.plan(0)
         started = time.monotonic()
         for step, batch in enumerate(stream.batches(epoch=0, rows_per_step=16)):

@@ -4,9 +4,9 @@ import inspect
 import json
 import sys
 import threading
-from collections import Counter
-from collections.abc import Iterable
 from importlib import import_module
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,26 +42,20 @@ def _find(settings: BenchSettings, work: Path) -> Figures:
     flags = {"kind": "sft", "data": data, "tokenizer": tokenizer, "out": store, "num_workers": 1}
     spy.follow("scripts.prepare_data", flags)
     spy.follow("trainer.sft", {"data": store, "out": work / "run"} | FLAGS)
-    functions = Counter(file for file, _ in spy.entered)
-    core = [file for file in CORE if file in functions]
-    others = sorted(functions.keys() - {*CORE})
-    rows = [
-        *_counted("the reading core", core, functions),
-        *_counted("infrastructure", others, functions),
-        ("in all", (str(len(functions)), str(functions.total()))),
-    ]
-    return Figures(
-        {"core": {f: functions[f] for f in core}, "others": {f: functions[f] for f in others}},
-        ("files", "functions"),
-        rows,
-    )
+    functions = {
+        file: [name for _, name in names] for file, names in groupby(sorted(spy.entered), itemgetter(0))
+    }
+    core = {file: functions[file] for file in CORE if file in functions}
+    others = {file: names for file, names in functions.items() if file not in core}
+    rows = [*_counted("the reading core", core), *_counted("infrastructure", others)]
+    rows.append(_counted("in all", functions)[0])
+    return Figures({"core": core, "others": others}, ("files", "functions"), rows)
 
 
-def _counted(name: str, files: Iterable[str], functions: Counter[str]) -> list[tuple[str, tuple[str, ...]]]:
+def _counted(name: str, functions: dict[str, list[str]]) -> list[tuple[str, tuple[str, ...]]]:
     """Return the lines of some files, the sum of them first."""
-    files = list(files)
-    head = (name, (str(len(files)), str(sum(functions[file] for file in files))))
-    return [head, *((f"  {file}", ("", str(functions[file]))) for file in files)]
+    head = (name, (str(len(functions)), str(sum(map(len, functions.values())))))
+    return [head, *((f"  {file}", ("", str(len(names)))) for file, names in functions.items())]
 
 
 class Spy:

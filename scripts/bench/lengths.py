@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dataset.batch_settings import BatchSettings
 from dataset.batches import Batch, BatchStream
+from dataset.documents import documents_of
 from dataset.token_store import TokenStore
 from eval.served_model import ServedModel, open_model
 from model.errors import UserError
@@ -75,7 +76,8 @@ def _long_texts(served: ServedModel, settings: LengthBenchSettings) -> Iterator[
     """Yield batches of texts that fill their rows, each cut to the length that is measured."""
     store = TokenStore(settings.data, served.tokenizer)
     chosen = BatchSettings(settings.max_seq_len, packing="none", prompt_mask=served.prompt_mask)
-    for batch in BatchStream([store], chosen).batches(epoch=0, rows_per_step=settings.batch_size):
+    stream = BatchStream(documents_of([store], chosen))
+    for batch in stream.batches(epoch=0, rows_per_step=settings.batch_size):
         is_full = (batch.document_ids >= 0).all(1)
         if batch.ids.shape[1] == settings.max_seq_len and is_full.any():
             yield Batch(*(tensor[is_full] for tensor in batch.tensors))

@@ -118,7 +118,8 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         """Begin."""
-        self._most = _held_bytes(os.getpid())
+        self.peak_bytes = _held_bytes(os.getpid())
+        """the most that was held so far"""
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
@@ -129,15 +130,11 @@ class Watch:
         self._is_over.set()
         self._thread.join()
 
-    @property
-    def peak_bytes(self) -> int:
-        """Return the most that was held."""
-        return self._most
-
     def _follow(self) -> None:
-        while not self._is_over.wait(POLL_SECONDS):
-            self._most = max(self._most, _held_bytes(os.getpid()))
-        self._most = max(self._most, _held_bytes(os.getpid()))
+        is_over = False
+        while not is_over:
+            is_over = self._is_over.wait(POLL_SECONDS)
+            self.peak_bytes = max(self.peak_bytes, _held_bytes(os.getpid()))
 
 
 class PeakMemory:

@@ -127,7 +127,7 @@ def _conditions(settings: TrainBenchSettings) -> "Conditions":
     import torch
 
     from model.config import from_preset
-    from model.serving import compiler_fault
+    from model.systems import compiler_fault
     from scripts.bench.step_engines import Conditions
     from trainer.device import choose_precision, native_precision
 
@@ -187,10 +187,11 @@ def _chats(
     """Yield the rows of the chats, in the same order under every prompt mask."""
     from dataset.batch_settings import BatchSettings
     from dataset.batches import BatchStream
+    from dataset.documents import documents_of
     from dataset.token_store import open_stores
 
     choice = BatchSettings(max_seq_len=settings.max_seq_len, packing=packing, prompt_mask=prompt_mask)
-    stream = BatchStream(open_stores([store]), choice)
+    stream = BatchStream(documents_of(open_stores([store]), choice))
     for epoch in count():
         yield from stream.batches(epoch, rows_per_step=settings.batch_size)
 

@@ -37,7 +37,7 @@ class ServerSettings(ComputingSettings):
     max_body_kib: int = 1024
     """largest request"""
     body_seconds: float = 10.0
-    """time for a request to arrive"""
+    """time for the head of a request to arrive, and for its body"""
     prefix_cache_mib: int = 256
     """memory of each model for states of earlier answers, which prompts that begin alike reuse; 0 = none"""
     shutdown_seconds: int = 30

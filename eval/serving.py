@@ -3,10 +3,12 @@
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 
+from eval.connection import Connection
 from eval.served_chat import ServedChat
 from eval.served_model import Tell, open_model
 from eval.server import Server
@@ -45,7 +47,7 @@ def serve(settings: ServerSettings, tell: Tell, on_start: Callable[[uvicorn.Serv
             server.app(),
             log_level="critical",  # every request and mistake is counted or told by the server itself
             access_log=False,
-            http="h11",  # where httptools is installed, uvicorn takes it, which keeps heads of any size
+            http=partial(Connection, seconds=settings.body_seconds),
             server_header=False,
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )

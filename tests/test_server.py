@@ -272,11 +272,34 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(address):
     assert is_soon(lambda: is_idle(address))
 
 
-def test_a_head_of_any_size_is_not_kept_in_memory(address):
+def sent(address: str, *parts: bytes) -> bytes:
+    """All that a server says to a client that sends these bytes and nothing more."""
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(f"GET /health HTTP/1.1\r\nhost: {host}\r\nx: ".encode() + b"x" * 50_000)
-        assert b" 400 " in connection.recv(4096).splitlines()[0]
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.2)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+@pytest.mark.parametrize(
+    ("status", "parts"),
+    [
+        (400, [b"GET /health HTTP/1.1\r\nhost: a\r\nx: " + b"x" * 50_000]),  # not kept in memory
+        (400, [b"\x16\x03\x01\x02\x00\x01\x00"]),  # a client that speaks TLS
+        (408, []),
+        (408, [b"GET /health HTTP/1.1\r\n", b"x: 1\r\n", b"x: 2\r\n"]),  # a part now and then
+    ],
+)
+def test_what_never_becomes_a_request_gets_a_clear_error_and_is_not_waited_for(address, status, parts):
+    head, body = sent(address, *parts).split(b"\r\n\r\n")
+    assert int(head.split()[1]) == status and json.loads(body)["error"]["message"]
+
+
+def test_a_second_head_on_a_connection_is_not_waited_for_either(address):
+    whole = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+    said = sent(address, whole, b"GET /health HT")
+    assert said.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 408" in said
 
 
 def test_a_key_and_other_origins_are_let_in_where_the_server_is_told_so(models, tmp_path):

@@ -30,7 +30,7 @@ class CompareSettings:
     runs: tuple[str, ...]
     """run directories with the folder evaluation/ that scripts.evaluate wrote, or such folders themselves"""
     out: str
-    """folder for comparison.json, comparison.md, masks.png and attention.png"""
+    """folder for comparison.json, comparison.md, losses.png, masks.png and attention.png"""
     device: DeviceName = "auto"
     """where attention.png is computed; auto: on the accelerator where there is one, else on the CPU"""
     num_answers: int = 0
@@ -58,6 +58,7 @@ def main() -> None:
     found, width = compare(settings.runs), get_terminal_size().columns
     if settings.num_answers:
         print_answers(found.runs, settings.num_answers)
+    draw_losses(found.runs, out)
     draw_masks(found.runs, settings, width)
     save_report(out, found)
     print(printable(f"{out / 'comparison.md'}, {out / 'comparison.json'}: what follows, and more"))
@@ -90,6 +91,21 @@ def print_answers(runs: Sequence["Evaluated"], count: int) -> None:
         table.add_row(*row, end_section=True)
     console = Console(highlight=False, markup=False, emoji=False)
     console.print("Some answers, first those on which the models differ\n", table)
+
+
+def draw_losses(runs: Sequence["Evaluated"], out: Path) -> None:
+    """Draw the losses of all trainings into one picture, and say which have none."""
+    from eval.loss_curves import by_step, save_losses
+    from trainer.run_dir import METRICS, RunDirectory
+
+    metrics = {run.label: RunDirectory(run.model).read_records(METRICS) for run in runs}
+    curves = by_step(metrics)
+    for each in runs:
+        if not any(each.label in of for of in curves.values()):
+            print(printable(f"losses.png is without {each.label}: no losses in {each.model / METRICS}"))
+    if curves:
+        save_losses(out / "losses.png", metrics)
+        print(printable(f"{out / 'losses.png'}: how the losses fell"))
 
 
 def draw_masks(runs: Sequence["Evaluated"], settings: CompareSettings, width: int) -> None:

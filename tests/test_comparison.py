@@ -17,6 +17,7 @@ from eval.comparison import compare, open_runs, shortest_question, telling_quest
 from eval.comparison_report import paired_tables, scores
 from eval.evaluation import Found
 from eval.looks import add_looks
+from eval.loss_curves import by_step, by_tokens, draw_losses
 from eval.served_model import open_model
 from eval.serving_settings import EvaluationSettings
 from eval.statistics import PairedCounts
@@ -52,6 +53,15 @@ def mark_right(run: Path, *right: int) -> None:
     evaluation.save(folder, Found(kept, tuple(predictions)))
 
 
+def metrics_of(tokens_per_step: int) -> list[dict]:
+    """Metrics of a training that validates between two logged steps."""
+    logged = [
+        {"step": step, "loss": 9.0 - step, "learning_rate": 0.1, "tokens": step * tokens_per_step}
+        for step in (2, 4)
+    ]
+    return [logged[0], {"step": 3, "validation": "chats", "nats_per_token": 5.0}, logged[1]]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """Two run directories, evaluated on the same twelve questions."""
@@ -62,6 +72,7 @@ def trained(tmp_path_factory) -> Path:
     mark_right(folder / "causal", 0, 1, 2)
     mark_right(folder / "prefix", 0, 3, 4, 5, 6, 7, 8)
     (folder / "causal/summary.json").write_text('{"seconds": 61.4}')
+    write_lines(folder / "causal/metrics.jsonl", *metrics_of(10))
     return folder
 
 
@@ -246,8 +257,35 @@ def test_a_comparison_is_written_as_json_and_as_a_page(runs, tmp_path, monkeypat
     assert "| q | 12 | 25.0 (9-53) | 58.3 (32-81) |" in page
     assert "| q | 12 | 2 | 6 | +33.3 (-13.1 to +70.2) | 0.29 |" in page
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        *("comparison.json", "comparison.md", "masks.png", "attention.png")
+        *("comparison.json", "comparison.md", "losses.png", "masks.png", "attention.png")
     }
+
+
+def test_losses_of_all_runs_are_drawn_into_one_picture_and_a_run_without_any_is_named(runs, tmp_path, capsys):
+    command.draw_losses(open_runs(runs), tmp_path)
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        f"losses.png is without prefix: no losses in {runs[1] / 'metrics.jsonl'}" in capsys.readouterr().out
+    )
+    panels = draw_losses({"a": metrics_of(10), "b $x$": metrics_of(10), "c": []}).axes
+    assert [panel.get_title() for panel in panels] == ["training", "validation chats"]
+    lines = panels[1].lines
+    assert [line.get_label() for line in lines] == ["a, best 5.000", "b $x$, best 5.000"]
+    assert (
+        lines[0].get_color() != lines[1].get_color() and lines[0].get_linestyle() != lines[1].get_linestyle()
+    )
+
+
+def test_losses_are_drawn_by_tokens_too_where_steps_of_runs_read_different_numbers_of_them():
+    metrics = {"a": metrics_of(10), "b": metrics_of(100)}
+    curves = by_step(metrics)
+    assert curves["training"] == {run: [(2, 7.0), (4, 5.0)] for run in "ab"}
+    assert by_tokens(curves, metrics) == {
+        "training": {"a": [(20, 7.0), (40, 5.0)], "b": [(200, 7.0), (400, 5.0)]},
+        "validation chats": {"a": [(30, 5.0)], "b": [(300, 5.0)]},
+    }
+    units = [panel.get_xlabel() for panel in draw_losses(metrics).axes]
+    assert units == ["optimizer step", "optimizer step", "tokens", "tokens"]
 
 
 def test_answers_and_masks_are_printed_on_request_and_nothing_steers_the_terminal(

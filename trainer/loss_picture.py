@@ -3,13 +3,18 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dataset.printing import printable
 from model.files import replacing
 from trainer.run_dir import METRICS, RunDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_SHARE = 0.01
 """of the time of a training that may go into drawing"""
@@ -18,6 +23,7 @@ SMOOTHED_SHARE = 0.03
 LOG_FROM_RATIO = 4
 """largest to smallest loss from which on the axis is logarithmic: the end of a long fall stays readable"""
 TRAINING, LEARNING_RATE = "training", "learning rate"
+LOSS = "loss (nats per token)"
 Points = list[tuple[int, float]]
 
 
@@ -72,22 +78,34 @@ def draw_losses(run_dir: RunDirectory) -> None:
         rates.plot(*zip(*points, strict=True), color="0.6", linewidth=1, linestyle=":")
         rates.set_ylabel(LEARNING_RATE, color="0.5")
     for number, (name, points) in enumerate(curves.items()):
-        steps, losses = zip(*points, strict=True)
-        if name == TRAINING:
-            axes.plot(steps, losses, color=f"C{number}", linewidth=0.8, alpha=0.3)
-            losses = smoothed(losses)
-        axes.plot(
-            steps, losses, color=f"C{number}", marker="." * (name != TRAINING), label=_label(name, points)
-        )
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
+        draw_curve(axes, name, points, _label(name, points), {"color": f"C{number}"})
+    axes.set(xlabel="optimizer step", ylabel=LOSS)
     axes.set_title(printable(run_dir.path.name), parse_math=False)
-    values = [value for points in curves.values() for _, value in points]
-    if values:
+    finish(axes, curves.values())
+    save_picture(figure, run_dir.path / "loss.png")
+
+
+def draw_curve(axes: "Axes", name: str, points: Points, label: str, look: dict[str, str]) -> None:
+    """Draw a loss in a colour and style of matplotlib's, that of a training over its own faint points."""
+    places, losses = zip(*points, strict=True)
+    if name == TRAINING:
+        axes.plot(places, losses, **look, linewidth=0.8, alpha=0.3)
+        losses = smoothed(losses)
+    axes.plot(places, losses, **look, marker="." * (name != TRAINING), label=label)
+
+
+def finish(axes: "Axes", curves: Iterable[Points]) -> None:
+    """Name the curves that were drawn, and choose the scale of their losses."""
+    if values := [value for points in curves for _, value in points]:
         for text in axes.legend(loc="upper right").get_texts():
             text.set_parse_math(False)  # names may hold dollar signs
         axes.set_yscale("log" if 0 < LOG_FROM_RATIO * min(values) < max(values) else "linear")
         axes.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
-    with replacing(run_dir.path / "loss.png") as temporary:
+
+
+def save_picture(figure: "Figure", path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 

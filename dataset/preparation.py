@@ -9,9 +9,10 @@ The bytes depend on the sources and settings alone, neither on the number of pro
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from time import monotonic
@@ -44,9 +45,24 @@ NOTES = {
 """what a manifest says of the preparation, in the form of `has_form`"""
 UNDECIDING = {"data", "out", "max_reject_fraction", "num_workers", "overwrite"}
 """settings that leave the bytes of a store as they are"""
+Sources = list[tuple[str, float]]
+"""each with its weight"""
+Encode = Callable[[PreparationSettings, Sources, dict[str, Any], int], Iterator[Encoded]]
+"""gives the blocks of sources, for a request, from a number on"""
 
 
-def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
+def encode_sources(
+    settings: PreparationSettings, sources: Sources, request: dict[str, Any], num_done: int
+) -> Iterator[Encoded]:
+    """Yield the blocks of sources from number `num_done` on, encoded by all cores of this machine."""
+    workers = settings.num_workers or num_cores()
+    jobs = _jobs(settings, sources, request["tokenizer"], num_done)
+    yield from map_in_order(Encoder(settings), jobs, workers, lambda job: len(job.block.content))
+
+
+def write_store(
+    settings: PreparationSettings, encode: Encode = encode_sources
+) -> tuple[dict[str, Any], bool]:
     """Write the token store that is asked for; return its manifest, and whether it lay there already.
 
     Raises `UserError` for missing or empty files, too many unusable records, or anything else at `out`.
@@ -62,7 +78,8 @@ def write_store(settings: PreparationSettings) -> tuple[dict[str, Any], bool]:
         # A preparation may have been killed between its last file and the renaming of the folder.
         if not ((folder / "manifest.json").is_file() and read_notes(folder)["request"] == request):
             journal = _Journal(folder, request)
-            _write(settings, sources, tokenizer, journal, {"sources": described, "request": request})
+            blocks = partial(encode, settings, sources, request)
+            _write(settings, blocks, tokenizer, journal, {"sources": described, "request": request})
         check_unchanged(states)
         (folder / JOURNAL).unlink(missing_ok=True)
         return read_notes(folder), False
@@ -144,28 +161,23 @@ def _digest(content: str) -> str:
 
 def _write(
     settings: PreparationSettings,
-    sources: list[tuple[str, float]],
+    blocks_from: Callable[[int], Iterator[Encoded]],
     tokenizer: Tokenizer,
     journal: _Journal,
     notes: dict[str, Any],
 ) -> None:
-    """Encode what the journal does not hold yet, then write the manifests."""
-    total_bytes = sum(size_of(source) for source, _ in sources)
-    workers = settings.num_workers or num_cores()
-    with (
-        closing(_Output(settings, tokenizer, journal)) as output,
-        reporting(total_bytes, "preparing") as report,
-    ):
-        jobs = _jobs(settings, sources, tokenizer, output.num_blocks)
-        for encoded in map_in_order(Encoder(settings), jobs, workers, lambda job: len(job.block.content)):
-            output.append(encoded)
-            report(encoded.account[0], encoded.size)
+    """Append what the journal does not hold yet, then write the manifests."""
+    total_bytes = sum(size_of(source["path"]) for source in notes["sources"])
+    with closing(_Output(settings, tokenizer, journal)) as output:
+        blocks = blocks_from(output.num_blocks)
+        with reporting(total_bytes, "preparing") as report:
+            for encoded in blocks:
+                output.append(encoded)
+                report(encoded.account[0], encoded.size)
         output.finish(notes)
 
 
-def _jobs(
-    settings: PreparationSettings, sources: list[tuple[str, float]], tokenizer: Tokenizer, num_done: int
-) -> Iterator[Job]:
+def _jobs(settings: PreparationSettings, sources: Sources, fingerprint: str, num_done: int) -> Iterator[Job]:
     """Yield the blocks that are to be encoded; of those done before, only the format is looked at."""
     number = 0
     for source, weight in sources:
@@ -174,7 +186,7 @@ def _jobs(
             if settings.kind == "sft" and chat_format is None:
                 chat_format = _detect(block, read_columns(settings.columns))
             if number >= num_done:
-                yield Job(block, weight, chat_format, tokenizer.fingerprint)
+                yield Job(block, weight, chat_format, fingerprint)
             number += 1
 
 

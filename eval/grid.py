@@ -13,41 +13,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Literal
+from typing import Any
 
 from dataset.printing import Bars, about
 from eval.cells import Cell, Trial
+from eval.cluster import ClusterSettings, executor_of
 from eval.places import Places, write_job
 from eval.running import LOOK_EVERY_SECONDS, run_cell
 from model.errors import UserError
 from model.systems import num_cores
 
-Cluster = Literal["none", "local", "slurm"]
 Start = Callable[[Path, int], Any]
 """begins the cell of a folder with so many threads; returns what can be asked done() and told to cancel()"""
 
 
 @dataclass(frozen=True)
-class Workers:
+class Workers(ClusterSettings):
     """Where cells run, and how many at once."""
 
     threads: int = 0
     """of all cells at once, most of which take one; default: as many as there are cores"""
-    cluster: Cluster = "none"
-    """submit cells through submitit: to slurm, or to its executor on this machine (local)"""
-    partition: str | None = None
-    """of slurm"""
     gpus_per_cell: int = 0
     """0: cells compute on CPUs"""
-    hours_per_cell: float = 12.0
-    """after which slurm ends a cell, which the same command continues"""
 
     def __post_init__(self) -> None:
         """Refuse what runs nothing."""
-        if self.threads < 0 or self.gpus_per_cell < 0 or self.hours_per_cell <= 0:
-            raise UserError("--threads, --gpus_per_cell, --hours_per_cell: expected 0 or more, got less")
-        if self.partition and self.cluster != "slurm":
-            raise UserError("--partition changes nothing without --cluster slurm; leave it out")
+        super().__post_init__()
+        if self.threads < 0 or self.gpus_per_cell < 0:
+            raise UserError("--threads, --gpus_per_cell: expected 0 or more, got less")
 
     @property
     def room(self) -> int:
@@ -75,18 +68,7 @@ def starter(workers: Workers, places: Places) -> Start:
     if workers.cluster == "none":
         return _Process
     jobs = places.work / "jobs" / token_hex(4)  # pickles: none but those of this process are read
-    try:
-        from submitit import AutoExecutor
-
-        executor = AutoExecutor(jobs, cluster=workers.cluster)
-    except ImportError:
-        advice = "pip install -r requirements-cluster.txt"
-        raise UserError(f"--cluster {workers.cluster} needs submitit; {advice}") from None
-    except RuntimeError as error:
-        raise UserError(f"--cluster {workers.cluster}: {error}") from None
-    slurm = {"slurm_partition": workers.partition} if workers.partition else {}
-    minutes, gpus = int(60 * workers.hours_per_cell), workers.gpus_per_cell
-    executor.update_parameters(timeout_min=minutes, gpus_per_node=gpus, **slurm)
+    executor = executor_of(workers, jobs, gpus_per_node=workers.gpus_per_cell)
 
     def submit(folder: Path, threads: int) -> Any:
         executor.update_parameters(cpus_per_task=threads)

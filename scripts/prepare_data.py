@@ -9,6 +9,7 @@ if not __package__:
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,35 @@ from dataset.messages import shown
 from dataset.preparation import PreparationSettings, read_notes, write_store
 from dataset.printing import printable
 from dataset.text_files import Marks, counts
+from eval.cluster import ClusterSettings
 from eval.tables import grouped
+from model.errors import UserError
 
 SHORT_TOKENS, LARGE_BYTES = 5, 100_000  # of the median document, of a .txt file that is one document
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings(PreparationSettings, ClusterSettings):
+    """Which store is written, and by whom."""
+
+    tasks: int = 0
+    """jobs among which the sources are divided with --cluster, each with --num_workers processes"""
+
+    def __post_init__(self) -> None:
+        """Check both parts, and what one says of the other."""
+        PreparationSettings.__post_init__(self)
+        ClusterSettings.__post_init__(self)
+        if self.cluster == "none" and self.tasks:
+            raise UserError("--tasks changes nothing without --cluster; leave it out")
+        if self.cluster != "none" and self.tasks < 1:
+            raise UserError(f"--cluster {self.cluster} needs --tasks: expected 1 or more, got {self.tasks}")
+
+
 def main() -> None:
     """Prepare what the command line asks for and print a summary."""
-    settings = parse(PreparationSettings, "Tokenize text or chat files into a store that trainers read.")
+    settings = parse(PrepareSettings, "Tokenize text or chat files into a store that trainers read.")
     started = time.monotonic()
-    manifest, was_finished = write_store(settings)
+    manifest, was_finished = _written(settings)
     said = "prepared already, nothing to do" if was_finished else f"{time.monotonic() - started:.1f} s"
     print(f"{printable(settings.out)}: {said}")
     for store in manifest["stores"]:
@@ -40,6 +60,16 @@ def main() -> None:
         print(f"{files}: keys not read: {keys}", file=sys.stderr)
     for source in (each for each in manifest["sources"] if not each["documents"]):
         print(printable(f"{source['path']}: no document was made of it"), file=sys.stderr)
+
+
+def _written(settings: PrepareSettings) -> tuple[dict[str, Any], bool]:
+    names = [field.name for field in fields(PreparationSettings)]
+    preparation = PreparationSettings(**{name: getattr(settings, name) for name in names})
+    if settings.cluster == "none":
+        return write_store(preparation)
+    from eval.preparing import write_store_by_tasks
+
+    return write_store_by_tasks(preparation, settings, settings.tasks)
 
 
 def unread_keys(sources: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -338,7 +338,7 @@ from quick_cell import QuickSettings
 PROGRAMS["quick"] = Program("quick_cell", QuickSettings, trains=True, measures=True)
 folder = Path(sys.argv[1])
 places = Places(folder / "cells", folder / "work")
-workers = Workers(2, sys.argv[3])
+workers = Workers(2, cluster=sys.argv[3])
 results, _ = run_experiment(load_experiment(sys.argv[2]), places, workers, "command", lambda grid, cell: None)
 write_json(folder / "results.json", results)
 """

@@ -102,12 +102,15 @@ def write_text(path: Path, text: str) -> None:
 def open_tensors(path: Path) -> safe_open:
     """Open a file for reading: safetensors alone, so that opening a stranger's runs nothing that lies in it.
 
-    Raises `UserError` for one that is missing, damaged or cut short.
+    The library checks that tensors fill the file. Raises `UserError` for one that is missing, damaged, cut
+    short or too large.
     """
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short") from error
+    except RuntimeError as error:  # the system maps no file so much larger than memory
+        raise UserError(f"{path} is too large for the memory of this machine ({error})") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, "Tensor"], metadata: dict[str, str]) -> None:

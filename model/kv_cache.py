@@ -7,6 +7,8 @@ with a sliding window, `model/rolling_cache.py` keeps only the tokens that the w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +20,7 @@ from model.pattern import Pattern
 from model.strategies import NO_PART
 
 GROWTH_TOKENS = 128
+Change = Callable[[Tensor], Tensor]
 Held = tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor], tuple[int, int] | None]
 
 
@@ -118,23 +121,14 @@ class KVCache:
     def select(self, rows: list[int]) -> None:
         """Keep only the given rows, in the given order; a row may be given more than once."""
         index = self._index_of(rows)
-        self.keys = [keys[index] for keys in self.keys]
-        self.values = [values[index] for values in self.values]
-        self.positions, self.block_ids = self.positions[index], self.block_ids[index]
-        self.part_ids = None if self.part_ids is None else self.part_ids[index]
+        self._change(lambda x: x[index], lambda x: x[index])
         self.lengths = self.lengths[index]
         self.used = int(self.lengths.max()) if rows else 0
 
     def trim(self) -> None:
         """Give back the slots that no row uses, all but the last, where padding is written."""
         slots = self.used + 1
-        self.keys, self.values = (
-            [x[:, :, :slots].clone() for x in stores] for stores in (self.keys, self.values)
-        )
-        self.positions, self.block_ids, self.part_ids = (
-            None if x is None else x[:, :slots].clone()
-            for x in (self.positions, self.block_ids, self.part_ids)
-        )
+        self._change(lambda x: x[:, :, :slots].clone(), lambda x: x[:, :slots].clone())
 
     @torch.no_grad()
     def replace(self, rows: list[int], other: KVCache) -> None:
@@ -190,15 +184,14 @@ class KVCache:
 
     def _grow(self, added: int) -> None:
         """Add empty slots, if any are to be added."""
-        if added <= 0:
-            return
-        self.positions, self.block_ids, self.part_ids = (
-            None if x is None else F.pad(x, (0, added), value=-1)
-            for x in (self.positions, self.block_ids, self.part_ids)
-        )
-        self.keys, self.values = (
-            [F.pad(x, (0, 0, 0, added)) for x in stores] for stores in (self.keys, self.values)
-        )
+        if added > 0:
+            self._change(lambda x: F.pad(x, (0, 0, 0, added)), lambda x: F.pad(x, (0, added), value=-1))
+
+    def _change(self, stored: Change, told: Change) -> None:
+        """Change all keys and values (B, Hkv, S, D), and what is told of their slots (B, S)."""
+        self.keys, self.values = ([stored(x) for x in stores] for stores in (self.keys, self.values))
+        self.positions, self.block_ids = told(self.positions), told(self.block_ids)
+        self.part_ids = None if self.part_ids is None else told(self.part_ids)
 
     def _have_parts(self) -> None:
         """Keep parts from now on."""

@@ -4,20 +4,17 @@ A header is small and true (the library checks it against the file), a `config.j
 project's `.pth` is read as tensors alone: nothing is ever unpickled.
 """
 
-import json
 import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import UserError
-from model.files import read_object
+from model.files import open_tensors, read_object
 
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 MOST_FAULTS = 8
@@ -50,12 +47,9 @@ class WeightFiles:
         check_memory(self.shapes, self.path)
         tensors: dict[str, Tensor] = {}
         for file in dict.fromkeys(self._file_of.values()):
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    names = [name for name, of in self._file_of.items() if of == file]
-                    tensors |= {name: as_weight(name, opened.get_tensor(name)) for name in names}
-            except (SafetensorError, OSError) as error:
-                raise _damaged(file, error) from error
+            with open_tensors(file) as opened:
+                names = [name for name, of in self._file_of.items() if of == file]
+                tensors |= {name: as_weight(name, opened.get_tensor(name)) for name in names}
         return tensors
 
 
@@ -143,25 +137,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return kind and shape of each tensor, after the library has checked that they fill the file."""
-    try:
-        with safe_open(file, framework="pt"), open(file, "rb") as opened:
-            size = int.from_bytes(opened.read(8), "little")
-            described = json.loads(opened.read(size), object_pairs_hook=_unique)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(file, error) from error
-    except RuntimeError as error:  # the system maps no file so much larger than memory
-        raise UserError(f"{file} is too large for the memory of this machine ({error})") from error
-    described.pop("__metadata__", None)
-    return {name: (each["dtype"], tuple(each["shape"])) for name, each in described.items()}
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a name stands twice")
-    return values
-
-
-def _damaged(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file} cannot be read ({error}); the file is damaged or cut short")
+    """Return kind and shape of each tensor."""
+    with open_tensors(file) as opened:
+        parts = {name: opened.get_slice(name) for name in opened.offset_keys()}
+    return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}

@@ -27,22 +27,23 @@ from dataset.printing import reporting
 from dataset.records import Rejects, records_of
 from dataset.sources import begin_reading, check_unchanged, describe_source, find_sources, size_of
 from dataset.text_files import Marks
-from dataset.token_store import ADVICE, StoreWriter, TokenStore, has_form, read_manifest
+from dataset.token_store import ADVICE, SHARES, StoreWriter, TokenStore, read_manifest
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
 from model.files import LOCK, flush_written, resumable_folder, write_text
 from model.systems import num_cores
+from model.typed_json import read_values
 
 JOURNAL = "journal.json"
 JOURNAL_EVERY_SECONDS = 5.0
 STORES = (".", "validation")  # folders of the two stores in `out`
+SOURCE = {"path": str, "bytes": int, "documents": int, "unread_keys": list[str]}
 NOTES = {
-    **{"records": int, "bytes": int, "rejects": {...: int}, "stores": [str], "request": {}},
-    "marks": {"found": {...: int}, "kept": {...: int}, "records": int, "documents": int},
-    "sources": [{"path": str, "bytes": int, "documents": int, "unread_keys": [str]}],
-    "lengths": {"min": float, "median": float, "p90": float, "p99": float, "max": float},
+    **{"records": int, "bytes": int, "rejects": dict[str, int], "stores": list[str], "request": dict},
+    "marks": {"found": dict[str, int], "kept": dict[str, int], "records": int, "documents": int},
+    **{"sources": list[SOURCE], "lengths": dict.fromkeys(SHARES, float)},
 }
-"""what a manifest says of the preparation, in the form of `has_form`"""
+"""what a manifest says of the preparation"""
 UNDECIDING = {"data", "out", "max_reject_fraction", "num_workers", "overwrite"}
 """settings that leave the bytes of a store as they are"""
 Sources = list[tuple[str, float]]
@@ -121,9 +122,10 @@ def _finished(out: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def read_notes(path: str | Path) -> dict[str, Any]:
     """Return the manifest of a store, all notes of the preparation in it; raises `UserError`."""
-    manifest = read_manifest(path)
-    if not has_form(manifest, NOTES) or manifest["marks"].keys() != vars(Marks()).keys():
-        raise UserError(f"{Path(path) / 'manifest.json'} is damaged; {ADVICE}")
+    file = Path(path) / "manifest.json"
+    manifest = read_values(NOTES, read_manifest(path), file, ADVICE)
+    if unknown := manifest["marks"].keys() - vars(Marks()).keys():
+        raise UserError(f"{file} is damaged (marks: unknown key {min(unknown)}); {ADVICE}")
     return manifest
 
 

@@ -26,6 +26,7 @@ from dataset.conversation import PASSAGE, ROLES, TARGET, Rendered, are_trained
 from dataset.tokenizer import Tokenizer
 from model.errors import UserError
 from model.files import flush_written, read_object, write_json
+from model.typed_json import read_values
 
 FORMAT_VERSION = 2
 ADVICE = "prepare the data again, with --overwrite"
@@ -34,13 +35,14 @@ SHARD_TOKENS = 2**27  # a shard ends with the part that reaches this
 SHARES = {"min": 0, "median": 50, "p90": 90, "p99": 99, "max": 100}
 """percentiles of the lengths of documents that a manifest tells"""
 FIELDS = {"pretrain": ("ids", "lengths"), "sft": ("ids", "codes", "lengths")}
+SHARD, FILE = {"documents": int, "tokens": int}, {"bytes": int, "sha256": str}
 MANIFEST = {
     **{"kind": str, "dtype": str, "documents": int, "tokens": int, "targets": int},
     "tokenizer": {"fingerprint": str},
-    "shards": [{"documents": int, "tokens": int}],
-    "files": {...: {"bytes": int, "sha256": str}},
+    "shards": list[SHARD],
+    "files": dict[str, FILE],
 }
-"""what opening a store relies on, in the form of `has_form`"""
+"""what opening a store relies on"""
 
 
 class Part(NamedTuple):
@@ -179,29 +181,9 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     manifest = read_object(file, ADVICE)
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}, expected {FORMAT_VERSION}; {ADVICE}")
-    if not (has_form(manifest, MANIFEST) and _adds_up(manifest)):
-        raise UserError(f"{file} is damaged; {ADVICE}")
+    if not _adds_up(read_values(MANIFEST, manifest, file, ADVICE)):
+        raise UserError(f"{file} is damaged (its counts contradict each other); {ADVICE}")
     return manifest
-
-
-def has_form(value: Any, form: Any) -> bool:
-    """Say whether a value from JSON has a form.
-
-    int     a count of 0 or more        [form]          a list of any length
-    float   any number                  {"key": form}   an object that has these keys, among others
-    str     a text                      {...: form}     an object of any keys
-    """
-    if isinstance(form, list):
-        return isinstance(value, list) and all(has_form(each, form[0]) for each in value)
-    if isinstance(form, dict):
-        if not isinstance(value, dict) or not {*form} - {...} <= value.keys():
-            return False
-        return all(
-            has_form(value[key], form.get(key, form.get(...))) for key in (value if ... in form else form)
-        )
-    if form is int:
-        return type(value) is int and 0 <= value < 2**63
-    return type(value) in ((int, float) if form is float else (form,))
 
 
 def _adds_up(manifest: dict[str, Any]) -> bool:

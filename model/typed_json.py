@@ -96,7 +96,11 @@ def _check_keys(value: Any, wanted: list[str], name: str) -> None:
 
 def read_file(form: type[Parsed], file: Path, advice: str) -> Parsed:
     """Return the object in a JSON file as `read_as` does; raises `UserError`, which ends with `advice`."""
-    values = read_object(file, advice)
+    return read_values(form, read_object(file, advice), file, advice)
+
+
+def read_values(form: type[Parsed], values: dict[str, Any], file: Path, advice: str) -> Parsed:
+    """Return the object that a JSON file holds, in the same way."""
     try:
         return read_as(form, values, file.stem)
     except (ValueError, RecursionError) as error:

@@ -260,7 +260,7 @@ def test_a_damaged_summary_is_never_taken_for_the_end_of_a_run(go_on, values):
         text("latest", "step-00000004")(out)
         changed("summary.json", **values)(out)
 
-    with pytest.raises(UserError, match="summary.json is damaged .* take it away to go on"):
+    with pytest.raises(UserError, match="summary.json is damaged.* take it away to go on"):
         go_on(damage)
 
 

@@ -53,7 +53,7 @@ def read_curves(records: list[dict[str, Any]]) -> dict[str, Points]:
             curves[f"validation {record['validation']}"].append((step, record["nats_per_token"]))
             continue
         curves[LEARNING_RATE].append((step, record["learning_rate"]))
-        if record["loss"] is not None:
+        if record.get("loss") is not None:
             curves[TRAINING].append((step, record["loss"]))
     return curves
 

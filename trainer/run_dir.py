@@ -23,8 +23,6 @@ from model.files import (
     as_json,
     check_place,
     flush,
-    is_count,
-    is_number,
     locked,
     own,
     read_object,
@@ -32,9 +30,14 @@ from model.files import (
     take_place,
     write_text,
 )
+from model.typed_json import Number, read_as, read_file
 
 MARK = "settings.yaml"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+SAMPLED = {"step": int}
+TRAINED = SAMPLED | {"learning_rate": Number, "loss?": Number}
+VALIDATED = SAMPLED | {"validation": str, "nats_per_token": Number}
+"""what is read of their lines"""
 CHECKPOINT = re.compile(r"step-\d{8,18}", re.ASCII)
 TAKE_AWAY = "take it away to go on"
 
@@ -125,9 +128,9 @@ class RunDirectory:
     def is_finished(self, total_steps: int) -> bool:
         """Say whether a run of this length came to its end here."""
         file = self.path / "summary.json"
-        summary = read_object(file, TAKE_AWAY) if file.exists() else {"finished": False, "steps": 0}
-        if (type(summary.get("finished")), type(summary.get("steps"))) != (bool, int):
-            raise UserError(f"{file} is damaged (finished or steps); {TAKE_AWAY}")
+        if not file.exists():
+            return False
+        summary = read_file({"finished": bool, "steps": int}, file, TAKE_AWAY)
         return summary["finished"] and summary["steps"] == total_steps
 
     def begin_checkpoint(self) -> None:
@@ -199,13 +202,9 @@ class RunDirectory:
         file = self.path / name
         try:
             lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-            records = [json.loads(line) for line in lines]
+            return [_read(json.loads(line), name, f"line {n}") for n, line in enumerate(lines, start=1)]
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is damaged ({error}); {TAKE_AWAY}") from None
-        for number, record in enumerate(records, 1):
-            if fault := _fault(record, name):
-                raise UserError(f"{file} is damaged (line {number}: {fault}); {TAKE_AWAY}")
-        return records
 
     def is_validated(self, step: int, names: Collection[str]) -> bool:
         """Say whether the metrics hold the validation of a step on all sets of these names."""
@@ -226,21 +225,11 @@ class RunDirectory:
                 write_text(self.path / name, "".join(map(_line, kept)))
 
 
-def _fault(record: Any, name: str) -> str | None:
-    """Say what is wrong with a record of a file, None if nothing is."""
-    if not isinstance(record, dict) or not is_count(record.get("step")):
-        return "a record without a step"
+def _read(record: Any, name: str, place: str) -> dict[str, Any]:
+    """Return a record of a file; raises `ValueError` for what is none."""
     if name == SAMPLES:
-        return None
-    names = {"nats_per_token"} if "validation" in record else {"learning_rate"}
-    if missing := names - record.keys():
-        return f"a record without {missing.pop()}"
-    for key, value in record.items():
-        if key == "validation" and not isinstance(value, str):
-            return "validation is no name"
-        if key != "validation" and not is_number(value) and (key in names or value is not None):
-            return f"{key} is no number"
-    return None
+        return read_as(SAMPLED, record, place)
+    return read_as(VALIDATED if "validation" in read_as(SAMPLED, record, place) else TRAINED, record, place)
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import Attend, MaskKind, Scoring, Visibility, eager_attention
+from model.bands import Bands, in_bands
 from model.errors import UserError
 from model.layers import soft_cap
 from model.masks import Layout
+from model.pattern import Pattern
 from model.strategies import CAUSAL, NO_PART
 
 QUERY_BLOCKS = 4
@@ -35,7 +37,7 @@ class Backend:
     """A way to attend and what it can do."""
 
     attend: Attend
-    masks: tuple[MaskKind, ...] = get_args(MaskKind)
+    masks: tuple[MaskKind, ...] = ("none", "causal", "dense", "documents")
     gradients: tuple[bool, ...] = (True, False)
     """whether it is for tokens that are trained on, for others, or both"""
     devices: tuple[str, ...] | None = None
@@ -250,6 +252,19 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scorin
     return seen.documents.attend(q, k, v, scoring)
 
 
+def by_bands(layout: Layout, pattern: Pattern) -> Bands | None:
+    """Return whole rows cut into bands, where that is exact and pays on their device."""
+    is_for_device = layout.block_ids.device.type in BACKENDS["bands"].devices
+    return in_bands(layout, pattern) if is_for_device else None
+
+
+def band_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
+    """Attend in bands, which are short rows of one batch."""
+    bands = seen.bands
+    y = attend(bands.queries(q), bands.keys(k), bands.keys(v), Visibility(bands.mask), scoring)
+    return bands.rows(y, q.shape[2])
+
+
 class ClassicAttention(nn.Module):
     """Attend as books teach it: -inf where the slice [:T, :T] of a registered triangle marks the future."""
 
@@ -277,9 +292,10 @@ def keep_documents_uncompiled() -> None:
 BACKENDS = {
     "one_query": Backend(one_query_attention, gradients=(False,), fits=lambda q: q.shape[2] == 1),
     "documents": Backend(document_attention, ("documents",), devices=("cpu",)),
+    "bands": Backend(band_attention, ("bands",), devices=("cpu",)),
     "blocks": Backend(blockwise_attention, ("causal",), (True,), ("cpu",), _fits_blocks),
     "fused": Backend(fused_attention, bends=False),
-    "eager": Backend(eager_attention),
+    "eager": Backend(eager_attention, get_args(MaskKind)),
     "classic": Backend(ClassicAttention(1024), ("causal",), fits=lambda q: q.shape[2] <= 1024),
 }
 """Every way to attend, in the order in which they are asked; what stands after `eager` has to be named."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attend, Attention, CacheUpdate, Visibility
-from model.backends import attend, by_documents, named
+from model.backends import attend, by_bands, by_documents, named
 from model.config import PATTERN_PARTS, ModelConfig
 from model.errors import UserError
 from model.kv_cache import KVCache
@@ -172,6 +172,8 @@ class Decoder(nn.Module):
         def form(pattern: Pattern) -> Visibility:
             if pattern == ALL and is_plain:
                 return Visibility(is_causal=True)
+            if (bands := by_bands(rows, pattern)) is not None:
+                return Visibility(bands=bands)
             mask = dense_mask(self._triangle(ids.shape[1]), rows, pattern)[:, None]
             return Visibility(mask, documents=by_documents(mask, rows) if pattern == ALL else None)
 

@@ -83,7 +83,9 @@ def test_nothing_is_compiled_with_the_code_that_another_user_left(tmp_path, monk
     "packing, prompt_mask, in_blocks, family",
     [
         ("pack", "prefix", False, "qwen3"),
+        ("pack", "prefix", False, "in bands"),
         ("none", "causal", False, "qwen3"),
+        pytest.param("none", "causal", False, "in bands", marks=pytest.mark.long),
         pytest.param("none", "causal", True, "qwen3", marks=pytest.mark.long),
         ("pack", "prefix", False, "encoder_decoder"),
         pytest.param("pack", "prefix", False, "merged", marks=pytest.mark.long),
@@ -101,6 +103,9 @@ def test_batches_of_any_shape_run_what_the_first_one_compiled(
     batches = list(islice(stream.batches(0, rows_per_step=4), 4))
     assert len({batch.num_targets for batch in batches}) > 2
     shape = {"vocab_size": 300, "num_hidden_layers": 1, "architecture": family}
+    if family == "in bands":
+        shape = {"vocab_size": 300, **windowed(4, both_sides=True, sinks=1)}
+        monkeypatch.setattr("model.bands.WIDEST_SHARE", 5)
     model, plain = (tiny_model(**shape) for _ in range(2))
     compile_layers(model, lengths_vary=packing == "none")
     frames = []

@@ -9,7 +9,15 @@ from torch.nn.functional import cross_entropy
 from eval.look import attention_maps
 from model.architectures import model_of
 from model.attention import Scoring, Visibility, eager_attention
-from model.backends import BACKENDS, ClassicAttention, attend, blockwise_attention, by_documents, choose
+from model.backends import (
+    BACKENDS,
+    ClassicAttention,
+    attend,
+    blockwise_attention,
+    by_bands,
+    by_documents,
+    choose,
+)
 from model.config import from_preset
 from model.errors import UserError
 from model.layouts import prompt_blocks
@@ -79,6 +87,9 @@ def seen_as(kind: str, length: int) -> tuple[Visibility, torch.Tensor, torch.Ten
         return Visibility(), everything, real
     if kind == "causal":
         return Visibility(is_causal=True), everything.tril(), real
+    if kind == "bands":
+        layout, near = causal_layout(3, length), Pattern(max(1, length // 4), sinks=1)
+        return Visibility(bands=by_bands(layout, near)), visible_mask(layout, near)[:, None], real
     documents = by_documents(mask, layout) if kind == "documents" else None
     return Visibility(mask, documents=documents), mask, layout.document_ids >= 0
 
@@ -95,6 +106,7 @@ def seen_as(kind: str, length: int) -> tuple[Visibility, torch.Tensor, torch.Ten
 def test_every_backend_equals_the_dense_predicate_in_outputs_and_gradients(name, kind, softcap, monkeypatch):
     monkeypatch.setattr("model.backends.SHORTEST_SHARED_ROW", 1)
     monkeypatch.setattr("model.backends.SHORTEST_SPAN", 1)
+    monkeypatch.setattr("model.bands.WIDEST_SHARE", 100)
     backend, scoring, tried = BACKENDS[name], Scoring(0.3, softcap), 0
     for length in (1, 24, 300):
         heads = (4, 2, 2)

@@ -69,11 +69,8 @@ class BatchStream:
 
     def __init__(self, documents: Documents) -> None:
         self.documents, self.settings = documents, documents.settings
-        self._plan = lru_cache(maxsize=1)(documents.arrange)
-
-    def plan(self, epoch: int) -> RowPlan:
-        """Return the rows of an epoch; every epoch has as many."""
-        return self._plan(epoch)
+        self.plan = lru_cache(maxsize=1)(documents.arrange)
+        """returns the rows of an epoch, a `RowPlan`; every epoch has as many"""
 
     def batches(
         self, epoch: int, start_row: int = 0, rows_per_step: int = 1, rank: int = 0, world: int = 1

@@ -232,10 +232,8 @@ def _read_part(probe: _Probe, form: ChatForm, part: _Part) -> ChatForm:
 
 def _message(turn: dict[str, Any], text: str) -> Message:
     """Return a turn as a message, without the thought and calls that a text of it leaves out."""
-    thought, calls = (
-        turn.get("reasoning_content", ""),
-        [call["function"] for call in turn.get("tool_calls", ())],
-    )
+    thought = turn.get("reasoning_content", "")
+    calls = [call["function"] for call in turn.get("tool_calls", ())]
     written = tuple(json.dumps(call) for call in calls if call["name"] in text)
     return Message(turn["role"], turn["content"], thought * (thought in text), written)
 

@@ -31,10 +31,8 @@ def read_choices(record: dict[str, Any]) -> Choices | None:
     texts, labels = _labelled(given)
     if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
         raise RecordError("choices are not a list of two or more texts")
-    texts, keys = (
-        tuple(read_text(text, "a choice") for text in texts),
-        frozenset([*(places or given), *chosen]),
-    )
+    texts = tuple(read_text(text, "a choice") for text in texts)
+    keys = frozenset([*(places or given), *chosen])
     if len(set(texts)) < len(texts):
         raise RecordError("a choice stands twice")
     if isinstance(right, str) and (right in texts or right in labels):

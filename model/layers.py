@@ -148,7 +148,7 @@ def positions_of(config: ModelConfig) -> nn.Module:
 
 
 def rotary_angles(
-    position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None
+    position_ids: Tensor, head_dim: int, dtype: torch.dtype, theta: float, scaling: RopeScaling | None
 ) -> Angles:
     """Return cosine and sine (B, 1, T, head_dim / 2) of the rotary angles, in float32 or wider.
 
@@ -202,24 +202,12 @@ SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
 
 def layer_angles(config: ModelConfig, position_ids: Tensor, dtype: torch.dtype) -> list[Angles]:
     """Return the angles of each layer; layers of one base share them."""
-    return ANGLES[config.positions](config, position_ids, dtype)
-
-
-def _no_angles(config: ModelConfig, position_ids: Tensor, dtype: torch.dtype) -> list[Angles]:
-    return [None] * config.num_hidden_layers
-
-
-def _rotary_angles(config: ModelConfig, position_ids: Tensor, dtype: torch.dtype) -> list[Angles]:
-
-    def angles(theta: float, scaling: RopeScaling | None) -> Angles:
-        return rotary_angles(position_ids, config.head_dim, theta, dtype, scaling)
-
+    if config.positions != "rotary":
+        return [None] * config.num_hidden_layers
+    angles = partial(rotary_angles, position_ids, config.head_dim, dtype)
     everywhere = angles(config.rope_theta, config.rope_scaling)
     local = angles(config.rope_local_theta, None) if config.rope_local_theta else everywhere
     return [everywhere if pattern == ALL else local for pattern in config.layer_patterns]
-
-
-ANGLES = {"rotary": _rotary_angles, "learned": _no_angles, "none": _no_angles}
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:

@@ -24,7 +24,7 @@ def describe_inputs(
     inputs: Inputs, figures: dict[str, Any], total_steps: int, rows_per_step: int
 ) -> list[str]:
     """Return the lines that say what is about to be trained on what; `figures` describe an epoch."""
-    settings, start = inputs.settings, inputs.start
+    settings, start, config = inputs.settings, inputs.start, inputs.start.model.config
     lost = {
         "documents left out": figures["documents_left_out"],
         "documents shortened": figures["documents_shortened"],
@@ -39,8 +39,8 @@ def describe_inputs(
         f"{figures['answers_cut_out']:,}, of oldest rounds {figures['answers_of_oldest_rounds']:,}",
         *(f"           {name}: {words}" for name, s in inputs.validation.items() if (words := left_out(s))),
         f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}"
-        + _windows(start.model.config)
-        + _experts(start.model.config),
+        + _windows(config)
+        + (f", {config.num_experts_per_tok} of {config.num_experts} experts" if config.num_experts else ""),
         f"training   {total_steps:,} steps of {rows_per_step} rows, {settings.optimizer.name}, "
         f"{settings.schedule.name} schedule",
         *_short(settings, figures, total_steps, rows_per_step),
@@ -79,10 +79,6 @@ def _windows(config: ModelConfig) -> str:
     }
     named = ", ".join(text for text, value in words.items() if value)
     return f", {named} in layers {layers}" if sliding else ""
-
-
-def _experts(config: ModelConfig) -> str:
-    return f", {config.num_experts_per_tok} of {config.num_experts} experts" if config.num_experts else ""
 
 
 def describe_continuation(progress: Progress, world: int, gradient_accumulation: int) -> list[str]:

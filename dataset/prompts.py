@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from dataset.conversation import Rendered
 from dataset.tokenizer import Tokenizer
-from model.layouts import conversation_layout
+from model.layouts import blocks_before_answer, conversation_layout, parts_of, positions_of
 from model.masks import Layout
-from model.prompt import Prompt, prompt_under
+from model.prompt import Prompt
 
 
 def raw_prompt(text: str, tokenizer: Tokenizer, prompt_mask: str) -> Prompt:
@@ -26,6 +28,24 @@ def prompt_of(rendered: Rendered, prompt_mask: str) -> Prompt:
     """Return a conversation that ends before an answer as a prompt, under the mask that training gave it."""
     answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
     return prompt_under(prompt_mask, tuple(rendered.ids.tolist()), answers, starts, rendered.passages)
+
+
+def prompt_under(
+    prompt_mask: str,
+    ids: tuple[int, ...],
+    answers: Tensor,
+    starts: Tensor,
+    passages: np.ndarray | None = None,
+) -> Prompt:
+    """Return the prompt whose answer is still to come, under the blocks and parts that training gave it.
+
+    Tokens (n,) are marked as in `prompt_blocks` and `parts_of`.
+    """
+    blocks = blocks_before_answer(prompt_mask, answers, starts)
+    parts = None if passages is None else parts_of(prompt_mask, passages)
+    positions = positions_of(parts, len(ids)).tolist()
+    places = () if parts is None else tuple(zip(positions, parts.tolist(), strict=True))
+    return Prompt(ids, tuple(blocks.tolist()), places)
 
 
 def layout_of(rendered: Rendered, prompt_mask: str) -> Layout:

@@ -5,11 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from model.layouts import blocks_before_answer, parts_of, positions_of
 from model.masks import Layout, legal_cuts
 from model.strategies import CAUSAL, NO_PART
 
@@ -56,24 +54,6 @@ class Prompt:
         one, two = (list(zip(prompt.ids, prompt.placed(), strict=True)) for prompt in (self, other))
         pairs = enumerate(zip(one, two, strict=False))
         return next((n for n, (old, new) in pairs if old != new), min(len(one), len(two)))
-
-
-def prompt_under(
-    prompt_mask: str,
-    ids: tuple[int, ...],
-    answers: Tensor,
-    starts: Tensor,
-    passages: np.ndarray | None = None,
-) -> Prompt:
-    """Return the prompt whose answer is still to come, under the blocks and parts that training gave it.
-
-    Tokens (n,) are marked as in `prompt_blocks` and `parts_of`.
-    """
-    blocks = blocks_before_answer(prompt_mask, answers, starts)
-    parts = None if passages is None else parts_of(prompt_mask, passages)
-    positions = positions_of(parts, len(ids)).tolist()
-    places = () if parts is None else tuple(zip(positions, parts.tolist(), strict=True))
-    return Prompt(ids, tuple(blocks.tolist()), places)
 
 
 def as_rows(parts: Sequence[Prompt], ends: Tensor) -> tuple[Tensor, Layout]:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from forced_units import CHOICE, force_units
 
+from dataset.prompts import prompt_under
 from model import strategies
 from model.architectures import model_of
 from model.config import ModelConfig, from_preset
 from model.layouts import document_layout
 from model.masks import Layout, visible_mask
 from model.pattern import Pattern
-from model.prompt import Prompt, prompt_under
+from model.prompt import Prompt
 from model.transformer import LanguageModel
 
 STRATEGIES = tuple(strategies.STRATEGIES)

@@ -49,18 +49,6 @@ def test_other_settings_are_refused_by_name(saved, tmp_path):
         check_resumable(run_dir, same, WSD, "never")
 
 
-def test_a_run_of_an_earlier_version_goes_on_under_the_names_of_today(saved):
-    shared = {"model.hidden_size": None, "total_steps": 10, "rows_per_step": 8}
-    run_dir = saved({"model.preset": "gpt2"} | shared)
-    today = {"model.preset": "124m", "model.architecture": "qwen3", "model.rms_norm_eps": None} | shared
-    check_resumable(run_dir, today, WSD, "auto")
-    with pytest.raises(UserError, match=r"settings \(model.preset was 124m, is small\)"):
-        check_resumable(run_dir, today | {"model.preset": "small"}, WSD, "auto")
-    (run_dir.latest / "training/settings.json").write_text(json.dumps({"model.preset": ["gpt2"]} | shared))
-    with pytest.raises(UserError, match=r"model.preset was \['gpt2'\], is 124m"):
-        check_resumable(run_dir, today, WSD, "auto")
-
-
 @pytest.mark.parametrize("name", ["settings.json", "progress.json"])
 @pytest.mark.parametrize("content", ["[]", "{br", "", "{}"])
 def test_a_damaged_file_of_a_run_is_named_with_the_way_back(saved, name, content):

@@ -14,7 +14,8 @@ from dataset.batches import Batch
 from dataset.yaml_file import as_yaml
 from model.checkpoint import TRAINED_ON, load_checkpoint, save_checkpoint
 from model.errors import UserError
-from model.files import is_count, own, write_json, write_tensors, write_text
+from model.files import own, write_json, write_tensors, write_text
+from model.typed_json import read_as
 from trainer.device import Device
 from trainer.inputs import Inputs
 from trainer.optimizer import Optimizers, multiplier
@@ -184,7 +185,6 @@ def check_resumable(
             f"--out {run_dir.path} holds a run; choose another folder, or --resume auto to continue it"
         )
     (saved, progress), given = read_saved(run_dir), json.loads(json.dumps(facts))
-    saved = _in_words_of_today(saved)
     if is_length_free(progress.step, saved["total_steps"], given["total_steps"], schedule):
         saved["total_steps"] = given["total_steps"]
     differing = [key for key in saved | given if saved.get(key) != given.get(key)]
@@ -193,14 +193,6 @@ def check_resumable(
         raise UserError(
             f"--out {run_dir.path} holds a run with other settings ({changes}); choose another folder"
         )
-
-
-def _in_words_of_today(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return what an earlier version saved as this one names it."""
-    if "model.preset" not in facts:
-        return facts
-    renamed = {"model.preset": "124m"} if facts["model.preset"] == "gpt2" else {}
-    return {"model.architecture": "qwen3"} | facts | renamed
 
 
 def is_length_free(step: int, former: int, total: int, schedule: ScheduleSettings) -> bool:
@@ -224,13 +216,11 @@ def read_saved(run_dir: RunDirectory) -> tuple[dict[str, Any], Progress]:
     facts, values = (run_dir.read_training(name) for name in ("settings.json", "progress.json"))
     try:
         progress = read_progress(values)
-        for name in ("rows_per_step", "total_steps"):
-            if not is_count(facts.get(name)) or not facts[name]:
-                raise UserError(
-                    f"settings.json: {name} must be a number above 0, got {facts.get(name)!r:.40}"
-                )
+        sizes = read_as({"rows_per_step": int, "total_steps": int}, facts, "settings.json")
+        if not (sizes["rows_per_step"] and sizes["total_steps"]):
+            raise ValueError("settings.json: expected rows_per_step and total_steps above 0")
         if progress.step != step_of(folder):
-            raise UserError(f"it tells of step {progress.step}")
-    except UserError as error:
+            raise ValueError(f"it tells of step {progress.step}")
+    except ValueError as error:
         raise UserError(f"{folder} is damaged ({error}); {run_dir.way_back}") from error
     return facts, progress

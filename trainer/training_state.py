@@ -9,7 +9,6 @@ JSON and safetensors alone: going on in a directory from a stranger runs nothing
 """
 
 import json
-import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -23,12 +22,15 @@ from torch import Tensor, nn
 
 from dataset.batches import Batch
 from model.errors import UserError
-from model.files import is_count, is_number, open_tensors, write_tensors
+from model.files import open_tensors, write_tensors
+from model.typed_json import read_as
 from trainer.optimizer import Optimizers, next_scale
 from trainer.placement import is_cut_up, own_rows
 
 FORMER = ("optimizer.pt", "optimizer")
 """what an earlier version wrote instead; to read it could run code that lies in it"""
+LAYOUT = {"processes": int, "first_rows": dict[str, int]}
+"""what the file of a process says of itself and its tensors"""
 
 
 @dataclass(frozen=True)
@@ -109,30 +111,14 @@ def save_shared_state(folder: Path, progress: Progress, facts: dict[str, Any]) -
 
 
 def read_progress(values: dict[str, Any]) -> Progress:
-    """Return the progress that `progress.json` tells of; raises `UserError` where it is damaged."""
-    numbers = [field for field in fields(Progress) if field.name != "ledger"]
-    for field in numbers:
-        value = values.get(field.name)
-        is_sound = is_count(value) if field.type is int else is_number(value) and 0 <= value < math.inf
-        if not is_sound:
-            raise UserError(f"progress.json: {field.name} must be a number of 0 or more, got {value!r:.40}")
-    if values["loss_scale"] < 1:
-        raise UserError(f"progress.json: loss_scale must be 1 or more, got {values['loss_scale']!r}")
-    told = {field.name: values[field.name] for field in numbers}
-    return Progress(**told, ledger=read_ledger(values.get("ledger")))
-
-
-def read_ledger(value: Any) -> Ledger:
-    """Return what a save tells, if it is not of an earlier version; raises `UserError` if it is damaged."""
-    if value is None:
-        return Ledger()
-    sound = {
-        float: lambda number: is_number(number) and 0 <= number < math.inf,
-        str: lambda text: isinstance(text, str),
-    }
-    if not isinstance(value, dict) or not all(sound[f.type](value.get(f.name)) for f in fields(Ledger)):
-        raise UserError(f"progress.json: ledger must hold digests and flops, got {value!r:.40}")
-    return Ledger(**{field.name: value[field.name] for field in fields(Ledger)})
+    """Return the progress that `progress.json` tells of; raises `ValueError` where it is damaged."""
+    form = {each.name: each.type for each in fields(Progress) if each.name != "ledger"}
+    told = read_as(form | {"ledger?": Ledger}, values, "progress.json")
+    ledger = told.get("ledger") or Ledger()  # an earlier version kept none
+    progress = Progress(**{name: told[name] for name in form}, ledger=ledger)
+    if progress.loss_scale < 1 or min(progress.seconds, progress.nats_since_log, ledger.flops) < 0:
+        raise ValueError("progress.json: expected a loss_scale of 1 or more, and no number below 0")
+    return progress
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -216,14 +202,12 @@ def _file(folder: Path, rank: int) -> Path:
 def _layout(file: safe_open, folder: Path) -> tuple[int, dict[str, int]]:
     """Return how many processes wrote such files, and the first row of each part of a tensor in this one."""
     try:
-        layout = json.loads((file.metadata() or {})["layout"])
-        processes, first_rows = layout["processes"], dict(layout["first_rows"])
-    except (LookupError, ValueError, TypeError, RecursionError):
-        processes, first_rows = 0, {}
-    is_whole = type(processes) is int and all(type(row) is int for row in first_rows.values())
-    if not is_whole or processes < 1 or not first_rows.keys() <= {*file.keys()}:
+        layout = read_as(LAYOUT, json.loads((file.metadata() or {})["layout"]), "layout")
+    except (LookupError, ValueError, RecursionError):
+        layout = {"processes": 0}
+    if not layout["processes"] or not layout["first_rows"].keys() <= {*file.keys()}:
         raise UserError(f"{folder} holds a file that is not the state of a process")
-    return processes, first_rows
+    return layout["processes"], layout["first_rows"]
 
 
 def _generators(accelerator: Accelerator) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from model.config import from_preset
 from model.errors import UserError
 from model.transformer import LanguageModel
 from trainer.loop import Training
+from trainer.newton_schulz import ITERATIONS, QUINTIC, orthogonalise
 from trainer.optimizer import (
     STEPS_TO_DOUBLE,
     AdamW,
@@ -36,7 +37,6 @@ from trainer.optimizer import (
     count_steps,
     multiplier,
     next_scale,
-    orthogonalise,
     split_parameters,
     unscale,
     warmup_steps,
@@ -96,6 +96,20 @@ def test_orthogonalised_matrices_keep_their_directions_and_lose_their_sizes():
     sizes = u.mT @ result @ v.mT
     torch.testing.assert_close(sizes, torch.diag_embed(sizes.diagonal(dim1=1, dim2=2)), rtol=0, atol=1e-9)
     assert ((sizes.diagonal(dim1=1, dim2=2) > 0.5) & (sizes.diagonal(dim1=1, dim2=2) < 1.3)).all()
+
+
+@pytest.mark.parametrize("dtype, distance", [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+@pytest.mark.parametrize("shape", [(3, 7, 9), (3, 7, 40)])
+def test_iterations_in_any_form_equal_the_written_out_ones_also_of_lesser_rank(shape, dtype, distance):
+    n, rows, columns = shape
+    batch = torch.randn(n, rows, 4, dtype=torch.float64) @ torch.randn(n, 4, columns, dtype=torch.float64)
+    (a, b, c), expected = QUINTIC, []
+    for matrix in batch:
+        x = matrix / matrix.norm()
+        for _ in range(ITERATIONS):
+            x = a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T) @ x
+        expected.append(x)
+    assert (orthogonalise(batch.to(dtype), dtype) - torch.stack(expected)).abs().max() < distance
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2"])

@@ -15,13 +15,10 @@ from torch.optim.adamw import adamw
 
 from model.transformer import DecoderLayer, LanguageModel
 from trainer.balance import Balance, Summed
+from trainer.newton_schulz import orthogonalise
 from trainer.placement import cut_like, whole
 from trainer.settings import OptimizerSettings, ScheduleSettings, TrainSettings
 
-# The quintic of Jordan et al. 2024 (kellerjordan.github.io/posts/muon): steep at 0, so that singular values
-# come close to 1 in few iterations.
-QUINTIC = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
 MOMENTUM = 0.95
 ADAM = {"fused": True, "amsgrad": False, "maximize": False, "eps": 1e-8}
 FIRST_SCALE = 2.0**16
@@ -150,17 +147,6 @@ def _stacked_by_shape(
     for members in groups.values():
         parameters, wides = zip(*members, strict=True)
         yield parameters, torch.stack(wides)
-
-
-def orthogonalise(batch: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return matrices (n, r, c), r <= c, with their singular values moved close to 1 (Newton-Schulz)."""
-    a, b, c = QUINTIC
-    x = batch.to(dtype)
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT  # (n, r, r)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.to(batch.dtype)
 
 
 class Optimizers:

@@ -131,7 +131,8 @@ def cut(layout: Layout, pattern: Pattern, size: int, before: int, after: int) ->
     # Rows get tokens of no document on both sides, so that all bands are of one width.
     index = torch.arange(-before * size, (number + after) * size)
     sides = (before * size, len(index) - before * size - length)
-    fields = [index[None], *(F.pad(ids, sides, value=-1) for ids in layout[:3])]
+    fields = (index[None], *(F.pad(ids, sides, value=-1) for ids in layout[:3]))
+    fields = [ids.int() for ids in fields]  # half the memory to pass over
     k = Tokens(*(ids.unfold(1, width, size)[:, :, None] for ids in fields))  # (B, N, 1, W)
     q = Tokens(*(ids.unfold(1, size, size)[:, before : before + number, :, None] for ids in fields))
     mask, sinks = visible(q, k, pattern), None  # (B, N, c, W)

@@ -111,7 +111,7 @@ class Decoder(nn.Module):
         Where `embed_tokens` is a linear layer, `ids` are floats (B, T, F).
         """
         if cache is None:
-            visibilities, update_cache = self._visibilities(ids, layout), None
+            visibilities, update_cache = self.visibilities(ids, layout), None
         else:
             cache.extend(layout)
             visibilities, update_cache = self._cached_visibilities(layout, cache), cache.update
@@ -164,7 +164,7 @@ class Decoder(nn.Module):
         forms = {pattern: form(pattern) for pattern in set(patterns)}
         return [forms[pattern] for pattern in patterns]
 
-    def _visibilities(self, ids: Tensor, layout: Layout | None) -> list[Visibility]:
+    def visibilities(self, ids: Tensor, layout: Layout | None) -> list[Visibility]:
         """Return the mask of each layer for whole rows, in the cheapest exact form."""
         is_plain = layout is None or is_plain_causal(layout)
         rows = layout or causal_layout(*ids.shape[:2], device=ids.device)

@@ -97,7 +97,7 @@ def test_models_learn_the_same_in_bands_as_under_dense_masks(bounds, memory_toke
     model = tiny_model(memory_tokens=memory_tokens, **windowed(3, None, 3, **bounds))
     layout = packed("segment", [["Uu Aa", "Ss Uu A U A", "Uuu A"], ["Ss Uu A Uu A Uu Aaa"]])
     ids, results = torch.randint(97, layout.block_ids.shape), []
-    assert [seen.kind for seen in model.model._visibilities(ids, layout)] == ["bands", "dense", "bands"]
+    assert [seen.kind for seen in model.model.visibilities(ids, layout)] == ["bands", "dense", "bands"]
     for backend in ("eager", "auto"):
         model.set_attention(backend)
         model.zero_grad()

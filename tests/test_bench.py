@@ -19,6 +19,7 @@ from scripts.bench import optimizers
 from scripts.bench.__main__ import main
 from scripts.bench.engines import Workload, make_engines
 from scripts.bench.entered import Spy
+from scripts.bench.growth import exponent
 from scripts.bench.measuring import Watch, measure
 from tests.serving import save_model, small_tokenizer, write_lines
 
@@ -213,10 +214,9 @@ def test_an_unknown_subject_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", "nothing"])
     with pytest.raises(SystemExit):
         main()
-    assert (
-        "expected what to measure (data, decode, train, optimizers, lengths, entered, agreement), got nothing"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "expected what to measure (data, decode, train, optimizers, lengths, growth, entered," in error
+    assert error.endswith("agreement), got nothing\n")
 
 
 def test_the_bench_of_lengths_tells_the_perplexity_of_each_part_of_long_texts(tmp_path, monkeypatch, capsys):
@@ -238,3 +238,29 @@ def test_the_bench_of_lengths_tells_the_perplexity_of_each_part_of_long_texts(tm
     first, second, third = found["as it is"]["nats_per_token"]
     assert total == pytest.approx(first * 63 + second * 64 + third * 22, rel=1e-5)
     assert found["yarn:4"]["nats_per_token"] != found["as it is"]["nats_per_token"]
+
+
+def test_an_exponent_is_the_power_of_the_length_that_figures_grow_as():
+    assert exponent((10, 20, 40), (300, 1200, 4800)) == pytest.approx(2)
+    assert exponent((10, 40), (5, 5)) == 0
+
+
+@pytest.mark.long
+def test_the_bench_of_growth_measures_steps_and_answers_of_every_length(tmp_path, monkeypatch, capsys):
+    sizes = ["--lengths", "96", "192", "--rounds", "1", "--new_tokens", "3", "--vocab_size", "97"]
+    monkeypatch.setattr(
+        "sys.argv", ["bench", "growth", "--out", str(tmp_path), "--sliding_window", "16", *sizes]
+    )
+    main()
+    table, found = capsys.readouterr().out, json.loads((tmp_path / "growth.json").read_text())
+    assert [line["length"] for line in found["lines"]] == [96, 192] and len(found["exponents"]) == 5
+    assert all(line["step_seconds"] > 0 and 0 < line["share"] < 1 for line in found["lines"])
+    assert f"{found['exponents']['step_seconds']:.2f}" in table.splitlines()[-1]
+
+
+@pytest.mark.parametrize("wrong", [["--rounds", "0"], ["--lengths", "128"], ["--lengths", "64", "128"]])
+def test_lengths_by_which_nothing_can_be_measured_are_refused(wrong, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bench", "growth", "--out", str(tmp_path / "out"), *wrong])
+    with pytest.raises((UserError, SystemExit)):
+        main()
+    assert not (tmp_path / "out").exists()

@@ -165,7 +165,7 @@ def test_documents_attended_one_by_one_equal_all_at_once_in_outputs_and_gradient
     monkeypatch.setattr("model.backends.SHORTEST_SPAN", 1)
     model, layout, ids = tiny_model(), random_layout(4, 24), torch.randint(97, (4, 24))
     real, results = layout.document_ids >= 0, []
-    assert model.model._visibilities(ids, layout)[0].documents is not None
+    assert model.model.visibilities(ids, layout)[0].documents is not None
     for backend in ("eager", "auto"):
         model.zero_grad()
         logits = logits_of(model, ids, layout, backend)[real]
@@ -182,7 +182,7 @@ def test_short_rows_and_many_short_documents_attend_all_at_once():
     for length, size, is_one_by_one in ((512, 64, True), (512, 16, False), (128, 64, False)):
         documents = torch.arange(length)[None] // size
         layout = Layout(documents, torch.arange(length)[None] % size, torch.full_like(documents, -1))
-        seen = model.model._visibilities(ids[:, :length], layout)[0]
+        seen = model.model.visibilities(ids[:, :length], layout)[0]
         assert (seen.documents is not None) is is_one_by_one
 
 

@@ -152,9 +152,10 @@ def _prepare(settings: TrainBenchSettings, work: Path) -> Path:
 
 def _ways(settings: TrainBenchSettings, store: Path, ours: "Worker", theirs: "Worker") -> Iterator[list[Way]]:
     """Yield what is compared with each other, the way to beat last."""
+    size = settings.batch_size, settings.max_seq_len, settings.vocab_size
     yield [
-        Way("full rows, ours", ours, _full_rows(settings)),
-        Way("full rows, transformers", theirs, _full_rows(settings)),
+        Way("full rows, ours", ours, full_rows(*size)),
+        Way("full rows, transformers", theirs, full_rows(*size)),
     ]
     yield [
         Way("chats, ours packed", ours, _chats(settings, store, "pack", "causal")),
@@ -166,16 +167,16 @@ def _ways(settings: TrainBenchSettings, store: Path, ours: "Worker", theirs: "Wo
     ]
 
 
-def _full_rows(settings: TrainBenchSettings) -> Iterator["Batch"]:
-    """Yield rows of random tokens that all carry loss."""
+def full_rows(rows: int, length: int, vocab_size: int) -> Iterator["Batch"]:
+    """Yield batches of rows of random tokens that all carry loss."""
     import torch
 
     from dataset.batches import Batch
     from model.masks import causal_layout
 
-    shape, noise = (settings.batch_size, settings.max_seq_len), torch.Generator().manual_seed(0)
+    shape, noise = (rows, length), torch.Generator().manual_seed(0)
     while True:
-        ids = torch.randint(settings.vocab_size, shape, generator=noise)
+        ids = torch.randint(vocab_size, shape, generator=noise)
         labels = ids.clone()
         labels[:, 0] = -100
         yield Batch(ids, labels, *causal_layout(*shape))

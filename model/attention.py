@@ -14,15 +14,15 @@ from model.config import ModelConfig
 from model.layers import Angles, RMSNorm, rotate, soft_cap
 
 if TYPE_CHECKING:
-    from model.backends import Bands, DocumentAttention
+    from model.backends import Bands, DocumentAttention, FlexRows
 
-MaskKind = Literal["none", "causal", "dense", "documents", "bands"]
+MaskKind = Literal["none", "causal", "dense", "documents", "bands", "flex"]
 
 
 class Visibility(NamedTuple):
     """Which keys each query sees, in the form that attention takes; made once per forward pass and window.
 
-    Exactly one of four: a bool `mask`, the lower triangle (`is_causal`), `bands`, or none (all is visible).
+    Exactly one of four: a bool `mask`, the lower triangle (`is_causal`), `rows`, or none (all is visible).
     """
 
     mask: Tensor | None = None
@@ -31,14 +31,14 @@ class Visibility(NamedTuple):
     """the lower triangle of a square, with no mask tensor"""
     documents: "DocumentAttention | None" = None
     """attends inside each document of packed rows, skipping the pairs between them; None = `mask` alone"""
-    bands: "Bands | None" = None
-    """whole rows whose tokens see what is near, without the pairs that are not"""
+    rows: "Bands | FlexRows | None" = None
+    """whole rows, cut so that pairs which are not visible are skipped"""
 
     @property
     def kind(self) -> MaskKind:
         """The kind of mask, by which a backend says what it can take; `documents` comes with a dense mask."""
-        if self.bands is not None:
-            return "bands"
+        if self.rows is not None:
+            return self.rows.kind
         if self.mask is None:
             return "causal" if self.is_causal else "none"
         return "dense" if self.documents is None else "documents"
@@ -67,8 +67,8 @@ def eager_probabilities(q: Tensor, k: Tensor, seen: Visibility, scoring: Scoring
     mask = seen.mask
     if seen.is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if seen.bands is not None:
-        mask = seen.bands.dense()
+    if seen.rows is not None:
+        mask = seen.rows.dense()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1, dtype=torch.promote_types(torch.float32, q.dtype))

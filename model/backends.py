@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model.attention import Attend, MaskKind, Scoring, Visibility, eager_attention
 from model.bands import Bands, in_bands
 from model.errors import UserError
+from model.flex_rows import FlexRows, flex_attention, flex_rows, has_flex
 from model.layers import soft_cap
 from model.masks import Layout
 from model.pattern import Pattern
@@ -46,6 +47,8 @@ class Backend:
     """says of queries (B, H, T, D) whether it can take them and is worth it"""
     bends: bool = True
     """whether it can bend scores to stay below a bound"""
+    cut: Callable[[Layout, Pattern], FlexRows] | None = None
+    """how whole rows are cut for it, where it is taken by name; None = in bands, where these pay"""
 
     def serves(self, q: Tensor, seen: Visibility, scoring: Scoring) -> bool:
         """Say whether it can attend here, and is worth it."""
@@ -84,7 +87,10 @@ def named(name: str) -> Attend:
         backend = wanted if wanted.serves(q, seen, scoring) else choose(q, seen, scoring)
         return backend.attend(q, k, v, seen, scoring)
 
-    return attend if name == "auto" else prefer
+    if name == "auto":
+        return attend
+    prefer.cut_rows = BACKENDS[name].cut or by_bands
+    return prefer
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
@@ -260,7 +266,7 @@ def by_bands(layout: Layout, pattern: Pattern) -> Bands | None:
 
 def band_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend in bands, which are short rows of one batch."""
-    bands = seen.bands
+    bands = seen.rows
     y = attend(bands.queries(q), bands.keys(k), bands.keys(v), Visibility(bands.mask), scoring)
     return bands.rows(y, q.shape[2])
 
@@ -296,6 +302,7 @@ BACKENDS = {
     "blocks": Backend(blockwise_attention, ("causal",), (True,), ("cpu",), _fits_blocks),
     "fused": Backend(fused_attention, bends=False),
     "eager": Backend(eager_attention, get_args(MaskKind)),
+    "flex": Backend(flex_attention, ("flex",), fits=has_flex, cut=flex_rows),
     "classic": Backend(ClassicAttention(1024), ("causal",), fits=lambda q: q.shape[2] <= 1024),
 }
 """Every way to attend, in the order in which they are asked; what stands after `eager` has to be named."""

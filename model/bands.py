@@ -34,6 +34,7 @@ class Bands(NamedTuple):
     . . . 1 1 1                              . 1 1 1
     """
 
+    kind = "bands"
     mask: Tensor
     """bool (B * N, 1, c, ahead + sinks + W), True = may attend"""
     sinks: Tensor | None

@@ -87,6 +87,7 @@ class Decoder(nn.Module):
         self.layers = layers_of(config, layer)
         self.norm = norm_of(config)
         self.recomputes_layers = False
+        self.cut_rows = by_bands
         self.register_triangle()
 
     @property
@@ -172,8 +173,8 @@ class Decoder(nn.Module):
         def form(pattern: Pattern) -> Visibility:
             if pattern == ALL and is_plain:
                 return Visibility(is_causal=True)
-            if (bands := by_bands(rows, pattern)) is not None:
-                return Visibility(bands=bands)
+            if (cut := self.cut_rows(rows, pattern)) is not None:
+                return Visibility(rows=cut)
             mask = dense_mask(self._triangle(ids.shape[1]), rows, pattern)[:, None]
             return Visibility(mask, documents=by_documents(mask, rows) if pattern == ALL else None)
 
@@ -290,9 +291,11 @@ class LanguageModel(nn.Module):
 
     def set_attention(self, attend: str | Attend) -> None:
         """Choose how all layers attend: `auto`, the name of one of `BACKENDS`, or a function."""
+        attend = named(attend) if isinstance(attend, str) else attend
+        self.model.cut_rows = getattr(attend, "cut_rows", by_bands)
         for part in self.model.modules():
             if isinstance(part, Attention):
-                part.attend = named(attend) if isinstance(attend, str) else attend
+                part.attend = attend
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only the layers' inputs for the backward pass, which computes the rest again.

@@ -80,7 +80,7 @@ def test_bands_see_what_loops_find_and_attend_as_a_dense_mask_does(
     heads, results = (4, 2, 2), []
     inputs = [torch.randn(batch, h, length, 6, dtype=torch.float64, requires_grad=True) for h in heads]
     noise = torch.randn(batch, 4, length, 6, dtype=torch.float64)
-    for way, seen in ((attend, Visibility(bands=bands)), (eager_attention, Visibility(mask[:, None]))):
+    for way, seen in ((attend, Visibility(rows=bands)), (eager_attention, Visibility(mask[:, None]))):
         y = way(*inputs, seen, Scoring(0.3, softcap))
         results.append([y, *torch.autograd.grad(y, inputs, noise)])
     for in_bands, dense in zip(*results, strict=True):

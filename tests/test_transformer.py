@@ -20,6 +20,7 @@ from model.backends import (
 )
 from model.config import from_preset
 from model.errors import UserError
+from model.flex_rows import flex_rows
 from model.layouts import prompt_blocks
 from model.loss import summed_cross_entropy
 from model.masks import Layout, causal_layout, is_readable, visible_mask
@@ -89,7 +90,10 @@ def seen_as(kind: str, length: int) -> tuple[Visibility, torch.Tensor, torch.Ten
         return Visibility(is_causal=True), everything.tril(), real
     if kind == "bands":
         layout, near = causal_layout(3, length), Pattern(max(1, length // 4), sinks=1)
-        return Visibility(bands=by_bands(layout, near)), visible_mask(layout, near)[:, None], real
+        return Visibility(rows=by_bands(layout, near)), visible_mask(layout, near)[:, None], real
+    if kind == "flex":
+        near = Pattern(5, sinks=1)
+        return Visibility(rows=flex_rows(layout, near)), visible_mask(layout, near)[:, None], real
     documents = by_documents(mask, layout) if kind == "documents" else None
     return Visibility(mask, documents=documents), mask, layout.document_ids >= 0
 
@@ -97,7 +101,7 @@ def seen_as(kind: str, length: int) -> tuple[Visibility, torch.Tensor, torch.Ten
 @pytest.mark.parametrize(
     ("name", "kind", "softcap"),
     [
-        (name, kind, softcap)
+        pytest.param(name, kind, softcap, marks=[pytest.mark.long] * (kind == "flex"))  # whose import is slow
         for name, backend in BACKENDS.items()
         for kind in backend.masks
         for softcap in ([None, 0.8] if backend.bends else [None])

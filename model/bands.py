@@ -136,6 +136,8 @@ def cut(layout: Layout, pattern: Pattern, size: int, before: int, after: int) ->
     fields = [ids.int() for ids in fields]  # half the memory to pass over
     k = Tokens(*(ids.unfold(1, width, size)[:, :, None] for ids in fields))  # (B, N, 1, W)
     q = Tokens(*(ids.unfold(1, size, size)[:, before : before + number, :, None] for ids in fields))
+    if not (layout.block_ids >= 0).any():
+        q = q._replace(block=None)
     mask, sinks = visible(q, k, pattern), None  # (B, N, c, W)
     if pattern.sinks:
         # Only the document of the first query can have begun before the band.

@@ -37,7 +37,8 @@ class Tokens(NamedTuple):
     index: Tensor
     document: Tensor
     position: Tensor
-    block: Tensor
+    block: Tensor | None
+    """None = no token is in one"""
     part: Tensor | None = None
 
 
@@ -69,8 +70,9 @@ def visible(q: Tokens, k: Tokens, pattern: Pattern = ALL, not_future: Tensor | N
     if not_future is None:
         not_future = k.index <= q.index
     same_document = (q.document == k.document) & (k.document >= 0)
-    same_block = (q.block == k.block) & (k.block >= 0)
-    seen = same_document & (not_future | same_block)
+    if q.block is not None:
+        not_future = not_future | (q.block == k.block) & (k.block >= 0)
+    seen = same_document & not_future
     if q.part is not None:
         sees_all, is_open = q.part == NO_PART, (k.part == NO_PART) & (q.part > NO_PART)
         seen = seen & (sees_all | is_open | (q.part == k.part))

@@ -36,7 +36,7 @@ class Pattern(NamedTuple):
                 near = near & (key - query < self.window)
         if self.chunk is not None:
             near = near & (query // self.chunk == key // self.chunk)
-        return near | (key < self.sinks)
+        return near | (key < self.sinks) if self.sinks else near
 
     def within(self, length: int) -> "Pattern":
         """Return what does the same in documents of up to `length` tokens, without bounds that none meets."""

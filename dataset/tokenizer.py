@@ -191,6 +191,13 @@ class Tokenizer:
         """
         return list(chain.from_iterable(self.encode_parts(text, begins)))
 
+    def encode_as_transformers(self, text: str, begins: bool = True) -> list[int]:
+        """Return the ids that transformers gives a text: what it spells of a mark is the mark.
+
+        What the tokenizer puts before texts that begin is added, which is nothing before ours.
+        """
+        return self._own.encode(text, add_special_tokens=begins).ids
+
     def encode_parts(self, text: str, begins: bool = False) -> Iterable[Iterable[int]]:
         """Yield what `encode` returns, a part at a time where a text is very long."""
         return (self._encode_part(part, begins and not n) for n, part in enumerate(parts_of(text)))

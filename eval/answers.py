@@ -1,25 +1,21 @@
 """Answers to questions, generated in batches or chosen by likelihood, and the table of how many are right."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from dataset.conversation import render
 from dataset.prompts import prompt_of
 from eval.answer_text import AnswerText
 from eval.matching import f1, final_answer, is_exact_match
 from eval.questions import Question
+from eval.scoring import score, score_pairs
 from eval.served_model import ServedModel
 from eval.serving_settings import ChoiceBy, TextSampling
 from eval.statistics import wilson_interval
-from model.errors import UserError
 from model.generator import Generator, Prompt, Request
-from model.kv_cache import KVCache
 from model.typed_json import read_as
 
 
@@ -150,8 +146,8 @@ def score_answers(
     fitting = [
         n for n, ids in enumerate(encoded) if len(prompts[n].ids) + len(ids) - 1 <= generator.max_tokens
     ]
-    for place, tokens in score_pairs(generator, [(prompts[n], encoded[n]) for n in fitting], batch_size):
-        scores[fitting[place]] = float(tokens.sum())
+    for place, scored in score_pairs(generator, [(prompts[n], encoded[n]) for n in fitting], batch_size):
+        scores[fitting[place]] = scored.total
         report(1)
     return scores
 
@@ -176,7 +172,7 @@ def choose(
     encoded = [_encode_answer(served, text) for text in question.choices]
     if len(prompt.ids) + max(map(len, encoded)) - 1 > generator.max_tokens:
         return Prediction(question, "", "too_long", False)
-    sums = [float(tokens.sum()) for tokens in score(generator, prompt, encoded)]
+    sums = [each.total for each in score(generator, prompt, encoded)]
     sizes = {"sum": [1] * len(sums), "character": map(len, question.choices), "token": map(len, encoded)}
     scores = {
         name: tuple(total / size for total, size in zip(sums, of, strict=True)) for name, of in sizes.items()
@@ -213,54 +209,3 @@ def _count(name: tuple[str, str, str], group: Sequence[Prediction]) -> Tally:
     counted = {field: reasons.count(reason) for field, reason in counts.items()}
     unfinished = sum(prediction.is_unfinished for prediction in group)
     return Tally(*name, questions=len(group), correct=correct, unfinished=unfinished, **counted)
-
-
-def score(generator: Generator, prompt: Prompt, continuations: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the log-probability of every token (n,) of each continuation; the prompt is computed once.
-
-    Raises `UserError` where a continuation is empty or does not fit into the context.
-    """
-    _check(generator, [prompt], continuations)
-    cache = generator.model.new_cache(1)
-    first = generator.prefill(cache, [prompt])
-    cache.select([0] * len(continuations))
-    return _scores(generator, cache, first.expand(len(continuations), -1), continuations)
-
-
-def score_pairs(
-    generator: Generator, pairs: Sequence[tuple[Prompt, Sequence[int]]], batch_size: int = 16
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number of each prompt and continuation with the log-probability of its tokens (n,).
-
-    Those of like lengths are computed together, `batch_size` at a time. Raises as `score` does, before any
-    work but where a continuation does not fit.
-    """
-    _check(generator, *([pair[side] for pair in pairs] for side in (0, 1)))
-    by_length = sorted(range(len(pairs)), key=lambda n: len(pairs[n][0].ids) + len(pairs[n][1]))
-    for begin in range(0, len(pairs), batch_size):
-        numbers = by_length[begin : begin + batch_size]
-        cache = generator.model.new_cache(len(numbers))
-        first = generator.prefill(cache, [pairs[n][0] for n in numbers])
-        scores = _scores(generator, cache, first, [pairs[n][1] for n in numbers])
-        yield from zip(numbers, scores, strict=True)
-
-
-def _check(generator: Generator, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]) -> None:
-    if not all(continuations):
-        raise UserError("a continuation is empty; it needs at least one token to be scored")
-    for prompt in prompts:
-        generator.begin(Request(prompt))
-
-
-def _scores(
-    generator: Generator, cache: KVCache, first: Tensor, continuations: Sequence[Sequence[int]]
-) -> list[Tensor]:
-    """Score a continuation per row after what the cache holds; `first` (B, V) are the logits there."""
-    fed = [Prompt((), ()).append(ids[:-1]) for ids in continuations]
-    rest = generator.feed(cache, fed) if any(part.ids for part in fed) else first[:, None][:, :0]
-    scores = []
-    for row, ids in enumerate(continuations):
-        logits = torch.cat((first[row, None], rest[row, : len(ids) - 1]))  # (n, V)
-        wide = logits.to(torch.promote_types(torch.float32, logits.dtype)).log_softmax(-1)
-        scores.append(wide.gather(1, torch.tensor(ids, device=wide.device)[:, None])[:, 0])
-    return scores

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +20,7 @@ from eval.answers import Prediction, Tally, answer_questions, read_prediction, s
 from eval.items import losses_of, means, tasks_of
 from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
-from eval.serving_settings import QUESTION_KEYS, EvaluationSettings, TextSampling
+from eval.serving_settings import OF_TASKS, QUESTION_KEYS, EvaluationSettings, TextSampling
 from model.errors import UserError
 from model.files import as_json, check_place, whole_folder
 from model.strategies import STRATEGIES
@@ -28,10 +29,11 @@ from trainer.validation import Likelihood, TextBytes, left_out, measure
 
 RESULTS, PREDICTIONS, REJECTS = "results.json", "predictions.jsonl", "rejects.jsonl"
 ITEMS = "items.json"
+FILES = (RESULTS, PREDICTIONS, REJECTS, ITEMS)
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 """what decides answers beside weights"""
 AGAIN = "evaluate again, with --overwrite"
-NO_FACTS = {"model", "data", "loss_data", "out", "overwrite", "device"}
+NO_FACTS = {"model", "data", "loss_data", "out", "overwrite", "device", "tasks", *OF_TASKS}
 """settings that decide no result, or are told by the content of files"""
 STATES = {(True, True): "has changed", (False, True): "is new", (True, False): "is no longer given"}
 """what has become of a file that was there before or not, and is there now or not"""
@@ -234,19 +236,18 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
-def check_out(folder: str | Path) -> None:
-    """Raise `UserError` when a folder holds anything but an evaluation, which would be replaced."""
+def check_out(folder: str | Path, *own: str) -> None:
+    """Raise `UserError` when a folder holds anything but files of `own` patterns, which would be replaced."""
     folder = Path(folder)
     check_place(folder)
-    own = {RESULTS, PREDICTIONS, REJECTS, ITEMS}
-    others = {file.name for file in folder.iterdir()} - own if folder.exists() else set()
-    if others:
+    names = [file.name for file in folder.iterdir()] if folder.exists() else []
+    if others := [name for name in names if not any(fnmatchcase(name, each) for each in own)]:
         raise UserError(f"--out {folder} holds something else ({min(others)}); choose a new folder")
 
 
 def save(folder: str | Path, found: Found) -> None:
     """Write results, predictions, items and, for what was left out, `rejects.jsonl`: all or none."""
-    check_out(folder)
+    check_out(folder, *FILES)
     with whole_folder(folder, overwrite=True) as written:
         _write_lines(written / PREDICTIONS, [prediction.record() for prediction in found.predictions])
         if found.left_out:
@@ -269,7 +270,7 @@ def find(served: ServedModel, settings: EvaluationSettings) -> Evaluation | None
     """
     if settings.out is None:
         return None
-    check_out(settings.out)
+    check_out(settings.out, *FILES)
     if not (Path(settings.out) / RESULTS).is_file():
         return None
     wanted = facts_of(served, settings)

@@ -1,6 +1,6 @@
 """What an evaluation, and all that answers with a model, can be told; imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from dataset.batch_settings import Supervise
@@ -14,6 +14,12 @@ ChoiceBy = Literal["sum", "character", "token"]
 Answers = Literal["generate", "none"]
 QUESTION_KEYS = ("choices", "id", "split", "language", "kind", "cluster")
 """our names for keys of questions, beside those of chats"""
+OF_TASKS = ("include_path", "num_fewshot", "limit", "apply_chat_template")
+"""settings that mean something to --tasks alone, and below to all else alone"""
+OF_QUESTIONS = (
+    *("data", "loss_data", "supervise", "question_position", "columns", "max_reject_fraction"),
+    *("max_questions", "answers", "choice_by", "max_new_tokens", "stop_strings", "max_seq_len"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +68,22 @@ class EvaluationSettings(ServingSettings):
     """.jsonl files of questions: chats with accepted answers, reading comprehension, multiple choice"""
     loss_data: tuple[str, ...] = ()
     """token stores whose validation loss is measured"""
+    tasks: tuple[str, ...] = ()
+    """tasks and groups of lm-evaluation-harness, by name or pattern, or files of them; without questions or
+    stores of ours beside them"""
+    include_path: str | None = None
+    """folder of task files of your own, which may hold Python that is run"""
+    num_fewshot: int | None = None
+    """examples before each question of --tasks; by default what the task says"""
+    limit: int | None = None
+    """most questions of each task, its first ones; by default all"""
+    apply_chat_template: bool = False
+    """ask --tasks in the form of the model's chats, examples as turns; by default as plain text"""
     supervise: Supervise | None = None
     """targets of --loss_data; name them where masks are compared that by default have different ones"""
     out: str | None = None
-    """folder for results.json, predictions.jsonl and items.json; an evaluation that lies there already is not
-    repeated"""
+    """folder for results.json, predictions.jsonl and items.json, or for tasks.json and samples; an evaluation
+    that lies there already is not repeated, but for one of --tasks"""
     overwrite: bool = False
     """replace an evaluation in --out that was made of other data, or with other settings"""
     question_position: QuestionPosition = "last"
@@ -93,15 +110,19 @@ class EvaluationSettings(ServingSettings):
 
     def __post_init__(self) -> None:
         """Refuse what makes no evaluation."""
-        if not self.data and not self.loss_data:
+        if not (self.data or self.loss_data or self.tasks):
             raise UserError(
-                "nothing to measure: give --data (questions), --loss_data (token stores), or both"
+                "nothing to measure: give --data (questions), --loss_data (token stores), or --tasks"
             )
+        idle, why = (OF_QUESTIONS, "with --tasks") if self.tasks else (OF_TASKS, "without --tasks")
+        given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        if changed := [f"--{name}" for name in idle if name in given]:
+            raise UserError(f"{', '.join(changed)}: nothing is changed by it {why}; leave it out")
         if self.supervise and not self.loss_data:
             raise UserError("--supervise changes nothing without --loss_data; leave it out")
         if self.overwrite and self.out is None:
             raise UserError("--overwrite changes nothing without --out; leave it out")
-        if self.compile and (not self.data or self.answers == "none"):
+        if self.compile and not self.tasks and (not self.data or self.answers == "none"):
             raise UserError("--compile changes nothing where no answer is generated; leave it out")
         if not self.data and (self.max_questions is not None or self.answers == "none" or self.columns):
             raise UserError("--max_questions, --answers and --columns change nothing without --data")
@@ -110,7 +131,8 @@ class EvaluationSettings(ServingSettings):
             raise UserError(
                 f"--max_reject_fraction: expected a share between 0 and 1, got {self.max_reject_fraction}"
             )
-        for name in ("max_new_tokens", "batch_size", "max_questions"):
+        least = {"max_new_tokens": 1, "batch_size": 1, "max_questions": 1, "limit": 1, "num_fewshot": 0}
+        for name, lowest in least.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name}: expected at least 1, got {value}")
+            if value is not None and value < lowest:
+                raise UserError(f"--{name}: expected at least {lowest}, got {value}")

@@ -58,15 +58,19 @@ class Generator:
         """
         return [completion for _, completion in sorted(self.stream(requests, batch_size), key=lambda c: c[0])]
 
-    def stream(self, requests: Sequence[Request], batch_size: int = 16) -> Iterator[tuple[int, Completion]]:
+    def stream(
+        self, requests: Sequence[Request], batch_size: int = 16, batch: "RunningBatch | None" = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield the number of each request with its completion, in the order in which they finish.
 
-        A row whose answer is finished takes the next request, so no row of the batch waits for another.
+        A row whose answer is finished takes the next request, so no row of the batch waits for another. It
+        may be a `batch` that shares what prompts begin with (`model/prefix_cache.py`).
         """
         answers = [self.begin(request) for request in requests]
         number = {answer: n for n, answer in enumerate(answers)}
         yield from ((n, answer.completion()) for answer, n in number.items() if answer.finish_reason)
-        batch, waiting = RunningBatch(self), deque(answer for answer in answers if not answer.finish_reason)
+        batch = batch or RunningBatch(self)
+        waiting = deque(answer for answer in answers if not answer.finish_reason)
         while waiting or batch.num_going:
             room = batch_size - batch.num_going
             for answer, _ in batch.step([waiting.popleft() for _ in range(min(room, len(waiting)))]):

@@ -1,4 +1,4 @@
-"""Measure a model: exact match on questions, and the loss on prepared text."""
+"""Measure a model: exact match on questions, the loss on prepared text, tasks of lm-evaluation-harness."""
 
 import sys
 
@@ -9,16 +9,19 @@ if not __package__:
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from dataset.command_line import parse, run
 from dataset.printing import printable
 from eval.serving_settings import EvaluationSettings
+from model.errors import UserError
 
 if TYPE_CHECKING:
     from eval.answers import Tally
     from eval.evaluation import Evaluation
+    from eval.served_model import ServedModel
 
 
 def main() -> None:
@@ -28,6 +31,8 @@ def main() -> None:
     from eval.served_model import open_model
 
     served = open_model(settings.model, settings.prompt_mask, settings.allow_mask_mismatch, settings.device)
+    if settings.tasks:
+        return measure_tasks(served, settings)
     if evaluation := find(served, settings):
         print(printable(f"{settings.out} holds this evaluation already"))
     else:
@@ -38,6 +43,23 @@ def main() -> None:
             save(settings.out, found)
         tell(served.speed)
     show(evaluation)
+
+
+def measure_tasks(served: "ServedModel", settings: EvaluationSettings) -> None:
+    """Run tasks of lm-evaluation-harness, and print their metrics."""
+    if not find_spec("lm_eval"):
+        raise UserError("--tasks needs lm-evaluation-harness: pip install -r requirements-optional.txt")
+    from eval.harness_tasks import run_tasks, save_tasks, task_table
+    from eval.tables import as_text
+
+    served = served.in_form(settings.dtype, settings.compile, settings.batch_size == 1, tell)
+    if served.trained_on == "chats" and not settings.apply_chat_template:
+        tell(f"{served.path} was fine-tuned on chats; --apply_chat_template true asks it in their form")
+    found = run_tasks(served, settings, counting(), tell)
+    if settings.out:
+        save_tasks(served, settings, found)
+    tell(served.speed)
+    print(as_text(task_table(found), get_terminal_size().columns))
 
 
 def tell(line: str) -> None:

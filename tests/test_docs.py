@@ -277,6 +277,8 @@ def test_the_commands_of_the_pages_run_one_after_the_other(tmp_path, monkeypatch
         for command in commands(page):
             if command.module in TOO_LONG or command.launcher[0] not in ("python", "accelerate"):
                 continue
+            if "--tasks" in command.flags:  # their data come from the hub
+                continue
             monkeypatch.setattr(sys, "argv", [command.module, *small(command)])
             monkeypatch.setattr(sys, "stdin", io.StringIO("Where is Ada?"))
             try:

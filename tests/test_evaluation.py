@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from eval.serving_settings import EvaluationSettings
 from model.errors import UserError
 from model.layouts import prompt_blocks
 from model.masks import Layout, causal_layout
+from scripts import evaluate as command
 from tests.serving import chat_question, save_model, served_model, small_tokenizer, write_lines
 
 
@@ -229,3 +231,25 @@ def test_a_folder_that_holds_anything_else_is_never_replaced(tmp_path):
         evaluation.check_out(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         evaluation.check_out(tmp_path / "thesis.tex")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "nothing to measure: give --data .questions., --loss_data .token stores., or --tasks"),
+        ({"tasks": ("a",), "data": ("b",), "answers": "none"}, "--data, --answers: nothing .* with --tasks"),
+        ({"data": ("b",), "limit": 3}, "--limit: nothing is changed by it without --tasks"),
+        ({"tasks": ("a",), "limit": 0}, "--limit: expected at least 1, got 0"),
+    ],
+)
+def test_settings_that_measure_nothing_or_change_nothing_are_refused(given, words):
+    with pytest.raises(UserError, match=words):
+        EvaluationSettings(model="m", **given)
+
+
+def test_tasks_without_the_harness_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    flags = ["--model", str(save_model(tmp_path / "m", "causal")), "--tasks", "arc_easy"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *flags])
+    with pytest.raises(UserError, match="pip install -r requirements-optional.txt"):
+        command.main()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from eval.answers import score, score_pairs
+from eval.scoring import score, score_pairs
 from model.config import ARCHITECTURES, WITH_ENCODER
 from model.decoding import next_logits
 from model.generator import Generator, Prompt, Request
@@ -320,7 +320,7 @@ def test_scores_are_the_log_probabilities_of_the_full_forward(data, model, strat
     continuations = data.draw(st.lists(continuation, min_size=1, max_size=4))
     scores = score(Generator(model, []), prompt, continuations)
     for ids, got in zip(continuations, scores, strict=True):
-        assert (got - full_scores(model, prompt, ids)).abs().max() < 1e-9
+        assert (got.log_probabilities - full_scores(model, prompt, ids)).abs().max() < 1e-9
 
 
 @settings(max_examples=20, deadline=None)
@@ -332,7 +332,9 @@ def test_scores_in_batches_are_the_log_probabilities_of_the_full_forward(data, m
     scores = dict(score_pairs(Generator(model, []), pairs, batch_size))
     assert sorted(scores) == list(range(len(pairs)))
     for n, (prompt, ids) in enumerate(pairs):
-        assert (scores[n] - full_scores(model, prompt, ids)).abs().max() < 1e-9
+        assert (scores[n].log_probabilities - full_scores(model, prompt, ids)).abs().max() < 1e-9
+        table = full_logits(model, prompt.append(ids))[len(prompt.ids) - 1 : -1]
+        assert scores[n].is_greedy == (table.argmax(-1).tolist() == ids)
 
 
 def full_scores(model, prompt: Prompt, ids: list[int]) -> torch.Tensor:

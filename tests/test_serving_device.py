@@ -12,12 +12,13 @@ import torch
 from dataset.batch_settings import BatchSettings
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
-from eval.answers import answer_questions, score
+from eval.answers import answer_questions
 from eval.chat import ChatSession, TextSampling
 from eval.evaluation import store_likelihood
 from eval.look import attention_maps
 from eval.plots import save_attention
 from eval.questions import parse_question
+from eval.scoring import score
 from eval.served_model import ServedModel, open_model
 from model.config import from_preset
 from model.errors import UserError
@@ -89,7 +90,7 @@ def test_scores_on_another_device_are_the_same(windows):
     def scores_of(model: LanguageModel) -> list[float]:
         prompt = Prompt(tuple(range(10)), (0,) * 10)
         scores = score(Generator(model, ()), prompt, [[3], [4, 5, 6], [7, 8]])
-        return [number for each in scores for number in each.tolist()]
+        return [number for each in scores for number in each.log_probabilities.tolist()]
 
     expected = scores_of(tiny_model(**WINDOWS[windows]))
     with pretend_device():

@@ -205,10 +205,10 @@ def facts_of(served: ServedModel, settings: EvaluationSettings) -> Facts:
     check_sources(settings.data)
     values = {name: value for name, value in asdict(settings).items() if name not in NO_FACTS}
     values["prompt_mask"] = served.prompt_mask
-    named = [served.path / name for name in MODEL_FILES]
+    named = [served.path / name for name in ("adapter_config.json", *MODEL_FILES)]
     if not named[-1].is_file():  # the chat template may stand elsewhere
         named.append(served.path / "tokenizer_config.json")
-    files = [*sorted(served.path.glob("model*.safetensors")), *filter(Path.is_file, named)]
+    files = [*sorted(served.path.glob("*model*.safetensors")), *filter(Path.is_file, named)]
     stores = {path: json.dumps(read_manifest(path)["files"], sort_keys=True) for path in settings.loss_data}
     return Facts(
         {file.name: describe_source(str(file))["sha256"] for file in files},

@@ -30,11 +30,12 @@ from model.serving import choose_device, describe_device
 from model.strategies import CAUSAL, NO_PART
 from model.transformer import LanguageModel
 from model.typed_json import Number, read_file
+from model.weights import weights_digest
 from trainer.device import is_cpu_asked
 from trainer.optimizer import Optimizers, multiplier
 from trainer.placement import model_flops
 from trainer.run_dir import METRICS
-from trainer.training_state import Ledger, weights_digest
+from trainer.training_state import Ledger
 
 SUMMARY = "summary.json"
 FREE = {"out", "device", "log_every_steps"}

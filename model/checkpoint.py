@@ -6,13 +6,14 @@ causally without a word.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from model.adapter import Adapter, base_of, is_adapter, read_adapter
 from model.architectures import model_without_memory
 from model.config import ModelConfig
 from model.errors import UserError, brief, hub_advice
@@ -21,7 +22,7 @@ from model.hugging_face import excess_of, kind_for, kind_of, read_config, write_
 from model.kind import Kind, Values
 from model.moe import drop_router_biases
 from model.transformer import LanguageModel
-from model.weights import Shapes, WeightFiles, check_shapes, num_layers, read_pth
+from model.weights import Shapes, WeightFiles, check_shapes, num_layers, read_pth, weights_digest
 
 FORMAT_VERSION = 1
 TRAINED_ON = {"pretrain": "texts", "sft": "chats"}
@@ -41,6 +42,11 @@ class Checkpoint:
     trained_on: str | None = None
     """texts or chats, whichever came last; None where nothing says so"""
 
+    @property
+    def fingerprint(self) -> str:
+        """Digits that change when a weight does, which a path does not show."""
+        return weights_digest(self.model)[:12]
+
 
 def save_checkpoint(
     path: str | Path,
@@ -56,6 +62,21 @@ def save_checkpoint(
     _write(Path(path), _stored(model), values, stop_ids)
 
 
+def save_adapter(
+    path: Path,
+    adapter: Adapter,
+    config: ModelConfig,
+    base_fingerprint: str,
+    stop_ids: Sequence[int],
+    trained_on: str,
+) -> None:
+    """Write a directory that holds an adapter instead of weights; `config` is that of the adapted model."""
+    path.mkdir(parents=True, exist_ok=True)
+    adapter.write(path)
+    values = {"trained_on": trained_on, "base_fingerprint": base_fingerprint}
+    _write_words(path, describe(config) | values, stop_ids)
+
+
 def _stored(model: LanguageModel) -> dict[str, Tensor]:
     """Return the weights of a model, a tied output layer as the embedding alone."""
     tensors = model.state_dict()
@@ -68,6 +89,10 @@ def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any], stop_
     path.mkdir(parents=True, exist_ok=True)
     with replacing(path / "model.safetensors") as partial:
         write_tensors(partial, tensors, {"format": "pt"})
+    _write_words(path, values, stop_ids)
+
+
+def _write_words(path: Path, values: dict[str, Any], stop_ids: Sequence[int]) -> None:
     write_json(path / "config.json", values)
     write_json(path / "generation_config.json", {"eos_token_id": list(stop_ids)})
 
@@ -75,13 +100,12 @@ def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any], stop_
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model directory of ours, or a causal model of a kind of `transformers`, in float32.
 
-    Raises `UserError` that names the fault: no model, a kind that is not in the table, or the tensors that
-    are missing, unknown or misshapen.
+    An adapter is merged into its base. Raises `UserError` that names the fault: no model, a kind that is not
+    in the table, or the tensors that are missing, unknown or misshapen.
     """
-    path = Path(path)
-    values, source = _read_json(path / "config.json"), str(path / "config.json")
-    if (version := values.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
-        raise UserError(f"{source} has format_version {brief(version)}; this version reads {FORMAT_VERSION}")
+    if is_adapter(path := Path(path)):
+        return _load_adapted(path)
+    values, source = _read_values(path), str(path / "config.json")
     kind, trained_on = kind_of(values, source), values.get("trained_on")
     weights = WeightFiles(path, kind.buffers)
     shapes = kind.our_shapes(weights.shapes)
@@ -90,9 +114,43 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             raise UserError(f"{source} says {values[key]} {key} but the weights have {num_layers(shapes)}")
     config = read_config(values, source)
     model = build(config, shapes, lambda: kind.to_ours(weights.read()), path)
-    if trained_on not in (*TRAINED_ON.values(), None):
-        raise UserError(f"{source}: trained_on must be one of {', '.join(TRAINED_ON.values())}")
     return Checkpoint(model, _stop_ids(path, values, config.vocab_size), path, trained_on)
+
+
+def _load_adapted(path: Path) -> Checkpoint:
+    """Open the base of an adapter under the masks of the adapter, and merge that.
+
+    One that `peft` has trained elsewhere brings no `config.json`, and leaves the masks as they are. Raises
+    `UserError` where the base is another than in training.
+    """
+    adapter = read_adapter(path)
+    base = load_checkpoint(base_of(adapter, path))
+    if (path / "config.json").is_file():
+        values, source = _read_values(path), str(path / "config.json")
+        if (wanted := values.get("base_fingerprint")) not in (found := base.fingerprint, None):
+            raise UserError(
+                f"{path} adapts {base.path}, whose weights have changed since (fingerprint was "
+                f"{brief(wanted)}, is {found}); expected those that it was trained beside"
+            )
+        config = read_config(values, source)
+        base.model.set_masks(config)
+        if base.model.config != config:
+            raise UserError(f"{source} tells of another shape than {base.path} has")
+        stop_ids = _stop_ids(path, values, config.vocab_size)
+        base = replace(base, stop_ids=stop_ids, trained_on=values.get("trained_on"))
+    adapter.merge_into(base.model, path)
+    return replace(base, path=path)
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    """Return the values of a directory's `config.json`; raises `UserError` for those of another version."""
+    file = path / "config.json"
+    values = _read_json(file)
+    if (version := values.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
+        raise UserError(f"{file} has format_version {brief(version)}; this version reads {FORMAT_VERSION}")
+    if values.get("trained_on") not in (*TRAINED_ON.values(), None):
+        raise UserError(f"{file}: trained_on must be one of {', '.join(TRAINED_ON.values())}")
+    return values
 
 
 def build_from_pth(file: str | Path, config: ModelConfig) -> LanguageModel:

@@ -52,6 +52,8 @@ class Kind:
     """lays a weight of its out as we do, under the name that it has here"""
     pack: Callable[[Weights], Weights] = dict
     """does the reverse with all weights of a model"""
+    is_transposed: bool = False
+    """whether its linear layers lie as (in, out)"""
     buffers: str = "$^"
     """pattern of names under which it has stored what is no weight"""
 
@@ -72,8 +74,18 @@ class Kind:
 
     def to_theirs(self, tensors: Weights) -> Weights:
         """Return weights of ours as it names and lays them out."""
-        back = {ours: theirs for theirs, ours in self.modules.items()}
-        return {_moved(name, back): tensor for name, tensor in self.pack(tensors).items()}
+        return {_moved(name, self._back): tensor for name, tensor in self.pack(tensors).items()}
+
+    def their_module(self, ours: str) -> str:
+        """Return the name of its module that a linear layer of ours is, or is a third of."""
+        for name in (re.sub(r"[qkv]_proj$", "qkv_proj", ours), ours):
+            if (theirs := _moved(f"{name}.weight", self._back)) != f"{name}.weight":
+                return theirs.removesuffix(".weight")
+        return ours
+
+    @property
+    def _back(self) -> dict[str, str]:
+        return {ours: theirs for theirs, ours in self.modules.items()}
 
     def our_shapes(self, shapes: Shapes) -> Shapes:
         """Return what shapes its weights of these shapes have here, by our names."""

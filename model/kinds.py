@@ -281,6 +281,7 @@ KINDS = (
         | GPT2_MODULES,
         unpack=_unpack_gpt2,
         pack=_pack_gpt2,
+        is_transposed=True,
         buffers=r"\.attn\.(masked_)?bias$",
     ),
     Kind(

@@ -8,10 +8,11 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.errors import UserError
 from model.files import open_tensors, read_object
@@ -83,6 +84,14 @@ def as_weight(name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point() or tensor.itemsize < 2 or not bool(tensor.isfinite().all()):
         raise UserError(f"{name} holds values that are no weights ({tensor.dtype}, all must be finite)")
     return tensor.float()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return 16 hexadecimal digits that change when a weight of a model on the CPU does."""
+    digest = sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def check_shapes(expected: Shapes, got: Shapes, path: Path) -> None:

@@ -25,7 +25,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         *("trainer.loop", "trainer.pretrain", "trainer.sft"),
-        *("torch._dynamo", "torch.distributed.tensor", "PIL.ImageFont"),
+        *("torch._dynamo", "torch.distributed.tensor", "PIL.ImageFont", "peft"),
     ]
 )
 MOST_SECONDS = 300

@@ -60,13 +60,17 @@ class Balance:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Raise the bias of every expert with less than the mean load of its layer, and lower the others."""
+        """Raise the bias of every expert with less than the mean load of its layer, and lower the others.
+
+        Those of routers that are frozen stay.
+        """
         if not self._routers:
             return
         loads = self._summed(*torch.cat(self._loads).tolist())
         self._loads_of_step = torch.tensor(loads, dtype=torch.float64).view(len(self._routers), -1)  # (L, E)
         for router, load in zip(self._routers, self._loads_of_step, strict=True):
-            if (bias := router.e_score_correction_bias) is not None:
+            bias = router.e_score_correction_bias
+            if bias is not None and router.weight.requires_grad:
                 bias += self._rate * (load.mean() - load).sign().to(bias)
 
     def figures(self) -> dict[str, float]:

@@ -18,8 +18,8 @@ from model.checkpoint import TRAINED_ON, load_checkpoint
 from model.config import WITH_ENCODER
 from model.errors import UserError
 from model.transformer import LanguageModel
+from trainer.adapters import AdaptedModel
 from trainer.settings import FRESH, PretrainSettings, SftSettings
-from trainer.training_state import weights_digest
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Start:
     """where the weights come from, in words"""
     fingerprint: str
     """changes when the weights do, which a path does not show"""
+    adapter: AdaptedModel | None = None
+    """what of the model trains; None where all of it does"""
 
     @property
     def prompt_mask(self) -> str:
@@ -112,20 +114,27 @@ def make_start(settings: PretrainSettings | SftSettings, stores: list[TokenStore
     tokenizer = stores[0].tokenizer
     if settings.init != FRESH:
         highest_id = max(store.highest_id for store in stores)
-        start = start_from(settings.init, settings.prompt_mask, tokenizer, highest_id)
+        trains_all = settings.lora.rank is None
+        start = start_from(settings.init, settings.prompt_mask, tokenizer, highest_id, grows=trains_all)
         start.model.set_masks(settings.model.placed(start.model.config))
-        return start
+        if trains_all:
+            return start
+        base, seed = (settings.init, start.fingerprint), settings.seed
+        return replace(start, adapter=AdaptedModel(start.model, settings.lora, *base, seed))
     torch.manual_seed(settings.seed)
     config = settings.model.config(tokenizer.vocab_size)
     model = model_of(replace(config, prompt_mask=settings.prompt_mask or config.prompt_mask))
     return Start(model, f"fresh {settings.model.architecture}, preset {settings.model.preset}", FRESH)
 
 
-def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest_id: int) -> Start:
+def start_from(
+    path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest_id: int, grows: bool = True
+) -> Start:
     """Open --init under its own prompt mask, or another one that was asked for.
 
-    Its vocabulary grows where the data, up to `highest_id`, holds tags that it lacks. Raises `UserError` if
-    the model was trained with another tokenizer; one with other `prompt_copies` is another to chats only.
+    Its vocabulary `grows` where the data, up to `highest_id`, holds tags that it lacks. Raises `UserError` if
+    it may not, or if the model was trained with another tokenizer; one with other `prompt_copies` is another
+    to chats only.
     """
     checkpoint = load_checkpoint(path)
     room = checkpoint.model.config.vocab_size
@@ -137,10 +146,15 @@ def start_from(path: str, prompt_mask: str | None, tokenizer: Tokenizer, highest
         raise UserError(
             f"--data was prepared with another tokenizer than {path} has; prepare it with that of the model"
         )
-    origin, fingerprint = f"weights of {path}", weights_digest(checkpoint.model)[:12]
+    origin, fingerprint = f"weights of {path}", checkpoint.fingerprint
     if highest_id >= room:
-        resize_token_embeddings(checkpoint.model, tokenizer.vocab_size)
         added = " ".join(map(tokenizer.token_text, range(room, tokenizer.vocab_size)))
+        if not grows:
+            raise UserError(
+                f"--lora.rank: the data holds some of {added}, for which {path} has no rows, and frozen ones "
+                "would learn nothing; train all weights first"
+            )
+        resize_token_embeddings(checkpoint.model, tokenizer.vocab_size)
         origin += f", grown from {room} to {tokenizer.vocab_size} tokens as the data holds some of {added}"
     if own.fingerprint != tokenizer.fingerprint:
         origin += f", prompts with {tokenizer.prompt_copies} copies of a question from now on"

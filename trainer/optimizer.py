@@ -161,7 +161,7 @@ class Optimizers:
     ) -> None:
         """Sort the parameters; `dtype` is that of Muon's iterations, `summed` adds up over processes."""
         self._peak, self._max_norm = settings.learning_rate, settings.max_gradient_norm
-        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        self._names = {each: name for name, each in model.named_parameters() if each.requires_grad}
         (matrices, others), decay = split_parameters(model), settings.weight_decay
         is_muon = settings.name == "muon"
         groups = [(others, 0.0)] if is_muon else [(others, 0.0), (matrices, decay)]
@@ -198,7 +198,7 @@ class Optimizers:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the matrices that map states to states within layers, and all other parameters.
+    """Return the matrices that map states to states within layers, and all others that are trained.
 
     Others are embedding, output layer, norms, biases, tables of positions, and what has a kind of `nn.Linear`
     of its own, like a router: their rows are looked up or scored one by one, and share no directions.
@@ -206,5 +206,5 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     layers = (module for module in model.modules() if isinstance(module, DecoderLayer))
     plain = (part for layer in layers for part in layer.modules() if type(part) is nn.Linear)
     matrices = {linear.weight for linear in plain}
-    parameters = list(model.parameters())
+    parameters = [each for each in model.parameters() if each.requires_grad]
     return [each for each in parameters if each in matrices], [p for p in parameters if p not in matrices]

@@ -101,16 +101,18 @@ def choose_compilation(
     return Compilation(False, f"no, nothing can be compiled here ({fault}); install g++ for faster steps")
 
 
-def model_flops(config: ModelConfig, batch: Batch) -> int:
+def model_flops(config: ModelConfig, batch: Batch, num_factors: int = 0) -> int:
     """Return the arithmetic that forward and backward of a batch need, whatever more is computed.
 
     Two operations for each weight of a product and token, and twice that backward; the output layer for
     targets only; for each pair of a query and a key that it sees causally, 4 * head_dim * heads, and twice
     that backward. Padding and recomputation count nothing (Chowdhery et al. 2022, arXiv 2204.02311,
-    appendix B).
+    appendix B). Where only `num_factors` weights of adapters train, others need no gradient of their own.
     """
     products, pairs = work(_shapes_of(config), batch.layout)
     products += config.hidden_size * config.vocab_size * batch.num_targets
+    if num_factors:
+        products = (4 * products + 6 * num_factors * batch.num_real) // 6
     return 6 * products + 12 * config.num_attention_heads * config.head_dim * pairs
 
 

@@ -68,13 +68,19 @@ class Saves:
 
     def _load(self, folder: Path) -> None:
         try:
-            model, own = load_checkpoint(folder).model, self._inputs.start.model
-            if model.config != own.config:
-                raise UserError("its model has another shape than that of this training")
-            load_weights(own, model.state_dict())
+            if adapter := self._inputs.start.adapter:
+                adapter.load(folder)
+            else:
+                self._load_weights(folder)
             load_process_state(folder / "training", self._accelerator, self._optimizers)
         except UserError as error:
             raise UserError(f"{folder} is damaged ({error}); {self.run_dir.way_back}") from error
+
+    def _load_weights(self, folder: Path) -> None:
+        model, own = load_checkpoint(folder).model, self._inputs.start.model
+        if model.config != own.config:
+            raise UserError("its model has another shape than that of this training")
+        load_weights(own, model.state_dict())
 
     def is_finished(self, progress: Progress) -> bool:
         """Say whether a save is the end of this training, and nothing is left to be done after it."""
@@ -108,7 +114,10 @@ class Saves:
         if self._is_main:
             room, tokenizer = model.config.vocab_size, documents.tokenizer
             stop_ids = [i for i in tokenizer.stop_ids if i < room]
-            save_checkpoint(partial, model, stop_ids, TRAINED_ON[documents.kind])
+            if adapter := self._inputs.start.adapter:
+                adapter.save(partial, stop_ids, TRAINED_ON[documents.kind])
+            else:
+                save_checkpoint(partial, model, stop_ids, TRAINED_ON[documents.kind])
             highest_id = max(store.highest_id for store in documents.stores)
             tokenizer.save(partial, room == tokenizer.vocab_size or highest_id >= tokenizer.own_vocab_size)
             save_shared_state(partial / "training", progress, self._facts)

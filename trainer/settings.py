@@ -8,6 +8,7 @@ from typing import Any, Literal
 from dataset.batch_settings import RowSettings
 from model.errors import UserError
 from model.strategies import PromptMask, TextMask
+from trainer.lora_settings import LoraSettings
 from trainer.model_settings import WEIGHTLESS, ModelSettings
 
 FRESH = "fresh"
@@ -89,6 +90,7 @@ class TrainSettings(RowSettings):
     """model directory to start from (./fresh, if that is its name), with other windows if --model names them;
     fresh: new weights, shaped by --model"""
     model: ModelSettings = ModelSettings()
+    lora: LoraSettings = LoraSettings()
 
     batch_size: int = free(16)
     """rows per process and backward pass"""
@@ -155,6 +157,7 @@ class TrainSettings(RowSettings):
         super().__post_init__()
         self._check_length()
         self._check_numbers()
+        self._check_adapter()
         if self.init != FRESH and replace(self.model, **dict.fromkeys(WEIGHTLESS)) != ModelSettings():
             raise UserError(
                 "--model and --init: expected one of them, got both; --init brings its own shape, of which "
@@ -168,6 +171,21 @@ class TrainSettings(RowSettings):
             names = " or ".join(f"--{name}" for name in lengths)
             raise UserError(
                 f"expected one of {names}, got {' and '.join(given) or 'none'}; null takes one back"
+            )
+
+    def _check_adapter(self) -> None:
+        if self.lora.rank is None:
+            return
+        if self.init == FRESH:
+            raise UserError("--lora.rank: expected --init with a model to adapt, got fresh")
+        if self.lora.dropout and self.gradient_checkpointing:
+            raise UserError(
+                "--lora.dropout: expected it without --gradient_checkpointing, which computes layers again, "
+                "and would leave out other inputs"
+            )
+        if self.optimizer.router_bias_rate is not None:
+            raise UserError(
+                "--optimizer.router_bias_rate: expected it without --lora.rank; routers are frozen"
             )
 
     def _check_numbers(self) -> None:

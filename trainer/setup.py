@@ -7,6 +7,8 @@ from torch import nn
 
 from dataset.batches import Batch
 from dataset.token_store import open_stores
+from model.errors import UserError
+from model.weights import weights_digest
 from trainer.device import Device, find_device
 from trainer.inputs import Inputs, make_inputs, make_start
 from trainer.optimizer import Optimizers, count_steps, first_scale, multiplier
@@ -17,7 +19,7 @@ from trainer.saving import Saves, keep_rows_per_step, was_compiled
 from trainer.settings import PretrainSettings, SftSettings, TrainSettings
 from trainer.stopping import explaining
 from trainer.summary import describe_continuation, describe_inputs
-from trainer.training_state import Ledger, Progress, weights_digest
+from trainer.training_state import Ledger, Progress
 from trainer.validation import Validation
 
 
@@ -48,15 +50,18 @@ class Setup:
 
     def count(self, batch: Batch) -> tuple[int, int, float]:
         """Return the targets, the real tokens and the operations of a step, of all processes."""
-        flops = model_flops(self.inputs.start.model.config, batch)
+        start = self.inputs.start
+        num_factors = start.adapter.num_parameters if start.adapter else 0
+        flops = model_flops(start.model.config, batch, num_factors)
         targets, tokens, flops = self.device.summed(batch.num_targets, batch.num_real, flops)
         return int(targets), int(tokens), flops
 
     def introduce(self, progress: Progress) -> None:
         """Say what is about to happen."""
-        settings = self.inputs.settings
+        settings, adapter = self.inputs.settings, self.inputs.start.adapter
         for line in (
             *describe_inputs(self.inputs, self.figures, self.total_steps, self.rows_per_step),
+            *(adapter.describe(self.optimizers.state()) if adapter else ()),
             f"device     {self.device.description}",
             f"compile    {self.compilation.reason}",
             *describe_continuation(progress, self.device.world, settings.gradient_accumulation),
@@ -70,6 +75,8 @@ def prepare(settings: PretrainSettings | SftSettings, kind: str) -> Setup:
     inputs = make_inputs(settings, kind, stores, make_start(settings, stores))
     with explaining(RunDirectory(settings.out)):
         device = find_device(settings)
+        if inputs.start.adapter and device.sharding:
+            raise UserError("--lora.rank: expected --sharding none with it, got fsdp")
         return set_up(keep_rows_per_step(inputs, device.world), device, settings)
 
 

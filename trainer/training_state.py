@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset.batches import Batch
 from model.errors import UserError
@@ -119,14 +119,6 @@ def read_progress(values: dict[str, Any]) -> Progress:
     if progress.loss_scale < 1 or min(progress.seconds, progress.nats_since_log, ledger.flops) < 0:
         raise ValueError("progress.json: expected a loss_scale of 1 or more, and no number below 0")
     return progress
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return 16 hexadecimal digits that change when a weight of a model on the CPU does."""
-    digest = sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _chained(previous: str, tensor: Tensor) -> str:

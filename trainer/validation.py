@@ -119,12 +119,14 @@ def measure(
 ) -> Likelihood:
     """Return the likelihood of all targets of `batches`; `summed` adds up numbers over processes."""
     nats, targets, num_bytes = 0.0, 0, 0
-    device = next(model.parameters()).device
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
     for batch in batches:
         targets += batch.num_targets
         num_bytes += text_bytes.count(batch)
         batch = batch.to(device)
         nats += float(model(batch.ids, batch.layout, batch.labels))
+    model.train(was_training)
     nats, targets, num_bytes = summed(nats, targets, num_bytes)
     return Likelihood(nats, int(targets), int(num_bytes))
 

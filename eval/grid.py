@@ -16,10 +16,11 @@ from secrets import token_hex
 from typing import Any
 
 from dataset.printing import Bars, about
+from eval import forks
 from eval.cells import Cell, Trial
 from eval.cluster import ClusterSettings, executor_of
 from eval.places import Places, write_job
-from eval.running import LOOK_EVERY_SECONDS, run_cell
+from eval.running import LOOK_EVERY_SECONDS, run_cell, run_until_left
 from model.errors import UserError
 from model.systems import num_cores
 
@@ -63,10 +64,24 @@ class _Process:
         self._process.wait()
 
 
+class _Fork:
+    """The same as a fork of a process that has imported what commands need."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self._process = forks.start(run_until_left, str(folder), True)
+
+    def done(self) -> bool:
+        return not self._process.is_alive()
+
+    def cancel(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
 def starter(workers: Workers, places: Places) -> Start:
     """Return what starts the cell of a folder; raises `UserError` where submitit is wanted and absent."""
     if workers.cluster == "none":
-        return _Process
+        return _Fork if forks.CAN_FORK and not workers.gpus_per_cell else _Process
     jobs = places.work / "jobs" / token_hex(4)  # pickles: none but those of this process are read
     executor = executor_of(workers, jobs, gpus_per_node=workers.gpus_per_cell)
 

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from eval.forks import Fork
 from eval.records import ITEMS, NAMED, POINT, TRAINING, not_finite
 from model.errors import UserError
 from model.files import locked, own, write_json
@@ -43,13 +44,13 @@ ANSWERED = {"split": str, "messages": list[MESSAGE], "answers": list[str], "pred
 """a line of predictions.jsonl"""
 
 
-def run_cell(folder: str, ends_with_parent: bool = False) -> None:
+def run_cell(folder: str, parent: int | None = None, forks: bool = False) -> None:
     """Run the command of a cell to its record; raises `UserError` with its last words where it fails.
 
-    One process at a time is at work in a folder: another one waits, and finds what it left. With
-    `ends_with_parent` the command is stopped when the process that called is gone.
+    One process at a time is at work in a folder: another one waits, and finds what it left. The command is
+    stopped when the process `parent` is this one's parent no more; it may be a fork of this one.
     """
-    place, parent = Path(folder), os.getppid() if ends_with_parent else None
+    place = Path(folder)
     job = read_file(JOB, place / "job.json", "start the experiment again")
     record, log, began = Path(job["record"]), place / "log.txt", time.monotonic()
     with locked(place, waits=True) as lock:
@@ -57,7 +58,7 @@ def run_cell(folder: str, ends_with_parent: bool = False) -> None:
             return
         (place / "failed.txt").unlink(missing_ok=True)
         made_by = provenance()
-        if status := _run(job, log, lock, parent):
+        if status := _run(job, log, lock, parent, forks):
             raise _failed(place, _last_words(log) or f"exit code {status}")
         try:
             result = _result(job, Path(job["output"]))
@@ -72,20 +73,10 @@ def run_cell(folder: str, ends_with_parent: bool = False) -> None:
         own(place / "done").touch()
 
 
-def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None) -> int:
+def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None, forks: bool) -> int:
     """Return the exit code of the command, which holds the lock too: it may outlive this process."""
-    command, needed = _runnable(job["command"])
-    needed = needed | {"OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false"}
     with open(own(log), "a", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=os.environ | needed,
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
+        process = _started(job, output, lock, forks)
         try:
             while process.poll() is None:
                 if parent is not None and os.getppid() != parent:
@@ -94,22 +85,39 @@ def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None) -> int:
                     process.wait(LOOK_EVERY_SECONDS)
         finally:
             _stop(process)
-    return process.returncode
+    return process.poll()
+
+
+def _started(job: dict[str, Any], output: TextIO, lock: int, forks: bool) -> subprocess.Popen | Fork:
+    """Begin the command of a cell in a session of its own."""
+    words, needed = _runnable(job["command"])
+    needed = needed | {"OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false"}
+    if forks:
+        return Fork(words[1:], output, needed)
+    return subprocess.Popen(
+        [sys.executable, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=os.environ | needed,
+        start_new_session=True,
+        pass_fds=(lock,),
+    )
 
 
 def _runnable(command: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Return a command for this interpreter, whatever the PATH says, and variables that it needs.
+    """Return what this interpreter is to run, whatever the PATH says, and variables that it needs.
 
     For one process on a CPU the launcher of accelerate only sets variables, and takes seconds to import.
     """
     if command[0] != "accelerate":
-        return [sys.executable, *command[1:]], {}
+        return command[1:], {}
     if command[3] == CPU:
-        return [sys.executable, *command[4:]], ON_CPU
-    return [sys.executable, "-m", "accelerate.commands.launch", *command[2:]], {}
+        return command[4:], ON_CPU
+    return ["-m", "accelerate.commands.launch", *command[2:]], {}
 
 
-def _stop(process: subprocess.Popen) -> None:
+def _stop(process: subprocess.Popen | Fork) -> None:
     """Let what is left of a process group save and end."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     with suppress(ProcessLookupError, PermissionError):  # there is nothing left
@@ -162,9 +170,14 @@ def _said(file: Path) -> Iterator[dict[str, Any]]:
         yield names | {"answer": each["prediction"]}
 
 
-if __name__ == "__main__":
+def run_until_left(folder: str, forks: bool = False) -> None:
+    """Run a cell, as a process of its own, for as long as the one that started it is there."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run_cell(sys.argv[1], ends_with_parent=True)
+        run_cell(folder, os.getppid(), forks)
     except (UserError, KeyboardInterrupt):
         sys.exit(1)  # failed.txt says why
+
+
+if __name__ == "__main__":
+    run_until_left(sys.argv[1])

@@ -9,7 +9,7 @@ from types import FrameType
 
 from torch.distributed import DistError
 
-from dataset.command_line import PARENT
+from dataset import command_line
 from model.errors import UserError
 from trainer.run_dir import RunDirectory
 
@@ -36,7 +36,7 @@ class StopRequest:
 
     def is_asked(self) -> bool:
         """Say whether this process was asked to stop."""
-        if self._is_launched and os.getppid() != PARENT and self.signal is None:
+        if self._is_launched and os.getppid() != command_line.PARENT and self.signal is None:
             self.signal = signal.SIGHUP
             _tell("the launcher is gone: saving after this step")
         return self.signal is not None or time.monotonic() > self._deadline

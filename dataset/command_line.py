@@ -309,7 +309,9 @@ def _line(flag: _Flag, words: list[str]) -> list[str]:
 
 
 def _unexpected(flag: _Flag, got: str) -> str:
-    return f"--{flag.key}: expected {_expected(flag)}, got {got}"
+    names = ["null" if member is types.NoneType else _type_name(member) for member in _members(flag.hint)]
+    expected = ("one or more of " if flag.many else "") + " or ".join(names)
+    return f"--{flag.key}: expected {expected}, got {got}"
 
 
 def _instance(cls: type[Settings], values: Any) -> Settings:
@@ -331,11 +333,6 @@ def _one_line(message: str, flags: dict[str, _Flag]) -> str:
         return message
     got = re.search(r"(?:Got|Given) value: (.*)", message, re.DOTALL)
     return _unexpected(flags[key[1]], repr(got[1]) if got else "nothing")
-
-
-def _expected(flag: _Flag) -> str:
-    names = ["null" if member is types.NoneType else _type_name(member) for member in _members(flag.hint)]
-    return ("one or more of " if flag.many else "") + " or ".join(names)
 
 
 def _type_name(hint: Any) -> str:

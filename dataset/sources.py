@@ -144,17 +144,15 @@ def _check_file(path: str) -> int:
     """Return the size of a file; raises `UserError` for what is none, without waiting for it."""
     try:
         status = os.stat(path)
-        if not S_ISREG(status.st_mode):
-            raise UserError(f"{path}: expected a file, got a folder, pipe or device")
-        with opened(path):
-            return status.st_size
     except FileNotFoundError:
         aim = ", which is a link to nothing" if os.path.islink(path) else ""
         raise UserError(f"data file not found: {path}{aim}") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} cannot be read: {error}") from None
+    if not S_ISREG(status.st_mode):
+        raise UserError(f"{path}: expected a file, got a folder, pipe or device")
+    with opened(path):
+        return status.st_size
 
 
 def begin_reading(sources: Sequence[str], rules: TextRules) -> dict[str, tuple[int, ...]]:

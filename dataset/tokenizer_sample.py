@@ -15,7 +15,7 @@ from dataset.tokenizer import check_vocab_size
 from model.errors import UserError
 
 HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.02, 1_000_000  # of the documents; of each language at most
-PACKED_RATIO = 4  # a guess of how much text is in a compressed file
+PACKED, PACKED_RATIO = (".gz", ".zst", ".parquet"), 4  # a guess of how much text is in a compressed file
 
 Texts = dict[str, list[str]]
 
@@ -80,7 +80,7 @@ class Sample:
         self._states = begin_reading(self.sources, rules)
         self._rules, self.marks = rules, Marks()
         self._text_column, self._max_reject_fraction = text_column, max_reject_fraction
-        sizes = [size_of(source) * (PACKED_RATIO if _is_packed(source) else 1) for source in self.sources]
+        sizes = [size_of(s) * (PACKED_RATIO if s.endswith(PACKED) else 1) for s in self.sources]
         self._total_bytes, self._max_bytes = sum(sizes), max_bytes
         self._share = min(1.0, max_bytes / max(self._total_bytes, 1))
         self.held_out: Texts = {}
@@ -129,10 +129,6 @@ def language_of(text: str) -> str:
     if num_han >= 0.2 * len(text):
         return "zh"
     return "en" if sum(map(str.isascii, text)) >= 0.95 * len(text) else "other"
-
-
-def _is_packed(source: str) -> bool:
-    return source.endswith((".gz", ".zst", ".parquet"))
 
 
 def _hold_out(held_out: Texts, sizes: Counter[str], texts: list[str]) -> None:

@@ -19,9 +19,8 @@ def describe_probabilities(session: TextSession) -> str:
     completion = session.last.completion
     if not completion.log_probabilities:
         return ""
-    pairs = zip(
-        map(session.served.tokenizer.token_text, completion.ids), completion.log_probabilities, strict=True
-    )
+    tokens = map(session.served.tokenizer.token_text, completion.ids)
+    pairs = zip(tokens, completion.log_probabilities, strict=True)
     mean = sum(completion.log_probabilities) / len(completion.ids)
     return f"{' '.join(f'{token}[{score:.2f}]' for token, score in pairs)}, {mean:.3f} nats per token"
 

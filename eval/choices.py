@@ -38,9 +38,7 @@ def read_choices(record: dict[str, Any]) -> Choices | None:
     if isinstance(right, str) and (right in texts or right in labels):
         return Choices(texts, right if right in texts else texts[labels.index(right)], keys)
     if type(right) is not int or not 0 <= right < len(texts):
-        raise RecordError(
-            f"answer is not the place of a choice, 0 to {len(texts) - 1}, nor its letter or text"
-        )
+        raise RecordError(f"answer is no place of a choice, 0 to {len(texts) - 1}, nor its letter or text")
     return Choices(texts, texts[right], keys)
 
 
@@ -52,14 +50,11 @@ def _lettered(record: dict[str, Any]) -> dict[str, Any]:
 
 def _labelled(given: Any) -> tuple[list[Any], list[Any]]:
     """Return choices and their labels: of a list, of ARC's columns, or by letter; none of anything else."""
-    if isinstance(given, dict):
-        texts, labels = (
-            (given.get("text"), given.get("label"))
-            if "text" in given
-            else (list(given.values()), list(given))
-        )
-    else:
-        texts, labels = given, None
+    texts, labels = given, None
+    if isinstance(given, dict) and "text" in given:
+        texts, labels = given["text"], given.get("label")
+    elif isinstance(given, dict):
+        texts, labels = list(given.values()), list(given)
     if not isinstance(texts, list):
         return [], []
     if all(isinstance(each, dict) for each in texts):

@@ -146,10 +146,8 @@ def with_shared_questions(runs: Sequence[Evaluated]) -> tuple[tuple[Evaluated, .
         if max(asked) > paired:
             counts = ", ".join(f"{run.label} {count:,}" for run, count in zip(runs, asked, strict=True))
             notes.append(f"{split}: {paired:,} questions were asked of all and are compared ({counts})")
-    cut = (
-        replace(run, predictions=tuple(map(each.get, shared))) for run, each in zip(runs, named, strict=True)
-    )
-    return tuple(cut), tuple(notes)
+    pairs = zip(runs, named, strict=True)
+    return tuple(replace(run, predictions=tuple(map(of.get, shared))) for run, of in pairs), tuple(notes)
 
 
 def _named(predictions: Sequence[Prediction]) -> Iterator[tuple[tuple, Prediction]]:

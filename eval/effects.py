@@ -111,16 +111,9 @@ def sign_flip(differences: np.ndarray) -> float:
     if seeds == 1:
         return 1.0
     resamples = 2**seeds if seeds <= MOST_EXACT else RESAMPLES
-    return float(
-        permutation_test(
-            (differences,),
-            np.mean,
-            permutation_type="samples",
-            vectorized=True,
-            n_resamples=resamples,
-            rng=np.random.default_rng(0),
-        ).pvalue
-    )
+    ways = {"permutation_type": "samples", "n_resamples": resamples, "vectorized": True}
+    found = permutation_test((differences,), np.mean, rng=np.random.default_rng(0), **ways)
+    return float(found.pvalue)
 
 
 def _t_interval(centre: float, variance: float, degrees: float, alpha: float) -> Interval:

@@ -98,9 +98,7 @@ class Experiment:
             raise UserError(f"seeds: expected 1 to {OTHER_SEEDS - 1}, got {self.seeds}")
         looks = self.decision.looks
         if looks and (list(looks) != sorted({*looks}) or looks[0] < 2 or looks[-1] != self.seeds):
-            raise UserError(
-                f"decision.looks: expected rising numbers up to seeds ({self.seeds}), got {looks}"
-            )
+            raise UserError(f"decision.looks: expected rising numbers up to seeds {self.seeds}, got {looks}")
         bound = self.decision.equivalence
         if bound is not None and bound <= 0:
             raise UserError(f"decision.equivalence: expected more than 0, got {bound}")

@@ -52,11 +52,10 @@ def _over_rows(maps: list[Tensor], config: ModelConfig, layout: Layout) -> list[
     calls = [(target, torch.cat((source, target), dim=1))]
     if config.architecture == "encoder_decoder":
         calls = [(target, target), (target, source)]
+    pairs = [(source, source)] * count + calls * config.num_hidden_layers
     whole = [
         torch.einsum("bqt,bhqk,bks->bhts", q.to(each.dtype), each, k.to(each.dtype))
-        for each, (q, k) in zip(
-            maps, [(source, source)] * count + calls * config.num_hidden_layers, strict=True
-        )
+        for each, (q, k) in zip(maps, pairs, strict=True)
     ]
     decoder = whole[count:]
     return whole[:count] + [sum(decoder[n : n + len(calls)]) for n in range(0, len(decoder), len(calls))]

@@ -279,14 +279,8 @@ def _with_answer(record: dict[str, Any], answer: str, question_position: Questio
     rest = {key: value for key, value in record.items() if key not in (*TURNS, *ASKED, *ACCEPTED)}
     turns = next(filter(None, (_turns(record.get(key)) for key in TURNS)), None)
     if turns:
-        closing = (
-            {"from": "gpt", "value": answer}
-            if "from" in turns[-1]
-            else {"role": "assistant", "content": answer}
-        )
-        *messages, last = parse_messages(
-            rest | {"conversations": [*turns, closing]}, chat_format="conversations"
-        )
+        whole = [*turns, {"role": "assistant", "content": answer}]
+        *messages, last = parse_messages(rest | {"conversations": whole}, chat_format="conversations")
         return [*(messages[:-1] if messages and messages[-1].role == "assistant" else messages), last]
     key = _place(record, ASKED)
     if key is None:

@@ -48,9 +48,7 @@ def score_table(columns: Mapping[str, Sequence["Tally"]]) -> Table:
         row = [cells.get((split, kind)) for cells in by_row.values()]
         questions = max(cell.questions for cell in row if cell)
         rows.append((f"  {kind}" if kind else split, str(questions), *map(score, row)))
-    return Table(
-        ("exact match, %", "n", *columns), tuple(rows), ("in brackets: 95% interval over questions",)
-    )
+    return Table(("exact match, %", "n", *columns), rows, ("in brackets: 95% interval over questions",))
 
 
 def mean_table(means: Mapping[str, Mapping[str, float]]) -> Table:
@@ -144,7 +142,8 @@ def _folded(text: str, width: int) -> list[str]:
 
 def as_markdown(table: Table, width: int | None = None) -> str:
     """Return the table as Markdown, straight in a terminal, too; columns beyond `width` come further down."""
-    rows = [[_indented(literal(cell)) for cell in row] for row in (table.header, *table.rows) if row]
+    shown = ([literal(cell) for cell in row] for row in (table.header, *table.rows) if row)
+    rows = [[re.sub("^ {2,}", "&emsp;", cell) for cell in row] for row in shown]
     widths = [max(3, *map(cell_len, column)) for column in zip(*rows, strict=True)]
     right = figure_columns(table)
     rows = [[padded(cell, widths[n], n in right) for n, cell in enumerate(row)] for row in rows]
@@ -169,10 +168,6 @@ def literal(text: str) -> str:
         r"\\\g<0>",
         printable(text),
     )
-
-
-def _indented(cell: str) -> str:
-    return "&emsp;" + cell.strip() if cell.startswith("  ") else cell
 
 
 def figure(value: float | None, is_signed: bool = False) -> str:

@@ -106,8 +106,8 @@ class Merged(Decoder):
     embedding serves encoder, decoder and output layer.
     """
 
-    def __init__(self, config: ModelConfig, layer: type[DecoderLayer] = DecoderLayer) -> None:
-        super().__init__(config, layer)
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
         self.encoder = Encoder(config)
 
     @property
@@ -229,8 +229,7 @@ class CrossLayer(DecoderLayer):
 class EncoderDecoder(Merged):
     """A decoder that reads the source by an attention of its own in each layer (Vaswani et al. 2017)."""
 
-    def __init__(self, config: ModelConfig, layer: type[DecoderLayer] = CrossLayer) -> None:
-        super().__init__(config, layer)
+    layer_form = CrossLayer
 
     def reader(self, layer: CrossLayer) -> Attention:
         """Return what reads the source in a layer."""

@@ -79,9 +79,7 @@ class RollingKVCache(KVCache):
         Raises `ValueError` for parts, too, which may share positions.
         """
         if layout.part_ids is not None:
-            raise ValueError(
-                "a rolling cache holds no parts; expected one of a model whose prompt mask has them"
-            )
+            raise ValueError("a rolling cache holds no parts; expected one of a model whose mask has them")
         self._one_token = layout.position_ids.shape[1] == 1
         places = (self.positions[:, : self.slots], self.block_ids[:, : self.slots])
         old = None if self._one_token else slot_layout(*(x.clone() for x in places))

@@ -79,12 +79,14 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Ids and their layout in, final hidden states out."""
 
-    def __init__(self, config: ModelConfig, layer: type[DecoderLayer] = DecoderLayer) -> None:
+    layer_form = DecoderLayer
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = embedding_of(config)
         self.embed_positions = positions_of(config)
-        self.layers = layers_of(config, layer)
+        self.layers = layers_of(config, self.layer_form)
         self.norm = norm_of(config)
         self.recomputes_layers = False
         self.cut_rows = by_bands

@@ -194,9 +194,7 @@ def native_precision(uses_cpu: bool) -> Precision:
     if unit := native_bfloat16(uses_cpu):
         return Precision(torch.bfloat16, f"{unit} multiplies it natively")
     if not uses_cpu and torch.cuda.is_available() and torch.cuda.get_device_capability() >= TENSOR_CORES:
-        return Precision(
-            torch.float16, "this GPU multiplies it natively, and no bfloat16; the loss is scaled"
-        )
+        return Precision(torch.float16, "this GPU multiplies it natively, not bfloat16; the loss is scaled")
     return Precision(torch.float32, "nothing here multiplies bfloat16 natively")
 
 

@@ -144,9 +144,7 @@ class TrainSettings(RowSettings):
     @staticmethod
     def rivals(key: str, value: str) -> tuple[str, ...]:
         """Return the keys that do not go with this one: other lengths, or a shape beside --init."""
-        shape = tuple(
-            f"model.{field.name}" for field in fields(ModelSettings) if field.name not in WEIGHTLESS
-        )
+        shape = tuple(f"model.{each.name}" for each in fields(ModelSettings) if each.name not in WEIGHTLESS)
         if key in LENGTHS:
             return tuple(name for name in LENGTHS if name != key)
         if key == "init":

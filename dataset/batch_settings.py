@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from model.errors import UserError
 from model.strategies import PromptMask, TextMask, strategy_named
 
-Kind = Literal["pretrain", "sft"]
+Kind = Literal["pretrain", "sft", "preference"]
 Packing = Literal["pack", "best_fit", "none"]
 Supervise = Literal["answers", "last", "all", "suffix"]
 
@@ -54,15 +54,19 @@ class BatchSettings(RowSettings):
 
     def resolved(self, kind: Kind) -> "BatchSettings":
         """Return the settings with `supervise` filled in; raises `UserError` for what the data rules out."""
-        if kind == "sft" and self.packing == "best_fit":
+        if kind != "pretrain" and self.packing == "best_fit":
             raise UserError("packing best_fit is for texts: pack fits conversations in best already")
+        if kind == "preference" and not self.isolate_documents:
+            raise UserError(
+                "isolate_documents false would show an answer of a pair to the other; leave it out"
+            )
         strategy = strategy_named(self.prompt_mask)
         if strategy.passages != "open" and not self.isolate_documents:
             raise UserError(
                 f"prompt_mask {self.prompt_mask} gives passages positions of a document of its own; expected "
                 "isolate_documents true with it, got false"
             )
-        allowed = strategy.losses if kind == "sft" else strategy.text_losses
+        allowed = strategy.text_losses if kind == "pretrain" else strategy.losses
         if not allowed:
             masks = " or ".join(get_args(TextMask))
             raise UserError(f"prompt_mask {self.prompt_mask} needs conversations; pretraining takes {masks}")

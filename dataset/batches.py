@@ -93,7 +93,7 @@ class BatchStream:
 
     def pieces(self, epoch: int, row: int) -> list[Piece]:
         """Return what stands in a row, in order."""
-        return [self.documents.piece(epoch, *piece) for piece in self.plan(epoch)[row].tolist()]
+        return self.documents.pieces(epoch, self.plan(epoch)[row])
 
     def describe(self, rows_per_step: int = 1) -> dict[str, Any]:
         """Return the figures of the first epoch that a training prints at its start."""

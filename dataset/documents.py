@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from dataset.batch_settings import BatchSettings, Supervise
 from dataset.conversation import TARGET, UNTRAINED, Rendered, Renderer, are_trained
 from dataset.packing import RowPlan, best_fit, one_per_row, split_stream
-from dataset.token_store import TokenStore
+from dataset.token_store import SIDES, TokenStore
 from dataset.truncation import truncate
 from model.errors import UserError
 from model.layouts import parts_of, positions_of, prompt_blocks
@@ -49,6 +49,7 @@ class Documents:
 
     lengths: np.ndarray
     """(D,) int64 tokens as they enter rows; 0 = left out"""
+    noun = "documents"
 
     def __init__(self, stores: Sequence[TokenStore], settings: BatchSettings) -> None:
         """Take over stores of one kind and one tokenizer."""
@@ -61,6 +62,10 @@ class Documents:
         """Return the rows of an epoch."""
         ways = {"pack": self.pack, "best_fit": best_fit, "none": one_per_row}
         return ways[self.settings.packing](self.lengths, self.settings.max_seq_len, self.settings.seed, epoch)
+
+    def pieces(self, epoch: int, planned: np.ndarray) -> list[Piece]:
+        """Return what stands in a row, in order, of which the plan names the pieces (p, 3)."""
+        return [self.piece(epoch, *each) for each in planned.tolist()]
 
     def figures(self, plan: RowPlan, positions: int) -> dict[str, Any]:
         """Return what became of the documents in the rows of the first epoch, which have `positions`."""
@@ -95,6 +100,7 @@ class Conversations(Documents):
     """Whole conversations, truncated where they are longer than a row."""
 
     pack = staticmethod(best_fit)
+    sides = SIDES["sft"]
 
     def __init__(self, stores: Sequence[TokenStore], settings: BatchSettings) -> None:
         """Measure all; raises `UserError` if nothing is left."""
@@ -108,7 +114,10 @@ class Conversations(Documents):
         # What fits into a row is counted as it stands in the stores, the rest one by one: what is left of a
         # conversation is known only when it is truncated. Its length is then another, 0 where nothing is.
         parts = chain.from_iterable(store.parts(TOKENS_AT_ONCE) for store in stores)
-        self._targets = np.concatenate([self._count(part.codes, part.lengths) for part in parts])
+        targets = np.concatenate([self._count(part.codes, part.lengths) for part in parts])
+        self.lengths, self._targets = (
+            each.reshape(-1, self.sides).sum(1) for each in (self.lengths, targets)
+        )
         for document in np.flatnonzero(self.lengths > settings.max_seq_len).tolist():
             self._truncate(document)
         self.lengths[self._targets == 0] = 0
@@ -149,6 +158,57 @@ class Conversations(Documents):
         return self._targets[pieces[:, 0]]
 
 
+class Pairs(Conversations):
+    """Pairs of a good and a bad answer to one prompt; a pair is one document here, and lies in one row."""
+
+    sides = SIDES["preference"]
+    noun = "pairs"
+
+    def pieces(self, epoch: int, planned: np.ndarray) -> list[Piece]:
+        """Return both sides of every pair, the good one first."""
+        return [side for pair in planned[:, 0].tolist() for side in self._whole(pair)]
+
+    def _truncate(self, pair: int) -> None:
+        """Find out what is left of a pair and count it."""
+        sides, is_cut_out = self._fit(pair)
+        self.num_shortened += bool(sides)
+        self.num_cut_out += is_cut_out
+        self.num_too_long += not sides and not is_cut_out
+        counts = [self._count(side.codes, np.array([len(side)])) for side in sides]
+        self.lengths[pair], self._targets[pair] = sum(map(len, sides)), sum(map(int, chain(*counts)))
+
+    def _build(self, pair: int) -> list[Piece]:
+        sides = enumerate(self._fit(pair)[0])
+        chosen = partial(choose_targets, supervise=self.settings.supervise)
+        return [
+            self._piece(2 * pair + n, each, chosen(each.codes, np.array([len(each)]))) for n, each in sides
+        ]
+
+    def _fit(self, pair: int) -> tuple[list[Rendered], bool]:
+        """Return the sides of a pair as they stand in a row, or none, and whether an answer was cut out.
+
+        P P P P P P c c c   P P P P P P r r     the row has room for 13 tokens
+        P P … P c c c       P P … P r r         one prompt for both, their answers whole
+        """
+        good, bad = (self._read(2 * pair + side) for side in range(self.sides))
+        if len(good) + len(bad) <= self.settings.max_seq_len:
+            return [good, bad], False
+
+        # What follows the shared prompt stays in both. The good side may take half of the row, more where its
+        # answer is the longer one: then the same prompt fits with the bad one, too.
+        begin, ends = (
+            prompt_of_both(good, bad),
+            [int(side.trained.nonzero()[0][-1]) + 1 for side in (good, bad)],
+        )
+        limit = (self.settings.max_seq_len + ends[0] - ends[1]) // 2
+        left, _, num_cut_out = truncate(good, limit, self._renderer)
+        end = len(left) - (ends[0] - begin) if left else 0
+        if end < 1 or not is_same(part(left, end, len(left)), part(good, begin, ends[0])):
+            return [], num_cut_out > 0
+        sides = zip((good, bad), ends, strict=True)
+        return [joined(part(left, 0, end), part(side, begin, last)) for side, last in sides], False
+
+
 class Texts(Documents):
     """Texts, split where they are longer than a row; each fragment is a document of its own."""
 
@@ -180,8 +240,33 @@ class Texts(Documents):
 
 def documents_of(stores: Sequence[TokenStore], settings: BatchSettings) -> Documents:
     """Return the documents of stores; raises `UserError` for settings that contradict the data."""
+    kinds = {"pretrain": Texts, "sft": Conversations, "preference": Pairs}
     kind = stores[0].kind
-    return (Conversations if kind == "sft" else Texts)(stores, settings.resolved(kind))
+    return kinds[kind](stores, settings.resolved(kind))
+
+
+def prompt_of_both(good: Rendered, bad: Rendered) -> int:
+    """Return how many tokens two conversations share before the first answer that carries loss in one."""
+    shortest = min(len(good), len(bad))
+    differing = np.flatnonzero(good.ids[:shortest] != bad.ids[:shortest])
+    return min(*(int(side.trained.argmax()) for side in (good, bad)), *differing[:1].tolist())
+
+
+def part(whole: Rendered, begin: int, end: int) -> Rendered:
+    """Return tokens of a document."""
+    return Rendered(whole.ids[begin:end], whole.codes[begin:end])
+
+
+def joined(*parts: Rendered) -> Rendered:
+    """Return parts of documents as one."""
+    return Rendered(
+        np.concatenate([each.ids for each in parts]), np.concatenate([each.codes for each in parts])
+    )
+
+
+def is_same(one: Rendered, other: Rendered) -> bool:
+    """Say whether two documents have the same tokens, in the same roles."""
+    return np.array_equal(one.ids, other.ids) and np.array_equal(one.codes, other.codes)
 
 
 def prefix_length(num_tokens: int, seed: int, epoch: int, document: int, offset: int) -> int:

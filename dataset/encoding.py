@@ -31,17 +31,20 @@ from dataset.formats import (
     rename,
 )
 from dataset.messages import LeftOutError, held_keys, read_text
+from dataset.preferences import parse_pair
 from dataset.records import Record, Rejects, accept, records_of
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.token_store import Part
 from dataset.tokenizer import Tokenizer
-from dataset.unread_keys import dropped, unread_keys
+from dataset.unread_keys import dropped, of_turns, unread_keys
 from model.errors import UnfinishedError, UserError
 
 MOST_KEYS = 1000  # that are kept of a file
 MOST_BYTES_WAITING = 2**26
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Together = tuple[list[Message], ...]
+"""the messages of a document, or of the documents of a pair"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class PreparationSettings:
     """What `scripts.prepare_data` is asked for."""
 
     kind: Kind
-    """pretrain: texts; sft: conversations"""
+    """pretrain: texts; sft: conversations; preference: pairs of a chosen and a rejected answer"""
     data: tuple[str, ...]
     """files (.jsonl .json .txt, each also .gz or .zst, .parquet), folders, globs, hub:name[:config][:split]
     """
@@ -58,7 +61,7 @@ class PreparationSettings:
     out: str
     """token store to write"""
     format: ChatFormat | None = None
-    """chat format of the records (sft); each file's first record tells it otherwise"""
+    """chat format of the records (not of texts); each file's first record tells it otherwise"""
     text_column: str = "text"
     """key of the text in a record (pretrain)"""
     document_separator: str = DEFAULT_RULES.separator
@@ -67,11 +70,11 @@ class PreparationSettings:
     """split: marks of documents and turns that texts spell, as <|endoftext|>, end documents, also those of
     .txt files in place of blank lines; keep: they are text (pretrain)"""
     columns: tuple[str, ...] = ()
-    """keys of the records by our names: question=prompt answer=response (sft)"""
+    """keys of the records by our names: question=prompt answer=response (not of texts)"""
     preference: Preference | None = None
     """chosen: train on the good answers of preference data, which is refused otherwise (sft)"""
     question_position: QuestionPosition = "last"
-    """where the question stands in records of context, question and answers (sft)"""
+    """where the question stands in records of context, question and answers (not of texts)"""
     weights: tuple[float, ...] = ()
     """how often each of --data is stored: 2 twice, 0.5 a half of its documents; once by default"""
     validation_fraction: float = 0.0
@@ -99,7 +102,8 @@ class PreparationSettings:
             raise UserError(f"format {self.format} is one of chats; pretraining takes --text_column")
         of_texts = ("text_column", "document_separator", "text_marks")
         of_chats = ("question_position", "columns", "preference")
-        for other in of_chats if self.kind == "pretrain" else of_texts:
+        idle = {"pretrain": of_chats, "sft": of_texts, "preference": (*of_texts, "preference")}
+        for other in idle[self.kind]:
             if (value := getattr(self, other)) != getattr(PreparationSettings, other):
                 raise UserError(f"{other} {value} changes nothing of {self.kind} data; leave it out")
         read_columns(self.columns)
@@ -154,13 +158,12 @@ class Encoder:
         marks, unread = Marks(), set()
         records = _noting(records_of(job.block), unread)
         accepted = accept(records, self._parser(job.chat_format, marks, unread), rejects)
-        for messages in chain.from_iterable(accepted):
-            place, copies = self._draw(messages, job.weight)
+        for together in chain.from_iterable(accepted):
+            place, copies = self._draw(together, job.weight)
             if copies:
-                is_chat = self.settings.kind == "sft"
-                rendered = renderer.render(messages) if is_chat else renderer.render_text(messages[0].content)
-                documents[place].extend([rendered] * copies)
-                num_bytes[place] += copies * np.array(_count_bytes(messages))
+                rendered = [self._render(messages, renderer) for messages in together]
+                documents[place].extend(rendered * copies)
+                num_bytes[place] += copies * np.sum([_count_bytes(messages) for messages in together], axis=0)
         parts = tuple(map(self._gather, documents))
         return Encoded(
             parts,
@@ -173,34 +176,43 @@ class Encoder:
             len(job.block.content),
         )
 
+    def _render(self, messages: list[Message], renderer: Renderer) -> Rendered:
+        is_text = self.settings.kind == "pretrain"
+        return renderer.render_text(messages[0].content) if is_text else renderer.render(messages)
+
     def _parser(
         self, chat_format: ChatFormat | None, marks: Marks, unread: set[str]
-    ) -> Callable[[dict[str, Any]], list[list[Message]]]:
+    ) -> Callable[[dict[str, Any]], list[Together]]:
         """Return the function from a record to the messages of documents; a text is one answer to nothing."""
         settings, columns = self.settings, read_columns(self.settings.columns)
 
-        def parse_text(record: dict[str, Any]) -> list[list[Message]]:
+        def parse_text(record: dict[str, Any]) -> list[Together]:
             text = read_text(record.get(settings.text_column), settings.text_column)
             _note(unread, (key for key in held_keys(record) if key != settings.text_column))
             documents = marks.divide(text) if settings.text_marks == "split" else [text]
-            return [[Message("assistant", document)] for document in documents]
+            return [([Message("assistant", document)],) for document in documents]
 
-        def parse_chat(record: dict[str, Any]) -> list[list[Message]]:
+        def parse_chat(record: dict[str, Any]) -> list[Together]:
             given, record = record, rename(record, columns)
             if settings.format is None:
                 check_format(record, chat_format)
-            ways = (settings.question_position, chat_format, settings.preference)
-            messages = _until_target(parse_messages(record, *ways))
+            if settings.kind == "preference":
+                chats = parse_pair(record, settings.question_position)
+                _note(unread, of_turns("rejected", record.get("rejected")))
+            else:
+                ways = (settings.question_position, chat_format, settings.preference)
+                chats = (parse_messages(record, *ways),)
+            together = tuple(map(_until_target, chats))
             _note(unread, unread_keys(record, chat_format) | dropped(given, record, columns))
-            return [messages]
+            return [together]
 
         return parse_text if settings.kind == "pretrain" else parse_chat
 
-    def _draw(self, messages: list[Message], weight: float) -> tuple[int, int]:
-        """Return the store of a document and how often it is stored: a pure function of its text."""
+    def _draw(self, together: Together, weight: float) -> tuple[int, int]:
+        """Return the store of a document or pair, and how often it is stored: a pure function of its text."""
         if weight == 1 and not self.settings.validation_fraction:
             return 0, 1
-        text = "\0".join(chain.from_iterable((m.role, *OURS.parts(m)) for m in messages))
+        text = "\0".join(chain.from_iterable((m.role, *OURS.parts(m)) for m in chain(*together)))
         digest = np.frombuffer(blake2b(text.encode(), digest_size=16).digest(), np.uint64)
         first, second = (digest >> np.uint64(11)) / 2.0**53
         copies = int(weight + second)

@@ -280,30 +280,34 @@ def _good_answer(
 ) -> list[Message]:
     """Return the conversation whose last answer is the good one, which alone carries loss."""
     if preference is None:
-        raise RecordError("preference data; --preference chosen trains on its good answers alone")
+        raise RecordError("preference data; --preference chosen trains good answers, --kind preference both")
     if _label(record) is False:
         raise LeftOutError("a bad answer of preference data")
-    rest = {key: value for key, value in record.items() if key not in PREFERENCE}
-    if record.get("chosen") is None:
-        messages = parse_messages(rest, question_position)
-    else:
-        answer = read_chosen(record)
-        prompt = [] if is_in_full(answer) else _prompt(rest, question_position)
-        messages = _completed(rest, prompt + answer)
+    messages = ending_with(record, "chosen", question_position)
     *earlier, _ = (number for number, message in enumerate(messages) if message.role == "assistant")
     return [replace(m, is_trained=False) if n in earlier else m for n, m in enumerate(messages)]
 
 
-def read_chosen(record: dict[str, Any]) -> list[Message]:
-    """Return the good answer of a record, or the conversation that ends with it."""
-    chosen = record["chosen"]
-    if isinstance(chosen, str) and SPEAKER.match(chosen):
-        return _transcript(chosen)
-    return _read_side([chosen] if isinstance(chosen, dict) else chosen, "chosen", "assistant")
+def ending_with(record: dict[str, Any], name: str, question_position: QuestionPosition) -> list[Message]:
+    """Return the conversation of preference data that ends with the answer under `name`, if there is one."""
+    rest = {key: value for key, value in record.items() if key not in PREFERENCE}
+    if record.get(name) is None:
+        return parse_messages(rest, question_position)
+    answer = read_side_of(record, name)
+    prompt = [] if is_in_full(answer) else _prompt(rest, question_position)
+    return _completed(rest, prompt + answer)
+
+
+def read_side_of(record: dict[str, Any], name: str) -> list[Message]:
+    """Return an answer of preference data, or the conversation that ends with it."""
+    side = record[name]
+    if isinstance(side, str) and SPEAKER.match(side):
+        return _transcript(side)
+    return _read_side([side] if isinstance(side, dict) else side, name, "assistant")
 
 
 def is_in_full(answer: list[Message]) -> bool:
-    """Say whether a good answer holds its prompt, too."""
+    """Say whether an answer holds its prompt, too."""
     return bool(answer) and answer[0].role != "assistant"
 
 

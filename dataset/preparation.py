@@ -185,7 +185,7 @@ def _jobs(settings: PreparationSettings, sources: Sources, fingerprint: str, num
     for source, weight in sources:
         chat_format = settings.format
         for block in read_blocks(source, settings.text_rules):
-            if settings.kind == "sft" and chat_format is None:
+            if settings.kind != "pretrain" and chat_format is None:
                 chat_format = _detect(block, read_columns(settings.columns))
             if number >= num_done:
                 yield Job(block, weight, chat_format, fingerprint)

@@ -34,7 +34,10 @@ READ_TOKENS = 2**22
 SHARD_TOKENS = 2**27  # a shard ends with the part that reaches this
 SHARES = {"min": 0, "median": 50, "p90": 90, "p99": 99, "max": 100}
 """percentiles of the lengths of documents that a manifest tells"""
-FIELDS = {"pretrain": ("ids", "lengths"), "sft": ("ids", "codes", "lengths")}
+OF_CHATS = ("ids", "codes", "lengths")
+FIELDS = {"pretrain": ("ids", "lengths"), "sft": OF_CHATS, "preference": OF_CHATS}
+SIDES = {"pretrain": 1, "sft": 1, "preference": 2}
+"""documents that belong together: of preference data a good answer and a bad one, in this order"""
 SHARD, FILE = {"documents": int, "tokens": int}, {"bytes": int, "sha256": str}
 MANIFEST = {
     **{"kind": str, "dtype": str, "documents": int, "tokens": int, "targets": int},
@@ -147,7 +150,7 @@ class TokenStore:
         """Return documents of a shard; raises `UserError` for tokens that no vocabulary or renderer knows."""
         begin, end = map(int, self._offsets[shard][[first, last]])
         ids = self._read("ids", shard, begin, end)
-        codes = self._read("codes", shard, begin, end) if self.kind == "sft" else None
+        codes = self._read("codes", shard, begin, end) if "codes" in FIELDS[self.kind] else None
         if ids.max() >= self.tokenizer.vocab_size:
             raise UserError(f"{self.path} holds an id that its tokenizer has not; {ADVICE}")
         if codes is not None and (codes & 15).max() >= len(ROLES):
@@ -201,6 +204,7 @@ def _adds_up(manifest: dict[str, Any]) -> bool:
         sizes == {name: file["bytes"] for name, file in manifest["files"].items()}
         and totals == {key: manifest[key] for key in totals}
         and all(shard[key] for shard in shards for key in totals)
+        and not any(shard["documents"] % SIDES[kind] for shard in shards)
         and 0 not in (len(shards), manifest["targets"])
     )
 

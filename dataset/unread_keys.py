@@ -20,7 +20,7 @@ from dataset.formats import (
     is_in_full,
     pair_of,
     prompt_of,
-    read_chosen,
+    read_side_of,
 )
 from dataset.messages import (
     CALL,
@@ -122,7 +122,7 @@ def _read_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[st
     rest = {key: value for key, value in record.items() if key not in PREFERENCE}
     if record.get("chosen") is None:
         return PREFERENCE | _read_keys(rest, format_of(rest))
-    if is_in_full(answer := read_chosen(record)):
+    if is_in_full(answer := read_side_of(record, "chosen")):
         said = [message.content for message in answer]
         repeated = {key for key, value in rest.items() if value in said or value == record["chosen"]}
         return PREFERENCE | COMMON - BESIDE_PAIRS | repeated

@@ -25,7 +25,7 @@ from model.transformer import LanguageModel
 from model.weights import Shapes, WeightFiles, check_shapes, num_layers, read_pth, weights_digest
 
 FORMAT_VERSION = 1
-TRAINED_ON = {"pretrain": "texts", "sft": "chats"}
+TRAINED_ON = {"pretrain": "texts", "sft": "chats", "preference": "chats"}
 """what a checkpoint says of its training, by kind of data"""
 ROTARY_TABLES = ("model.freqs_cos", "model.freqs_sin")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

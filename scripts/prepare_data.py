@@ -91,7 +91,7 @@ def summary(manifest: dict[str, Any]) -> dict[str, str]:
         "rejected": f"{sum(rejects.values()):,}" + (f" ({reasons}; see rejects.jsonl)" if rejects else ""),
         "marks in texts": f"{counts(marks.found)}; {became}",
         "trained as text": f"{counts(marks.kept)}, which look like marks and are none that are known",
-        "documents": f"{manifest['documents']:,}" + _doubt(manifest),
+        "documents": f"{manifest['documents']:,}" + _pairs(manifest) + _doubt(manifest),
         "tokens": f"{tokens:,}",
         "targets": f"{manifest['targets']:,} ({manifest['targets'] / tokens:.1%})",
         "bytes per token": f"{manifest['bytes'] / tokens:.2f}",
@@ -99,6 +99,11 @@ def summary(manifest: dict[str, Any]) -> dict[str, str]:
     }
     absent = {"marks in texts": not marks.found, "trained as text": not marks.kept}
     return {name: value for name, value in figures.items() if not absent.get(name)}
+
+
+def _pairs(manifest: dict[str, Any]) -> str:
+    pairs = manifest["documents"] // 2
+    return f", two in each of {pairs:,} pairs" if manifest["kind"] == "preference" else ""
 
 
 def _doubt(manifest: dict[str, Any]) -> str:

@@ -76,7 +76,7 @@ def print_table(
     from dataset.conversation import ROLES
 
     pieces = stream.pieces(settings.epoch, settings.row)
-    names = ROLES if stream.documents.kind == "sft" else ("text",) * len(ROLES)
+    names = ("text",) * len(ROLES) if stream.documents.kind == "pretrain" else ROLES
     roles = [names[code] for piece in pieces for code in piece.roles]
     table = Table("position", "token", "role", "document", "block", "label", box=box.SIMPLE_HEAD)
     columns = (batch.position_ids, batch.document_ids, batch.block_ids, batch.labels)

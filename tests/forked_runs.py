@@ -16,6 +16,7 @@ import accelerate
 import torch
 from forced_units import force_units
 
+import trainer.dpo
 import trainer.pretrain
 import trainer.sft
 from dataset.command_line import run
@@ -24,7 +25,7 @@ from trainer import training_state
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        *("trainer.loop", "trainer.pretrain", "trainer.sft"),
+        *("trainer.loop", "trainer.dpo", "trainer.pretrain", "trainer.sft"),
         *("torch._dynamo", "torch.distributed.tensor", "PIL.ImageFont", "peft"),
     ]
 )

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from test_house import CORE
-from training_runs import conversations, data, sentences
+from training_runs import conversations, data, preferences, sentences
 
 from dataset.tokenizer import Tokenizer
 from eval.engines.transformers_files import export
@@ -218,6 +218,7 @@ def test_python_of_the_page_on_models_answers(tmp_path, monkeypatch, data, capsy
 
 SMALL = {
     "trainer.pretrain": {"--model.preset": "tiny"},
+    "trainer.dpo": {"--max_seq_len": "320"},  # of both sides of a pair
     "scripts.import_pth": {"--model.preset": "tiny"},
     "scripts.train_tokenizer": {"--vocab_size": "300"},
     "scripts.evaluate": {"--max_new_tokens": "4"},
@@ -230,7 +231,7 @@ TOO_LONG = ("scripts.ablate", "scripts.judge")
 
 def small(command: Command) -> list[str]:
     """The flags of a command at a size that takes a second."""
-    wanted = SMALL.get(command.module, {}) | (TRAINED if command.module.startswith("trainer.") else {})
+    wanted = (TRAINED if command.module.startswith("trainer.") else {}) | SMALL.get(command.module, {})
     words = ["chats.jsonl" if word.startswith("hub:") else word for word in command.flags]
     if "--model.preset" in words:
         wanted = wanted | {"--model.preset": "tiny"}
@@ -253,6 +254,10 @@ def write_data(folder: Path, data: Path) -> None:
         for chat in conversations()
     ]
     (folder / "chats.jsonl").write_text("\n".join(chats) + "\n")
+    pairs = [
+        json.dumps(pair).replace("Where", f"Day {n}. Where") for n in range(20) for pair in preferences()
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(pairs) + "\n")
     asked = [{"question": f"{text} Who?", "answers": [text.split()[0]]} for text in sentences()[:6]]
     (folder / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in asked))
     for source, copy in (

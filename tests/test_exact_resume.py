@@ -35,6 +35,7 @@ def words(data, init):
         shape = SHAPE if trainer == "pretrain" else {"--init": init}
         often = {"--save_every_steps": 2, "--validate_every_steps": 4, "--gradient_accumulation": 2}
         often |= {"--log_every_steps": 3, "--batch_size": 2, "--max_steps": 6}
+        often |= {"--max_seq_len": 200} if trainer == "dpo" else {}  # a row holds both sides of a pair
         return [trainer, *line(SHORT | places | shape | often, *flags)]
 
     return make
@@ -71,6 +72,7 @@ def finish(run: Run) -> None:
         ("pretrain", BFLOAT16, 1, ["mid_accumulation", "during_a_save", "before_the_rename"]),
         ("sft", MUON, 2, ["mid_accumulation", "during_a_save", "after_the_rename"]),
         ("sft", LORA, 1, ["mid_accumulation"]),
+        ("dpo", [], 2, ["mid_accumulation"]),
         # the gradients of more than two are summed in some order
         pytest.param("pretrain", [], 3, ["with_buckets_settled"], marks=pytest.mark.long),
         pytest.param("sft", LORA, 2, ["during_a_save", "after_the_rename"], marks=pytest.mark.long),

@@ -171,8 +171,8 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(pretrain, tmp_path,
 
     def poisoned(training, batch, scale):
         calls.append({name: value.clone() for name, value in training.model.state_dict().items()})
-        nats = backward(training, batch, scale)
-        return float("nan") if len(calls) == 2 else nats
+        sums = backward(training, batch, scale)
+        return [float("nan")] if len(calls) == 2 else sums
 
     monkeypatch.setattr(Training, "_backward", poisoned)
     pretrain(tmp_path / "run", "--max_steps", 4)
@@ -182,7 +182,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(pretrain, tmp_path,
 
 
 def test_updates_that_stay_not_finite_end_the_run_with_the_batch_saved(sft, init, tmp_path, monkeypatch):
-    monkeypatch.setattr(Training, "_backward", lambda *_, **__: float("inf"))
+    monkeypatch.setattr(Training, "_backward", lambda *_, **__: [float("inf")])
     monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(1.0))
     with pytest.raises(UserError, match="not finite in 5 steps in a row, up to step 5"):
         sft(tmp_path / "run", "--max_steps", 9)

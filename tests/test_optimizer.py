@@ -283,9 +283,9 @@ def test_gradients_that_are_never_finite_end_a_run_in_float16_too(pretrain, tmp_
     backward = Training._backward
 
     def broken(training, batch, scale):
-        nats = backward(training, batch, scale)
+        sums = backward(training, batch, scale)
         next(training.model.parameters()).grad.fill_(float("nan"))
-        return nats
+        return sums
 
     monkeypatch.setattr(Training, "_backward", broken)
     with pytest.raises(

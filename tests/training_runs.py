@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import trainer.dpo
 import trainer.pretrain
 import trainer.sft
 from dataset.preparation import PreparationSettings, write_store
@@ -46,21 +47,33 @@ def conversations() -> list[dict]:
     return records
 
 
+def preferences() -> list[dict]:
+    """Questions about the sentences with the right place and a wrong one."""
+    records = []
+    for number, chat in enumerate(conversations()):
+        *prompt, answer = chat["conversations"]
+        wrong = f"In the {PLACES[(number + 1) % 4]}, {'so ' * (number % 3)}to say."
+        records.append({"prompt": prompt, "chosen": [answer], "rejected": [answer | {"content": wrong}]})
+    return records
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """A folder with tokenizer/, the stores pretrain/ and sft/, and stores of other tokenizers.
+    """A folder with tokenizer/, the stores pretrain/, sft/ and dpo/, and stores of other tokenizers.
 
     other/ are texts under one of other texts, twice/ conversations whose questions stand twice.
     """
     folder = tmp_path_factory.mktemp("data")
     (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in sentences()))
     (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, conversations())))
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, preferences())))
     train_tokenizer(sentences(), 290).save(folder / "tokenizer")
     train_tokenizer(sentences(), 280).save(folder / "other_tokenizer")
     train_tokenizer(sentences(), 290, prompt_copies=2).save(folder / "twice_tokenizer")
     for kind, source, tokenizer, name in [
         ("pretrain", "text.jsonl", "tokenizer", "pretrain"),
         ("sft", "chat.jsonl", "tokenizer", "sft"),
+        ("preference", "pairs.jsonl", "tokenizer", "dpo"),
         ("pretrain", "text.jsonl", "other_tokenizer", "other"),
         ("sft", "chat.jsonl", "twice_tokenizer", "twice"),
     ]:
@@ -103,6 +116,17 @@ def sft(run_trainer, data, init):
 
     def call(out: Path, *flags: object) -> None:
         run_trainer("sft", *line({"--data": data / "sft", "--init": init, "--out": out} | SHORT, *flags))
+
+    return call
+
+
+@pytest.fixture
+def dpo(run_trainer, data, init):
+    """Tune on the pairs, from the model of `init`, whose answers are far from either side of them."""
+
+    def call(out: Path, *flags: object) -> None:
+        places = {"--data": data / "dpo", "--init": init, "--out": out, "--optimizer.learning_rate": 1e-3}
+        run_trainer("dpo", *line(places | SHORT | {"--max_seq_len": 320}, *flags))
 
     return call
 

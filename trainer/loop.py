@@ -1,7 +1,7 @@
 """The training loop, one for pretraining and SFT.
 
-The loss of an optimizer step is the sum of nats over all its targets (all micro-batches, all processes)
-divided by their number, so the same rows give the same update however they are spread.
+The loss of an optimizer step is the sum of nats over all its terms, targets or pairs of answers (of all
+micro-batches and processes), divided by their number, so the same rows give the same update however spread.
 """
 
 import math
@@ -100,9 +100,9 @@ class Training:
         """Take an optimizer step with `batch`, the rows of this process; return the norm of the gradient."""
         progress, world = self.progress, self.device.world
 
-        # The loss is divided by all targets of the step, on all processes: a mean of the means of rows or of
+        # The loss is divided by all terms of the step, on all processes: a mean of the means of rows or of
         # micro-batches would weigh the targets of short answers more. So they are counted beforehand.
-        targets, tokens, flops = self.setup.count(batch)
+        terms, targets, tokens, flops = self.setup.count(batch)
         if not targets:
             raise UserError(f"no target in the step from row {progress.row} of epoch {progress.epoch} on")
         progress.consume(batch, self.setup.rows_per_step, tokens, targets, flops)
@@ -112,26 +112,25 @@ class Training:
 
         # DDP takes the mean over processes; times `world` it is a sum. In float16 the loss is scaled besides,
         # and the gradients are scaled back before they are clipped.
-        nats = self._backward(batch, scale=world / targets * progress.loss_scale)
-        (nats,) = self.device.summed(nats)
+        sums = self.device.summed(*self._backward(batch, scale=world / terms * progress.loss_scale))
         gradient_norm = self.optimizers.clip(progress.loss_scale)
 
         # A gradient that is not finite would spoil every weight, so its step is skipped.
-        is_finite = math.isfinite(nats) and math.isfinite(gradient_norm)
+        is_finite = math.isfinite(sums[0]) and math.isfinite(gradient_norm)
         if is_finite:
             self.optimizers.step(self.setup.multiplier(progress.step - 1))
         self.optimizers.zero_grad()
-        self._conclude(batch, nats, targets, is_finite)
+        self._conclude(batch, sums, terms, is_finite)
         return gradient_norm
 
-    def _conclude(self, batch: Batch, nats: float, targets: int, is_finite: bool) -> None:
+    def _conclude(self, batch: Batch, sums: list[float], terms: int, is_finite: bool) -> None:
         """Count a step that was taken, or skipped as its loss or gradient was not finite; give up after many.
 
         In float16 a skipped step with a finite loss is usual: the loss scale was too large and is halved.
         """
         progress = self.progress
-        is_overflow = not is_finite and math.isfinite(nats) and progress.loss_scale > 1
-        progress.conclude(nats if is_finite or is_overflow else None, targets, not is_finite)
+        is_overflow = not is_finite and math.isfinite(sums[0]) and progress.loss_scale > 1
+        progress.conclude(sums if is_finite or is_overflow else None, terms, not is_finite)
         if self.device.dtype == torch.float16:
             progress.adapt_scale(is_finite)
         if not is_finite:
@@ -139,8 +138,8 @@ class Training:
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             self.saves.give_up(batch, progress)
 
-    def _backward(self, batch: Batch, scale: float) -> float:
-        """Run all micro-batches and return their nats; only the last one sums gradients over processes."""
+    def _backward(self, batch: Batch, scale: float) -> list[float]:
+        """Run all micro-batches; return sums, nats first. Only the last one sums gradients over processes."""
         device, total = self.device.accelerator.device, 0.0
         parts = zip(
             *(tensor.chunk(self.settings.gradient_accumulation) for tensor in batch.tensors), strict=True
@@ -149,10 +148,10 @@ class Training:
         for rows in micro_batches:
             is_last = rows is micro_batches[-1]
             with nullcontext() if is_last else self.device.without_exchange(self.model):
-                nats = self.model(rows.ids, rows.layout, rows.labels)
-                self.device.accelerator.backward(nats * scale)
-            total += nats.detach()
-        return float(total)
+                sums = self.setup.objective(self.model, rows)
+                self.device.accelerator.backward(sums[0] * scale)
+            total += sums.detach()
+        return total.tolist()
 
     def _settle_buckets(self, batch: Batch) -> None:
         """Run a backward pass without effect, after which DDP groups the gradients into its final buckets.

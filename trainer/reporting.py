@@ -14,6 +14,7 @@ from model.files import own
 from trainer.balance import Balance
 from trainer.device import MEGABYTE, Device, peak_flops, peak_megabytes
 from trainer.loss_picture import LossPicture
+from trainer.objective import rewards_in_short, rewards_of
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
 from trainer.settings import FRESH, TrainSettings, flatten, to_plain
 from trainer.training_state import Progress
@@ -114,11 +115,12 @@ class Reporter:
             "targets": progress.targets,
             **rates,
             **self._balance.figures(),
+            **rewards_of(progress.sums_since_log, targets),
             "seconds_left": self._seconds_left,
             "model_flop_utilisation": flops / peak_flops(device, self._device.dtype),
             "memory_megabytes": peak_megabytes(device),
         }
-        progress.nats_since_log, progress.targets_since_log = 0.0, 0
+        progress.clear_log()
         self._record(record, in_short(record))
         if self._speaks:
             self._picture.draw(at_once=False)
@@ -154,11 +156,13 @@ class Reporter:
             self.say(f"sample     {in_one_line(sample)}")
         for name, likelihood in results.items():
             numbers = {"nats_per_token": likelihood.nats_per_token, "bits_per_byte": likelihood.bits_per_byte}
+            rewards = rewards_of(likelihood.others, likelihood.targets)
             in_bytes = (
                 "" if likelihood.bits_per_byte is None else f" {likelihood.bits_per_byte:.4f} bits/byte"
             )
-            line = f"validation {name} {likelihood.nats_per_token:.4f} nats/token{in_bytes}"
-            self._record({"step": step, "validation": name} | numbers, line)
+            unit = "pair" + rewards_in_short(rewards) if rewards else "token"
+            line = f"validation {name} {likelihood.nats_per_token:.4f} nats/{unit}{in_bytes}"
+            self._record({"step": step, "validation": name} | numbers | rewards, line)
         if self._speaks:
             self._picture.draw(at_once=False)
 
@@ -254,7 +258,7 @@ def in_short(record: dict[str, Any]) -> str:
     rates = "/".join(_rounded(record[f"{name}_per_second"]) for name in ("tokens", "targets"))
     left = "?" if record["seconds_left"] is None else about(record["seconds_left"])
     return (
-        f"loss {loss} lr {record['learning_rate']:.1e} norm {norm} {rates} tok/s "
+        f"loss {loss}{rewards_in_short(record)} lr {record['learning_rate']:.1e} norm {norm} {rates} tok/s "
         f"wait {record['waiting_share']:.0%} peak {record['model_flop_utilisation']:.0%} "
         f"{_rounded(record['memory_megabytes'] * MEGABYTE)}B {left} left"
     ).replace("e-0", "e-")

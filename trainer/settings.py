@@ -14,6 +14,7 @@ from trainer.model_settings import WEIGHTLESS, ModelSettings
 FRESH = "fresh"
 """What --init says instead of a model directory."""
 LENGTHS = ("max_steps", "epochs", "max_tokens")
+MAY_BE_ZERO = ("samples", "label_smoothing")
 MOST = 10**15  # of anything counted, so that products of a few stay numbers
 
 
@@ -190,8 +191,8 @@ class TrainSettings(RowSettings):
         for name, value in vars(self).items():
             if type(value) not in (int, float) or name == "seed":
                 continue
-            if value < 0 or value == 0 and name != "samples":
-                least = "0 or more" if name == "samples" else "more than 0"
+            if value < 0 or value == 0 and name not in MAY_BE_ZERO:
+                least = "0 or more" if name in MAY_BE_ZERO else "more than 0"
                 raise UserError(f"--{name}: expected {least}, got {value}")
             if value > MOST:
                 raise UserError(f"--{name}: expected at most {MOST:,}, got more")
@@ -221,6 +222,26 @@ class SftSettings(TrainSettings):
     """which prompt tokens see later ones; default: causal, or that of --init"""
     supervise: Literal["answers", "last", "all"] | None = None
     """tokens that carry loss: answers, the last one, or all (causal only); default: the answers that may"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoSettings(SftSettings):
+    """Preference tuning of a saved model, on pairs of answers."""
+
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-6)
+    supervise: Literal["answers", "last"] | None = None
+    """answers of a side that are compared, from where the sides part on: all, or the last one"""
+    beta: float = 0.1
+    """how much a reward counts: lower values let the model go farther from --init"""
+    label_smoothing: float = 0.0
+    """share of the pairs that are taken to be the wrong way round, below 0.5"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init == FRESH:
+            raise UserError("--init: expected a model directory, got fresh; rewards are relative to it")
+        if self.label_smoothing >= 0.5:
+            raise UserError(f"--label_smoothing: expected less than 0.5, got {self.label_smoothing}")
 
 
 def to_plain(settings: TrainSettings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from model.errors import UserError
 from model.weights import weights_digest
 from trainer.device import Device, find_device
 from trainer.inputs import Inputs, make_inputs, make_start
+from trainer.objective import Objective, objective_of
 from trainer.optimizer import Optimizers, count_steps, first_scale, multiplier
 from trainer.placement import Compilation, model_flops, place
 from trainer.reporting import Reporter
@@ -35,6 +36,7 @@ class Setup:
     """of an epoch, as `BatchStream.describe` has them"""
     rows_per_step: int
     total_steps: int
+    objective: Objective
     model: nn.Module
     """the model of the inputs, as it runs on all processes"""
     compilation: Compilation
@@ -48,13 +50,14 @@ class Setup:
         """Return the factor on the peak learning rate for the update that follows `step` finished ones."""
         return multiplier(step, self.total_steps, self.inputs.settings.schedule)
 
-    def count(self, batch: Batch) -> tuple[int, int, float]:
-        """Return the targets, the real tokens and the operations of a step, of all processes."""
+    def count(self, batch: Batch) -> tuple[int, int, int, float]:
+        """Return the terms of the loss, targets, real tokens and operations of a step, of all processes."""
         start = self.inputs.start
         num_factors = start.adapter.num_parameters if start.adapter else 0
         flops = model_flops(start.model.config, batch, num_factors)
-        targets, tokens, flops = self.device.summed(batch.num_targets, batch.num_real, flops)
-        return int(targets), int(tokens), flops
+        counts = (self.objective.count(batch), batch.num_targets, batch.num_real, flops)
+        *counts, flops = self.device.summed(*counts)
+        return *map(int, counts), flops
 
     def introduce(self, progress: Progress) -> None:
         """Say what is about to happen."""
@@ -91,6 +94,7 @@ def set_up(inputs: Inputs, device: Device, given: TrainSettings) -> Setup:
     beginning = Progress(
         processes=device.world, loss_scale=first_scale(device.dtype), ledger=Ledger(weights_digest(model))
     )
+    objective = objective_of(model, settings, device)
     most_tokens = total_steps * rows_per_step * settings.max_seq_len
     placed, compilation = place(model, settings, device, most_tokens, was_compiled(settings.out))
     optimizers = Optimizers(model, settings.optimizer, device.dtype, device.summed)
@@ -108,11 +112,12 @@ def set_up(inputs: Inputs, device: Device, given: TrainSettings) -> Setup:
         figures,
         rows_per_step,
         total_steps,
+        objective,
         placed,
         compilation,
         optimizers,
         Saves(inputs, device, optimizers, facts),
         Reporter(settings, device, total_steps, compilation.is_on, optimizers.balance),
-        Validation(inputs, device),
+        Validation(inputs, device, objective),
         beginning,
     )

@@ -25,13 +25,14 @@ def describe_inputs(
 ) -> list[str]:
     """Return the lines that say what is about to be trained on what; `figures` describe an epoch."""
     settings, start, config = inputs.settings, inputs.start, inputs.start.model.config
+    noun = inputs.stream.documents.noun
     lost = {
         "documents left out": figures["documents_left_out"],
         "documents shortened": figures["documents_shortened"],
         "rows without target": figures["rows_without_target"],
     }
     return [
-        f"data       {figures['documents']:,} documents, {figures['tokens']:,} tokens in "
+        f"data       {figures['documents']:,} {noun}, {figures['tokens']:,} tokens in "
         f"{figures['rows']:,} rows of {settings.max_seq_len}",
         f"           {figures['real_share']:.1%} real, {figures['target_share']:.1%} with loss",
         "           " + ", ".join(f"{name} {count:,}" for name, count in lost.items()),

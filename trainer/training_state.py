@@ -10,8 +10,9 @@ JSON and safetensors alone: going on in a directory from a stranger runs nothing
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,9 @@ class Progress:
     """that began the training"""
     nats_since_log: float = 0.0
     targets_since_log: int = 0
+    """terms of the loss, which are targets, or pairs of answers"""
+    sums_since_log: list[float] = field(default_factory=list)
+    """what else is told of that many terms"""
     ledger: Ledger = Ledger()
 
     def consume(self, batch: Batch, rows: int, tokens: int, targets: int, flops: float) -> None:
@@ -91,17 +95,27 @@ class Progress:
         self.tokens, self.targets = self.tokens + tokens, self.targets + targets
         self.ledger = self.ledger.then(batch, flops)
 
-    def conclude(self, nats: float | None, targets: int, is_skipped: bool) -> None:
-        """Count how it went; `nats` is None where it failed, and its update was skipped for it."""
+    def conclude(self, sums: list[float] | None, terms: int, is_skipped: bool) -> None:
+        """Count how it went; `sums`, nats first, are None where it failed and no update was made."""
         self.skipped_steps += is_skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if nats is None else 0
-        if nats is not None:
-            self.nats_since_log += nats
-            self.targets_since_log += targets
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if sums is None else 0
+        if sums is not None:
+            self.nats_since_log += sums[0]
+            self.targets_since_log += terms
+            self.sums_since_log = added(self.sums_since_log, sums[1:])
+
+    def clear_log(self) -> None:
+        """Begin with what the next line of the log tells."""
+        self.nats_since_log, self.targets_since_log, self.sums_since_log = 0.0, 0, []
 
     def adapt_scale(self, is_finite: bool) -> None:
         """Move the loss scale of float16 after a step."""
         self.loss_scale, self.steps_at_scale = next_scale(self.loss_scale, self.steps_at_scale, is_finite)
+
+
+def added(sums: list[float], others: list[float]) -> list[float]:
+    """Return the sums of two lists, number by number; an empty one counts as zeros."""
+    return [one + other for one, other in zip_longest(sums, others, fillvalue=0.0)]
 
 
 def save_shared_state(folder: Path, progress: Progress, facts: dict[str, Any]) -> None:
@@ -112,10 +126,11 @@ def save_shared_state(folder: Path, progress: Progress, facts: dict[str, Any]) -
 
 def read_progress(values: dict[str, Any]) -> Progress:
     """Return the progress that `progress.json` tells of; raises `ValueError` where it is damaged."""
-    form = {each.name: each.type for each in fields(Progress) if each.name != "ledger"}
-    told = read_as(form | {"ledger?": Ledger}, values, "progress.json")
-    ledger = told.get("ledger") or Ledger()  # an earlier version kept none
-    progress = Progress(**{name: told[name] for name in form}, ledger=ledger)
+    later = {"ledger?": Ledger, "sums_since_log?": list[float]}  # an earlier version kept neither
+    form = {each.name: each.type for each in fields(Progress) if f"{each.name}?" not in later}
+    told = read_as(form | later, values, "progress.json")
+    ledger, sums = told.get("ledger") or Ledger(), told.get("sums_since_log") or []
+    progress = Progress(**{name: told[name] for name in form}, sums_since_log=sums, ledger=ledger)
     if progress.loss_scale < 1 or min(progress.seconds, progress.nats_since_log, ledger.flops) < 0:
         raise ValueError("progress.json: expected a loss_scale of 1 or more, and no number below 0")
     return progress

@@ -27,8 +27,10 @@ from model.sampling import Sampling
 from model.transformer import LanguageModel
 from trainer.device import Device
 from trainer.inputs import Inputs
+from trainer.objective import NATS, Objective
 from trainer.placement import whole_model
 from trainer.settings import TrainSettings
+from trainer.training_state import added
 
 MOST_CHARACTERS = 32
 """of the beginning of a text that is continued"""
@@ -45,6 +47,8 @@ class Likelihood:
     targets: int
     text_bytes: int
     """bytes of text that the targets stand for, as `TextBytes` counts them"""
+    others: tuple[float, ...] = ()
+    """of pairs of answers, which take the place of targets: what else is summed over them"""
 
     @property
     def nats_per_token(self) -> float:
@@ -114,30 +118,31 @@ def _written(tokenizer: Tokenizer) -> list[str]:
 def measure(
     model: LanguageModel,
     batches: Iterable[Batch],
-    text_bytes: TextBytes,
+    text_bytes: TextBytes | None,
     summed: Callable[..., list[float]] = lambda *numbers: list(numbers),
+    objective: Objective = NATS,
 ) -> Likelihood:
     """Return the likelihood of all targets of `batches`; `summed` adds up numbers over processes."""
-    nats, targets, num_bytes = 0.0, 0, 0
+    sums, targets, num_bytes = [0.0], 0, 0
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     for batch in batches:
-        targets += batch.num_targets
-        num_bytes += text_bytes.count(batch)
-        batch = batch.to(device)
-        nats += float(model(batch.ids, batch.layout, batch.labels))
+        targets += objective.count(batch)
+        num_bytes += text_bytes.count(batch) if text_bytes else 0
+        sums = added(sums, objective(model, batch.to(device)).tolist())
     model.train(was_training)
-    nats, targets, num_bytes = summed(nats, targets, num_bytes)
-    return Likelihood(nats, int(targets), int(num_bytes))
+    targets, num_bytes, nats, *others = summed(targets, num_bytes, *sums)
+    return Likelihood(nats, int(targets), int(num_bytes), tuple(others))
 
 
 class Validation:
     """What is measured of a model at intervals: its loss on every validation store, and what it says."""
 
-    def __init__(self, inputs: Inputs, device: Device) -> None:
+    def __init__(self, inputs: Inputs, device: Device, objective: Objective = NATS) -> None:
         """Prepare the counting of bytes, and what is asked; raises what `sample_prompts` does."""
         self._inputs, self._device, start = inputs, device, inputs.start
-        self._text_bytes = TextBytes(inputs.stream.documents.tokenizer) if inputs.validation else None
+        self._objective, is_counted = objective, objective.is_of_text and inputs.validation
+        self._text_bytes = TextBytes(inputs.stream.documents.tokenizer) if is_counted else None
         streams = [*inputs.validation.values()] or [inputs.stream]
         stores = [store for stream in streams for store in stream.documents.stores]
         longest = start.model.config.max_position_embeddings
@@ -147,10 +152,10 @@ class Validation:
         """Return the likelihood of each store, and on the main process the samples."""
         inputs, accelerator = self._inputs, self._device.accelerator
         rank, world = accelerator.process_index, accelerator.num_processes
-        results = {}
+        results, summed = {}, self._device.summed
         for name, stream in inputs.validation.items():
             batches = stream.batches(0, 0, inputs.settings.batch_size * world, rank, world)
-            results[name] = measure(inputs.start.model, batches, self._text_bytes, self._device.summed)
+            results[name] = measure(inputs.start.model, batches, self._text_bytes, summed, self._objective)
         model = whole_model(inputs.start.model)
         if not accelerator.is_main_process:
             return results, []

@@ -1,0 +1,71 @@
+"""A record of preference data as two conversations, which end with the good and the bad answer to one prompt.
+
+In which keys they stand is `dataset/formats.py`'s.
+"""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from dataset.chat_form import Message
+from dataset.formats import SPEAKER, QuestionPosition, ending_with, read_side_of
+from dataset.messages import LeftOutError, RecordError, held_keys, is_absent
+
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+)
+"""keys under which data tell how good either answer is"""
+BAD = ("rejected", "rejected_response")
+
+
+def parse_pair(
+    record: dict[str, Any], question_position: QuestionPosition = "last"
+) -> tuple[list[Message], list[Message]]:
+    """Return the conversations of a pair, the good one first; answers before they part carry no loss.
+
+    Raises `RecordError` with the reason, `LeftOutError` where neither answer is better than the other.
+    """
+    name = next((name for name in BAD if not is_absent(record.get(name))), None)
+    if name is None:
+        raise RecordError("no pair of answers; expected chosen and rejected")
+    record = _with_prompt(record, name)
+    good = ending_with(record, "chosen", question_position)
+    if is_absent(record.get("chosen")):  # the good answer ends the messages
+        bad = [*good[:-1], *read_side_of(record, name)]
+    else:
+        bad = ending_with(record, name, question_position)
+    if good == bad or any(_are_equal(record, *keys) for keys in SCORES):
+        raise LeftOutError("neither answer of a pair is better")
+    return _parted(good, bad)
+
+
+def _with_prompt(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a record of two texts and nothing else with the words that they share as its prompt.
+
+    {"chosen": "The sky is blue.", "rejected": "The sky is green."}     the prompt is `The sky is`
+    """
+    texts = [record.get("chosen"), record[name]]
+    is_bare = {*held_keys(record)} == {"chosen", name} and all(isinstance(text, str) for text in texts)
+    if not is_bare or any(SPEAKER.match(text) for text in texts):
+        return record
+    shared = os.path.commonprefix(texts)
+    end = shared.rfind(" ") + 1  # the words after it differ, which may begin with the same letters
+    if not end:
+        return record
+    return {"prompt": shared[:end].strip(), "chosen": texts[0][end:], name: texts[1][end:]}
+
+
+def _are_equal(record: dict[str, Any], one: str, other: str) -> bool:
+    return not is_absent(record.get(one)) and record[one] == record.get(other)
+
+
+def _parted(good: list[Message], bad: list[Message]) -> tuple[list[Message], list[Message]]:
+    """Return both sides, without loss where they are the same; raises `RecordError` unless answers differ."""
+    place = next((n for n, (one, other) in enumerate(zip(good, bad, strict=False)) if one != other), None)
+    if place is None or good[place].role != "assistant" or bad[place].role != "assistant":
+        raise RecordError("chosen and rejected do not answer the same prompt")
+    earlier = [replace(each, is_trained=each.role != "assistant") for each in good[:place]]
+    return earlier + good[place:], earlier + bad[place:]

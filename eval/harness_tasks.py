@@ -5,8 +5,9 @@ results = run_tasks(open_model("out/sft"), EvaluationSettings(model="out/sft", t
 
 import json
 import random
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,15 @@ def run_tasks(
         check_free(settings.out, settings.overwrite)
     loaded = load_tasks(settings, tell)
     model = SightlineLM(served, settings.batch_size, report)
-    found = lm_eval.evaluate(
-        lm=model,
-        task_dict=loaded,
-        limit=settings.limit,
-        apply_chat_template=settings.apply_chat_template,
-        fewshot_as_multiturn=settings.apply_chat_template,
-        log_samples=bool(settings.out),
-    )
+    with redirect_stdout(sys.stderr):  # which gets what the harness says
+        found = lm_eval.evaluate(
+            lm=model,
+            task_dict=loaded,
+            limit=settings.limit,
+            apply_chat_template=settings.apply_chat_template,
+            fewshot_as_multiturn=settings.apply_chat_template,
+            log_samples=bool(settings.out),
+        )
     if model.cut:
         tell(f"requests longer than {model.max_length} tokens, which lost their beginning: {model.cut:,}")
     return found

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install -r requirements-optional.txt")
 
+import lm_eval
 from lm_eval import evaluator, simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -175,8 +176,10 @@ def run_command(monkeypatch, capsys, *flags: Any) -> str:
 def test_the_command_tells_metrics_and_keeps_samples(exported, tasks, tmp_path, monkeypatch, capsys):
     flags = ["--model", exported[0].path, "--include_path", tasks, "--limit", 2, "--out", tmp_path / "out"]
     flags += ["--tasks", "peru_choice,peru_free"]
+    evaluate = lm_eval.evaluate
+    monkeypatch.setattr(lm_eval, "evaluate", lambda **given: print("what it says") or evaluate(**given))
     text = run_command(monkeypatch, capsys, *flags)
-    assert "peru_choice acc " in text and "peru_free exact_match" in text
+    assert "peru_choice acc " in text and "peru_free exact_match" in text and "what it says" not in text
     kept = json.loads((tmp_path / "out/tasks.json").read_text())
     assert kept["prompt_mask"] == exported[0].prompt_mask and kept["settings"]["limit"] == 2
     assert kept["results"]["peru_choice"]["acc,none"] in (0, 0.5, 1)

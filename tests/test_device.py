@@ -95,6 +95,19 @@ def test_wandb_is_offline_unless_a_login_left_its_key(monkeypatch, tmp_path, wri
     assert os.environ.get("WANDB_MODE") == ("offline" if is_offline else None)
 
 
+@pytest.mark.parametrize("is_logged_in", [False, True])
+def test_swanlab_is_offline_unless_a_login_left_its_key(monkeypatch, tmp_path, is_logged_in):
+    for name in ("SWANLAB_API_KEY", "SWANLAB_MODE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(device, "get_available_trackers", lambda: ["swanlab"])
+    monkeypatch.setenv("SWANLAB_SAVE_DIR", str(tmp_path))
+    if is_logged_in:
+        (tmp_path / ".netrc").write_text("machine api.swanlab.cn login user password key")
+    assert device._checked_tracker("swanlab") == "swanlab"
+    assert os.environ.get("SWANLAB_MODE") == (None if is_logged_in else "offline")
+
+
 def test_measuring_the_peak_leaves_random_numbers_alone():
     state = torch.get_rng_state()
     assert peak_flops(torch.device("cpu"), torch.float32) > 1e8

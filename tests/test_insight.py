@@ -42,7 +42,7 @@ from trainer.balance import Balance
 from trainer.device import Device
 from trainer.loss_picture import LossPicture, draw_losses, read_curves, smoothed
 from trainer.placement import compile_layers
-from trainer.reporting import Meter, Reporter, _wandb_id, in_short
+from trainer.reporting import Meter, Reporter, _options, _run_id, in_short
 from trainer.run_dir import METRICS, SAMPLES, RunDirectory
 from trainer.settings import PretrainSettings
 from trainer.summary import busy
@@ -345,7 +345,7 @@ def test_wandb_gets_one_run_for_all_starts_of_a_run_directory(pretrain, tmp_path
 def test_the_name_of_a_run_at_wandb_is_written_through_no_link(tmp_path):
     (tmp_path / "run_id").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="is a link"):
-        _wandb_id(tmp_path / "run_id")
+        _run_id(tmp_path / "run_id")
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -362,6 +362,19 @@ def test_wandb_works_offline_without_a_key(pretrain, data, tmp_path, monkeypatch
         group = record.get("validation", "training")
         for name in {"loss", "gradient_norm", "bits_per_byte"} & record.keys():
             assert f"{group}/{name}".encode() in written and json.dumps(record[name]).encode() in written
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "swanlab", "trackio"])
+def test_a_training_that_goes_on_is_the_same_run_at_a_tracker_and_another_one_is_not(tracker, tmp_path):
+    def told(folder: Path) -> dict[str, str]:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = PretrainSettings(data=("a",), out=str(folder), max_steps=1, tracker=tracker)
+        return _options(settings)[tracker]
+
+    first, again, other = (told(tmp_path / place / "run") for place in ("a", "a", "b"))
+    assert first == again and first["resume"] == "allow" and first["name"].startswith("run")
+    key = "name" if tracker == "trackio" else "id"
+    assert first[key] != other[key]
 
 
 class Notebook(GeneralTracker):

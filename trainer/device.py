@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -208,7 +209,7 @@ def _describe(accelerator: Accelerator, precision: Precision) -> str:
 
 
 def _checked_tracker(name: str) -> str | None:
-    """Return the tracker for accelerate; wandb works offline where there is no key: it raises otherwise."""
+    """Return the tracker for accelerate; one that would ask for a key works offline where there is none."""
     if name == "none":
         return None
     if name not in LOGGER_TYPE_TO_CLASS:
@@ -217,6 +218,8 @@ def _checked_tracker(name: str) -> str | None:
         raise UserError(f"--tracker {name} is not installed; install it with pip, or use --tracker none")
     if name == "wandb" and not (os.environ.get("WANDB_API_KEY") or _is_logged_in_to_wandb()):
         os.environ.setdefault("WANDB_MODE", "offline")
+    if name == "swanlab" and not (os.environ.get("SWANLAB_API_KEY") or _is_logged_in_to_swanlab()):
+        os.environ.setdefault("SWANLAB_MODE", "offline")
     return name
 
 
@@ -225,6 +228,12 @@ def _is_logged_in_to_wandb() -> bool:
     from requests.utils import get_netrc_auth  # which wandb brings
 
     return get_netrc_auth(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")) is not None
+
+
+def _is_logged_in_to_swanlab() -> bool:
+    """Say whether `swanlab login` has left a key where swanlab looks for it."""
+    at_home = os.environ.get("SWANLAB_SAVE_DIR") or Path.home() / ".swanlab"
+    return any((Path(folder) / ".netrc").is_file() for folder in (".swanlab", at_home))
 
 
 @functools.cache

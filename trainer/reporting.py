@@ -50,16 +50,14 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         """Open the trackers."""
-        values, wandb = flatten(to_plain(self._settings)), {}
+        values = flatten(to_plain(self._settings))
         if self._settings.tracker != "wandb":  # most others take only text for what is no number
             values = {key: str(value) for key, value in values.items()}
-        elif self._speaks:
-            wandb = {"dir": self._settings.out, "name": Path(self._settings.out).name}
-            wandb |= {"id": _wandb_id(Path(self._settings.out) / "wandb/run_id"), "resume": "allow"}
+        options = _options(self._settings) if self._speaks else {}
         if self._settings.tracker == "tensorboard":
             self.say(f"tracker    tensorboard --logdir {printable(str(self._run_dir.path / PROJECT))}")
         try:
-            self._accelerator.init_trackers(PROJECT, config=values, init_kwargs={"wandb": wandb})
+            self._accelerator.init_trackers(PROJECT, config=values, init_kwargs=options)
         except Exception as error:  # every tracker raises errors of its own
             raise UserError(f"--tracker {self._settings.tracker} cannot be used: {error}") from error
         return self
@@ -183,8 +181,23 @@ class Reporter:
         self.say(f"step {step:>{len(str(self._total_steps))}}/{self._total_steps} {line}")
 
 
-def _wandb_id(file: Path) -> str:
-    """Return the name of a run at wandb, which it keeps when it is continued."""
+def _options(settings: TrainSettings) -> dict[str, dict[str, str]]:
+    """Return what some trackers are told: the name and place of a run, and that it may go on."""
+    out, tracker = Path(settings.out), settings.tracker
+    if tracker not in ("wandb", "swanlab", "trackio"):
+        return {}
+    run_id = _run_id(out / tracker / "run_id")
+    named = {"name": out.name, "id": run_id}
+    options = {
+        "wandb": {"dir": settings.out, **named},
+        "swanlab": {"log_dir": str(out / tracker), **named},
+        "trackio": {"name": f"{out.name}-{run_id}"},  # by which alone it knows a run
+    }
+    return {tracker: options[tracker] | {"resume": "allow"}}
+
+
+def _run_id(file: Path) -> str:
+    """Return the name of a run at a tracker, which it keeps when it is continued."""
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         own(file).write_text(secrets.token_hex(4))

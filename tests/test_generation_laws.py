@@ -15,6 +15,7 @@ from model.generator import Generator, Prompt, Request
 from model.masks import Layout, last_visible
 from model.sampling import Sampling
 from model.session import Session
+from model.strategies import CAUSAL
 from tests.conftest import STRATEGIES, WITH_BLOCKS, WITH_PASSAGES, drawn_prompt, tiny_model, windowed
 
 models = st.builds(
@@ -340,3 +341,17 @@ def test_scores_in_batches_are_the_log_probabilities_of_the_full_forward(data, m
 def full_scores(model, prompt: Prompt, ids: list[int]) -> torch.Tensor:
     table = full_logits(model, prompt.append(ids)).log_softmax(-1)
     return torch.stack([table[len(prompt.ids) - 1 + n, token] for n, token in enumerate(ids)])
+
+
+@pytest.mark.parametrize(("block", "fed"), [(CAUSAL, 31 + 1 + 1), (0, 3 * 31)])
+def test_what_scored_prompts_begin_with_is_computed_once_where_the_mask_lets_it(block, fed, monkeypatch):
+    generator, parts_fed = Generator(tiny_model(), []), []
+
+    def prefill(cache, prompts: list[Prompt]) -> torch.Tensor:
+        parts_fed.extend(prompts)
+        return Generator.prefill(generator, cache, prompts)
+
+    monkeypatch.setattr(generator, "prefill", prefill)
+    prompts = [Prompt((*range(30), 40 + n), (block,) * 31) for n in range(3)]
+    dict(score_pairs(generator, [(prompt, [5, last]) for prompt in prompts for last in (6, 7)], 2))
+    assert sum(len(part.ids) for part in parts_fed) == fed

@@ -31,9 +31,9 @@ class Pattern(NamedTuple):
         """
         near = key >= 0
         if self.window is not None:
-            near = near & (query - key < self.window)
+            near = near & (key > query - self.window)  # so no numbers are made for all pairs
             if self.both_sides:
-                near = near & (key - query < self.window)
+                near = near & (key < query + self.window)
         if self.chunk is not None:
             near = near & (query // self.chunk == key // self.chunk)
         return near | (key < self.sinks) if self.sinks else near

@@ -3,7 +3,8 @@
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,16 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UserError
-from scripts.bench.measuring import BenchSettings, Figures, PeakMemory, bench
+from scripts.bench.measuring import BenchSettings, Figures, bench
 
 if TYPE_CHECKING:
-    from model.config import ModelConfig
+    from dataset.batches import Batch
+    from model.transformer import LanguageModel
+    from scripts.bench.step_engines import Worker
 
-NAMES = ("step_seconds", "step_megabytes", "mask_seconds", "token_seconds", "answer_megabytes")
-HEADER = ("s/step", "step MB", "masks ms", "of step", "token ms", "answer MB")
+TIMES = ("step_seconds", "mask_seconds", "token_seconds")
+MEMORIES = ("step_megabytes", "cache_megabytes")
+HEADER = ("s/step", "masks ms", "token ms", "step MB", "cache MB", "masks/step")
 FEWEST_TOKENS = 64
 """of rows whose memory is taken from that of longer ones: what any training holds"""
 
@@ -33,9 +37,9 @@ class GrowthBenchSettings(BenchSettings):
     lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)
     """tokens of a row in training, and of a prompt, in this order"""
     rounds: int = 5
-    """steps, and rows whose masks are made, of which medians are taken"""
+    """how often all lengths take their turns, of which medians are taken"""
     new_tokens: int = 64
-    """tokens that are decoded behind a prompt"""
+    """tokens that are decoded behind a prompt in a turn"""
     compile: bool = False
     """whether training is compiled"""
 
@@ -48,6 +52,33 @@ class GrowthBenchSettings(BenchSettings):
             )
 
 
+@dataclass
+class Way:
+    """A length, and what is done on a row of it; a training has a process of its own."""
+
+    length: int
+    worker: "Worker"
+    rows: "Iterator[Batch]"
+    masks: Callable[[], object]
+    token: Callable[[], object]
+    base_megabytes: float
+    """what the training held after a short row"""
+    cache_megabytes: float
+    """keys and values that are held behind a prompt"""
+
+    def turn(self, new_tokens: int) -> dict[str, float]:
+        """Return what a step, its masks and a token take in seconds."""
+        tokens = statistics.median(_seconds(self.token) for _ in range(new_tokens))
+        return dict(
+            zip(TIMES, (self.worker.seconds(next(self.rows)), _seconds(self.masks), tokens), strict=True)
+        )
+
+    def memory(self) -> dict[str, float]:
+        """Return what the training added at the most, and the cache holds."""
+        added = self.worker.megabytes - self.base_megabytes
+        return dict(zip(MEMORIES, (added, self.cache_megabytes), strict=True))
+
+
 def main() -> None:
     """Measure time and memory by the length of a row."""
     bench(GrowthBenchSettings, "Measure how time and memory grow with the length of rows.", _find)
@@ -55,20 +86,71 @@ def main() -> None:
 
 def _find(settings: GrowthBenchSettings, work: Path) -> Figures:
     from model.config import from_preset
+    from model.transformer import LanguageModel
+    from trainer.device import keep_freed_memory
 
-    context = max(settings.lengths) + settings.new_tokens
-    shape = {"vocab_size": settings.vocab_size, "max_position_embeddings": context}
-    config = from_preset(settings.preset, **shape, sliding_window=settings.sliding_window)
-    lines = []
-    for length in settings.lengths:
-        print(f"{length} tokens …", file=sys.stderr)
-        line = {"length": length} | _step(settings, config, length) | _answer(settings, config, length)
-        lines.append(line | {"share": line["mask_seconds"] / line["step_seconds"]})
-    exponents = {name: exponent(settings.lengths, [line[name] for line in lines]) for name in NAMES}
+    keep_freed_memory()  # as trainings do, which make the masks
+    tokens = max(settings.lengths) + (settings.rounds + 1) * settings.new_tokens
+    shape = {"vocab_size": settings.vocab_size, "max_position_embeddings": tokens}
+    model = LanguageModel(from_preset(settings.preset, **shape, sliding_window=settings.sliding_window))
+    with ExitStack() as stack:
+        ways = [_way(settings, model, length, stack) for length in settings.lengths]
+        turns = [[way.turn(settings.new_tokens) for way in ways] for _ in range(settings.rounds)]
+    lines = [
+        {"length": way.length}
+        | {name: statistics.median(turn[n][name] for turn in turns) for name in TIMES}
+        | way.memory()
+        for n, way in enumerate(ways)
+    ]
+    found = _exponents(settings.lengths, turns, lines)
     rows = [(f"{line['length']} tokens", _cells(line)) for line in lines]
-    powers = [f"{power:.2f}" for power in exponents.values()]
-    rows.append(("exponent", [*powers[:3], "", *powers[3:]]))
-    return Figures({"lines": lines, "exponents": exponents}, HEADER, rows)
+    rows.append(("exponent", [f"{power:.2f}" for power, *_ in found.values()]))
+    for n, name in ((1, "  least"), (2, "  most")):
+        rows.append((name, [f"{found[time][n]:.2f}" for time in TIMES]))
+    return Figures({"lines": lines, "exponents": found}, HEADER, rows)
+
+
+def _way(settings: GrowthBenchSettings, model: "LanguageModel", length: int, stack: ExitStack) -> Way:
+    """Begin a training and an answer, so far that nothing is done for the first time any more."""
+    import torch
+
+    from model.generator import Generator
+    from model.prompt import Prompt
+    from scripts.bench.step_engines import Conditions, our_engine, started
+    from scripts.bench.train import full_rows
+
+    print(f"{length} tokens …", file=sys.stderr)
+    conditions = Conditions(model.config, torch.device("cpu"), torch.float32, settings.compile)
+    worker = stack.enter_context(started(our_engine, conditions))
+    worker.seconds(next(full_rows(1, FEWEST_TOKENS, settings.vocab_size)))
+    base, rows = worker.megabytes, full_rows(1, length, settings.vocab_size)
+    worker.seconds(next(rows))
+
+    generator, prompt = Generator(model, stop_ids=()), Prompt((1,) * length, (-1,) * length)
+    cache = model.new_cache(1)
+    generator.prefill(cache, [prompt])
+    generator.decode(cache, [1])
+    held = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values)) / 1e6
+    batch = next(rows)
+    masks = partial(model.model.visibilities, batch.ids, batch.layout)
+    return Way(length, worker, rows, masks, partial(generator.decode, cache, [1]), base, held)
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    began = perf_counter()
+    act()
+    return perf_counter() - began
+
+
+def _exponents(
+    lengths: Sequence[int], turns: list[list[dict[str, float]]], lines: list[dict[str, float]]
+) -> dict[str, tuple[float, ...]]:
+    """Return the exponent of each figure: of times the median, least and most of the turns."""
+    found: dict[str, tuple[float, ...]] = {}
+    for name in TIMES:
+        powers = [exponent(lengths, [each[name] for each in turn]) for turn in turns]
+        found[name] = (statistics.median(powers), min(powers), max(powers))
+    return found | {name: (exponent(lengths, [line[name] for line in lines]),) for name in MEMORIES}
 
 
 def exponent(lengths: Sequence[int], values: Sequence[float]) -> float:
@@ -77,59 +159,13 @@ def exponent(lengths: Sequence[int], values: Sequence[float]) -> float:
     return statistics.linear_regression(*logs).slope
 
 
-def _step(settings: GrowthBenchSettings, config: "ModelConfig", length: int) -> dict[str, float]:
-    """Return what a training step on one row costs, in a process of its own, and the masks in it."""
-    import torch
-
-    from model.transformer import LanguageModel
-    from scripts.bench.step_engines import Conditions, our_engine, started
-    from scripts.bench.train import full_rows
-
-    conditions = Conditions(config, torch.device("cpu"), torch.float32, settings.compile)
-    short, rows = (full_rows(1, tokens, settings.vocab_size) for tokens in (FEWEST_TOKENS, length))
-    with started(our_engine, conditions) as worker:
-        worker.seconds(next(short))
-        base = worker.megabytes
-        worker.seconds(next(rows))  # the first step allocates, and compiles
-        seconds = statistics.median(worker.seconds(next(rows)) for _ in range(settings.rounds))
-        added = worker.megabytes - base
-    batch, body = next(rows), LanguageModel(config).model
-    masks = _median_seconds(settings.rounds, partial(body.visibilities, batch.ids, batch.layout))
-    return {"step_seconds": seconds, "step_megabytes": added, "mask_seconds": masks}
-
-
-def _median_seconds(rounds: int, act: partial) -> float:
-    """Return how long it takes to do something, which is done once before."""
-    seconds = []
-    for _ in range(1 + rounds):
-        began = perf_counter()
-        act()
-        seconds.append(perf_counter() - began)
-    return statistics.median(seconds[1:])
-
-
-def _answer(settings: GrowthBenchSettings, config: "ModelConfig", length: int) -> dict[str, float]:
-    """Return what a token behind a prompt costs, and what prompt and answer add to this process."""
-    from model.generator import Generator
-    from model.prompt import Prompt
-    from model.transformer import LanguageModel
-
-    generator = Generator(LanguageModel(config), stop_ids=())
-    prompt = Prompt((1,) * length, (-1,) * length)
-    with PeakMemory() as memory:
-        cache = generator.model.new_cache(1)
-        generator.prefill(cache, [prompt])
-        seconds = _median_seconds(settings.new_tokens - 1, partial(generator.decode, cache, [1]))
-    return {"token_seconds": seconds, "answer_megabytes": memory.added_bytes / 1e6}
-
-
 def _cells(line: dict[str, Any]) -> tuple[str, ...]:
     """Return what is printed of a record."""
     return (
         f"{line['step_seconds']:.3f}",
-        f"{line['step_megabytes']:,.0f}",
         f"{line['mask_seconds'] * 1000:.1f}",
-        f"{line['share']:.2%}",
         f"{line['token_seconds'] * 1000:.2f}",
-        f"{line['answer_megabytes']:.1f}",
+        f"{line['step_megabytes']:,.0f}",
+        f"{line['cache_megabytes']:.2f}",
+        f"{line['mask_seconds'] / line['step_seconds']:.2%}",
     )

@@ -8,6 +8,7 @@ import torch
 
 from dataset.conversation import renderer_of
 from dataset.tokenizer import Tokenizer
+from model.adapter import tokenizer_folder
 from model.checkpoint import load_checkpoint
 from model.config import DeviceName, Weights
 from model.decoding import Steps
@@ -102,7 +103,7 @@ def open_model(
     """
     place = choose_device(device)
     checkpoint = load_checkpoint(path)
-    tokenizer = Tokenizer.load(path, checkpoint.model.config.vocab_size)
+    tokenizer = Tokenizer.load(tokenizer_folder(path), checkpoint.model.config.vocab_size)
     model, config = checkpoint.model.eval().to(place), checkpoint.model.config
     mask = choose_mask(config.prompt_mask, prompt_mask, allow_mask_mismatch)
     model.set_masks(replace(config, prompt_mask=mask))

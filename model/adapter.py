@@ -30,7 +30,10 @@ DEMANDS: dict[str, Any] = {"peft_type": "LORA", "bias": "none"}
 DEMANDS |= dict.fromkeys(("use_dora", "use_rslora", "use_qalora", "lora_bias"), False)
 DEMANDS |= dict.fromkeys(("modules_to_save", "target_parameters", "trainable_token_indices"))
 DEMANDS |= dict.fromkeys(("layer_replication", "alora_invocation_tokens", "velora_config", "kasa_config"))
+DEMANDS |= dict.fromkeys(("use_bdlora", "arrow_config", "monteclora_config"))
 """kinds of adapters of `peft` that are no plain factors, with the only values that are understood"""
+INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""beginnings of factors that leave the weights beside them as they are; `pissa` and others take from these"""
 
 
 class Factors(NamedTuple):
@@ -75,9 +78,9 @@ class Adapter:
             matrices[name] += delta
 
     def _alpha(self, module: str) -> float:
-        """Return what stands for a module, by the end of its name, or for all."""
+        """Return what stands for a module, by a pattern of the end of its name as in `peft`, or for all."""
         for end, alpha in (self.values.get("alpha_pattern") or {}).items():
-            if f".{module}".endswith(f".{end}"):
+            if re.match(rf"(.*\.)?({end})$", module):
                 return alpha
         return self.values["lora_alpha"]
 
@@ -97,10 +100,20 @@ def read_adapter(folder: Path) -> Adapter:
     for key, demanded in DEMANDS.items():
         if values.get(key, demanded) not in (demanded, None):
             raise UserError(f"{source}: {key} {brief(values[key])} is not supported; expected {demanded}")
+    if (begun := values.get("init_lora_weights")) not in INITS:
+        raise UserError(
+            f"{source}: init_lora_weights {brief(begun)} is not supported, as it changes the weights beside; "
+            "save the adapter by peft with path_initial_model_for_weight_conversion"
+        )
     patterns = values.get("alpha_pattern") or {}
     alphas = [values.get("lora_alpha"), *(patterns.values() if isinstance(patterns, dict) else [None])]
     if not all(type(alpha) in (int, float) and 0 < alpha < 1e6 for alpha in alphas):
         raise UserError(f"{source}: expected a number above 0 as each lora_alpha, got {brief(alphas)}")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{source}: alpha_pattern {brief(pattern)} is no pattern ({error})") from None
     return Adapter(_read_factors(folder), values)
 
 
@@ -112,6 +125,14 @@ def base_of(adapter: Adapter, source: Path) -> Path:
     if is_adapter(Path(base)):
         raise UserError(f"{source} adapts {base}, an adapter itself; expected whole weights; {advice}")
     return Path(base)
+
+
+def tokenizer_folder(path: str | Path) -> Path:
+    """Return where the tokenizer of a model directory lies: there, or with the base of an adapter."""
+    path = Path(path)
+    if is_adapter(path) and not (path / "tokenizer.json").is_file():
+        return base_of(read_adapter(path), path)
+    return path
 
 
 def _read_factors(folder: Path) -> dict[str, Factors]:

@@ -114,10 +114,11 @@ def draw_masks(runs: Sequence["Evaluated"], settings: CompareSettings, width: in
     from eval.comparison import shortest_question
     from eval.looks import look_at
     from eval.plots import draw_masks, save_attention, save_masks
+    from model.adapter import tokenizer_folder
 
     try:
         question = shortest_question(runs[0].predictions)
-        if len({Tokenizer.load(each.model).fingerprint for each in runs}) > 1:
+        if len({Tokenizer.load(tokenizer_folder(each.model)).fingerprint for each in runs}) > 1:
             raise UserError("the models have different tokenizers")
         looks = {each.label: look_at(each, question, settings.device) for each in runs}
     except UserError as error:

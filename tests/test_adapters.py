@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from training_runs import SHORT, data, fresh, init, line, losses, metrics, run_trainer, sft
 from transformers import AutoModelForCausalLM
@@ -71,6 +71,31 @@ def test_an_adapter_has_the_same_logits_while_it_trains_merged_and_in_peft(famil
         in_peft = PeftModel.from_pretrained(theirs, tmp_path / "adapter").double().eval()
         with torch.no_grad():
             torch.testing.assert_close(in_peft(ids).logits, model(ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pattern", [r"layers\.1\.self_attn\.q_proj", "(q|down)_proj", "proj"])
+def test_patterns_of_peft_count_adapters_as_it_does(pattern, tmp_path):
+    adapted(tmp_path / "base", LoraSettings(rank=1))
+    export_checkpoint(tmp_path / "base", tmp_path / "exported")
+    config = LoraConfig(
+        r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], alpha_pattern={pattern: 60}
+    )
+    trained = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "exported"), config)
+    for name, parameter in trained.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    trained.save_pretrained(tmp_path / "adapter")
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        ours, theirs = load_checkpoint(tmp_path / "adapter").model(ids), trained.eval()(ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for file in (tmp_path / "run").glob("tokenizer*"):
+        file.unlink()
+    assert open_model(tmp_path / "run").tokenizer.fingerprint == open_model(run).tokenizer.fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +182,8 @@ def configure(folder: Path, **values) -> None:
     [
         ({"use_dora": True}, "use_dora True is not supported; expected False"),
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported; expected LORA"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' is not supported, as it changes the wei"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern '\(' is no pattern"),
         ({"lora_alpha": "x"}, "expected a number above 0 as each lora_alpha"),
         ({"alpha_pattern": 3}, "expected a number above 0 as each lora_alpha"),
     ],

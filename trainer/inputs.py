@@ -13,6 +13,7 @@ from dataset.batches import BatchStream
 from dataset.documents import documents_of
 from dataset.token_store import TokenStore
 from dataset.tokenizer import Tokenizer
+from model.adapter import tokenizer_folder
 from model.architectures import model_of
 from model.checkpoint import TRAINED_ON, load_checkpoint
 from model.config import WITH_ENCODER
@@ -138,7 +139,7 @@ def start_from(
     """
     checkpoint = load_checkpoint(path)
     room = checkpoint.model.config.vocab_size
-    own = Tokenizer.load(path, room)
+    own = Tokenizer.load(tokenizer_folder(path), room)
     is_same = own.fingerprint == tokenizer.fingerprint
     if not is_same and checkpoint.trained_on == TRAINED_ON["pretrain"]:  # no text holds a prompt
         is_same = own.text_fingerprint == tokenizer.text_fingerprint

@@ -98,16 +98,17 @@ class BatchStream:
     def describe(self, rows_per_step: int = 1) -> dict[str, Any]:
         """Return the figures of the first epoch that a training prints at its start."""
         plan = self.plan(0)
-        positions = sum(
-            self._row_length(plan, first, rows_per_step) * min(rows_per_step, len(plan) - first)
-            for first in range(0, len(plan), rows_per_step)
-        )
-        return self.documents.figures(plan, positions)
+        if self.settings.packing != "none":
+            return self.documents.figures(plan, len(plan) * self.settings.max_seq_len)
+        longest = np.maximum.reduceat(plan.row_tokens, range(0, len(plan), rows_per_step))
+        missing = -len(plan) % rows_per_step * int(longest[-1])  # rows of the last step
+        return self.documents.figures(plan, int(longest.sum()) * rows_per_step - missing)
 
     def _row_length(self, plan: RowPlan, first: int, rows_per_step: int) -> int:
         if self.settings.packing != "none":
             return self.settings.max_seq_len
-        return int(plan.row_tokens[first : first + rows_per_step].max())
+        rows = (plan[row] for row in range(first, min(first + rows_per_step, len(plan))))
+        return max(int((row[:, 2] - row[:, 1]).sum()) for row in rows)
 
 
 def collate(rows: Sequence[Sequence[Piece]], length: int, pad_id: int) -> Batch:

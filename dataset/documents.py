@@ -48,14 +48,14 @@ class Documents:
     """The documents of stores, one after the other; the two kinds say what becomes of them."""
 
     lengths: np.ndarray
-    """(D,) int64 tokens as they enter rows; 0 = left out"""
+    """(D,) int32 tokens as they enter rows; 0 = left out"""
     noun = "documents"
 
     def __init__(self, stores: Sequence[TokenStore], settings: BatchSettings) -> None:
         """Take over stores of one kind and one tokenizer."""
         self.stores, self.settings = list(stores), settings
         self.kind, self.tokenizer = stores[0].kind, stores[0].tokenizer
-        self.lengths = np.concatenate([store.lengths for store in stores])
+        self.lengths = np.concatenate([store.lengths for store in stores], dtype=np.int32, casting="unsafe")
         self._first_of_store = [0, *accumulate(map(len, stores))]
 
     def arrange(self, epoch: int) -> RowPlan:
@@ -116,7 +116,7 @@ class Conversations(Documents):
         parts = chain.from_iterable(store.parts(TOKENS_AT_ONCE) for store in stores)
         targets = np.concatenate([self._count(part.codes, part.lengths) for part in parts])
         self.lengths, self._targets = (
-            each.reshape(-1, self.sides).sum(1) for each in (self.lengths, targets)
+            each.reshape(-1, self.sides).sum(1, dtype=np.int32) for each in (self.lengths, targets)
         )
         for document in np.flatnonzero(self.lengths > settings.max_seq_len).tolist():
             self._truncate(document)
@@ -140,7 +140,7 @@ class Conversations(Documents):
     def _count(self, codes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Return the targets (D,) of conversations, one after the other."""
         chosen = choose_targets(codes, lengths, self.settings.supervise)
-        return np.add.reduceat(chosen, np.cumsum(lengths, dtype=np.int64) - lengths, dtype=np.int64)
+        return np.add.reduceat(chosen, np.cumsum(lengths, dtype=np.int64) - lengths, dtype=np.int32)
 
     def piece(self, epoch: int, document: int, begin: int, end: int) -> Piece:
         """Return a conversation; it has no fragments and is the same in every epoch."""
@@ -229,8 +229,8 @@ class Texts(Documents):
 
     def count_targets(self, epoch: int, pieces: np.ndarray) -> np.ndarray:
         """Return how many targets each of the pieces (P, 3) holds."""
-        prefixes = [self._prefix(epoch, *piece) for piece in pieces.tolist()]
-        return pieces[:, 2] - pieces[:, 1] - np.maximum(prefixes, 1)
+        prefixes = (self._prefix(epoch, *piece.tolist()) for piece in pieces)  # no list: it would be large
+        return pieces[:, 2] - pieces[:, 1] - np.maximum(np.fromiter(prefixes, np.int32, len(pieces)), 1)
 
     def _prefix(self, epoch: int, document: int, begin: int, end: int) -> int:
         if self.settings.supervise == "all":

@@ -31,6 +31,7 @@ from model.typed_json import read_values
 FORMAT_VERSION = 2
 ADVICE = "prepare the data again, with --overwrite"
 READ_TOKENS = 2**22
+STRIDE = 64  # documents between two whose beginnings are kept
 SHARD_TOKENS = 2**27  # a shard ends with the part that reaches this
 SHARES = {"min": 0, "median": 50, "p90": 90, "p99": 99, "max": 100}
 """percentiles of the lengths of documents that a manifest tells"""
@@ -95,10 +96,13 @@ class TokenStore:
         shards = self.manifest["shards"]
         lengths = [self._read("lengths", n, 0, shard["documents"]) for n, shard in enumerate(shards)]
         self._first_of_shard = [0, *accumulate(map(len, lengths))]
-        self.lengths = np.concatenate(lengths).astype(np.int64)
-        self._offsets = [np.cumsum(np.append(0, each), dtype=np.int64) for each in lengths]
+        self.lengths = np.concatenate(lengths)
+        self._begins = [
+            np.cumsum(np.append(0, np.add.reduceat(each, range(0, len(each), STRIDE), dtype=np.int64)))
+            for each in lengths
+        ]
         sizes = [shard["tokens"] for shard in shards]
-        if not self.lengths.all() or [offsets[-1] for offsets in self._offsets] != sizes:
+        if not self.lengths.all() or [begins[-1] for begins in self._begins] != sizes:
             raise UserError(f"the lengths in {self.path} are damaged; {ADVICE}")
         self.highest_id = max(int(part.ids.max()) for part in self.parts(READ_TOKENS))  # reading checks all
 
@@ -138,17 +142,20 @@ class TokenStore:
 
     def parts(self, max_tokens: int) -> Iterator[Part]:
         """Yield all documents in order, as many at a time as hold `max_tokens`, or one that is longer."""
-        for shard, offsets in enumerate(self._offsets):
-            first, documents = 0, len(offsets) - 1
-            while first < documents:
-                last = int(np.searchsorted(offsets, offsets[first] + max_tokens, side="right")) - 1
-                last = max(last, first + 1)
+        for shard in range(len(self._begins)):
+            lengths, first = self._lengths_of(shard), 0
+            while first < len(lengths):
+                ends = np.cumsum(lengths[first : first + max_tokens], dtype=np.int64)
+                last = first + max(1, int(np.searchsorted(ends, max_tokens, side="right")))
                 yield self._slice(shard, first, last)
                 first = last
 
     def _slice(self, shard: int, first: int, last: int) -> Part:
         """Return documents of a shard; raises `UserError` for tokens that no vocabulary or renderer knows."""
-        begin, end = map(int, self._offsets[shard][[first, last]])
+        # Where a document begins is known of every 64th; the lengths from there on tell the rest.
+        lengths, known = self._lengths_of(shard), first - first % STRIDE
+        begin = int(self._begins[shard][first // STRIDE]) + int(lengths[known:first].sum(dtype=np.int64))
+        end = begin + int(lengths[first:last].sum(dtype=np.int64))
         ids = self._read("ids", shard, begin, end)
         codes = self._read("codes", shard, begin, end) if "codes" in FIELDS[self.kind] else None
         if ids.max() >= self.tokenizer.vocab_size:
@@ -157,7 +164,10 @@ class TokenStore:
             raise UserError(f"{self.path} holds a code of no role; {ADVICE}")
         if codes is not None and (codes & (TARGET | PASSAGE) == TARGET | PASSAGE).any():
             raise UserError(f"{self.path} holds a passage that is an answer; {ADVICE}")
-        return Part(ids, codes, np.diff(self._offsets[shard][first : last + 1]).astype(np.uint32))
+        return Part(ids, codes, lengths[first:last])
+
+    def _lengths_of(self, shard: int) -> np.ndarray:
+        return self.lengths[self._first_of_shard[shard] : self._first_of_shard[shard + 1]]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

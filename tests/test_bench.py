@@ -39,6 +39,8 @@ def test_the_bench_of_data_measures_every_step(tmp_path, monkeypatch, capsys):
         "0",
         "--vocab_size",
         "280",
+        "--documents",
+        "2000",
     ]
     flags = ["--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out"), *sizes]
     monkeypatch.setattr("sys.argv", ["bench", "data", *flags])
@@ -47,7 +49,12 @@ def test_the_bench_of_data_measures_every_step(tmp_path, monkeypatch, capsys):
     table = capsys.readouterr().out
     lines = json.loads((tmp_path / "out" / "data.json").read_text())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["data.json"]
-    assert {line["name"] for line in lines} >= {"train_tokenizer on 1 MB of", "prepare_data", "batches"}
+    assert {line["name"] for line in lines} >= {
+        "train_tokenizer on 1 MB of",
+        "prepare_data",
+        "order of chats",
+    }
+    assert "order of texts: " in table and "batches" in table
     assert all(line["name"] in table and line["seconds"] > 0 and line["documents"] > 0 for line in lines)
 
 

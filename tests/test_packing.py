@@ -1,4 +1,6 @@
+import json
 import tracemalloc
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -6,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.packing import best_fit, one_per_row, split_stream
+from scripts.bench.orders import begin_epoch, write_drawn
 
-CAPACITY = 16
+CAPACITY, MANY = 16, 20_000
 lengths = st.just(0) | st.integers(2, CAPACITY)  # a token alone is nothing to learn
 lengths_of_documents = st.lists(lengths, min_size=1, max_size=40).filter(any).map(np.array)
 lengths_of_texts = st.lists(st.integers(3, 50), min_size=1, max_size=12).map(np.array)
@@ -92,10 +95,24 @@ def test_best_fit_cuts_a_text_only_where_a_row_is_too_short_for_it(lengths):
         assert pieces_of[n] == [(begin, end) for begin, end in whole if end - begin > 1]
 
 
-def test_packing_takes_little_memory_beside_its_rows():
-    lengths = np.arange(10_000) % 500 + 1
+@pytest.mark.parametrize("kind, packing", [("sft", "pack"), ("pretrain", "pack")])
+def test_the_order_of_an_epoch_takes_at_most_60_bytes_a_document(tmp_path, monkeypatch, kind, packing):
+    for name in ("token_store.READ_TOKENS", "documents.TOKENS_AT_ONCE", "packing.AT_ONCE"):
+        monkeypatch.setattr(f"dataset.{name}", 2**9)
+    store = write_drawn(tmp_path / "store", kind, MANY)
     tracemalloc.start()
-    num_bytes = best_fit(lengths, 512, seed=0, epoch=0).pieces.nbytes
+    assert len(begin_epoch(store, packing=packing).documents.lengths) == MANY
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 * num_bytes
+    assert peak < 60 * MANY
+
+
+@pytest.mark.parametrize(
+    "arrange, digest",
+    [(best_fit, "d2d64a402e3b"), (split_stream, "11cd8797e3e9"), (one_per_row, "0d440d65fa09")],
+)
+def test_the_order_is_that_of_the_first_version_which_trainings_go_on_with(monkeypatch, arrange, digest):
+    monkeypatch.setattr("dataset.packing.AT_ONCE", 7)
+    lengths = np.array([0, *range(2, 60), 0, *range(3, 40, 3)] * 2)
+    rows = json.dumps(rows_of(arrange(lengths, CAPACITY, seed=5, epoch=2)))
+    assert sha256(rows.encode()).hexdigest()[:12] == digest

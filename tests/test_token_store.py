@@ -317,3 +317,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys,
     assert exit_.value.code == 2
     assert message in error and error.count("\n") == 1
     assert sorted(Path(tmp_path).iterdir()) == before
+
+
+def test_every_document_of_a_long_shard_is_found_and_every_part_of_it(tmp_path):
+    lengths = np.random.default_rng(0).integers(1, 9, 200).astype(np.uint32)
+    ids, ends = np.arange(lengths.sum(), dtype=np.uint16) % 300, np.cumsum(lengths)
+    writer = StoreWriter(tmp_path, "pretrain", TOKENIZER)
+    writer.append(Part(ids, None, lengths))
+    writer.finish({})
+    store = TokenStore(tmp_path)
+    assert [store[i].ids.tolist() for i in range(200)] == [each.tolist() for each in np.split(ids, ends[:-1])]
+    for max_tokens in (1, 30, 2000):
+        parts = list(store.parts(max_tokens))
+        assert np.concatenate([part.ids for part in parts]).tolist() == ids.tolist()
+        assert all(sum(part.lengths) <= max_tokens or len(part.lengths) == 1 for part in parts)

@@ -30,6 +30,8 @@ class DataBenchSettings(TurnSettings):
     """tokens in a row of the batches"""
     batch_seconds: float = 20.0
     """how long batches are drawn"""
+    documents: int = 3_000_000
+    """in each of the stores whose order is measured"""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,19 @@ def main() -> None:
 
 
 def _find(settings: DataBenchSettings, work: Path) -> Figures:
-    lines = list(_lines(settings, work))
-    return Figures([asdict(line) for line in lines], HEADER, [(line.name, line.cells) for line in lines])
+    lines, orders = list(_lines(settings, work)), list(_orders(settings, work))
+    after = [f"{line.name}: {size:.0f} bytes a document" for line, size in orders]
+    lines += [line for line, _ in orders]
+    record = [asdict(line) for line in lines]
+    return Figures(record, HEADER, [(line.name, line.cells) for line in lines], after=after)
+
+
+def _orders(settings: DataBenchSettings, work: Path) -> Iterator[tuple[Line, float]]:
+    from scripts.bench.orders import order_cost
+
+    for kind, name in (("sft", "order of chats"), ("pretrain", "order of texts")):
+        cost, bytes_each = order_cost(kind, settings.documents, work)
+        yield _line(name, settings.documents, 0, cost), bytes_each
 
 
 def _lines(settings: DataBenchSettings, work: Path) -> Iterator[Line]:

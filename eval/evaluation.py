@@ -103,6 +103,8 @@ def evaluate(
     batches = BatchSettings(length, prompt_mask=served.prompt_mask, supervise=settings.supervise)
     for store in stores.values():
         batches.resolved(store.kind)
+        if store.kind == "preference":
+            raise UserError(f"{store.path} holds pairs of answers; expected texts or chats in --loss_data")
     asked = load_questions(
         settings.data,
         settings.question_position,

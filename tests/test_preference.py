@@ -10,6 +10,7 @@ from datasets import Dataset
 from training_runs import data, dpo, init, metrics, preferences, run_trainer
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
+import scripts.evaluate
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.documents import documents_of
@@ -167,6 +168,11 @@ def test_settings_that_make_no_preference_are_one_line(dpo, tmp_path, capsys, fl
     with pytest.raises(SystemExit) as caught:
         dpo(tmp_path / "run", "--max_steps", 1, *flags)
     assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_evaluation_measures_no_loss_of_pairs_as_if_they_were_chats(command, init, data):
+    with pytest.raises(UserError, match="holds pairs of answers; expected texts or chats"):
+        command(scripts.evaluate, "--model", init, "--loss_data", data / "dpo")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from eval.served_model import ServedModel
 from eval.serving_settings import ChoiceBy, TextSampling
 from eval.statistics import wilson_interval
 from model.generator import Generator, Prompt, Request
+from model.prompt_lookup import answers_by_lookup
 from model.typed_json import read_as
 
 
@@ -102,11 +103,13 @@ def answer_questions(
     batch_size: int,
     report: Callable[[int], None] = lambda answered: None,
     choice_by: ChoiceBy = "sum",
+    prompt_lookup: int = 0,
 ) -> list[Prediction]:
     """Answer all questions, in their order: the free ones `batch_size` at a time, the others by likelihood.
 
     A prompt longer than the context is a wrong answer with finish_reason `too_long`. Without `sampling` the
     free ones stay `unanswered`. `report` is called with the number of questions that were just done.
+    With `prompt_lookup` the free ones are answered one by one, with so many guesses a call.
     """
     prompts = _prompts(served, questions)
     capacity = served.model.config.max_position_embeddings
@@ -118,7 +121,10 @@ def answer_questions(
     opened = form.opening if form.closing else ""  # the beginning of a thought, which stands in the prompt
     texts = [AnswerText(served.tokenizer, sampling.stop_strings) for _ in free]
     requests = [Request(prompts[n], sampling, text.is_stop) for n, text in zip(free, texts, strict=True)]
-    for number, completion in generator.stream(requests, batch_size):
+    stream = generator.stream(requests, batch_size)
+    if prompt_lookup:
+        stream = answers_by_lookup(generator, requests, prompt_lookup)
+    for number, completion in stream:
         n, text = free[number], opened + texts[number].finish()
         correct = is_exact_match(text, questions[n].answers)
         predictions[n] = Prediction(questions[n], text, completion.finish_reason, correct)

@@ -33,7 +33,7 @@ FILES = (RESULTS, PREDICTIONS, REJECTS, ITEMS)
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 """what decides answers beside weights"""
 AGAIN = "evaluate again, with --overwrite"
-NO_FACTS = {"model", "data", "loss_data", "out", "overwrite", "device", "tasks", *OF_TASKS}
+NO_FACTS = {"model", "data", "loss_data", "out", "overwrite", "device", "prompt_lookup", "tasks", *OF_TASKS}
 """settings that decide no result, or are told by the content of files"""
 STATES = {(True, True): "has changed", (False, True): "is new", (True, False): "is no longer given"}
 """what has become of a file that was there before or not, and is there now or not"""
@@ -149,7 +149,8 @@ def _predict(
     sampling = sampling if settings.answers == "generate" else None
     answered = partial(report, f"of {len(questions)} questions answered")
     rows = settings.batch_size
-    predictions = answer_questions(served, questions, sampling, rows, answered, settings.choice_by)
+    ways = settings.choice_by, settings.prompt_lookup
+    predictions = answer_questions(served, questions, sampling, rows, answered, *ways)
     free = [n for n, question in enumerate(questions) if not question.choices]
     scored = partial(report, f"of {len(free)} right answers scored")
     for n, score in zip(free, score_answers(served, [questions[n] for n in free], rows, scored), strict=True):

@@ -12,6 +12,8 @@ from model.strategies import PromptMask
 
 ChoiceBy = Literal["sum", "character", "token"]
 Answers = Literal["generate", "none"]
+MOST_GUESSES = 32
+"""tokens that are guessed at a time: caches that roll can take back twice as many"""
 QUESTION_KEYS = ("choices", "id", "split", "language", "kind", "cluster")
 """our names for keys of questions, beside those of chats"""
 OF_TASKS = ("include_path", "num_fewshot", "limit", "apply_chat_template")
@@ -107,6 +109,8 @@ class EvaluationSettings(ServingSettings):
     """tokens of a row when the loss is measured; no more than the model takes"""
     batch_size: int = 64
     """questions, or rows, computed at a time"""
+    prompt_lookup: int = 0
+    """answer questions one by one, and check so many tokens a call that are guessed from the prompt"""
 
     def __post_init__(self) -> None:
         """Refuse what makes no evaluation."""
@@ -131,6 +135,10 @@ class EvaluationSettings(ServingSettings):
             raise UserError(
                 f"--max_reject_fraction: expected a share between 0 and 1, got {self.max_reject_fraction}"
             )
+        if not 0 <= self.prompt_lookup <= MOST_GUESSES:
+            raise UserError(f"--prompt_lookup: expected 0 to {MOST_GUESSES}, got {self.prompt_lookup}")
+        if self.prompt_lookup and (not self.data or self.answers == "none"):
+            raise UserError("--prompt_lookup changes nothing where no answer is generated; leave it out")
         least = {"max_new_tokens": 1, "batch_size": 1, "max_questions": 1, "limit": 1, "num_fewshot": 0}
         for name, lowest in least.items():
             value = getattr(self, name)

@@ -36,7 +36,8 @@ def main() -> None:
     if evaluation := find(served, settings):
         print(printable(f"{settings.out} holds this evaluation already"))
     else:
-        served = served.in_form(settings.dtype, settings.compile, settings.batch_size == 1, tell)
+        has_one_row = settings.batch_size == 1 or settings.prompt_lookup > 0
+        served = served.in_form(settings.dtype, settings.compile, has_one_row, tell)
         found = evaluate(served, settings, counting(), tell)
         evaluation = found.evaluation
         if settings.out:

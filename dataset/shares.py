@@ -22,7 +22,7 @@ import numpy as np
 from dataset.encoding import Encoded, PreparationSettings
 from dataset.preparation import Sources, encode_sources
 from dataset.printing import reporting
-from dataset.sources import size_of
+from dataset.sources import describe_source, size_of
 from dataset.text_files import Marks
 from dataset.token_store import Part
 from dataset.tokenizer import Tokenizer
@@ -41,6 +41,8 @@ class Share(NamedTuple):
     tokenizer: str
     """fingerprint"""
     folder: Path
+    state: str
+    """what tells the content of the source from another"""
 
     @property
     def blocks(self) -> Path:
@@ -55,7 +57,7 @@ def shares_of(folder: Path, sources: Sources, request: dict[str, Any]) -> list[S
     for (source, weight), state in zip(sources, request["sources"], strict=True):
         decides = json.dumps([of_all, source, weight, state], sort_keys=True)
         name = blake2b(decides.encode(), digest_size=16).hexdigest()
-        shares.append(Share(source, weight, request["tokenizer"], folder / name))
+        shares.append(Share(source, weight, request["tokenizer"], folder / name, state))
     return shares
 
 
@@ -81,10 +83,19 @@ def encode_share(settings: PreparationSettings, share: Share) -> None:
         if Tokenizer.load(settings.tokenizer).fingerprint != share.tokenizer:
             raise UserError(f"{settings.tokenizer} changed meanwhile; run the same command again")
         partial = beside(share.blocks, "partial")
+        _check_state(share, partial)
         with open(own(partial), "ab+") as file:
             _write_blocks(file, settings, share)
+        _check_state(share, partial)
         os.replace(partial, share.blocks)
         flush(share.folder)
+
+
+def _check_state(share: Share, partial: Path) -> None:
+    """Raise `UserError` for a source that is no longer what the share is named after, whose blocks go."""
+    if (describe_source(share.source)["sha256"] or share.source) != share.state:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{share.source} changed meanwhile; run the same command again once it stays")
 
 
 def _write_blocks(file: BinaryIO, settings: PreparationSettings, share: Share) -> None:

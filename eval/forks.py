@@ -8,6 +8,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
@@ -46,11 +47,13 @@ class Fork:
     """`python -m …` in a fork of this process; has what is used of `subprocess.Popen`."""
 
     def __init__(self, words: list[str], output: TextIO, variables: dict[str, str]) -> None:
-        """Begin, in a session of its own, what is printed going to `output`."""
+        """Begin, in a process group of its own, what is printed going to `output`."""
         context = get_context("fork")
         self._process = context.Process(target=_run_module, args=(words, output, variables))
         self._process.start()
         self.pid = self._process.pid
+        with suppress(ProcessLookupError):  # the fork does so, too; whoever is first, it can be stopped now
+            os.setpgid(self.pid, self.pid)
 
     def poll(self) -> int | None:
         """Return the exit code, None where there is none yet."""
@@ -64,7 +67,7 @@ class Fork:
 def _run_module(words: list[str], output: TextIO, variables: dict[str, str]) -> None:
     import torch
 
-    os.setsid()
+    os.setpgid(0, 0)
     for stream, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output.fileno()), (2, output.fileno())):
         os.dup2(file, stream)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

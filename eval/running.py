@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,11 +45,11 @@ ANSWERED = {"split": str, "messages": list[MESSAGE], "answers": list[str], "pred
 """a line of predictions.jsonl"""
 
 
-def run_cell(folder: str, parent: int | None = None, forks: bool = False) -> None:
+def run_cell(folder: str, is_left: Callable[[], bool] = lambda: False, forks: bool = False) -> None:
     """Run the command of a cell to its record; raises `UserError` with its last words where it fails.
 
     One process at a time is at work in a folder: another one waits, and finds what it left. The command is
-    stopped when the process `parent` is this one's parent no more; it may be a fork of this one.
+    stopped when `is_left` says that nobody waits for it; it may be a fork of this process.
     """
     place = Path(folder)
     job = read_file(JOB, place / "job.json", "start the experiment again")
@@ -58,7 +59,7 @@ def run_cell(folder: str, parent: int | None = None, forks: bool = False) -> Non
             return
         (place / "failed.txt").unlink(missing_ok=True)
         made_by = provenance()
-        if status := _run(job, log, lock, parent, forks):
+        if status := _run(job, log, lock, is_left, forks):
             raise _failed(place, _last_words(log) or f"exit code {status}")
         try:
             result = _result(job, Path(job["output"]))
@@ -73,13 +74,13 @@ def run_cell(folder: str, parent: int | None = None, forks: bool = False) -> Non
         own(place / "done").touch()
 
 
-def _run(job: dict[str, Any], log: Path, lock: int, parent: int | None, forks: bool) -> int:
+def _run(job: dict[str, Any], log: Path, lock: int, is_left: Callable[[], bool], forks: bool) -> int:
     """Return the exit code of the command, which holds the lock too: it may outlive this process."""
     with open(own(log), "a", encoding="utf-8") as output:
         process = _started(job, output, lock, forks)
         try:
             while process.poll() is None:
-                if parent is not None and os.getppid() != parent:
+                if is_left():
                     raise KeyboardInterrupt
                 with suppress(subprocess.TimeoutExpired):  # comes back as soon as it ends
                     process.wait(LOOK_EVERY_SECONDS)
@@ -173,8 +174,9 @@ def _said(file: Path) -> Iterator[dict[str, Any]]:
 def run_until_left(folder: str, forks: bool = False) -> None:
     """Run a cell, as a process of its own, for as long as the one that started it is there."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    starter, parent = parent_process(), os.getppid()  # of a fork, the parent is the server, which stays
     try:
-        run_cell(folder, os.getppid(), forks)
+        run_cell(folder, lambda: os.getppid() != parent or bool(starter and not starter.is_alive()), forks)
     except (UserError, KeyboardInterrupt):
         sys.exit(1)  # failed.txt says why
 

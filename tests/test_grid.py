@@ -367,6 +367,40 @@ def test_a_grid_that_is_killed_goes_on_and_ends_with_the_same_numbers(tmp_path, 
     assert numbers(killed) == numbers(whole)
 
 
+def test_cells_end_when_the_process_that_started_them_is_killed(tmp_path):
+    experiment_in(
+        tmp_path, stages={"first": {"run": "quick", "seconds": 90}}, arms={"a": {}, "b": {"first.gain": 1}}
+    )
+    file = str(tmp_path / "quick.yaml")
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "out"), file, "none"], cwd=ROOT)
+    wait_for(
+        lambda: len(users_of(tmp_path)) == 4
+    )  # two cells and their commands, all of which hold the locks
+    process.kill()
+    process.wait()
+    wait_for(lambda: not users_of(tmp_path))
+
+
+def users_of(folder: Path) -> set[str]:
+    """The processes that have a file below a folder open, besides this one."""
+    links = [*Path("/proc").glob("[0-9]*/fd/*")]
+    return {link.parts[2] for link in links if str(folder) in target_of(link)} - {str(os.getpid())}
+
+
+def target_of(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
+def wait_for(is_so, seconds: float = 40) -> None:
+    until = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
 def test_a_grid_stops_its_cells_when_it_is_interrupted(tmp_path):
     stages, arms = {"first": {"run": "quick", "seconds": 60}}, {"a": {}, "b": {"first.gain": 1}}
     experiment = experiment_in(tmp_path, stages=stages, arms=arms)
@@ -378,5 +412,4 @@ def test_a_grid_stops_its_cells_when_it_is_interrupted(tmp_path):
     places = Places(tmp_path / "cells", tmp_path / "work")
     with pytest.raises(KeyboardInterrupt):
         Grid(plan(experiment, range(2), {}), places, Workers(2)).run(interrupt)
-    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
-    assert not left, left
+    assert not users_of(tmp_path)

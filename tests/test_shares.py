@@ -8,7 +8,7 @@ import pytest
 from test_preparation import KilledError, chats, contents_of, settings_of, write_lines  # noqa: F401
 
 from dataset import preparation, shares
-from dataset.preparation import write_store
+from dataset.preparation import encode_sources, write_store
 from dataset.shares import encode_share, read_share, shares_of
 from eval.cluster import ClusterSettings
 from eval.preparing import write_store_by_tasks
@@ -122,9 +122,31 @@ def test_a_change_of_one_source_costs_no_other_its_share(settings_of, by_shares,
     assert len(before) == 3 and len(after) == 4 and before.items() <= after.items()
 
 
+@pytest.mark.parametrize("encoding", ["by_shares", "here"])
+def test_a_source_that_changed_and_is_what_it_was_again_leaves_no_trace(
+    settings_of, by_shares, tmp_path, encoding
+):
+    sources = sources_in(tmp_path)
+    write_store(settings_of(*sources, out="whole", **CHOICE))
+    encode, records = (
+        {"by_shares": by_shares, "here": encode_sources}[encoding],
+        (tmp_path / "b.jsonl").read_text(),
+    )
+
+    def meanwhile(*inputs):
+        write_lines(tmp_path / "b.jsonl", chats(10, seed=3))
+        yield from encode(*inputs)
+
+    with pytest.raises(UserError, match="b.jsonl changed"):
+        write_store(settings_of(*sources, **CHOICE), meanwhile)
+    (tmp_path / "b.jsonl").write_text(records)
+    write_store(settings_of(*sources, **CHOICE), encode)
+    assert contents_of(tmp_path / "out") == contents_of(tmp_path / "whole")
+
+
 def test_another_tokenizer_than_the_stores_stops_a_share(settings_of, tmp_path):
     settings = settings_of(*sources_in(tmp_path))
-    share = shares.Share(settings.data[0], 1.0, "another", tmp_path / "share")
+    share = shares.Share(settings.data[0], 1.0, "another", tmp_path / "share", "")
     share.folder.mkdir()
     with pytest.raises(UserError, match="changed meanwhile"):
         encode_share(settings, share)

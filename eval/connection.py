@@ -55,7 +55,7 @@ class Connection(H11Protocol):
             self._refuse(RefusedError(f"the head of the request took more than {self._seconds:g} s", 408))
 
     def _refuse(self, error: RefusedError) -> None:
-        """Send an error as all others are sent, and close."""
+        """Send an error as all others are sent, where no answer has begun, and close."""
         body = json.dumps(error.body()).encode()
         headers = [
             ("content-type", "application/json"),
@@ -64,6 +64,7 @@ class Connection(H11Protocol):
         ]
         reason = HTTPStatus(error.status).phrase.encode()
         response = h11.Response(status_code=error.status, headers=headers, reason=reason)
-        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+        is_open = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()) if is_open else ():
             self.transport.write(self.conn.send(event))
         self.transport.close()

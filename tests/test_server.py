@@ -302,6 +302,13 @@ def test_a_second_head_on_a_connection_is_not_waited_for_either(address):
     assert said.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 408" in said
 
 
+def test_a_body_that_breaks_after_its_answer_ends_the_connection_without_a_word_in_the_log(address, caplog):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: b.example\r\ntransfer-encoding: chunked\r\n\r\n"
+    said = sent(address, head, b"no size of a chunk\r\n")
+    assert said.startswith(b"HTTP/1.1 4") and said.count(b"HTTP/1.1") == 1
+    assert not [each for each in caplog.records if each.exc_info]
+
+
 def test_a_key_and_other_origins_are_let_in_where_the_server_is_told_so(models, tmp_path):
     (tmp_path / "key").write_text("secret\n")
     page = "http://page.example"

@@ -36,6 +36,8 @@ REFUSED = {"UNSAFE_CODE": "runs code that the model writes", "MULTIMODAL": "asks
 def _explaining(what: str) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # of files, formats, templates, Python in them, or the network
         raise UserError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
@@ -99,7 +101,8 @@ def run_tasks(
         check_free(settings.out, settings.overwrite)
     loaded = load_tasks(settings, tell)
     model = SightlineLM(served, settings.batch_size, report)
-    with redirect_stdout(sys.stderr):  # which gets what the harness says
+    failed = _explaining("--tasks cannot be asked as their files and --num_fewshot say")
+    with failed, redirect_stdout(sys.stderr):  # which gets what the harness says
         found = lm_eval.evaluate(
             lm=model,
             task_dict=loaded,

@@ -201,6 +201,7 @@ FAULTS = {
     ),
     "expected a folder of task files, got": ("peru_choice", None),
     "asks for answers of 256 tokens but the model takes 64": ("peru_bad", "generation_kwargs: {until: []}"),
+    "cannot be asked .*no element 2": ("peru_bad", 'doc_to_target: "{{{0: 1, 1: 1}[question[0] | int]}}"'),
     "asks to generate with num_beams 2": ("peru_bad", "generation_kwargs: {num_beams: 2, max_gen_toks: 3}"),
 }
 

@@ -3,7 +3,6 @@
 What one message says is read by `dataset/messages.py`; how records lie in files, by `dataset/records.py`.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -18,9 +17,11 @@ from dataset.messages import (
     RecordError,
     is_absent,
     is_trained,
+    is_transcript,
     read_message,
     read_text,
     read_tools,
+    read_transcript,
     read_turns,
     refuse_media,
     shown,
@@ -58,7 +59,6 @@ COMMON = {"system", "system_prompt", "tools", "history", "is_impossible", *FLAGS
 PREFERENCE = {"chosen", "rejected", "rejected_response", *LABELS}
 NAMEABLE = {*LISTS, *PAIR_KEYS, "context", "system", "tools", "history", "chosen", "rejected", "label"}
 NO_INPUT = "<noinput>"  # Alpaca's mark of an instruction without input
-SPEAKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")  # in a transcript that is one text
 
 
 class FormatError(ValueError):
@@ -294,15 +294,19 @@ def ending_with(record: dict[str, Any], name: str, question_position: QuestionPo
     if record.get(name) is None:
         return parse_messages(rest, question_position)
     answer = read_side_of(record, name)
-    prompt = [] if is_in_full(answer) else _prompt(rest, question_position)
-    return _completed(rest, prompt + answer)
+    messages = answer if is_in_full(answer) else _prompt(rest, question_position) + answer
+    if not is_trained(rest):
+        messages = [replace(message, is_trained=False) for message in messages]
+    return _completed(rest, messages)
 
 
 def read_side_of(record: dict[str, Any], name: str) -> list[Message]:
     """Return an answer of preference data, or the conversation that ends with it."""
     side = record[name]
-    if isinstance(side, str) and SPEAKER.match(side):
-        return _transcript(side)
+    if is_transcript(side):
+        return read_transcript(side)
+    if isinstance(side, str) and is_transcript(record.get("prompt")):
+        side = side.strip()  # as what is said in the prompt
     return _read_side([side] if isinstance(side, dict) else side, name, "assistant")
 
 
@@ -322,14 +326,9 @@ def prompt_of(record: dict[str, Any]) -> tuple[ChatFormat, str]:
 
 def _prompt(record: dict[str, Any], question_position: QuestionPosition) -> list[Message]:
     name, key = prompt_of(record)
-    return read_turns(record[key]) if name in LISTS else _read_prompt(record, name, key, question_position)
-
-
-def _transcript(text: str) -> list[Message]:
-    """Return the messages of a text in which `Human:` and `Assistant:` speak."""
-    _, *parts = SPEAKER.split(text)
-    turns = zip(parts[::2], parts[1::2], strict=True)
-    return [read_message({"role": name, "content": said.strip()}) for name, said in turns]
+    if is_transcript(asked := record[key]):  # whose last words may be the name of who speaks next
+        return read_transcript(asked.rstrip().removesuffix("Assistant:"))
+    return read_turns(asked) if name in LISTS else _read_prompt(record, name, key, question_position)
 
 
 def with_tools(messages: list[Message], tools: Any) -> list[Message]:

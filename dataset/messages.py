@@ -49,6 +49,7 @@ MEDIA_MARK = re.compile(
     r"|\A\s*<(?:video|audio)>|<(?:video|audio)>\s*\Z",
     re.IGNORECASE,
 )
+SPEAKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")  # in a transcript that is one text
 LONGEST_NAME = 40  # of a foreign name in a reason
 
 
@@ -106,6 +107,18 @@ def read_turns(value: Any, flags: Any = None) -> list[Message]:
         turns = [turn | {"loss_mask": flag} for turn, flag in zip(turns, flags, strict=True)]
     messages = map(read_message, turns)
     return [m for m in messages if m.role != "system" or m.content.strip() or m.tools]
+
+
+def is_transcript(value: Any) -> bool:
+    """Say whether a value is a text in which `Human:` and `Assistant:` speak."""
+    return isinstance(value, str) and SPEAKER.match(value) is not None
+
+
+def read_transcript(text: str) -> list[Message]:
+    """Return the messages of such a text."""
+    _, *parts = SPEAKER.split(text)
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [read_message({"role": name, "content": said.strip()}) for name, said in turns]
 
 
 def read_objects(value: Any, name: str) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from dataset.chat_form import Message
-from dataset.formats import SPEAKER, QuestionPosition, ending_with, read_side_of
-from dataset.messages import LeftOutError, RecordError, held_keys, is_absent
+from dataset.formats import QuestionPosition, ending_with, read_side_of
+from dataset.messages import LeftOutError, RecordError, held_keys, is_absent, is_transcript
 
 SCORES = (
     ("score_chosen", "score_rejected"),
@@ -49,7 +49,7 @@ def _with_prompt(record: dict[str, Any], name: str) -> dict[str, Any]:
     """
     texts = [record.get("chosen"), record[name]]
     is_bare = {*held_keys(record)} == {"chosen", name} and all(isinstance(text, str) for text in texts)
-    if not is_bare or any(SPEAKER.match(text) for text in texts):
+    if not is_bare or any(map(is_transcript, texts)):
         return record
     shared = os.path.commonprefix(texts)
     end = shared.rfind(" ") + 1  # the words after it differ, which may begin with the same letters
@@ -64,7 +64,8 @@ def _are_equal(record: dict[str, Any], one: str, other: str) -> bool:
 
 def _parted(good: list[Message], bad: list[Message]) -> tuple[list[Message], list[Message]]:
     """Return both sides, without loss where they are the same; raises `RecordError` unless answers differ."""
-    place = next((n for n, (one, other) in enumerate(zip(good, bad, strict=False)) if one != other), None)
+    said = ([replace(message, is_trained=True) for message in side] for side in (good, bad))
+    place = next((n for n, (one, other) in enumerate(zip(*said, strict=False)) if one != other), None)
     if place is None or good[place].role != "assistant" or bad[place].role != "assistant":
         raise RecordError("chosen and rejected do not answer the same prompt")
     earlier = [replace(each, is_trained=each.role != "assistant") for each in good[:place]]

@@ -46,6 +46,7 @@ FORMS = [
     },
     {"instruction": "Sky?", "input": "", "chosen": "Blue.", "rejected": "Green."},
     {"messages": [ASKED, GOOD], "rejected_response": "Green."},
+    {"prompt": "\n\nHuman: Sky?\n\nAssistant:", "chosen": " Blue.", "rejected": " Green."},
 ]
 
 
@@ -59,6 +60,14 @@ def test_answers_before_a_pair_parts_carry_no_loss_and_those_after_it_do():
     good, bad = parse_pair({"prompt": [*before, ASKED], "chosen": [GOOD, *more], "rejected": [BAD]})
     assert [message.is_trained for message in good if message.role == "assistant"] == [False, True, True]
     assert [message.is_trained for message in bad if message.role == "assistant"] == [False, True]
+
+
+def test_flags_of_loss_beside_a_pair_and_in_what_its_sides_share_are_heard():
+    for side in parse_pair(FORMS[0] | {"train": False}):
+        assert not any(message.is_trained for message in side if message.role == "assistant")
+    sides = [[ASKED, GOOD | flag, ASKED, answer] for flag, answer in (({"weight": 0}, GOOD), ({}, BAD))]
+    for side in parse_pair(dict(zip(("chosen", "rejected"), sides, strict=True))):
+        assert [message.is_trained for message in side if message.role == "assistant"] == [False, True]
 
 
 @pytest.mark.parametrize(

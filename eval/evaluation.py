@@ -21,6 +21,7 @@ from eval.items import losses_of, means, tasks_of
 from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
 from eval.serving_settings import OF_TASKS, QUESTION_KEYS, EvaluationSettings, TextSampling
+from model.adapter import base_folders
 from model.errors import UserError
 from model.files import as_json, check_place, whole_folder
 from model.strategies import STRATEGIES
@@ -211,7 +212,9 @@ def facts_of(served: ServedModel, settings: EvaluationSettings) -> Facts:
     named = [served.path / name for name in ("adapter_config.json", *MODEL_FILES)]
     if not named[-1].is_file():  # the chat template may stand elsewhere
         named.append(served.path / "tokenizer_config.json")
-    files = [*sorted(served.path.glob("*model*.safetensors")), *filter(Path.is_file, named)]
+    folders = [served.path, *base_folders(served.path)]
+    weights = [file for folder in folders for file in sorted(folder.glob("*model*.safetensors"))]
+    files = [*weights, *filter(Path.is_file, named)]
     stores = {path: json.dumps(read_manifest(path)["files"], sort_keys=True) for path in settings.loss_data}
     return Facts(
         {file.name: describe_source(str(file))["sha256"] for file in files},

@@ -127,12 +127,15 @@ def base_of(adapter: Adapter, source: Path) -> Path:
     return Path(base)
 
 
+def base_folders(path: Path) -> list[Path]:
+    """Return the base of a model directory that holds an adapter, nothing of others."""
+    return [base_of(read_adapter(path), path)] if is_adapter(path) else []
+
+
 def tokenizer_folder(path: str | Path) -> Path:
     """Return where the tokenizer of a model directory lies: there, or with the base of an adapter."""
     path = Path(path)
-    if is_adapter(path) and not (path / "tokenizer.json").is_file():
-        return base_of(read_adapter(path), path)
-    return path
+    return path if (path / "tokenizer.json").is_file() else (*base_folders(path), path)[0]
 
 
 def _read_factors(folder: Path) -> dict[str, Factors]:

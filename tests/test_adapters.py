@@ -19,8 +19,9 @@ import scripts.export_hf
 import trainer.sft
 from dataset.batch_settings import BatchSettings
 from dataset.token_store import TokenStore
-from eval.evaluation import store_likelihood
+from eval.evaluation import facts_of, store_likelihood
 from eval.served_model import open_model
+from eval.serving_settings import EvaluationSettings
 from model.architectures import model_of
 from model.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
 from model.config import ARCHITECTURES, from_preset
@@ -89,6 +90,18 @@ def test_patterns_of_peft_count_adapters_as_it_does(pattern, tmp_path):
     with torch.no_grad():
         ours, theirs = load_checkpoint(tmp_path / "adapter").model(ids), trained.eval()(ids).logits
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_an_evaluation_of_an_adapter_is_another_one_when_its_base_has_changed(run, base, data, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    shutil.copytree(run, tmp_path / "run")
+    configure(tmp_path / "run", base_model_name_or_path=str(tmp_path / "base"))
+    (tmp_path / "run/config.json").unlink()  # as peft leaves it, without a fingerprint
+    settings, facts = EvaluationSettings(model="m", loss_data=(str(data / "sft"),)), []
+    for scale in (1, 1, 2):
+        edit(tmp_path / "base", scale)
+        facts.append(facts_of(open_model(tmp_path / "run"), settings))
+    assert facts[0] == facts[1] != facts[2]
 
 
 def test_an_adapter_without_a_tokenizer_has_that_of_its_base(run, tmp_path):

@@ -73,6 +73,14 @@ def test_every_command_on_a_page_is_one_that_its_program_takes(page, monkeypatch
             assert flag != "--config_file" or Path(value).is_file(), value
 
 
+def test_rows_of_trainings_that_begin_with_a_model_of_the_quickstart_fit_it(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    room = from_preset("quickstart", vocab_size=300).max_position_embeddings
+    trainings = [each for page in PAGES for each in commands(page) if each.module.startswith("trainer.")]
+    rows = [read(each).max_seq_len for each in trainings if "out/quickstart/" in " ".join(each.flags)]
+    assert rows and max(rows) <= room
+
+
 def test_a_command_that_its_program_does_not_take_is_found(monkeypatch):
     command = Command("scripts.chat", ["--modle", "out/sft"], ["python"])
     with pytest.raises(ValueError, match="unknown argument --modle"):

@@ -1,4 +1,4 @@
-"""The training loop, one for pretraining and SFT.
+"""The training loop, one for pretraining, SFT and preferences.
 
 The loss of an optimizer step is the sum of nats over all its terms, targets or pairs of answers (of all
 micro-batches and processes), divided by their number, so the same rows give the same update however spread.

@@ -79,7 +79,7 @@ class ScheduleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(RowSettings):
-    """What pretraining and SFT have in common."""
+    """What all trainings have in common."""
 
     data: tuple[str, ...] = free()
     """token stores to train on"""

@@ -66,7 +66,8 @@ class BatchSettings(RowSettings):
                 f"prompt_mask {self.prompt_mask} gives passages positions of a document of its own; expected "
                 "isolate_documents true with it, got false"
             )
-        allowed = strategy.text_losses if kind == "pretrain" else strategy.losses
+        losses = strategy.text_losses if kind == "pretrain" else strategy.losses
+        allowed = tuple(each for each in losses if (kind, each) != ("preference", "all"))
         if not allowed:
             masks = " or ".join(get_args(TextMask))
             raise UserError(f"prompt_mask {self.prompt_mask} needs conversations; pretraining takes {masks}")

@@ -134,6 +134,11 @@ def test_a_store_of_half_a_pair_is_damaged(tmp_path):
         stream_of(tmp_path, ["Uuaan", "Uuan", "Uuan"], "preference")
 
 
+def test_the_question_of_a_pair_is_no_target(tmp_path):
+    with pytest.raises(UserError, match="supervise all .* on preference data; choose answers or last"):
+        stream_of(tmp_path, ["Uuaan", "Uuan"], "preference", max_seq_len=18, supervise="all")
+
+
 def test_both_sides_of_a_pair_lie_in_one_row_and_do_not_see_each_other(tmp_path):
     pairs = ["SsUuaan", "SsUuan", "Uuxn" + "Uuan", "Uuxn" + "Uuaan"]
     stream = stream_of(tmp_path, pairs, "preference", max_seq_len=18, prompt_mask="prefix")

@@ -52,7 +52,7 @@ def _with_prompt(record: dict[str, Any], name: str) -> dict[str, Any]:
     if not is_bare or any(map(is_transcript, texts)):
         return record
     shared = os.path.commonprefix(texts)
-    end = shared.rfind(" ") + 1  # the words after it differ, which may begin with the same letters
+    end = max(map(shared.rfind, " \n\t")) + 1  # the words after it may begin with the same letters
     if not end:
         return record
     return {"prompt": shared[:end].strip(), "chosen": texts[0][end:], name: texts[1][end:]}

@@ -38,6 +38,7 @@ FORMS = [
     },
     {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."},
     {"chosen": "Sky? Blue.", "rejected": "Sky? Green."},
+    {"chosen": "Sky?\nBlue.", "rejected": "Sky?\nGreen."},
     {"chosen": "\n\nHuman: Sky?\n\nAssistant: Blue.", "rejected": "\n\nHuman: Sky?\n\nAssistant: Green."},
     {
         "conversations": [{"from": "human", "value": "Sky?"}],

@@ -58,7 +58,8 @@ def score_pairs(
         if batch is not batches[-1] and 2 * answers[prompts[-1]].reused_tokens < len(prompts[-1].ids):
             shared.prefixes.keep(prompts[-1], row_of(cache, len(prompts) - 1))
         rows = [prompts.index(pairs[n][0]) for n in batch]
-        scores = _score(generator, cache, logits[rows], rows, [pairs[n][1] for n in batch])
+        first = torch.stack([logits[row] for row in rows])
+        scores = _score(generator, cache, first, rows, [pairs[n][1] for n in batch])
         yield from zip(batch, scores, strict=True)
 
 

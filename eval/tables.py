@@ -48,7 +48,8 @@ def score_table(columns: Mapping[str, Sequence["Tally"]]) -> Table:
         row = [cells.get((split, kind)) for cells in by_row.values()]
         questions = max(cell.questions for cell in row if cell)
         rows.append((f"  {kind}" if kind else split, str(questions), *map(score, row)))
-    return Table(("exact match, %", "n", *columns), rows, ("in brackets: 95% interval over questions",))
+    notes = ("in brackets: 95% interval over questions",)
+    return Table(("exact match, %", "n", *columns), tuple(rows), notes)
 
 
 def mean_table(means: Mapping[str, Mapping[str, float]]) -> Table:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from model.generator import Generator, Prompt, RunningBatch
@@ -91,7 +92,7 @@ class SharingBatch(RunningBatch):
             answer.reused_tokens = cuts[row]
         if len(rows) > len(prompts):
             begun.select(rows)
-        return begun, logits[rows]
+        return begun, torch.stack([logits[row] for row in rows])
 
     def keep(self, answer: Answer) -> None:
         """Keep the states of a finished answer in the batch."""

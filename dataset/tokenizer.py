@@ -192,10 +192,7 @@ class Tokenizer:
         return list(chain.from_iterable(self.encode_parts(text, begins)))
 
     def encode_as_transformers(self, text: str, begins: bool = True) -> list[int]:
-        """Return the ids that transformers gives a text: what it spells of a mark is the mark.
-
-        What the tokenizer puts before texts that begin is added, which is nothing before ours.
-        """
+        """Return the ids that transformers gives a text, with marks it spells and what stands before it."""
         return self._own.encode(text, add_special_tokens=begins).ids
 
     def encode_parts(self, text: str, begins: bool = False) -> Iterable[Iterable[int]]:
@@ -334,12 +331,9 @@ def train_tokenizer(
 
 def check_vocab_size(vocab_size: int) -> None:
     """Raise `UserError` for a vocabulary too small to hold all bytes, or too large for any memory."""
-    if vocab_size < SMALLEST_VOCAB:
-        raise UserError(
-            f"expected vocab_size of at least {SMALLEST_VOCAB} (bytes and special tokens), got {vocab_size}"
-        )
-    if vocab_size > LARGEST_VOCAB:  # the library takes memory for all of it at once, and aborts
-        raise UserError(f"expected vocab_size of at most {LARGEST_VOCAB}, got {vocab_size}")
+    if not SMALLEST_VOCAB <= vocab_size <= LARGEST_VOCAB:  # the library takes memory for all, and aborts
+        known = f"{SMALLEST_VOCAB} (bytes and special tokens) to {LARGEST_VOCAB}"
+        raise UserError(f"expected vocab_size of {known}, got {vocab_size}")
 
 
 def _size(backend: tokenizers.Tokenizer) -> int:

@@ -11,7 +11,7 @@ MOST_CORE_LINES, MOST_OTHERS = 2000, 15
 
 LINES = {  # of a folder: what it may have with all that is planned, and what it has until it is that small
     "model": (3600, 5703),
-    "dataset": (3000, 6130),
+    "dataset": (3000, 6124),
     "trainer": (2700, 3753),
     "eval": (4200, 8616),
     "scripts": (1000, 1177),
@@ -36,6 +36,10 @@ def test_a_folder_has_no_more_lines_than_it_may(folder):
     planned, today = LINES[folder]
     lines = lines_of([*(ROOT / folder).glob("*.py")])
     assert lines <= max(planned, today), f"{folder} has {lines} lines; make something smaller first"
+
+
+def test_no_file_is_longer_than_350_lines():
+    assert not [file.name for file in modules(*FOLDERS) if lines_of([file]) > 350]
 
 
 def test_the_page_has_no_more_lines_than_it_may():

@@ -276,10 +276,13 @@ def _defaults(run: str) -> dict[str, Any]:
 
 @cache
 def _content(path: str) -> str:
-    """Return what tells the content of a file or folder from another; raises `UserError` where nothing is."""
+    """Return a digest of a file or folder, an adapter's base included; raises `UserError` where none is."""
+    from model.adapter import base_folders  # imports torch, which takes seconds
+
     if path == FRESH or path.startswith(HUB):
         return path
     places = [Path(each) for each in _expanded(path)]
+    places += [base for place in places for base in base_folders(place)]
     files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
     if not all(place.exists() for place in places):
         raise UserError(f"{path}: expected a file or folder, or @ and the name of an earlier stage")

@@ -9,18 +9,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFReader
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from training_runs import SHORT, data, fresh, init, line, losses, metrics, run_trainer, sft
+from training_runs import SHORT, conversations, data, fresh, init, line, losses, metrics, run_trainer, sft
 from transformers import AutoModelForCausalLM
 
 import scripts.chat
+import scripts.draw_masks
+import scripts.evaluate
+import scripts.export_gguf
 import scripts.export_hf
 import trainer.sft
 from dataset.batch_settings import BatchSettings
 from dataset.token_store import TokenStore
+from eval.cells import trial_of
+from eval.comparison import open_runs
 from eval.evaluation import facts_of, store_likelihood
+from eval.looks import look_at
 from eval.served_model import open_model
+from eval.server_settings import ServerSettings
+from eval.serving import open_chats
 from eval.serving_settings import EvaluationSettings
 from model.architectures import model_of
 from model.checkpoint import export_checkpoint, load_checkpoint, save_checkpoint
@@ -28,11 +37,13 @@ from model.config import ARCHITECTURES, from_preset
 from model.errors import UserError
 from model.hugging_face import kind_for
 from tests.conftest import one_document
+from tests.serving import chat_question, write_lines
 from trainer.adapters import AdaptedModel
 from trainer.lora_settings import LoraSettings
 from trainer.optimizer import Optimizers
 from trainer.settings import OptimizerSettings
 
+QUERIES = "model.layers.0.self_attn.q_proj"
 LORA = ("--lora.rank", 4, "--optimizer.learning_rate", 0.02)
 
 
@@ -142,15 +153,57 @@ def test_a_training_learns_beside_a_base_of_which_no_save_holds_a_weight(run):
     assert remembered == 2 * sum(each.numel() for each in saved.values())
 
 
-def test_every_command_takes_a_run_directory_with_the_adapter_merged(run, tmp_path, command):
-    assert command(scripts.chat, "--model", run, "--prompt", "Where is Ada?", "--max_new_tokens", 4)
+def test_exports_of_a_run_directory_hold_the_sum(run, tmp_path, command):
     command(scripts.export_hf, "--model", run, "--out", tmp_path / "merged")
-    ids = torch.arange(9)[None]
+    command(scripts.export_gguf, "--model", run, "--out", tmp_path / "merged.gguf")
+    ids, opened = torch.arange(9)[None], load_checkpoint(run).model
     with torch.no_grad():
-        merged, ours = load_checkpoint(tmp_path / "merged").model(ids), load_checkpoint(run).model(ids)
+        merged, ours = load_checkpoint(tmp_path / "merged").model(ids), opened(ids)
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
     assert torch.equal(merged, ours)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
+    written = {each.name: torch.tensor(each.data) for each in GGUFReader(tmp_path / "merged.gguf").tensors}
+    assert torch.equal(written["blk.0.attn_q.weight"], opened.state_dict()[f"{QUERIES}.weight"])
+
+
+def test_every_command_that_answers_or_draws_takes_a_run_directory(run, base, tmp_path, command):
+    assert command(scripts.chat, "--model", run, "--prompt", "Where is Ada?", "--max_new_tokens", 4)
+    chats = open_chats(ServerSettings(model=(str(run), str(base))), print)
+    weights = [chats[path.name].served.model.state_dict()[f"{QUERIES}.weight"] for path in (run, base)]
+    assert torch.equal(weights[0], load_checkpoint(run).model.state_dict()[f"{QUERIES}.weight"])
+    assert not torch.equal(*weights)
+    asked = write_lines(tmp_path / "asked.jsonl", chat_question("Where is Ada?", "Here."))
+    flags = ("--data", asked, "--out", tmp_path / "measured", "--max_new_tokens", 2)
+    command(scripts.evaluate, "--model", run, *flags)
+    [measured] = open_runs([tmp_path / "measured"])  # what is compared, and the arms of experiments
+    assert look_at(measured, measured.predictions[0].question, "cpu").maps
+    talk = write_lines(tmp_path / "talk.jsonl", conversations()[0])
+    command(scripts.draw_masks, "--html", tmp_path / "page.html", "--model", run, "--data", talk)
+    assert '"layers": [{"mask": 0, "weights": ' in (tmp_path / "page.html").read_text()
+
+
+def test_cells_that_measure_an_adapter_are_others_when_its_base_has_changed(
+    run, base, data, tmp_path, monkeypatch
+):
+    addresses = []
+    for name, scale in (("one", 1), ("two", 1), ("three", 2)):
+        shutil.copytree(base, tmp_path / name / "base")
+        shutil.copytree(run, tmp_path / name / "run")
+        monkeypatch.chdir(tmp_path / name)
+        edit(Path("base"), scale)
+        configure(Path("run"), base_model_name_or_path="base")
+        asked = {"run": "evaluate", "model": str(Path("run").absolute()), "loss_data": [str(data / "sft")]}
+        addresses.append(trial_of({"asked": asked}, "arm", {}, 0).cells["asked"].address)
+    assert addresses[0] == addresses[1] != addresses[2]
+
+
+def test_an_adapter_finds_its_base_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, adapter = adapted(Path("base"), LoraSettings(rank=3))
+    adapter.save(tmp_path / "adapter", (5,), "chats")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_checkpoint("../adapter").stop_ids == (5,)
 
 
 @pytest.mark.parametrize(

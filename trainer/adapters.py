@@ -45,7 +45,7 @@ class AdaptedModel:
                 f"--init {base} holds an adapter; expected whole weights under another one: first python -m "
                 f"scripts.export_hf --model {base}, or leave --lora.rank out to train the sum"
             )
-        self._model, self._base, self._fingerprint = model, base, fingerprint
+        self._model, self._base, self._fingerprint = model, str(Path(base).absolute()), fingerprint
         self._linears = linears_of(model)
         self._rank, self._alpha = settings.rank, settings.alpha or 2 * settings.rank
         self._dropout = settings.dropout or 0.0

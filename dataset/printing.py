@@ -1,14 +1,16 @@
 """What reaches a terminal: foreign text made visible, streams that take every character, and bars."""
 
 import io
+import logging
 import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from traceback import format_exception
-from typing import TextIO
+from typing import Any, TextIO
 
 from model.files import is_seen
 
@@ -37,9 +39,11 @@ def prepare_streams(stdout_is_log: bool = False) -> None:
 
     Of a log, which standard error always is, a line that cannot be written is dropped, and never ends the
     work. Elsewhere a reader that is gone ends it quietly (exit code 141), and a full disk raises `OSError`.
-    A mistake of ours is shown with its traceback in the same way.
+    A mistake of ours is shown with its traceback in the same way, and so is what libraries log and warn of.
     """
     sys.excepthook = lambda kind, error, trace: show_traceback(error)
+    logging.setLogRecordFactory(_Logged)
+    warnings.formatwarning = _warning
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the shell: `>&-`
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
@@ -51,6 +55,22 @@ def prepare_streams(stdout_is_log: bool = False) -> None:
 def show_traceback(error: BaseException) -> None:
     """Print an error with its traceback, the foreign text in it made visible."""
     print(printable("".join(format_exception(error)), keep="\n"), end="", file=sys.stderr)
+
+
+class _Logged(logging.LogRecord):
+    """What a library logs, with the foreign text in it made visible."""
+
+    def __init__(self, *words: Any, **more: Any) -> None:
+        super().__init__(*words, **more)
+        if self.exc_info and self.exc_info[1]:
+            self.exc_text = printable("".join(format_exception(self.exc_info[1])).rstrip(), keep="\n")
+
+    def getMessage(self) -> str:  # noqa: N802 - the name that logging has
+        return printable(super().getMessage(), keep="\n\t")
+
+
+def _warning(*words: Any, former: Callable[..., str] = warnings.formatwarning) -> str:
+    return printable(former(*words), keep="\n")
 
 
 def _on(output: "_Output", former: io.TextIOWrapper) -> io.TextIOWrapper:

@@ -64,3 +64,17 @@ def test_a_mistake_of_ours_shows_what_would_steer_the_terminal_as_escapes():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.startswith("Traceback ") and done.stderr.endswith("\nValueError: \\x1b[2J\\u202e\n")
     assert done.returncode == 1
+
+
+def test_what_libraries_log_and_warn_of_shows_what_would_steer_the_terminal_as_escapes():
+    code = (
+        "import logging, warnings\n"
+        "from dataset.printing import prepare_streams; prepare_streams()\n"
+        "logging.getLogger('library').warning('task %s', 'a\x1b[2J')\n"
+        "logging.getLogger('library').error('failed', exc_info=ValueError('\u202e'))\n"
+        "warnings.warn('\x9b31m')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    first, second, *_, traced, warned = done.stderr.splitlines()
+    assert (first, second, traced) == (r"task a\x1b[2J", "failed", r"ValueError: \u202e")
+    assert warned.endswith(r"UserWarning: \x9b31m")

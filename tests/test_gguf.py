@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from struct import pack
 
 import pytest
 import torch
@@ -240,6 +241,26 @@ def test_what_a_stranger_changed_in_a_file_is_told_and_nothing_is_read_beyond_it
     else:
         with pytest.raises(UserError, match=words):
             open_gguf(tmp_path / "bad.gguf")
+
+
+def test_lists_and_json_without_end_and_stop_ids_that_are_none_are_told(tmp_path):
+    write_gguf(served_model("prefix", stops=True), tmp_path / "good.gguf")
+    content = (tmp_path / "good.gguf").read_bytes()
+    stops, files = (content.index(key) + len(key) for key in (b"sightline.stop_ids", b"sightline.tokenizer"))
+    for written, words in (
+        (content[:stops] + pack("<IIQ", 9, 0, 2**50), "no whole GGUF file .*ends too early"),
+        (content[:stops] + pack("<I", 9) + pack("<IQ", 9, 1) * 3000, "no whole GGUF file .*recursion"),
+        (overwritten(content, stops + 16, pack("<i", 320)), "stop_ids: expected ids below 320"),
+        (overwritten(content, stops + 16, pack("<i", -1)), "stop_ids.*expected int, got -1"),
+        (overwritten(content, files + 12, b"[" * 5000), "not as scripts.export_gguf .*recursion"),
+    ):
+        (tmp_path / "bad.gguf").write_bytes(written)
+        with pytest.raises(UserError, match=words):
+            open_gguf(tmp_path / "bad.gguf")
+
+
+def overwritten(content: bytes, at: int, changed: bytes) -> bytes:
+    return content[:at] + changed + content[at + len(changed) :]
 
 
 @needs_llama

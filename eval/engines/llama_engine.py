@@ -30,6 +30,7 @@ from eval.served_model import ServedModel, choose_mask
 from model.config import ModelConfig, from_dict
 from model.errors import UserError
 from model.masks import Layout
+from model.typed_json import read_as
 
 MOST_BLOCK_TOKENS = 2048
 """of a block, which llama.cpp computes at once; its scores take memory by the square of it"""
@@ -187,12 +188,21 @@ def open_gguf(
     where llama.cpp is not here.
     """
     values = read_values(Path(file))
-    config, tokenizer, form = _read(values, file)
+    config, tokenizer, form, stop_ids = _read(values, file)
     mask = choose_mask(config.prompt_mask, prompt_mask, allow_mask_mismatch)
     model = LlamaModel(Path(file), replace(config, prompt_mask=mask), form == LlamaFileType.ALL_F32)
-    stop_ids, trained_on = tuple(values.get("sightline.stop_ids", ())), values.get("sightline.trained_on")
     words = f"{form.name.removeprefix('MOSTLY_').lower()} weights in llama.cpp"
+    trained_on = values.get("sightline.trained_on")
     return ServedLlama(model, tokenizer, stop_ids, Path(file), form=words, trained_on=trained_on)
+
+
+class _Reader(GGUFReader):
+    """Reads nothing beyond the end of a file, where a list of 2^50 numbers would be one of nothing."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
+        if len(values := super()._get(offset, dtype, count, override_order)) < count:
+            raise IndexError("it ends too early")
+        return values
 
 
 def read_values(file: Path) -> dict[str, Any]:
@@ -200,26 +210,31 @@ def read_values(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file} not found; expected a file that scripts.export_gguf wrote")
     try:
-        values = {name: field.contents() for name, field in GGUFReader(file).fields.items()}
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+        values = {name: field.contents() for name, field in _Reader(file).fields.items()}
+    except (ValueError, IndexError, KeyError, RecursionError) as error:
         raise UserError(f"{file} is no whole GGUF file ({error}); export the model again") from None
     if "sightline.config" not in values:
         raise UserError(f"{file} names no prompt mask; expected a file that scripts.export_gguf wrote")
     return values
 
 
-def _read(values: dict[str, Any], file: str | Path) -> tuple[ModelConfig, Tokenizer, LlamaFileType]:
-    """Return configuration, tokenizer and form of the weights; `UserError` where others wrote them."""
+def _read(
+    values: dict[str, Any], file: str | Path
+) -> tuple[ModelConfig, Tokenizer, LlamaFileType, tuple[int, ...]]:
+    """Return configuration, tokenizer, form of the weights, stop ids; `UserError` where others wrote them."""
     try:
         config = from_dict(json.loads(values["sightline.config"]), str(file))
         with TemporaryDirectory() as folder:
             for name, text in json.loads(values["sightline.tokenizer"]).items():
                 (Path(folder) / Path(name).name).write_text(text, encoding="utf-8")
             tokenizer = Tokenizer.load(folder, config.vocab_size)
-        return config, tokenizer, LlamaFileType(values["general.file_type"])
+        stop_ids = read_as(tuple[int, ...], values.get("sightline.stop_ids", ()), "stop_ids")
+        if any(stop >= config.vocab_size for stop in stop_ids):
+            raise ValueError(f"stop_ids: expected ids below {config.vocab_size}, got {stop_ids}")
+        return config, tokenizer, LlamaFileType(values["general.file_type"]), stop_ids
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise UserError(f"{file} is not as scripts.export_gguf writes it ({error!r})") from None
 
 

@@ -209,19 +209,23 @@ def facts_of(served: ServedModel, settings: EvaluationSettings) -> Facts:
     check_sources(settings.data)
     values = {name: value for name, value in asdict(settings).items() if name not in NO_FACTS}
     values["prompt_mask"] = served.prompt_mask
-    named = [served.path / name for name in ("adapter_config.json", *MODEL_FILES)]
-    if not named[-1].is_file():  # the chat template may stand elsewhere
-        named.append(served.path / "tokenizer_config.json")
-    folders = [served.path, *base_folders(served.path)]
-    weights = [file for folder in folders for file in sorted(folder.glob("*model*.safetensors"))]
-    files = [*weights, *filter(Path.is_file, named)]
+    files = {file.name: file for file in _deciding(served.path)}
+    files |= {f"base/{file.name}": file for each in base_folders(served.path) for file in _deciding(each)}
     stores = {path: json.dumps(read_manifest(path)["files"], sort_keys=True) for path in settings.loss_data}
     return Facts(
-        {file.name: describe_source(str(file))["sha256"] for file in files},
+        {name: describe_source(str(file))["sha256"] for name, file in files.items()},
         {path: describe_source(path)["sha256"] for path in settings.data},
         {path: sha256(listed.encode()).hexdigest() for path, listed in stores.items()},
         json.loads(json.dumps(values)),
     )
+
+
+def _deciding(folder: Path) -> list[Path]:
+    """Return the files of a model directory that decide what it answers."""
+    named = [folder / name for name in ("adapter_config.json", *MODEL_FILES)]
+    if not named[-1].is_file():  # the chat template may stand elsewhere
+        named.append(folder / "tokenizer_config.json")
+    return [*sorted(folder.glob("*model*.safetensors")), *filter(Path.is_file, named)]
 
 
 def differences(there: Facts, wanted: Facts) -> list[str]:

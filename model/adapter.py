@@ -66,16 +66,19 @@ class Adapter:
     @torch.no_grad()
     def merge_into(self, model: LanguageModel, source: Path) -> None:
         """Add the products of factors to the weights of a model; raises `UserError` where they do not fit."""
-        kind, deltas = kind_for(model.config), {}
+        kind = kind_for(model.config)
+        step = -1 if kind and kind.is_transposed else 1  # (in, out) there
+        shapes = {f"{name}.weight": (len(b), a.shape[1])[::step] for name, (a, b) in self.factors.items()}
+        shapes = kind.our_shapes(shapes) if kind else shapes
+        matrices = {name: each for name, each in model.named_parameters() if ".layers." in name}
+        check_shapes({n: tuple(matrices[n].shape) for n in shapes.keys() & matrices.keys()}, shapes, source)
+
+        deltas = {}
         for module, (a, b) in self.factors.items():
             delta = b @ a * (self._alpha(module) / len(a))  # (out, in)
-            deltas[f"{module}.weight"] = delta.T if kind and kind.is_transposed else delta
-        deltas = kind.to_ours(deltas) if kind else deltas
-        matrices = {name: each for name, each in model.named_parameters() if ".layers." in name}
-        found = {name: tuple(delta.shape) for name, delta in deltas.items()}
-        check_shapes({n: tuple(matrices[n].shape) for n in found.keys() & matrices.keys()}, found, source)
-        for name, delta in deltas.items():
-            matrices[name] += delta
+            deltas[f"{module}.weight"] = delta.T if step < 0 else delta
+        for name, delta in (kind.to_ours(deltas) if kind else deltas).items():
+            matrices[name] += as_weight(f"{source}: the product for {name}", delta)
 
     def _alpha(self, module: str) -> float:
         """Return what stands for a module, by a pattern of the end of its name as in `peft`, or for all."""
@@ -110,11 +113,19 @@ def read_adapter(folder: Path) -> Adapter:
     if not all(type(alpha) in (int, float) and 0 < alpha < 1e6 for alpha in alphas):
         raise UserError(f"{source}: expected a number above 0 as each lora_alpha, got {brief(alphas)}")
     for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"{source}: alpha_pattern {brief(pattern)} is no pattern ({error})") from None
+        _check_pattern(pattern, source)
     return Adapter(_read_factors(folder), values)
+
+
+def _check_pattern(pattern: str, source: Path) -> None:
+    """Raise `UserError` for what is no pattern, and for one that could be compared for ever."""
+    counts = len(pattern) // 100, pattern.count("("), len(re.findall("[*+?{]", pattern))
+    if max(counts) > 2 or re.search(r"\)[*+?{]", pattern):
+        raise UserError(f"{source}: alpha_pattern {brief(pattern)} repeats or joins too much to be compared")
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        raise UserError(f"{source}: alpha_pattern {brief(pattern)} is no pattern ({error})") from None
 
 
 def base_of(adapter: Adapter, source: Path) -> Path:
@@ -151,6 +162,8 @@ def _read_factors(folder: Path) -> dict[str, Factors]:
                 found[match[1]][match[2]] = as_weight(name, file.get_tensor(name))
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy the adapter again") from error
+    if not found:
+        raise UserError(f"{folder / WEIGHTS} holds no factors; copy the adapter again")
     for module, pair in found.items():
         shapes = [tuple(pair[letter].shape) if letter in pair else () for letter in "AB"]
         if any(len(shape) != 2 for shape in shapes) or not 0 < shapes[0][0] == shapes[1][1]:

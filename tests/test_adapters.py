@@ -113,6 +113,9 @@ def test_an_evaluation_of_an_adapter_is_another_one_when_its_base_has_changed(ru
         edit(tmp_path / "base", scale)
         facts.append(facts_of(open_model(tmp_path / "run"), settings))
     assert facts[0] == facts[1] != facts[2]
+    with (tmp_path / "base/generation_config.json").open("a") as file:
+        file.write(" ")  # which ends answers, where the adapter brings none
+    assert facts_of(open_model(tmp_path / "run"), settings) != facts[2]
 
 
 def test_an_adapter_without_a_tokenizer_has_that_of_its_base(run, tmp_path):
@@ -250,6 +253,10 @@ def configure(folder: Path, **values) -> None:
         ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported; expected LORA"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' is not supported, as it changes the wei"),
         ({"alpha_pattern": {"(": 1}}, r"alpha_pattern '\(' is no pattern"),
+        ({"alpha_pattern": {"a{99999999999}": 1}}, "alpha_pattern 'a.9+.' is no pattern"),
+        ({"alpha_pattern": {"(.+)+x": 1}}, r"alpha_pattern '\(\.\+\)\+x' repeats or joins too much"),
+        ({"alpha_pattern": {"(|)" * 60 + "x": 1}}, "alpha_pattern .* repeats or joins too much"),
+        ({"alpha_pattern": {"(" * 3000: 1}}, "alpha_pattern .* repeats or joins too much"),
         ({"lora_alpha": "x"}, "expected a number above 0 as each lora_alpha"),
         ({"alpha_pattern": 3}, "expected a number above 0 as each lora_alpha"),
     ],
@@ -265,7 +272,11 @@ def test_factors_that_do_not_fit_the_base_are_named(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     file = tmp_path / "run/adapter_model.safetensors"
     tensors, name = load_file(file), "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    pair, wide = (name, name.replace("lora_A", "lora_B")), 10**6  # whose product no memory holds
+    huge = {each: torch.full_like(tensors[each], 1e30) for each in pair}
     for changed, message in (
+        (dict(zip(pair, (torch.zeros(1, wide), torch.zeros(wide, 1)), strict=True)), "has shape .1000000, 1"),
+        (huge, "product for model.layers.0.self_attn.q_proj.weight holds values that are no weights"),
         (
             {name: tensors[name][:2]},
             "expected .r, in. and .out, r. as factors of model.layers.0.self_attn.q_",
@@ -280,6 +291,9 @@ def test_factors_that_do_not_fit_the_base_are_named(run, tmp_path):
         save_file({name: each.clone() for name, each in (tensors | changed).items()}, file)
         with pytest.raises(UserError, match=message):
             load_checkpoint(tmp_path / "run")
+    save_file({}, file)
+    with pytest.raises(UserError, match="adapter_model.safetensors holds no factors"):
+        load_checkpoint(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

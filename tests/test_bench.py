@@ -1,11 +1,13 @@
 import json
 import math
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
 from dataset.packing import best_fit
 from dataset.preparation import PreparationSettings, write_store
@@ -13,14 +15,15 @@ from dataset.token_store import TokenStore
 from model.checkpoint import load_checkpoint
 from model.config import from_preset
 from model.errors import UserError
-from model.loss import summed_cross_entropy
+from model.loss import NO_TARGET, summed_cross_entropy
 from model.strategies import strategy_named
 from scripts.bench import optimizers
 from scripts.bench.__main__ import main
 from scripts.bench.engines import Workload, make_engines
 from scripts.bench.entered import Spy
-from scripts.bench.growth import exponent
-from scripts.bench.measuring import Watch, measure
+from scripts.bench.growth import Growth, draw, exponent
+from scripts.bench.measuring import measure
+from scripts.bench.train import full_rows
 from tests.serving import save_model, small_tokenizer, write_lines
 
 
@@ -71,19 +74,28 @@ def test_the_bench_of_decoding_measures_both_engines_on_every_task(tmp_path, mon
     assert [line["name"] for line in record["lines"]] == [*names, "queue of 3"]
     assert record["machine"]["GB/s"] > 0 and record["machine"]["ours"] == "float32 weights"
     for line in record["lines"]:
-        assert line["name"] in table
-        assert all(
-            line[who][key] > 0 for who in ("ours", "theirs") for key in ("first_seconds", "tokens_per_second")
+        is_single = line["name"].startswith("batch 1,")
+        others = ["theirs"] + ["llama.cpp"] * bool(is_single and find_spec("llama_cpp"))
+        assert (
+            line["name"] in table
+            and line.keys() >= {*others}
+            and ("llama.cpp" in others) == ("llama.cpp" in line)
         )
+        for who in ("ours", *others):
+            assert line[who]["first_seconds"] > 0 < line[who]["tokens_per_second"]
+            middle, least, most = line[who]["ratio"]
+            assert least <= middle <= most
+        assert line["ours"]["ratio"] == line["ours"]["sooner"] == [1, 1, 1]
 
 
 def test_engines_answer_every_task_with_as_many_tokens(tmp_path):
-    engines, _ = make_engines(from_preset("tiny", vocab_size=99), "float32", False, tmp_path)
+    engines, _ = make_engines(from_preset("tiny", vocab_size=300), "float32", False, tmp_path)
     told = {name: [] for name in engines}
     for name, engine in engines.items():
         engine(Workload(((1, 2), (3,), (4, 5, 6)), (4, 2, 3), 2), told[name].append)
     assert sum(told["ours"]) == 4 + 2 + 3
     assert sum(told["theirs"]) == 2 * 4 + 1 * 3  # rows that are done go on
+    assert sum(told.get("llama.cpp", [9])) == 4 + 2 + 3
 
 
 @pytest.mark.parametrize("flags", [["--batches", "0"], ["--new_tokens", "1"], ["--rounds", "0"]])
@@ -120,12 +132,9 @@ def test_memory_of_child_processes_counts():
 
 def test_pages_of_files_are_not_held(tmp_path):
     (tmp_path / "store").write_bytes(bytes(2**26))
-    with Watch() as before:
-        pass
-    with Watch() as watch:
-        store = np.memmap(tmp_path / "store", mode="r")
-        assert not store.any()
-    assert 2**23 < watch.peak_bytes < before.peak_bytes + 2**23
+    read = "file = open(sys.argv[1], 'rb'); pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)"
+    code = f"import mmap, sys, time; {read}; assert not any(pages[::4096]); time.sleep(0.3)"
+    assert 2**20 < measure([sys.executable, "-c", code, str(tmp_path / "store")]).peak_bytes < 2**25
 
 
 @pytest.mark.long
@@ -252,22 +261,64 @@ def test_an_exponent_is_the_power_of_the_length_that_figures_grow_as():
     assert exponent((10, 40), (5, 5)) == 0
 
 
+def test_growth_is_told_by_medians_and_by_exponents_of_rounds(tmp_path):
+    def turn(value, power):
+        return {"s/step": 3 * value**power, "step MB": 7.0}
+
+    values = (40, 10, 20)
+    grown = Growth("rows", values, [[turn(value, power) for value in values] for power in (2, 1, 3)])
+    assert grown.medians == {"s/step": [3 * 40**2, 3 * 10**2, 3 * 20**2], "step MB": [7, 7, 7]}
+    assert grown.exponents["s/step"] == pytest.approx((2, 1, 3)) and grown.exponents["step MB"] == (0, 0, 0)
+    head, first, *_, exponents, least, most = grown.table()
+    assert head == ("rows", ["s/step", "step MB"]) and first == ("40", ["4,800", "7.00"])
+    assert [line[1][0] for line in (exponents, least, most)] == ["2.00", "1.00", "3.00"]
+    draw([grown], tmp_path / "growth.png")
+    picture = imread(tmp_path / "growth.png")
+    blue, orange = (0, 0x72, 0xB2), (0xE6, 0x9F, 0)
+    assert all((np.rint(picture[..., :3] * 255) == colour).all(-1).any() for colour in (blue, orange))
+
+
+def test_rows_of_several_documents_begin_each_anew_and_predict_no_beginning():
+    batch = next(full_rows(2, 8, 50, documents=3))
+    assert batch.document_ids.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2]] * 2
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]] * 2
+    is_begin = batch.position_ids == 0
+    assert (batch.labels[is_begin] == NO_TARGET).all() and (batch.labels == batch.ids)[~is_begin].all()
+
+
 @pytest.mark.long
-def test_the_bench_of_growth_measures_steps_and_answers_of_every_length(tmp_path, monkeypatch, capsys):
-    sizes = ["--lengths", "96", "192", "--rounds", "1", "--new_tokens", "3", "--vocab_size", "97"]
-    monkeypatch.setattr(
-        "sys.argv", ["bench", "growth", "--out", str(tmp_path), "--sliding_window", "16", *sizes]
-    )
+def test_the_bench_of_growth_measures_steps_answers_and_preparations(tmp_path, monkeypatch, capsys):
+    turns = [{"role": "user", "content": "法国 1"}, {"role": "assistant", "content": "巴黎 2"}]
+    data = write_lines(tmp_path / "a.jsonl", *[{"conversations": turns}] * 3)
+    sizes = ["--lengths", "96", "192", "--documents", "1", "8", "--rows", "1", "--layers", "1"]
+    few = ["--vocabularies", "300", "--megabytes", "1", "2", "--rounds", "1", "--new_tokens", "3"]
+    places = ["--data", data, "--out", str(tmp_path / "out"), "--sliding_window", "16"]
+    monkeypatch.setattr("sys.argv", ["bench", "growth", *places, *sizes, *few])
+    monkeypatch.setattr("scripts.bench.growth.MEGABYTE", 2000)
     main()
-    table, found = capsys.readouterr().out, json.loads((tmp_path / "growth.json").read_text())
-    assert [line["length"] for line in found["lines"]] == [96, 192] and len(found["exponents"]) == 5
-    assert all(0 < line["mask_seconds"] < line["step_seconds"] for line in found["lines"])
-    middle, least, most = found["exponents"]["step_seconds"]
-    assert least <= middle <= most and f"{middle:.2f}" in table.splitlines()[-3]
+    table, found = capsys.readouterr().out, json.loads((tmp_path / "out/growth.json").read_text())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"growth.json", "growth.png"}
+    assert [*found] == ["lengths", "documents", "megabytes", "processes"] and all(
+        axis in table for axis in found
+    )
+    for turn in found["lengths"]["turns"][0] + found["documents"]["turns"][0]:
+        assert 0 < turn["masks ms"] < 1000 * turn["s/step"] and turn["cache MB"] > 0 < turn["token ms"]
+    middle, least, most = found["lengths"]["exponents"]["s/step"]
+    assert least <= middle <= most and f"{middle:.2f}" in table
+    assert [len(found[axis]["turns"][0]) for axis in ("megabytes", "processes")] == [2, 2]
 
 
-@pytest.mark.parametrize("wrong", [["--rounds", "0"], ["--lengths", "128"], ["--lengths", "64", "128"]])
-def test_lengths_by_which_nothing_can_be_measured_are_refused(wrong, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--rounds", "0"],
+        ["--lengths", "128", "128"],
+        ["--lengths", "1", "128"],
+        ["--documents", "1", "300"],
+        ["--lengths", "512", "--rows", "1", "--documents", "1", "--layers", "2", "--vocabularies", "300"],
+    ],
+)
+def test_values_by_which_nothing_can_be_measured_are_refused(wrong, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["bench", "growth", "--out", str(tmp_path / "out"), *wrong])
     with pytest.raises((UserError, SystemExit)):
         main()

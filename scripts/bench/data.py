@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.errors import UserError
-from scripts.bench.measuring import Cost, Figures, TurnSettings, Watch, bench, call, measure
+from scripts.bench.measuring import Cost, Figures, PeakMemory, TurnSettings, bench, call, measure
 
 MEGABYTE = 1_000_000
 HEADER = ("MB", "seconds", "documents/s", "MB/s", "peak MB")
@@ -74,8 +74,8 @@ def _orders(settings: DataBenchSettings, work: Path) -> Iterator[tuple[Line, flo
 
 def _lines(settings: DataBenchSettings, work: Path) -> Iterator[Line]:
     large, small, tokenizer = work / "large.jsonl", work / "small.jsonl", work / "tokenizer"
-    documents = _write_edited(settings.data, large, settings.size * MEGABYTE)
-    few = _write_edited(settings.data, small, settings.slice_size * MEGABYTE)
+    documents = write_edited(settings.data, large, settings.size * MEGABYTE)
+    few = write_edited(settings.data, small, settings.slice_size * MEGABYTE)
     sample = {"vocab_size": settings.vocab_size, "max_bytes": settings.slice_size * MEGABYTE}
     cost = call("scripts.train_tokenizer", data=large, out=tokenizer, **sample)
     yield _line(f"train_tokenizer on {settings.slice_size} MB of", documents, large.stat().st_size, cost)
@@ -110,7 +110,7 @@ def _line(name: str, documents: int, num_bytes: float, cost: Cost) -> Line:
     return Line(name, documents, num_bytes / MEGABYTE, cost.seconds, cost.peak_bytes / MEGABYTE)
 
 
-def _write_edited(paths: tuple[str, ...], out: Path, size: int) -> int:
+def write_edited(paths: tuple[str, ...], out: Path, size: int) -> int:
     """Repeat records, each time with other digits and a number of their own; return how many there are."""
     lines = [line for path in paths for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
     if not lines:
@@ -145,7 +145,7 @@ def _deliver(settings: DataBenchSettings, path: Path) -> Line:
     from dataset.token_store import open_stores
 
     choice, documents, tokens = BatchSettings(max_seq_len=settings.max_seq_len, prompt_mask="prefix"), 0, 0
-    with Watch() as watch:
+    with PeakMemory() as memory:
         stream = BatchStream(documents_of(stores := open_stores([path]), choice))
         plan = stream.plan(0)
         started = time.monotonic()
@@ -156,4 +156,4 @@ def _deliver(settings: DataBenchSettings, path: Path) -> Line:
                 break
         seconds = time.monotonic() - started
     megabytes = tokens * stores[0].manifest["bytes"] / stores[0].num_tokens / MEGABYTE
-    return Line("batches", documents, megabytes, seconds, watch.peak_bytes / MEGABYTE)
+    return Line("batches", documents, megabytes, seconds, memory.added_bytes / MEGABYTE)

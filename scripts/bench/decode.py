@@ -1,8 +1,9 @@
-"""Measure generation beside that of transformers on the same weights: python -m scripts.bench decode …"""
+"""Measure generation beside that of others on the same weights: python -m scripts.bench decode …"""
 
 import random
 import statistics
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
@@ -10,20 +11,19 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from model.config import Weights
-from model.errors import UserError
-from scripts.bench.measuring import Figures, PeakMemory, TurnSettings, bench
+from scripts.bench.measuring import Figures, PeakMemory, TurnSettings, bench, refuse_below, spread
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from model.config import ModelConfig
-    from scripts.bench.engines import Engine, Workload
+    from scripts.bench.engines import Engine
 
 BANDWIDTH_BYTES, READS = 2**29, 12
 SHORTEST, LONGEST = 8, 256  # tokens of prompts and of answers in the queue
 QUEUE_ROWS = 16
 BYTES = {"float32": (4, 4), "bfloat16": (2, 2), "int8": (1, 2)}  # of a weight, of a cached number
-HEADER = ("first ms", "tokens/s", "peak MB", "their ms", "tokens/s", "peak MB", "ratio", "of limit")
+HEADER = ("first ms", "tokens/s", "peak MB", "of limit", "sooner", "least-most", "ratio", "least-most")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,18 @@ class DecodeBenchSettings(TurnSettings):
     """prompts and answers of 8 to 256 tokens that go 16 at a time; 0 leaves them out"""
 
     def __post_init__(self) -> None:
-        for name, least in (("batches", 1), ("contexts", 1), ("new_tokens", 2), ("queue", 0), ("rounds", 1)):
-            value = getattr(self, name)
-            if min(value if isinstance(value, tuple) else (value,), default=0) < least:
-                raise UserError(f"--{name}: expected {least} or more, got {value}")
+        refuse_below(self, batches=1, contexts=1, new_tokens=2, queue=0, rounds=1)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Prompts to answer."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
+    """tokens of each answer"""
+    rows: int
+    """how many are answered together"""
 
 
 @dataclass(frozen=True)
@@ -65,19 +73,11 @@ class Speed:
 
 
 def main() -> None:
-    """Measure generation, beside transformers."""
-    bench(DecodeBenchSettings, "Measure generation, beside transformers in the same run.", _find)
+    """Measure generation, beside transformers and llama.cpp."""
+    bench(DecodeBenchSettings, "Measure generation, beside others in the same run.", _find)
 
 
 def _find(settings: DecodeBenchSettings, work: Path) -> Figures:
-    machine, lines = _measure_all(settings, work)
-    above = "  ".join(f"{name} {value}" for name, value in machine.items())
-    rows = [(line["name"], _cells(line)) for line in lines]
-    return Figures({"machine": machine, "lines": lines}, HEADER, rows, before=[above])
-
-
-def _measure_all(settings: DecodeBenchSettings, work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what is true of the whole run, and a record per task."""
     import torch
 
     from model.config import from_preset
@@ -102,7 +102,9 @@ def _measure_all(settings: DecodeBenchSettings, work: Path) -> tuple[dict[str, A
         lines.append(_compare(f"queue of {settings.queue}", engines, task, settings.rounds, matrix))
     bandwidth = statistics.median(line["bytes_per_second"] for line in lines)
     machine = {"threads": torch.get_num_threads(), "GB/s": round(bandwidth / 1e9, 1), "ours": form}
-    return machine, lines
+    rows = [row for line in lines for row in _rows(line)]
+    above = "  ".join(f"{name} {value}" for name, value in machine.items())
+    return Figures({"machine": machine, "lines": lines}, HEADER, rows, before=[above])
 
 
 def _bandwidth(matrix: "Tensor") -> float:
@@ -129,17 +131,13 @@ def _step_bytes(settings: DecodeBenchSettings, config: "ModelConfig", batch: int
     return weight_bytes * weights + cache_bytes * tokens * per_token
 
 
-def _equal_task(settings: DecodeBenchSettings, batch: int, context: int) -> "Workload":
-    from scripts.bench.engines import Workload
-
+def _equal_task(settings: DecodeBenchSettings, batch: int, context: int) -> Workload:
     noise = random.Random(context)
     prompts = tuple(tuple(noise.choices(range(settings.vocab_size), k=context)) for _ in range(batch))
     return Workload(prompts, (settings.new_tokens,) * batch, batch)
 
 
-def _queue_task(settings: DecodeBenchSettings) -> "Workload":
-    from scripts.bench.engines import Workload
-
+def _queue_task(settings: DecodeBenchSettings) -> Workload:
     noise = random.Random(0)
     sizes = [noise.randint(SHORTEST, LONGEST) for _ in range(settings.queue)]
     prompts = tuple(tuple(noise.choices(range(settings.vocab_size), k=size)) for size in sizes)
@@ -148,19 +146,27 @@ def _queue_task(settings: DecodeBenchSettings) -> "Workload":
 
 
 def _compare(
-    name: str, engines: "dict[str, Engine]", task: "Workload", rounds: int, matrix: "Tensor"
+    name: str, engines: "dict[str, Engine]", task: Workload, rounds: int, matrix: "Tensor"
 ) -> dict[str, Any]:
     """Let the engines answer a task in turns, and read a matrix; return the medians of what each needed."""
     print(f"{name} …", file=sys.stderr)
+    if task.rows > 1:  # llama.cpp is asked for one answer at a time
+        engines = {who: engine for who, engine in engines.items() if who != "llama.cpp"}
     turns, bandwidths = [], []
     for _ in range(rounds):
         turns.append({who: _measure(engine, task) for who, engine in engines.items()})
         bandwidths.append(_bandwidth(matrix))
     line = {"name": name, "bytes_per_second": statistics.median(bandwidths)}
-    return line | {who: asdict(_median([turn[who] for turn in turns])) for who in engines}
+    for who in engines:
+        pairs = [(turn["ours"], turn[who]) for turn in turns]
+        line[who] = asdict(_median([its for _, its in pairs])) | {
+            "sooner": spread(its.first_seconds / ours.first_seconds for ours, its in pairs),
+            "ratio": spread(ours.tokens_per_second / its.tokens_per_second for ours, its in pairs),
+        }
+    return line
 
 
-def _measure(engine: "Engine", task: "Workload") -> Speed:
+def _measure(engine: "Engine", task: Workload) -> Speed:
     moments: list[tuple[float, int]] = []  # when tokens were told, and how many
     with PeakMemory() as memory:
         started = perf_counter()
@@ -176,16 +182,13 @@ def _median(speeds: list[Speed]) -> Speed:
     return Speed(**{name: statistics.median(getattr(speed, name) for speed in speeds) for name in names})
 
 
-def _cells(line: dict[str, Any]) -> tuple[str, ...]:
-    """Return what is printed of a record."""
-    ours, theirs = (
-        (
-            f"{s['first_seconds'] * 1000:,.0f}",
-            f"{s['tokens_per_second']:,.0f}",
-            f"{s['added_megabytes']:,.0f}",
-        )
-        for s in (line["ours"], line["theirs"])
-    )
-    speed, limit = line["ours"]["tokens_per_second"], line.get("limit_tokens_per_second")
-    ratio = f"{speed / line['theirs']['tokens_per_second']:.2f}"
-    return *ours, *theirs, ratio, f"{speed / limit:.0%}" if limit else ""
+def _rows(line: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield what is printed of a record: our line, then the others with our times their speed."""
+    for who in (who for who in ("ours", "theirs", "llama.cpp") if who in line):
+        speed, limit = line[who], line.get("limit_tokens_per_second")
+        cells = [f"{speed['first_seconds'] * 1000:,.0f}"]
+        cells += [f"{speed[name]:,.0f}" for name in ("tokens_per_second", "added_megabytes")]
+        cells.append(f"{speed['tokens_per_second'] / limit:.0%}" if limit else "")
+        for median, least, most in (speed["sooner"], speed["ratio"]) if who != "ours" else ():
+            cells += [f"{median:.2f}", f"{least:.2f}-{most:.2f}"]
+        yield line["name"] if who == "ours" else f"  {who}", cells

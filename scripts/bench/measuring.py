@@ -1,13 +1,12 @@
 """The frame of every bench: its flags, its table, what commands cost, how much memory is held at the most."""
 
 import json
-import os
+import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +73,19 @@ def bench(
     print(*figures.before, *lines, *figures.after, sep="\n")
 
 
+def refuse_below(settings: PlaceSettings, **least: int) -> None:
+    """Raise `UserError` unless settings, or all numbers in them, are at least what their name is given."""
+    for name, lowest in least.items():
+        value = getattr(settings, name)
+        if min(value if isinstance(value, tuple) else (value,), default=0) < lowest:
+            raise UserError(f"--{name}: expected {lowest} or more, got {value}")
+
+
+def spread(values: Iterable[float]) -> tuple[float, float, float]:
+    """Return the median, the least and the most."""
+    return statistics.median(found := [*values]), min(found), max(found)
+
+
 def call(module: str, **flags: object) -> "Cost":
     """Run a command of the project; raises `UserError` with its last words if it fails."""
     words: list[str] = []
@@ -89,7 +101,10 @@ class Cost:
 
     seconds: float
     peak_bytes: int
-    """memory of all its processes together, as `Watch` counts it; what a fork shares is counted in each"""
+    """memory of all its processes together, of which what a fork shares is counted in each
+
+    Pages of mapped files, such as a token store's, are not held: the system takes them back when it wants to.
+    """
 
 
 def measure(command: Sequence[str]) -> Cost:
@@ -105,36 +120,6 @@ def measure(command: Sequence[str]) -> Cost:
     if process.returncode:
         raise UserError(f"{' '.join(command)} failed: {output[-500:]}")
     return Cost(time.monotonic() - started, peak)
-
-
-class Watch:
-    """Follows the memory that this process and its children hold while a block runs.
-
-    Pages of mapped files, such as a token store's, are not held: the system takes them back when it wants to.
-
-    with Watch() as watch: ...
-    print(watch.peak_bytes)
-    """
-
-    def __enter__(self) -> "Watch":
-        """Begin."""
-        self.peak_bytes = _held_bytes(os.getpid())
-        """the most that was held so far"""
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Look once more and end."""
-        self._is_over.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        is_over = False
-        while not is_over:
-            is_over = self._is_over.wait(POLL_SECONDS)
-            self.peak_bytes = max(self.peak_bytes, _held_bytes(os.getpid()))
 
 
 class PeakMemory:

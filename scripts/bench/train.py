@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from model.errors import UserError
-from scripts.bench.measuring import Figures, TurnSettings, bench, call
+from scripts.bench.measuring import Figures, TurnSettings, bench, call, refuse_below
 
 if TYPE_CHECKING:
     from dataset.batches import Batch
@@ -41,9 +41,7 @@ class TrainBenchSettings(TurnSettings):
     """optimizer steps in a turn; more where a step takes a fraction of a second"""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_seq_len", "rounds", "steps"):
-            if (value := getattr(self, name)) < 1:
-                raise UserError(f"--{name}: expected 1 or more, got {value}")
+        refuse_below(self, batch_size=1, max_seq_len=1, rounds=1, steps=1)
 
 
 @dataclass
@@ -94,16 +92,6 @@ def main() -> None:
 
 
 def _find(settings: TrainBenchSettings, work: Path) -> Figures:
-    machine, groups = _measure_all(settings, work)
-    above = "  ".join(f"{name} {value}" for name, value in machine.items())
-    rows = [(line["name"], _cells(line)) for lines in groups for line in lines]
-    return Figures({"machine": machine, "groups": groups}, HEADER, rows, before=[above, FORMULA])
-
-
-def _measure_all(
-    settings: TrainBenchSettings, work: Path
-) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
-    """Return what is true of the whole run, and for each comparison the records of its ways."""
     import torch
 
     from scripts.bench.step_engines import our_engine, started, their_engine
@@ -120,7 +108,9 @@ def _measure_all(
         "compiled": conditions.is_compiled,
         "GFLOP/s": round(peak / 1e9),
     }
-    return machine, groups
+    rows = [(line["name"], _cells(line)) for lines in groups for line in lines]
+    above = "  ".join(f"{name} {value}" for name, value in machine.items())
+    return Figures({"machine": machine, "groups": groups}, HEADER, rows, before=[above, FORMULA])
 
 
 def _conditions(settings: TrainBenchSettings) -> "Conditions":
@@ -167,19 +157,23 @@ def _ways(settings: TrainBenchSettings, store: Path, ours: "Worker", theirs: "Wo
     ]
 
 
-def full_rows(rows: int, length: int, vocab_size: int) -> Iterator["Batch"]:
-    """Yield batches of rows of random tokens that all carry loss."""
+def full_rows(rows: int, length: int, vocab_size: int, documents: int = 1) -> Iterator["Batch"]:
+    """Yield batches of rows of random tokens that all carry loss, but the first ones of documents."""
     import torch
 
     from dataset.batches import Batch
     from model.masks import causal_layout
 
-    shape, noise = (rows, length), torch.Generator().manual_seed(0)
+    noise, layout, size = (
+        torch.Generator().manual_seed(0),
+        causal_layout(rows, length),
+        -(-length // documents),
+    )
+    places = layout.position_ids
+    layout = layout._replace(document_ids=places // size, position_ids=places % size)
     while True:
-        ids = torch.randint(vocab_size, shape, generator=noise)
-        labels = ids.clone()
-        labels[:, 0] = -100
-        yield Batch(ids, labels, *causal_layout(*shape))
+        ids = torch.randint(vocab_size, (rows, length), generator=noise)
+        yield Batch(ids, ids.masked_fill(layout.position_ids == 0, -100), *layout)
 
 
 def _chats(

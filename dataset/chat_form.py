@@ -30,7 +30,10 @@ def our_templates(prompt_copies: int) -> tuple[str, str]:
     return CHAT_TEMPLATE.replace(_CONTENT, content), TRAINING_TEMPLATE.replace(_CONTENT, content)
 
 
+MARKS_PASSAGES = Path(__file__).with_name("passages.jinja").read_text(encoding="utf-8")
+"""stands before a template where other programs are to find passages: puts a mark at either end of each"""
 COPIES_OF = {text: copies for copies in range(1, MOST_COPIES + 1) for text in our_templates(copies)}
+COPIES_OF |= {MARKS_PASSAGES + text: copies for text, copies in COPIES_OF.items()}
 """how often each of our templates writes the text of a user"""
 
 THOUGHT = ("<think>\n", "\n</think>\n\n")

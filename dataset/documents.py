@@ -20,6 +20,7 @@ from model.layouts import parts_of, positions_of, prompt_blocks
 
 TOKENS_AT_ONCE = 2**22  # that are read to count targets
 TOKENS_AT_HAND = 2**24  # of conversations that are kept as pieces
+MOST_PIECES = 2**31 - 1  # that a `RowPlan` has numbers for
 
 
 class Piece(NamedTuple):
@@ -59,7 +60,12 @@ class Documents:
         self._first_of_store = [0, *accumulate(map(len, stores))]
 
     def arrange(self, epoch: int) -> RowPlan:
-        """Return the rows of an epoch."""
+        """Return the rows of an epoch; raises `UserError` for more than can be numbered."""
+        pieces = len(self.lengths) + int(self.lengths.sum(dtype=np.int64)) // self.settings.max_seq_len
+        if pieces > MOST_PIECES:
+            raise UserError(
+                f"expected at most {MOST_PIECES} pieces of documents, got {pieces}; train on fewer stores"
+            )
         ways = {"pack": self.pack, "best_fit": best_fit, "none": one_per_row}
         return ways[self.settings.packing](self.lengths, self.settings.max_seq_len, self.settings.seed, epoch)
 

@@ -227,6 +227,15 @@ def test_several_stores_are_read_as_one(tmp_path):
     assert sorted((piece.document, len(piece.ids)) for (piece,) in rows) == [(0, 3), (1, 4), (2, 5)]
 
 
+def test_more_pieces_of_documents_than_a_plan_has_numbers_for_are_refused(tmp_path, monkeypatch):
+    stream = stream_of(tmp_path, TWO_DOCUMENTS, max_seq_len=16)
+    monkeypatch.setattr("dataset.documents.MOST_PIECES", 2)
+    assert len(stream.plan(0)) == 1
+    monkeypatch.setattr("dataset.documents.MOST_PIECES", 1)
+    with pytest.raises(UserError, match="at most 1 pieces of documents, got 2"):
+        stream.plan(1)
+
+
 def test_long_chats_are_shortened_and_hopeless_ones_counted(tmp_path):
     record = {"context": "法", "question": "国", "answers": ["x" * 100]}
     long_prompt = {"context": "法国" * 30, "question": "Q", "answers": ["Paris"]}

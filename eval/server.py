@@ -60,7 +60,7 @@ class Server:
         if self.settings.allow_origins:
             sent = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
             app.add_middleware(CORSMiddleware, allow_origins=self.settings.allow_origins, **sent)
-        for kind in (RefusedError, HTTPException, Exception):
+        for kind in (RefusedError, UserError, HTTPException, Exception):
             app.add_exception_handler(kind, self._refuse)
         known, allowed = [Depends(self._check_host)], [Depends(self._check_host), Depends(self._check_key)]
         app.get("/", dependencies=known)(self.page)
@@ -114,9 +114,9 @@ class Server:
         with ExitStack() as stack:  # undoes everything, however the request ends
             stack.enter_context(self._admitted(1))
             asked = read_body(kind, await self._body(request))
-            chat, changed = self._chat(asked.model), asyncio.Event()
-            on_change = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
-            choices = await self._in_reader(chat.choices, asked, on_change)
+            chat, changed, loop = self._chat(asked.model), asyncio.Event(), asyncio.get_running_loop()
+            on_change = partial(loop.call_soon_threadsafe, changed.set)
+            choices = await loop.run_in_executor(self._readers, chat.choices, asked, on_change)
             stack.enter_context(self._admitted(len(choices) - 1))
             reply = reply_kind(chat.name, chat.mask_of(asked), chat.served.tokenizer, choices)
             stack.callback(lambda: self.metrics.count_reply(reply, time.monotonic() - began))
@@ -199,13 +199,6 @@ class Server:
             raise RefusedError(f"model: expected one of {served}", 404, "model", "model_not_found")
         return self.chats[name]
 
-    async def _in_reader(self, work: Callable[..., Any], *inputs: Any) -> Any:
-        """Return what `work` returns, in a thread beside that of the connections."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, work, *inputs)
-        except UserError as error:
-            raise as_refusal(error) from None
-
     async def _check_host(self, request: Request) -> None:
         """Refuse, of a server for this machine, what a page was led here to ask by a name of its own."""
         name = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
@@ -223,6 +216,8 @@ class Server:
             error = RefusedError(
                 f"{request.method} {request.url.path[:80]}: {error.detail}", error.status_code
             )
+        if isinstance(error, UserError):
+            error = as_refusal(error)
         if not isinstance(error, RefusedError):
             show_traceback(error)
             error = RefusedError("a mistake of this server; its log says more", 500)

@@ -4,6 +4,7 @@
 
 import json
 import re
+import shutil
 from base64 import b64decode
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from eval.serving_settings import TextSampling
 from model.masks import visible_mask
 from model.strategies import STRATEGIES
 from scripts.draw_masks import main as draw_masks
+from tests.foreign import FORGETFUL
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -233,3 +235,14 @@ def test_a_conversation_that_is_too_long_to_draw_or_none_is_refused(address):
     ):
         answer = post(address, {"model": "causal", "messages": messages}, "/look")
         assert answer.status_code == 400 and words in answer.json()["error"]["message"]
+
+
+def test_what_the_template_of_a_model_refuses_is_refused_as_an_answer_to_it_would_be(models, tmp_path):
+    shutil.copytree(models[0], tmp_path / "silent")
+    silent = FORGETFUL.replace("message.role != 'assistant'", "message.role == 'user'")
+    (tmp_path / "silent/chat_template.jinja").write_text(silent)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+    with running([str(tmp_path / "silent")]) as address:
+        answers = [post(address, {"messages": messages}, path) for path in ("/look", "/v1/chat/completions")]
+    assert [answer.status_code for answer in answers] == [400, 400]
+    assert answers[0].json() == answers[1].json() and "no form of system messages" in answers[0].text

@@ -27,6 +27,7 @@ from model.errors import UserError
 from model.files import as_json, check_free, whole_folder, write_json, write_text
 
 RESULTS, SAMPLES = "tasks.json", "samples_{}.jsonl"
+LONGEST_NAME = 200  # bytes of a task's, of which a file is named
 KEPT = ("results", "n-shot", "n-samples", "versions", "higher_is_better")
 REFUSED = {"UNSAFE_CODE": "runs code that the model writes", "MULTIMODAL": "asks about pictures or sounds"}
 """marks of tasks that are not for this class"""
@@ -83,6 +84,8 @@ def load_tasks(settings: EvaluationSettings, tell: Tell) -> dict[str, Any]:
         for mark, what in REFUSED.items():
             if getattr(task, mark, False):
                 raise UserError(f"--tasks: {name} {what}, which is not done here; leave it out")
+        if settings.out and ("/" in name or len(name.encode()) > LONGEST_NAME):
+            raise UserError(f"--tasks: no file in --out can be named after {name}; rename it in its file")
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
         examples = task.get_config("num_fewshot")
         if examples == 0 and settings.num_fewshot:
@@ -120,9 +123,7 @@ def save_tasks(served: ServedModel, settings: EvaluationSettings, found: dict[st
     """Write `tasks.json`, and what was asked and answered of each task: all or none."""
     told = {name: getattr(settings, name) for name in ("num_fewshot", "limit", "apply_chat_template")}
     values = {"model": str(served.path), "prompt_mask": served.prompt_mask, "settings": told}
-    values |= {
-        name: found[name] for name in ("results", "n-shot", "n-samples", "versions", "higher_is_better")
-    }
+    values |= {name: found[name] for name in KEPT}
     with whole_folder(settings.out, settings.overwrite) as folder:
         write_json(folder / RESULTS, values | {"lm_eval": lm_eval.__version__})
         for task, samples in found["samples"].items():

@@ -202,6 +202,7 @@ FAULTS = {
     "expected a folder of task files, got": ("peru_choice", None),
     "asks for answers of 256 tokens but the model takes 64": ("peru_bad", "generation_kwargs: {until: []}"),
     "cannot be asked .*no element 2": ("peru_bad", 'doc_to_target: "{{{0: 1, 1: 1}[question[0] | int]}}"'),
+    "no file in --out can be named after a/b": ("a/b", "task: a/b"),
     "asks to generate with num_beams 2": ("peru_bad", "generation_kwargs: {num_beams: 2, max_gen_toks: 3}"),
 }
 
@@ -222,6 +223,7 @@ def test_what_is_wrong_with_tasks_is_one_line(words, exported, tasks, tmp_path, 
         text = re.sub(f"^{key}:.*$", line, text, flags=re.M) if key else text
     (tmp_path / "tasks/bad.yaml").write_text(text)
     folder = tmp_path / "nowhere" if change is None else tmp_path / "tasks"
-    asked = EvaluationSettings(model="m", tasks=(name,), include_path=str(folder))
+    out = str(tmp_path / "out")
+    asked = EvaluationSettings(model="m", tasks=(name,), include_path=str(folder), out=out)
     with pytest.raises(UserError, match=words):
         run_tasks(exported[0], asked, lambda what, count: None, print)

@@ -342,11 +342,18 @@ def test_wandb_gets_one_run_for_all_starts_of_a_run_directory(pretrain, tmp_path
     assert all(each.endswith(b"4") and not each.endswith(b'"4') for each in settings)
 
 
-def test_the_name_of_a_run_at_wandb_is_written_through_no_link(tmp_path):
-    (tmp_path / "run_id").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="is a link"):
-        _run_id(tmp_path / "run_id")
-    assert not (tmp_path / "elsewhere").exists()
+def test_the_name_of_a_run_at_a_tracker_goes_through_no_link_and_is_one(tmp_path):
+    place, elsewhere = tmp_path / "run_id", tmp_path / "elsewhere"
+    place.symlink_to(elsewhere)
+    for _ in range(2):  # once there is nothing at its end, once what is nobody's business
+        with pytest.raises(UserError, match="is a link"):
+            _run_id(place)
+        assert not elsewhere.exists() or elsewhere.read_text() == "secret"
+        elsewhere.write_text("secret")
+    place.unlink()
+    place.write_bytes(b"\x1b[2J\xff")
+    with pytest.raises(UserError, match="no name of a run, .*; take it away"):
+        _run_id(place)
 
 
 def test_wandb_works_offline_without_a_key(pretrain, data, tmp_path, monkeypatch):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dataset.printing import Bars, about, printable
-from model.errors import UserError
+from model.errors import UserError, brief
 from model.files import own
 from trainer.balance import Balance
 from trainer.device import MEGABYTE, Device, peak_flops, peak_megabytes
 from trainer.loss_picture import LossPicture
 from trainer.objective import rewards_in_short, rewards_of
-from trainer.run_dir import METRICS, SAMPLES, RunDirectory
+from trainer.run_dir import METRICS, SAMPLES, TAKE_AWAY, RunDirectory
 from trainer.settings import FRESH, TrainSettings, flatten, to_plain
 from trainer.training_state import Progress
 from trainer.validation import Likelihood, in_one_line
@@ -198,10 +198,12 @@ def _options(settings: TrainSettings) -> dict[str, dict[str, str]]:
 
 def _run_id(file: Path) -> str:
     """Return the name of a run at a tracker, which it keeps when it is continued."""
-    if not file.exists():
+    if not own(file).exists():
         file.parent.mkdir(exist_ok=True)
-        own(file).write_text(secrets.token_hex(4))
-    return file.read_text()
+        file.write_text(secrets.token_hex(4))
+    if not (run_id := file.read_text(errors="replace")).isalnum():
+        raise UserError(f"{file} is damaged (no name of a run, {brief(run_id)}); {TAKE_AWAY}")
+    return run_id
 
 
 class Meter:

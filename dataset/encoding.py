@@ -31,12 +31,12 @@ from dataset.formats import (
     rename,
 )
 from dataset.messages import LeftOutError, held_keys, read_text
-from dataset.preferences import parse_pair
+from dataset.preferences import parse_pair, unread_of_bad
 from dataset.records import Record, Rejects, accept, records_of
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.token_store import Part
 from dataset.tokenizer import Tokenizer
-from dataset.unread_keys import dropped, of_turns, unread_keys
+from dataset.unread_keys import dropped, unread_keys
 from model.errors import UnfinishedError, UserError
 
 MOST_KEYS = 1000  # that are kept of a file
@@ -198,7 +198,7 @@ class Encoder:
                 check_format(record, chat_format)
             if settings.kind == "preference":
                 chats = parse_pair(record, settings.question_position)
-                _note(unread, of_turns("rejected", record.get("rejected")))
+                _note(unread, unread_of_bad(record))
             else:
                 ways = (settings.question_position, chat_format, settings.preference)
                 chats = (parse_messages(record, *ways),)

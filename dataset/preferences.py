@@ -10,6 +10,7 @@ from typing import Any
 from dataset.chat_form import Message
 from dataset.formats import QuestionPosition, ending_with, read_side_of
 from dataset.messages import LeftOutError, RecordError, held_keys, is_absent, is_transcript
+from dataset.unread_keys import of_turns, others
 
 SCORES = (
     ("score_chosen", "score_rejected"),
@@ -40,6 +41,13 @@ def parse_pair(
     if good == bad or any(_are_equal(record, *keys) for keys in SCORES):
         raise LeftOutError("neither answer of a pair is better")
     return _parted(good, bad)
+
+
+def unread_of_bad(record: dict[str, Any]) -> set[str]:
+    """Return what of the bad answer of a pair is not read: keys in it, and another one beside it."""
+    given = {name: record[name] for name in BAD if not is_absent(record.get(name))}
+    name = next(iter(given))
+    return others(given, {name}) | of_turns(name, given[name])
 
 
 def _with_prompt(record: dict[str, Any], name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from dataset.formats import LISTS, PAIR_KEYS, format_of, parse_messages
 from dataset.messages import THOUGHTS, RecordError
+from dataset.preferences import BAD, parse_pair, unread_of_bad
 from dataset.records import expand
 from dataset.unread_keys import unread_keys
 from eval.questions import parse_question, unread_of
@@ -25,6 +26,7 @@ KEYS = [
     "history",
     "text",
 ]
+OF_PAIRS = ["prompt", "question", "chosen", "rejected", "rejected_response", "system", "margin"]
 OF_QUESTIONS = [
     *KEYS,
     "choices",
@@ -85,6 +87,8 @@ class Drawn:
         }
         if key in LISTS:
             return json.dumps(self.turns()) if self.random.random() < 0.2 else self.turns()
+        if key in ("chosen", *BAD) and self.random.random() < 0.4:
+            return [self.turn("assistant")]
         if key in ("prompt", "completion", "chosen", "input", "question") and self.random.random() < 0.4:
             return self.turns()
         return kinds.get(key, self.text)()
@@ -119,21 +123,29 @@ def read_chat(record: dict) -> tuple[set[str], set[str]]:
     return texts(parse_messages(record, preference="chosen")), unread_keys(record, format_of(record))
 
 
+def read_pair(record: dict) -> tuple[set[str], set[str]]:
+    said = texts(parse_pair(record))
+    return said, unread_keys(record, format_of(record)) | unread_of_bad(record)
+
+
 def read_question(record: dict) -> tuple[set[str], set[str]]:
     return texts(parse_question(record, "name", "split")), unread_of(record)
 
 
-@pytest.mark.parametrize(("read", "keys"), [(read_chat, KEYS), (read_question, OF_QUESTIONS)])
-def test_every_text_of_a_record_is_read_or_its_key_is_told(read, keys):
+@pytest.mark.parametrize(
+    ("read", "keys", "draws"),
+    [(read_chat, KEYS, 8000), (read_pair, OF_PAIRS, 1500), (read_question, OF_QUESTIONS, 8000)],
+)
+def test_every_text_of_a_record_is_read_or_its_key_is_told(read, keys, draws):
     drawn, number = Drawn(keys), 0
-    for record in (drawn.record() for _ in range(8000)):
+    for record in (drawn.record() for _ in range(draws)):
         try:
             said, told = read(record)
         except RecordError:
             continue
         number += 1
         assert not untold(record, said, told), record
-    assert number > 800
+    assert number > draws / 10
 
 
 def test_what_a_call_that_is_text_holds_beside_its_arguments_is_told():

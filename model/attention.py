@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.layers import Angles, RMSNorm, rotate, soft_cap
 
 if TYPE_CHECKING:
-    from model.backends import Bands, DocumentAttention, FlexRows
+    from model.backends import Bands, DocumentRows, FlexRows
 
 MaskKind = Literal["none", "causal", "dense", "documents", "bands", "flex"]
 
@@ -29,19 +29,15 @@ class Visibility(NamedTuple):
     """bool (B, 1, Tq, Tk), True = may attend"""
     is_causal: bool = False
     """the lower triangle of a square, with no mask tensor"""
-    documents: "DocumentAttention | None" = None
-    """attends inside each document of packed rows, skipping the pairs between them; None = `mask` alone"""
-    rows: "Bands | FlexRows | None" = None
+    rows: "Bands | DocumentRows | FlexRows | None" = None
     """whole rows, cut so that pairs which are not visible are skipped"""
 
     @property
     def kind(self) -> MaskKind:
-        """The kind of mask, by which a backend says what it can take; `documents` comes with a dense mask."""
+        """The kind of mask, by which a backend says what it can take."""
         if self.rows is not None:
             return self.rows.kind
-        if self.mask is None:
-            return "causal" if self.is_causal else "none"
-        return "dense" if self.documents is None else "documents"
+        return "dense" if self.mask is not None else "causal" if self.is_causal else "none"
 
 
 class Scoring(NamedTuple):

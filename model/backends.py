@@ -5,7 +5,7 @@ Their constants were measured on two CPU cores, on models of 30M parameters in f
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple, get_args
 
 import torch
@@ -17,8 +17,8 @@ from model.bands import Bands, in_bands
 from model.errors import UserError
 from model.flex_rows import FlexRows, flex_attention, flex_rows, has_flex
 from model.layers import soft_cap
-from model.masks import Layout
-from model.pattern import Pattern
+from model.masks import Layout, visible_mask
+from model.pattern import ALL, Pattern
 from model.strategies import CAUSAL, NO_PART
 
 QUERY_BLOCKS = 4
@@ -38,7 +38,7 @@ class Backend:
     """A way to attend and what it can do."""
 
     attend: Attend
-    masks: tuple[MaskKind, ...] = ("none", "causal", "dense", "documents")
+    masks: tuple[MaskKind, ...] = ("none", "causal", "dense")
     gradients: tuple[bool, ...] = (True, False)
     """whether it is for tokens that are trained on, for others, or both"""
     devices: tuple[str, ...] | None = None
@@ -48,7 +48,7 @@ class Backend:
     bends: bool = True
     """whether it can bend scores to stay below a bound"""
     cut: Callable[[Layout, Pattern], FlexRows] | None = None
-    """how whole rows are cut for it, where it is taken by name; None = in bands, where these pay"""
+    """how whole rows are cut for it, where it is taken by name; None = as is best"""
 
     def serves(self, q: Tensor, seen: Visibility, scoring: Scoring) -> bool:
         """Say whether it can attend here, and is worth it."""
@@ -89,7 +89,7 @@ def named(name: str) -> Attend:
 
     if name == "auto":
         return attend
-    prefer.cut_rows = BACKENDS[name].cut or by_bands
+    prefer.cut_rows = BACKENDS[name].cut or cut_rows
     return prefer
 
 
@@ -169,6 +169,11 @@ class Span(NamedTuple):
     is_causal: bool
     """whether no token of it has a block or part"""
 
+    @property
+    def length(self) -> int:
+        """The number of its tokens."""
+        return self.end - self.begin
+
 
 def document_spans(layout: Layout) -> list[Span] | None:
     """Return the spans of all rows in order, or None if the tokens of a document are not all in one span.
@@ -190,8 +195,8 @@ def document_spans(layout: Layout) -> list[Span] | None:
     ids = documents[rows, begins]
 
     # A document that opens twice in a row is torn.
-    names = torch.stack((rows, ids))[:, ids >= 0]
-    if names.unique(dim=1).shape != names.shape:
+    names = (rows * (ids.max() + 1) + ids)[ids >= 0]
+    if len(names.unique()) < len(names):
         return None
 
     # Places are counted through all rows, so that a span ends where the next one opens.
@@ -208,21 +213,25 @@ def document_spans(layout: Layout) -> list[Span] | None:
     return [Span(*span) for span in zip(*(field.tolist() for field in fields), strict=True)]
 
 
-class DocumentAttention:
-    """Attends inside each document of packed rows by itself; on CPUs the kernel computes what it masks."""
+class DocumentRows:
+    """Whole rows whose documents attend each by itself; on CPUs kernels compute what a mask hides."""
 
-    def __init__(self, mask: Tensor, spans: list[Span]) -> None:
-        """Take the mask (B, 1, T, T) and what stands in the rows."""
-        self._lengths = [span.end - span.begin for span in spans]
-        self._seen = [self._visibility(mask, span) for span in spans]
+    kind = "documents"
 
-    @staticmethod
-    def _visibility(mask: Tensor, span: Span) -> Visibility | None:
-        """Return the square of a span; None for padding."""
-        if span.is_padding or span.is_causal:
-            return None if span.is_padding else Visibility(is_causal=True)
-        inside = slice(span.begin, span.end)
-        return Visibility(mask[span.row, None, :, inside, inside])
+    def __init__(self, layout: Layout, spans: list[Span]) -> None:
+        """Take rows and what stands in them."""
+        self._layout, self._lengths = layout, [span.length for span in spans]
+        squares = _squares(layout, [span for span in spans if not (span.is_padding or span.is_causal)])
+        causal = Visibility(is_causal=True)
+        self._seen = [None if span.is_padding else squares.get(span, causal) for span in spans]
+
+    def dense(self, ahead: int = 0) -> Tensor:
+        """Return the same as one mask (B, 1, T, ahead + T), where so many keys that all see come first."""
+        return F.pad(visible_mask(self._layout)[:, None], (ahead, 0), value=True)
+
+    def behind(self, count: int) -> Visibility:
+        """Return what queries see where `count` keys that all of them see come first."""
+        return Visibility(self.dense(count))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """Return outputs (B, H, T, D), zero for padding."""
@@ -235,27 +244,44 @@ class DocumentAttention:
         return torch.cat(outputs).view(B, T, H, D).transpose(1, 2)
 
 
+def _squares(layout: Layout, spans: list[Span]) -> dict[Span, Visibility]:
+    """Return the masks (1, 1, n, n) of documents, made at once for those of about one length."""
+    squares, (_, length) = {}, layout.block_ids.shape
+    fields = [ids.flatten() for ids in layout if ids is not None]
+    for _, group in groupby(sorted(spans, key=lambda s: s.length), lambda s: s.length.bit_length()):
+        alike = [*group]
+        begins = torch.tensor([[span.row * length + span.begin] for span in alike])
+        places = (begins + torch.arange(alike[-1].length)).clamp(max=len(fields[0]) - 1)
+        masks = visible_mask(Layout(*(ids[places] for ids in fields)))[:, None, None]
+        for span, mask in zip(alike, masks, strict=True):
+            squares[span] = Visibility(mask[..., : span.length, : span.length])
+    return squares
+
+
 def _attend_span(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend within a span, all (n, heads, D)."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, n, D)
     return attend(q, k, v, seen, scoring)[0].transpose(0, 1)
 
 
-def by_documents(mask: Tensor, layout: Layout) -> DocumentAttention | None:
-    """Return the way to attend document by document under a mask (B, 1, T, T), where there is one that pays.
+def cut_rows(layout: Layout, pattern: Pattern) -> Bands | DocumentRows | None:
+    """Return whole rows as documents or bands, where that is exact and pays; else they need a dense mask."""
+    return by_documents(layout) if pattern == ALL else by_bands(layout, pattern)
 
-    There is none for torn documents.
-    """
-    if mask.device.type not in BACKENDS["documents"].devices or mask.shape[-1] < SHORTEST_SHARED_ROW:
+
+def by_documents(layout: Layout) -> DocumentRows | None:
+    """Return rows whose documents attend one by one, where that is exact (none is torn) and pays."""
+    is_for_device = layout.block_ids.device.type in BACKENDS["documents"].devices
+    if not is_for_device or layout.block_ids.shape[1] < SHORTEST_SHARED_ROW:
         return None
     spans = document_spans(layout)
     pays = spans is not None and len(spans) * SHORTEST_SPAN <= layout.document_ids.numel()
-    return DocumentAttention(mask, spans) if pays else None
+    return DocumentRows(layout, spans) if pays else None
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend document by document."""
-    return seen.documents.attend(q, k, v, scoring)
+    return seen.rows.attend(q, k, v, scoring)
 
 
 def by_bands(layout: Layout, pattern: Pattern) -> Bands | None:
@@ -288,11 +314,11 @@ class ClassicAttention(nn.Module):
 
 
 def keep_documents_uncompiled() -> None:
-    """Let compiled layers call `DocumentAttention.attend` as it is written, as no two batches are alike.
+    """Let compiled layers call `DocumentRows.attend` as it is written, as no two batches are alike.
 
     Not done by a decorator: that would import the compiler, which takes two seconds, into every program.
     """
-    DocumentAttention.attend = torch.compiler.disable(DocumentAttention.attend)
+    DocumentRows.attend = torch.compiler.disable(DocumentRows.attend)
 
 
 BACKENDS = {

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.attention import Visibility
 from model.masks import Layout, Tokens, visible, visible_mask
 from model.pattern import Pattern
 from model.strategies import CAUSAL
@@ -49,10 +50,10 @@ class Bands(NamedTuple):
     ahead: int = 0
     """keys before those of the row, which all its tokens see"""
 
-    def behind(self, count: int) -> "Bands":
+    def behind(self, count: int) -> Visibility:
         """Return what queries see where `count` more keys that all of them see come first."""
         mask = F.pad(self.mask, (count, 0), value=True)
-        return self._replace(mask=mask, ahead=self.ahead + count)
+        return Visibility(rows=self._replace(mask=mask, ahead=self.ahead + count))
 
     def dense(self) -> Tensor:
         """Return the same as one mask (B, 1, T, ahead + T)."""
@@ -130,20 +131,23 @@ def cut(layout: Layout, pattern: Pattern, size: int, before: int, after: int) ->
     number, width = _number(length, size), (before + 1 + after) * size
 
     # Rows get tokens of no document on both sides, so that all bands are of one width.
-    index = torch.arange(-before * size, (number + after) * size)
-    sides = (before * size, len(index) - before * size - length)
-    fields = (index[None], *(F.pad(ids, sides, value=-1) for ids in layout[:3]))
-    fields = [ids.int() for ids in fields]  # half the memory to pass over
-    k = Tokens(*(ids.unfold(1, width, size)[:, :, None] for ids in fields))  # (B, N, 1, W)
-    q = Tokens(*(ids.unfold(1, size, size)[:, before : before + number, :, None] for ids in fields))
+    here, sides = slice(before * size, (before + 1) * size), (before * size, (number + after) * size - length)
+    fields = [F.pad(ids, sides, value=-1).int() for ids in layout[:3]]  # half the memory to pass over
+    k = [ids.unfold(1, width, size)[:, :number, None] for ids in fields]  # (B, N, 1, W)
+
+    # Places are the same in all bands, so what they tell of pairs is found once.
+    places = torch.arange(width, dtype=torch.int32)
+    q, k = Tokens(places[here, None], *(ids[..., here].mT for ids in k)), Tokens(places, *k)
     if not (layout.block_ids >= 0).any():
         q = q._replace(block=None)
+    if not (pattern.sinks or pattern.chunk):  # a window bounds as many places as positions
+        q, k = (each._replace(position=each.index) for each in (q, k))
     mask, sinks = visible(q, k, pattern), None  # (B, N, c, W)
     if pattern.sinks:
-        # Only the document of the first query can have begun before the band.
+        # Only the document of the first query can have begun before the band, at places below 0.
         places = (q.index - q.position)[:, :, 0] + torch.arange(pattern.sinks)  # (B, N, sinks)
-        is_outside, sinks = places < k.index[..., 0], places.clamp(0, length - 1)
+        sinks = (places + torch.arange(number)[:, None] * size - before * size).clamp(0, length - 1)
         at = (ids.gather(1, sinks.flatten(1)).unflatten(1, (number, -1)) for ids in layout[:3])
-        first = Tokens(*(ids[:, :, None] for ids in (sinks, *at)))  # (B, N, 1, sinks)
-        mask = torch.cat((visible(q, first, pattern) & is_outside[:, :, None], mask), dim=3)
+        first = Tokens(*(ids[:, :, None] for ids in (places, *at)))  # (B, N, 1, sinks)
+        mask = torch.cat((visible(q, first, pattern) & (first.index < 0), mask), dim=3)
     return Bands(mask.flatten(0, 1)[:, None], sinks, before, after, layout, pattern)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import Scoring, Visibility
-from model.masks import Layout, Tokens, visible, visible_mask
+from model.bands import Bands
+from model.masks import Layout, Tokens, visible
 from model.pattern import Pattern
 
 if TYPE_CHECKING:
@@ -34,13 +35,11 @@ class FlexRows(NamedTuple):
 
     kind = "flex"
 
-    def behind(self, count: int) -> "FlexRows":
+    def behind(self, count: int) -> Visibility:
         """Return what queries see where `count` more keys that all of them see come first."""
-        return flex_rows(self.layout, self.pattern, self.ahead + count)
+        return Visibility(rows=flex_rows(self.layout, self.pattern, self.ahead + count))
 
-    def dense(self) -> Tensor:
-        """Return the same as one mask (B, 1, T, ahead + T)."""
-        return F.pad(visible_mask(self.layout, self.pattern)[:, None], (self.ahead, 0), value=True)
+    dense = Bands.dense
 
 
 def flex_rows(layout: Layout, pattern: Pattern, ahead: int = 0) -> FlexRows:

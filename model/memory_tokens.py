@@ -50,9 +50,8 @@ def widened(seen: "Visibility", count: int, x: Tensor) -> "Visibility":
         ones = torch.ones(x.shape[1], count + x.shape[1], dtype=torch.bool, device=x.device)
         return seen._replace(mask=ones.tril(count)[None, None], is_causal=False)
     if seen.rows is not None:
-        return seen._replace(rows=seen.rows.behind(count))
-    mask = seen.mask if seen.mask is None else pad(seen.mask, (count, 0), value=True)
-    return seen._replace(mask=mask, documents=None)
+        return seen.rows.behind(count)
+    return seen if seen.mask is None else seen._replace(mask=pad(seen.mask, (count, 0), value=True))
 
 
 def with_memory_tokens(form: type[nn.Module]) -> type[nn.Module]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attend, Attention, CacheUpdate, Visibility
-from model.backends import attend, by_bands, by_documents, named
+from model.backends import attend, cut_rows, named
 from model.config import PATTERN_PARTS, ModelConfig
 from model.errors import UserError
 from model.kv_cache import KVCache
@@ -89,7 +89,7 @@ class Decoder(nn.Module):
         self.layers = layers_of(config, self.layer_form)
         self.norm = norm_of(config)
         self.recomputes_layers = False
-        self.cut_rows = by_bands
+        self.cut_rows = cut_rows
         self.register_triangle()
 
     @property
@@ -177,8 +177,7 @@ class Decoder(nn.Module):
                 return Visibility(is_causal=True)
             if (cut := self.cut_rows(rows, pattern)) is not None:
                 return Visibility(rows=cut)
-            mask = dense_mask(self._triangle(ids.shape[1]), rows, pattern)[:, None]
-            return Visibility(mask, documents=by_documents(mask, rows) if pattern == ALL else None)
+            return Visibility(dense_mask(self._triangle(ids.shape[1]), rows, pattern)[:, None])
 
         return self.each_layer(form, ids.shape[1])
 
@@ -294,7 +293,7 @@ class LanguageModel(nn.Module):
     def set_attention(self, attend: str | Attend) -> None:
         """Choose how all layers attend: `auto`, the name of one of `BACKENDS`, or a function."""
         attend = named(attend) if isinstance(attend, str) else attend
-        self.model.cut_rows = getattr(attend, "cut_rows", by_bands)
+        self.model.cut_rows = getattr(attend, "cut_rows", cut_rows)
         for part in self.model.modules():
             if isinstance(part, Attention):
                 part.attend = attend

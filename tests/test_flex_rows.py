@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.backends import by_bands
+from model.backends import cut_rows
 from model.flex_rows import has_flex, padded
 from tests.conftest import tiny_model, windowed
 from tests.test_masks import random_layout
@@ -32,4 +32,4 @@ def test_a_model_in_flex_equals_one_under_dense_masks_on_packed_rows_with_parts(
         assert kinds == [("flex", (3, 1, 256, 256))] * 2
         assert (model(ids, layout) - expected)[layout.document_ids >= 0].abs().max() < 1e-9
     model.set_attention("auto")
-    assert model.model.cut_rows is by_bands
+    assert model.model.cut_rows is cut_rows

@@ -48,7 +48,7 @@ def test_every_token_sees_them_in_every_layer_and_what_the_mask_shows_else(strat
     for mask, window in zip(seen, windows, strict=True):
         own = visible_mask(layout, Pattern(window and model.config.sliding_window))
         assert torch.equal(mask.mask.expand(1, 1, 10, 12)[:, 0, :, 2:], own)
-        assert mask.mask[..., :2].all() and not mask.is_causal and mask.documents is None
+        assert mask.mask[..., :2].all() and not mask.is_causal and mask.rows is None
 
 
 def test_the_picture_is_the_one_that_the_module_draws():

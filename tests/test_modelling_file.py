@@ -157,6 +157,20 @@ def test_blocks_can_be_given_where_no_mark_tells_them(pair):
     assert (causal - given)[:, 0].abs().max() > 1e-3
 
 
+def test_a_prompt_is_one_chunk_whatever_prefill_chunk_size_says(pair):
+    served, theirs, _ = pair
+    ids = torch.tensor([prompt_of(render(CHAT[:2], served.tokenizer, True), served.prompt_mask).ids])
+    with in_float64():
+        whole = theirs.generate(ids, max_new_tokens=3, do_sample=False)
+        chunk = theirs.generate(ids, max_new_tokens=3, do_sample=False, prefill_chunk_size=ids.shape[1])
+        assert torch.equal(chunk, whole)
+        for size in (1, 8):
+            with pytest.raises(
+                ValueError, match=f"those of {size} cached tokens too, got {size}: a block cannot"
+            ):
+                theirs.generate(ids, max_new_tokens=3, prefill_chunk_size=size)
+
+
 def test_it_opens_nowhere_without_its_code_nor_with_attention_that_takes_no_mask(pair):
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -100,10 +100,17 @@ class SightlineForCausalLM(KindModel):
     ) -> dict[str, Any]:
         """Add the blocks of all tokens so far; those after the given `block_ids` are causal."""
         inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        cached = 0 if (cache := kwargs.get("past_key_values")) is None else int(cache.get_seq_length())
+        new, given = inputs.get("input_ids"), input_ids.shape[1]
+        if kwargs.get("inputs_embeds") is None and cached + new.shape[1] != given:
+            raise ValueError(
+                f"expected all ids in one call, those of {cached} cached tokens too, got {given}: a block "
+                "cannot be cut; leave prefill_chunk_size out"
+            )
         inputs["attention_mask"] = attention_mask  # of which `forward` makes masks, whatever the cache
         if block_ids is not None:
-            inputs["block_ids"] = F.pad(block_ids, (0, input_ids.shape[1] - block_ids.shape[1]), value=CAUSAL)
-        elif inputs.get("inputs_embeds") is None and inputs["input_ids"].shape[1] > 1:
+            inputs["block_ids"] = F.pad(block_ids, (0, given - block_ids.shape[1]), value=CAUSAL)
+        elif inputs.get("inputs_embeds") is None and new.shape[1] > 1:
             inputs["block_ids"] = self.find_blocks(input_ids, attention_mask)
         return inputs
 
@@ -118,25 +125,18 @@ class SightlineForCausalLM(KindModel):
                 blocks[row, document == number] = torch.tensor(found, device=ids.device)
         return blocks
 
-    def _masks(
-        self, inputs: Tensor, mask: Tensor | None, cache: Any, blocks: Tensor, documents: Tensor | None
-    ) -> Any:
+    def _masks(self, inputs: Tensor, mask: Any, cache: Any, blocks: Tensor, documents: Any) -> Any:
         """Return the mask of each type of layer: causal or in one block, in one document, in the window."""
-        config, kinds = self.config, getattr(self.config, "layer_types", None)
-        window = getattr(config, "sliding_window", None)
-        window_bounds = [masking.sliding_window_overlay(window)]
-        if config.sightline["window_both_sides"]:
-            window_bounds.append(lambda b, h, q, k: k - q < window)
-        embeds = torch.empty(*inputs.shape[:2], 0, dtype=self.dtype, device=inputs.device)
-        masks = {}
+        config, kinds, masks = self.config, getattr(self.config, "layer_types", None), {}
+        window, both_sides = getattr(config, "sliding_window", None), config.sightline["window_both_sides"]
+        sides = [masking.sliding_window_overlay(window), lambda b, h, q, k: k - q < window][: 1 + both_sides]
+        like = torch.empty(*inputs.shape[:2], 0, dtype=self.dtype, device=inputs.device)
         for kind in set(kinds or ["full_attention"]):
             layer = kinds.index(kind) if kinds else 0
-            sizes = (blocks.shape[1], 0) if cache is None else cache.get_mask_sizes(embeds.shape[1], layer)
+            sizes = (blocks.shape[1], 0) if cache is None else cache.get_mask_sizes(like.shape[1], layer)
             seen = masking.blockwise_overlay(masking.maybe_pad_block_sequence_ids(blocks, mask, *sizes))
             bounds = [] if documents is None else [masking.packed_sequence_mask_function(documents)]
-            bounds += window_bounds if kind == "sliding_attention" else []
-            bound = masking.and_masks(*bounds) if bounds else None
-            masks[kind] = masking.create_causal_mask(
-                config, embeds, mask, cache, None, seen, bound, layer_idx=layer
-            )
+            bounds += sides if kind == "sliding_attention" else []
+            near = masking.and_masks(*bounds) if bounds else None
+            masks[kind] = masking.create_causal_mask(config, like, mask, cache, None, seen, near, None, layer)
         return masks if len(masks) > 1 else masks[kind]

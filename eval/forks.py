@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from dataset import command_line
 
-IMPORTS = ["trainer.loop", "trainer.setup", "eval.evaluation", "dataset.preparation"]
+IMPORTS = ["trainer.loop", "trainer.setup", "eval.evaluation", "dataset.preparation", "matplotlib.figure"]
 ON_IMPORT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 """what libraries read when they are imported"""
 CAN_FORK = sys.platform == "linux"  # elsewhere libraries of the system do not survive it

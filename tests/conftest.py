@@ -1,6 +1,7 @@
 """What several test files build on: tiny float64 models, layouts drawn by hand, the order of files."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def put_longest_first(items: list[pytest.Item]) -> None:
 
 def _place(name: str) -> int:
     return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    if forked_runs := sys.modules.get("forked_runs"):  # a test needs it
+        forked_runs.start_server()
 
 
 def tiny_model(**overrides) -> LanguageModel:

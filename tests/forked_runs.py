@@ -1,8 +1,11 @@
 """Trainings in processes of their own, whole groups of which can be killed, at a fraction of the usual start.
 
-All are forked from one server process that has imported everything and computed nothing.
+All are forked from one server, a fork of the tests' own process when it has imported everything and computed
+nothing.
 """
 
+import gc
+import logging
 import multiprocessing
 import os
 import signal
@@ -10,7 +13,10 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
+from unittest.mock import patch
 
 import accelerate
 import torch
@@ -25,12 +31,36 @@ from trainer import training_state
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        *("trainer.loop", "trainer.dpo", "trainer.pretrain", "trainer.sft"),
-        *("torch._dynamo", "torch.distributed.tensor", "PIL.ImageFont", "peft"),
+        *("trainer.loop", "trainer.dpo", "trainer.pretrain", "trainer.sft", "peft"),
+        *("torch._dynamo", "torch.distributed.tensor", "torch.distributed.algorithms.ddp_comm_hooks"),
+        *("PIL.ImageFont", "PIL.PngImagePlugin", "matplotlib.figure", "matplotlib.backends.backend_agg"),
     ]
 )
+STANDARD_STREAMS = 3
 MOST_SECONDS = 300
 """on a machine that others keep busy; two are usual"""
+
+
+def start_server() -> None:
+    """Fork the server from this process, where multiprocessing would start another that imports anew."""
+    with patch("multiprocessing.util.spawnv_passfds", _fork):
+        ensure_running()
+
+
+def _fork(program: bytes, words: list[str], kept: list[int]) -> int:
+    """Be told to execute `python … -c CODE` with some files open; fork and run the code."""
+    if process := os.fork():
+        return process
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    logging.root.handlers.clear()  # pytest's
+    edges = sorted([STANDARD_STREAMS - 1, *kept, os.sysconf("SC_OPEN_MAX")])
+    for before, after in pairwise(edges):
+        os.closerange(before + 1, after)
+    gc.freeze()  # what is collected in a fork is copied first
+    try:
+        exec(words[-1])
+    finally:
+        os._exit(0)
 
 
 class Run:

@@ -4,11 +4,11 @@ import random
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model.config import Weights
 from scripts.bench.measuring import Figures, PeakMemory, TurnSettings, bench, refuse_below, spread
@@ -60,8 +60,7 @@ class Workload:
     """how many are answered together"""
 
 
-@dataclass(frozen=True)
-class Speed:
+class Speed(NamedTuple):
     """What one engine needed for a task."""
 
     first_seconds: float
@@ -159,7 +158,8 @@ def _compare(
     line = {"name": name, "bytes_per_second": statistics.median(bandwidths)}
     for who in engines:
         pairs = [(turn["ours"], turn[who]) for turn in turns]
-        line[who] = asdict(_median([its for _, its in pairs])) | {
+        medians = map(statistics.median, zip(*(its for _, its in pairs), strict=True))
+        line[who] = dict(zip(Speed._fields, medians, strict=True)) | {
             "sooner": spread(its.first_seconds / ours.first_seconds for ours, its in pairs),
             "ratio": spread(ours.tokens_per_second / its.tokens_per_second for ours, its in pairs),
         }
@@ -175,11 +175,6 @@ def _measure(engine: "Engine", task: Workload) -> Speed:
     first = next(moment for (moment, _), n in zip(moments, known, strict=False) if n >= task.rows)
     speed = (sum(task.lengths) - task.rows) / (moments[-1][0] - first)
     return Speed(first - started, speed, memory.added_bytes / 1e6)
-
-
-def _median(speeds: list[Speed]) -> Speed:
-    names = [field.name for field in fields(Speed)]
-    return Speed(**{name: statistics.median(getattr(speed, name) for speed in speeds) for name in names})
 
 
 def _rows(line: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:

@@ -15,6 +15,7 @@ from dataset.messages import (
     THOUGHTS,
     LeftOutError,
     RecordError,
+    half_of,
     is_absent,
     is_trained,
     is_transcript,
@@ -56,7 +57,8 @@ LISTS: tuple[ChatFormat, ...] = ("conversations", "messages")
 LABELS = ("label", "kto_tag")
 TRUTHS = {"true": True, "false": False}
 COMMON = {"system", "system_prompt", "tools", "history", "is_impossible", *FLAGS, *MEDIA}
-PREFERENCE = {"chosen", "rejected", "rejected_response", *LABELS}
+BESIDE_MESSAGES = ("rejected_response", "rejected_messages")  # bad answers; messages end with the good one
+PREFERENCE = {"chosen", "rejected", *BESIDE_MESSAGES, *LABELS}
 NAMEABLE = {*LISTS, *PAIR_KEYS, "context", "system", "tools", "history", "chosen", "rejected", "label"}
 NO_INPUT = "<noinput>"  # Alpaca's mark of an instruction without input
 
@@ -121,7 +123,7 @@ def rename(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
 
 def _is_preference(record: dict[str, Any]) -> bool:
     has_both = record.get("chosen") is not None and record.get("rejected") is not None
-    return has_both or record.get("rejected_response") is not None or _label(record) is not None
+    return has_both or _label(record) is not None or any(record.get(n) is not None for n in BESIDE_MESSAGES)
 
 
 def _label(record: dict[str, Any]) -> bool | None:
@@ -152,7 +154,7 @@ def parse_messages(
     """
     chat_format = chat_format or format_of(record)
     if chat_format is None:
-        raise RecordError(_no_format(record))
+        raise RecordError(half_of(record) or _no_format(record))
     if chat_format == "preference":
         return _good_answer(record, question_position, preference)
     flags = record.get("loss_mask")

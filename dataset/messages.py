@@ -84,6 +84,14 @@ def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
+def half_of(record: dict[str, Any]) -> str:
+    """Say which of two answers a record has alone; "" where it has both or neither."""
+    for name, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if not is_absent(record.get(name)) and is_absent(record.get(other)):
+            return f"{name} without {other}; expected two answers to one prompt"
+    return ""
+
+
 def held_keys(record: dict[str, Any]) -> list[str]:
     """Return the keys of a record that hold something."""
     return [key for key, value in record.items() if not is_absent(value) and value not in ("", [], {})]

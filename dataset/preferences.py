@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from dataset.chat_form import Message
-from dataset.formats import QuestionPosition, ending_with, read_side_of
-from dataset.messages import LeftOutError, RecordError, held_keys, is_absent, is_transcript
+from dataset.formats import BESIDE_MESSAGES, QuestionPosition, ending_with, is_in_full, read_side_of
+from dataset.messages import LeftOutError, RecordError, half_of, held_keys, is_absent, is_transcript
 from dataset.unread_keys import of_turns, others
 
 SCORES = (
@@ -19,7 +19,7 @@ SCORES = (
     ("chosen_rating", "rejected_rating"),
 )
 """keys under which data tell how good either answer is"""
-BAD = ("rejected", "rejected_response")
+BAD = ("rejected", *BESIDE_MESSAGES)
 
 
 def parse_pair(
@@ -30,12 +30,12 @@ def parse_pair(
     Raises `RecordError` with the reason, `LeftOutError` where neither answer is better than the other.
     """
     name = next((name for name in BAD if not is_absent(record.get(name))), None)
-    if name is None:
-        raise RecordError("no pair of answers; expected chosen and rejected")
+    if name is None or (name == "rejected" and half_of(record)):
+        raise RecordError(half_of(record) or "no pair of answers; expected chosen and rejected")
     record = _with_prompt(record, name)
     good = ending_with(record, "chosen", question_position)
-    if is_absent(record.get("chosen")):  # the good answer ends the messages
-        bad = [*good[:-1], *read_side_of(record, name)]
+    if is_absent(record.get("chosen")) and not is_in_full(said := read_side_of(record, name)):
+        bad = [*good[:-1], *said]  # the good answer ends the messages
     else:
         bad = ending_with(record, name, question_position)
     if good == bad or any(_are_equal(record, *keys) for keys in SCORES):

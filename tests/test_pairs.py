@@ -10,11 +10,13 @@ from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
 from dataset.chat_form import Message
 from dataset.documents import documents_of
+from dataset.formats import format_of, parse_messages
 from dataset.messages import LeftOutError, RecordError
 from dataset.preferences import parse_pair
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from dataset.tokenizer import train_tokenizer
+from dataset.unread_keys import unread_keys
 from model.errors import UserError
 from model.loss import NO_TARGET
 from model.masks import visible_mask
@@ -47,6 +49,8 @@ FORMS = [
     },
     {"instruction": "Sky?", "input": "", "chosen": "Blue.", "rejected": "Green."},
     {"messages": [ASKED, GOOD], "rejected_response": "Green."},
+    {"messages": [ASKED, GOOD], "rejected_messages": [ASKED, BAD], "chosen": None, "rejected": None},
+    {"messages": [ASKED, GOOD], "rejected_messages": [BAD]},
     {"prompt": "\n\nHuman: Sky?\n\nAssistant:", "chosen": " Blue.", "rejected": " Green."},
 ]
 
@@ -83,6 +87,17 @@ def test_flags_of_loss_beside_a_pair_and_in_what_its_sides_share_are_heard():
         ),
         ({"chosen": [ASKED, GOOD], "rejected": [ASKED]}, RecordError, "no answer"),
         ({"prompt": "Sky?", "completion": "Blue.", "label": True}, RecordError, "no pair of answers"),
+        (
+            {"prompt": "Sky?", "chosen": "Blue.", "rejected": None},
+            RecordError,
+            "chosen without rejected; exp",
+        ),
+        ({"messages": [ASKED, GOOD], "chosen": None, "rejected": "x"}, RecordError, "rejected without cho"),
+        (
+            {"messages": [ASKED, GOOD], "rejected_messages": [ASKED | {"content": "Sea?"}, BAD]},
+            RecordError,
+            "same prompt",
+        ),
         ({"prompt": "Sky?", "chosen": "Blue.", "rejected": " "}, RecordError, "rejected is empty"),
         ({"chosen": "Blue.", "rejected": "Black."}, RecordError, "no prompt"),
         ({"chosen": "It is so.", "rejected": "It is not.", "asked": "Is it?"}, RecordError, "no prompt"),
@@ -92,6 +107,22 @@ def test_what_is_no_pair_says_why(record, error, reason):
     with pytest.raises(RecordError, match=reason) as caught:
         parse_pair(record)
     assert type(caught.value) is error
+
+
+def test_both_chats_of_ms_swift_share_system_message_and_tools_that_stand_beside_them():
+    record = {"system": "Be brief.", "tools": [{"name": "look"}], "rejected_tools": [{"name": "look"}]}
+    record |= {"messages": [ASKED, GOOD], "rejected_messages": [ASKED, BAD]}
+    good, bad = parse_pair(record)
+    assert good[:-1] == bad[:-1] and good[0].content == "Be brief." and len(good[0].tools) == 1
+    assert unread_keys(record, format_of(record)) == set()
+    assert unread_keys(record | {"rejected_tools": [{"name": "go"}]}, "preference") == {"rejected_tools"}
+    assert parse_messages(record, preference="chosen") == good
+
+
+@pytest.mark.parametrize("half, other", [("chosen", "rejected"), ("rejected", "chosen")])
+def test_half_a_pair_is_no_chat_and_is_told_as_half_a_pair(half, other):
+    with pytest.raises(RecordError, match=f"{half} without {other}; expected two answers to one prompt"):
+        parse_messages({"prompt": "Sky?", half: "Blue.", other: None})
 
 
 @pytest.fixture

@@ -1,21 +1,17 @@
 """What a user can get wrong: one clear line on stderr, exit code 2, and no file changed.
 
-All commands run as processes of their own, forked from one that has imported the slow libraries already.
+All commands run as processes of their own, forks of one that has imported the slow libraries already.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked_commands import call
 from safetensors.torch import load_file, save_file
 
 from dataset.preparation import PreparationSettings, write_store
 from tests.serving import save_model, small_tokenizer
-
-ROOT = Path(__file__).parent.parent
 
 # command, flags, what the line must say; every name of a file stands in the folder that `files` fills
 CASES = {
@@ -137,6 +133,11 @@ CASES = {
         ["--system"],
     ),
     "impossible sampling": ("scripts.chat", "--model model --prompt hello --top_p 2", ["top_p", "2"]),
+    "prompt beyond the context": (
+        "scripts.chat",
+        "--model model --prompt " + "word " * 200,
+        ["prompt has ", "the model takes 128"],
+    ),
     "unknown mask": (
         "scripts.chat",
         "--model model --prompt hello --prompt_mask prefx",
@@ -192,31 +193,6 @@ CASES = {
     "no evaluation to compare": ("scripts.compare", "--runs model model --out new", ["evaluation"]),
 }
 
-RUN_ALL = """
-import json, os, runpy, sys
-import dataset.preparation, eval.comparison, eval.served_model, dataset.command_line, trainer.loop
-eval.served_model.open_model("model")  # imports what torch leaves until then
-
-for name, command, flags in json.load(sys.stdin):
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        os.close(reader)
-        sys.argv = [command, *flags]
-        try:
-            runpy.run_module(command, run_name="__main__", alter_sys=True)
-        except SystemExit as end:
-            sys.stdout.flush()
-            os._exit(end.code or 0)
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, encoding="utf-8") as output:
-        text = output.read()
-    print(json.dumps([name, os.waitstatus_to_exitcode(os.wait()[1]), text]))
-"""
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
@@ -253,19 +229,13 @@ def state_of(folder: Path) -> dict[str, bytes | None]:
 @pytest.fixture(scope="module")
 def outcomes(files) -> dict[str, tuple[int, str]]:
     """Exit code and output of every case; fails if any of them changed a file."""
-    cases = [(name, command, split_flags(flags)) for name, (command, flags, _) in CASES.items()]
     before = state_of(files)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL],
-        input=json.dumps(cases),
-        cwd=files,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = {
+        name: call([command, *split_flags(flags)], folder=files)
+        for name, (command, flags, _) in CASES.items()
+    }
     assert state_of(files) == before
-    return {name: (code, text) for name, code, text in map(json.loads, done.stdout.splitlines())}
+    return {name: (each.returncode, each.stdout + each.stderr) for name, each in done.items()}
 
 
 def split_flags(flags: str) -> list[str]:
@@ -287,18 +257,3 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(case, outcomes):
     for expected in CASES[case][2]:
         assert expected in text
     assert "Traceback" not in text and "object at 0x" not in text
-
-
-def test_a_prompt_beyond_the_context_ends_a_plain_process_with_2(files):
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.chat",
-        "--model",
-        str(files / "model"),
-        "--prompt",
-        "word " * 200,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: prompt has ") and done.stderr.count("\n") == 1

@@ -3,14 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked_commands import ROOT, call
 
 from model.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "quickstart.sh"
 
 
@@ -59,10 +58,7 @@ def test_a_second_run_computes_nothing_and_changes_no_model(finished):
 
 def test_the_command_that_it_prints_answers(finished):
     folder, _ = finished
-    command = [sys.executable, "-m", "scripts.chat", "--model", str(folder / "out" / "sft-prefix")]
-    done = subprocess.run(
-        [*command, "--prompt", "法国的首都是哪里?"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = call(["scripts.chat", "--model", str(folder / "out/sft-prefix"), "--prompt", "法国的首都是哪里?"])
     said = [line for line in done.stderr.splitlines() if not line.startswith("note: cut after 256 tokens")]
     assert done.returncode == 0 and not said and done.stdout.endswith("\n")
 

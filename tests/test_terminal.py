@@ -2,15 +2,17 @@
 
 import json
 import os
-import shlex
+import pty
 import shutil
-import subprocess
-import sys
+import termios
+import time
 from pathlib import Path
 
 import pexpect
+import pexpect.fdpexpect
 import pytest
 import torch
+from forked_commands import begin, call
 
 from eval.chat import ChatSession, TextSampling
 from eval.terminal import ChatTerminal
@@ -19,8 +21,6 @@ from scripts.chat import main
 from tests.foreign import FORGETFUL
 from tests.serving import save_served, saying_model
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "PROMPT_TOOLKIT_NO_CPR": "1"}
 SAID = "世国的来Lima😀"
 UP = "\x1b[A"
 ALT_ENTER = "\x1b\r"
@@ -38,31 +38,40 @@ def models(tmp_path_factory) -> Path:
 
 def flags(models: Path, *names: str) -> list[str]:
     given = zip(("--model", "--compare"), names, strict=False)
-    return ["-m", "scripts.chat", *(part for flag, name in given for part in (flag, str(models / name)))]
+    return ["scripts.chat", *(part for flag, name in given for part in (flag, str(models / name)))]
 
 
 class Screen:
     """A chat in a pseudo-terminal whose every byte is kept; reading raises at anything that is no UTF-8."""
 
-    def __init__(self, arguments: list[str], folder: Path) -> None:
-        environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-        self.process = pexpect.spawn(
-            sys.executable, arguments, cwd=str(folder), env=environment, encoding="utf-8", timeout=60
-        )
-        self.process.setwinsize(50, 150)
+    def __init__(self, words: list[str], folder: Path) -> None:
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(ours, (50, 150))
+        self.command = begin(words, [os.ttyname(theirs)] * 3, folder, PROMPT_TOOLKIT_NO_CPR="1")
+        self.process = pexpect.fdpexpect.fdspawn(ours, encoding="utf-8", timeout=60)
         self.process.expect("Ctrl-D leaves.*> ")
+        os.close(theirs)
+
+    def send(self, text: str) -> None:
+        """Type, when the program has had the time to listen again."""
+        time.sleep(0.05)
+        self.process.send(text)
 
     def enter(self, line: str, answer: str) -> str:
         """Type a line, wait for a pattern; return what stood before it."""
-        self.process.send(f"{line}\r")
+        self.send(f"{line}\r")
         self.process.expect(answer)
         return self.process.before
 
+    def interrupt(self) -> None:
+        self.send("\x03")
+
     def leave(self) -> None:
-        self.process.send("/exit\r")
+        self.send("/exit\r")
         self.process.expect(pexpect.EOF)
         self.process.close()
-        assert self.process.exitstatus == 0
+        self.command.join(60)
+        assert self.command.exitcode == 0
 
 
 def test_ten_turns_and_every_command_in_a_terminal(models, tmp_path):
@@ -115,9 +124,9 @@ def test_ten_turns_and_every_command_in_a_terminal(models, tmp_path):
 def test_ctrl_c_stops_the_answers_of_both_models_only_and_overflow_is_told(models, tmp_path):
     limit = ["--max_new_tokens", "90000"]
     screen = Screen([*flags(models, "forgets", "loops"), *limit], tmp_path)
-    screen.process.send("Go on\r")
+    screen.send("Go on\r")
     screen.process.expect("来Lima😀世国")  # the column of the model that goes on
-    screen.process.sendintr()
+    screen.interrupt()
     screen.process.expect(r"(?s)history: \[16 tokens.*stop\].*prefix: \[\d+ tokens.*cancelled\]")
     screen.enter("/set max_new_tokens 20", "max_new_tokens 20")
     for _ in range(3):
@@ -129,26 +138,15 @@ def test_ctrl_c_stops_the_answers_of_both_models_only_and_overflow_is_told(model
         "And again, please?", r"history: the context is full: the oldest turns were forgotten \(\d\)"
     )
     screen.enter("word " * 60, r"error: prompt has \d+ tokens but the model takes 128")
-    screen.process.sendintr()  # at an empty line
+    screen.interrupt()  # at an empty line
     screen.enter("/save two.jsonl", "two.jsonl is written")
     screen.leave()
     assert len((tmp_path / "two.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
-def chat(arguments: list[str], text: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        input=text.encode(),
-        capture_output=True,
-        timeout=60,
-    )
-
-
 def test_piped_input_is_answered_once_with_the_text_only(models):
-    piped = chat(flags(models, "ends"), "法国的\n首都是哪里？\n")
-    assert (piped.returncode, piped.stdout.decode(), piped.stderr) == (0, f"{SAID}\n", b"")
+    piped = call(flags(models, "ends"), "法国的\n首都是哪里？\n")
+    assert (piped.returncode, piped.stdout, piped.stderr) == (0, f"{SAID}\n", "")
 
 
 def test_an_answer_that_a_limit_cuts_is_said_to_be_cut(models, monkeypatch, capsys):
@@ -157,7 +155,7 @@ def test_an_answer_that_a_limit_cuts_is_said_to_be_cut(models, monkeypatch, caps
         ([], "note: cut after 3 tokens (--max_new_tokens, or the end of the context)\n"),
         (["--raw"], ""),
     ):
-        monkeypatch.setattr("sys.argv", asked[1:] + raw)
+        monkeypatch.setattr("sys.argv", asked + raw)
         main()
         assert capsys.readouterr().err == note
 
@@ -173,10 +171,10 @@ def test_piped_input_is_answered_by_each_of_two_models_below_its_name(models):
         "世国",
         "--log_probabilities",
     ]
-    piped = chat([*flags(models, "ends", "loops"), *more], "法国？\n")
+    piped = call([*flags(models, "ends", "loops"), *more], "法国？\n")
     assert piped.returncode == 0
-    assert piped.stdout.decode() == "[causal]\n世国的来Li\n[prefix]\n世国的来Li\n"
-    assert piped.stderr.decode().count("nats per token") == 2
+    assert piped.stdout == "[causal]\n世国的来Li\n[prefix]\n世国的来Li\n"
+    assert piped.stderr.count("nats per token") == 2
 
 
 def test_a_model_that_was_only_trained_on_texts_is_said_to_be_no_chat(models, tmp_path):
@@ -189,19 +187,16 @@ def test_a_model_that_was_only_trained_on_texts_is_said_to_be_no_chat(models, tm
         f"note: {folder} was never fine-tuned on chats; --raw continues text\n"
         f"note: {folder}: the chat template leaves out earlier answers (9 of 19 messages)\n"
     )
-    assert chat(asked, "").stderr.decode() == notes
-    assert chat([*asked, "--raw"], "").stderr.decode() == ""
+    assert call(asked).stderr == notes
+    assert call([*asked, "--raw"]).stderr == ""
 
 
-@pytest.mark.parametrize("closed, code", [("<&-", 2), (">&-", 0), ("2>&-", 0)])
+@pytest.mark.parametrize("closed, code", [(0, 2), (1, 0), (2, 0)])
 def test_closed_streams_make_no_traceback(models, closed, code):
-    question = [] if closed == "<&-" else ["--prompt", "法国?"]
-    command = shlex.join([sys.executable, *flags(models, "ends"), *question])
-    done = subprocess.run(
-        ["bash", "-c", f"{command} {closed}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=60
-    )
+    question = [] if closed == 0 else ["--prompt", "法国?"]
+    done = call(flags(models, "ends") + question, closed=closed)
     assert done.returncode == code
-    assert done.stderr.decode().count("\n") == (code == 2) and b"Traceback" not in done.stderr
+    assert done.stderr.count("\n") == (code == 2) and "Traceback" not in done.stderr
 
 
 STEERS = "世\x1b]0;T\x07国\r\t的"
@@ -245,4 +240,4 @@ def raising(error: Exception):
 
 def test_an_answer_to_a_pipe_holds_escapes_instead_of_control_characters(tmp_path):
     folder = save_served(saying_model(STEERS, "causal"), tmp_path / "steers")
-    assert chat(flags(tmp_path, folder.name), "Q").stdout.decode() == "世\\x1b]0;T\\x07国\\r\t的\n"
+    assert call(flags(tmp_path, folder.name), "Q").stdout == "世\\x1b]0;T\\x07国\\r\t的\n"

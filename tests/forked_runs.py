@@ -67,11 +67,17 @@ class Run:
     """A training of one or more processes in a process group of their own."""
 
     def __init__(
-        self, log: Path, words: list[str], world: int = 1, sabotage: Callable[[int], None] | None = None
+        self,
+        log: Path,
+        words: list[str],
+        world: int = 1,
+        sabotage: Callable[[int], None] | None = None,
+        nodes: int = 1,
     ) -> None:
         """Start the trainer `words[0]`; each process calls `sabotage(rank)` before it."""
         self._log = log
-        self._process = SERVER.Process(target=_lead, args=(log, words, world, _free_port(), sabotage))
+        log.unlink(missing_ok=True)
+        self._process = SERVER.Process(target=_lead, args=(log, words, world, nodes, _free_port(), sabotage))
         self._process.start()
 
     def kill(self) -> None:
@@ -94,31 +100,36 @@ class Run:
         return self._log.read_text()
 
 
+def write_to(log: Path) -> None:
+    """Let this process write into a file, after what others wrote."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def _lead(log: Path, words: list[str], world: int, port: int, sabotage: Callable | None) -> None:
+def _lead(log: Path, words: list[str], world: int, nodes: int, port: int, sabotage: Callable | None) -> None:
     """Be rank 0 and the head of the group; the other ranks are children."""
     os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    write_to(log)
     rank = next((rank for rank in range(1, world) if os.fork() == 0), 0)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup would hand down that it is ignored
     torch.set_num_threads(1)
     force_units()
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if world > 1:
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in place.items()}
+        here = world // nodes
+        place = {"RANK": rank, "LOCAL_RANK": rank % here, "WORLD_SIZE": world, "MASTER_PORT": port}
+        place |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": here}
+        os.environ |= {name: str(value) for name, value in place.items()}
     code = _train(words, rank, sabotage)
-    if rank == 0:
-        for _ in range(1, world):
-            os.wait()
-    os._exit(code)
+    others = [os.wait()[1] for _ in range(1, world)] if rank == 0 else []
+    os._exit(code or any(others))
 
 
 def _train(words: list[str], rank: int, sabotage: Callable | None) -> int:

@@ -13,6 +13,8 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from forked_runs import Run
+from test_imports import ROOT
 from torch import Tensor
 from torch.distributed import TCPStore
 from training_runs import SHORT, assert_same_course, data, experts, init, line, metrics, run_trainer, sft
@@ -40,7 +42,7 @@ def pair(data, init, experts, tmp_path_factory) -> Path:
     """What two processes left, and `one`: begun by one process, continued by two."""
     folder = tmp_path_factory.mktemp("pair")
     run(settings_for(data, init, folder / "one", "muon", **WHOLE_BATCH, max_minutes=1e-9))
-    run_pair(train_in_every_way, data, init, experts, folder, folder / "one")
+    run_pair(folder / "log", train_in_every_way, data, init, experts, folder, folder / "one")
     return folder
 
 
@@ -114,7 +116,7 @@ def test_two_processes_train_as_one_does(pair, single, spread, name):
 @pytest.mark.long  # the compiler takes a minute
 @pytest.mark.skipif(shutil.which("g++") is None, reason="nothing can be compiled without g++")
 def test_compiled_processes_train_as_plain_ones_do(pair, data, init, tmp_path):
-    run_pair(train_compiled, data, init, tmp_path)
+    run_pair(tmp_path / "log", train_compiled, data, init, tmp_path)
     for name in ("whole", "sharded"):
         assert_same_course(pair / f"{name}_adamw", tmp_path / f"compiled_{name}")
 
@@ -151,32 +153,45 @@ def test_a_damaged_sharded_checkpoint_is_one_line(pair, data, init, tmp_path, da
         run(settings_for(data, init, out, "muon", **WHOLE_BATCH))
 
 
-def test_two_nodes_meet_and_train_as_one_process_does(sft, data, init, tmp_path):
-    flags = ["--max_steps", 3, "--gradient_accumulation", 2, "--validation", data / "sft"]
-    sft(tmp_path / "one", *flags)
-    places = {"--data": data / "sft", "--init": init, "--out": tmp_path / "two"}
-    trainer = ["-m", "trainer.sft", *line(places | SHORT, *flags, "--batch_size", 2)]
+def as_forks(log: Path, words: list[str]) -> str:
+    """Train on two nodes that are told of as torchrun tells them; return what they show."""
+    nodes = Run(log, words, world=2, nodes=2)
+    assert nodes.wait() == 0, nodes.output
+    return nodes.output
+
+
+def by_torchrun(log: Path, words: list[str]) -> str:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # holds a free port
     meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{store.port}", "--rdzv_id", "nodes"]
     launch = ["--nnodes", "2", "--nproc_per_node", "1", *meeting, "--rdzv_conf", "is_host=0"]
-    nodes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *launch, *trainer],
-            cwd=Path(__file__).parent.parent,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *launch,
+        "-m",
+        f"trainer.{words[0]}",
+        *words[1:],
     ]
-    shown, errors = zip(*(node.communicate(timeout=120) for node in nodes), strict=True)
-    assert [node.returncode for node in nodes] == [0, 0], errors
-    assert "2 processes" in "".join(shown) and "".join(shown).count("finished:") == 1
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with open(log, "w") as output:
+        to_log = {"stdout": output, "stderr": output}
+        nodes = [subprocess.Popen(command, cwd=ROOT, env=environment, **to_log) for _ in range(2)]
+    assert [node.wait(120) for node in nodes] == [0, 0], log.read_text()
+    return log.read_text()
+
+
+@pytest.mark.parametrize("start", [as_forks, pytest.param(by_torchrun, marks=pytest.mark.long)])
+def test_two_nodes_meet_and_train_as_one_process_does(sft, data, init, tmp_path, start):
+    flags = ["--max_steps", 3, "--gradient_accumulation", 2, "--validation", data / "sft"]
+    sft(tmp_path / "one", *flags)
+    places = {"--data": data / "sft", "--init": init, "--out": tmp_path / "two"}
+    shown = start(tmp_path / "log", ["sft", *line(places | SHORT, *flags, "--batch_size", 2)])
+    assert "2 processes" in shown and shown.count("finished:") == 1
     assert_same_course(tmp_path / "one", tmp_path / "two")
 
 
-CONFIGURATIONS = (Path(__file__).parent.parent / CPU).parent
+CONFIGURATIONS = (ROOT / CPU).parent
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGURATIONS.glob("*.yaml")), ids=lambda file: file.stem)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from forked_runs import MOST_SECONDS, SERVER, write_to
 from torch.distributed import TCPStore
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset.batches import Batch
@@ -28,6 +28,7 @@ def settings_for(data: Path, init: Path, out: Path, optimizer: str = "adamw", **
     small = {"max_steps": 3, "batch_size": 2, "gradient_accumulation": 2, "packing": "none"}
     small |= {
         "samples": 1,
+        "sample_tokens": 6,
         "max_seq_len": 96,
         "schedule": ScheduleSettings(warmup_steps=1),
         "log_every_steps": 1,
@@ -91,10 +92,21 @@ def run(settings: SftSettings) -> Training:
     return training
 
 
-def run_pair(work: Callable[..., None], *places: Path) -> None:
+def run_pair(log: Path, work: Callable[..., None], *places: Path) -> None:
     """Start `work` in two processes and wait for them; they meet at a store opened here, on a free port."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    spawn(work, (store.port, *places), nprocs=2)
+    pair = [SERVER.Process(target=_work, args=(log, work, rank, store.port, *places)) for rank in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(MOST_SECONDS)
+        process.kill()  # if it is still there
+    assert [process.exitcode for process in pair] == [0, 0], log.read_text()
+
+
+def _work(log: Path, work: Callable[..., None], *places: Path | int) -> None:
+    write_to(log)
+    work(*places)
 
 
 def join(rank: int, port: int) -> None:

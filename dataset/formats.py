@@ -293,6 +293,7 @@ def _good_answer(
 def ending_with(record: dict[str, Any], name: str, question_position: QuestionPosition) -> list[Message]:
     """Return the conversation of preference data that ends with the answer under `name`, if there is one."""
     rest = {key: value for key, value in record.items() if key not in PREFERENCE}
+    rest = {key: rest[key] for key in rest if not key.endswith("_rejected")}  # a score is no flag of loss
     if record.get(name) is None:
         return parse_messages(rest, question_position)
     answer = read_side_of(record, name)

@@ -48,9 +48,10 @@ FORMS = [
         "rejected": {"from": "gpt", "value": "Green."},
     },
     {"instruction": "Sky?", "input": "", "chosen": "Blue.", "rejected": "Green."},
-    {"messages": [ASKED, GOOD], "rejected_response": "Green."},
+    {"messages": [ASKED, GOOD], "rejected_response": "Green.", "score_rejected": 0.0},
     {"messages": [ASKED, GOOD], "rejected_messages": [ASKED, BAD], "chosen": None, "rejected": None},
     {"messages": [ASKED, GOOD], "rejected_messages": [BAD]},
+    {"prompt": "Sky?", "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD], "score_rejected": 1},
     {"prompt": "\n\nHuman: Sky?\n\nAssistant:", "chosen": " Blue.", "rejected": " Green."},
 ]
 

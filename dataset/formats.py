@@ -58,7 +58,7 @@ LABELS = ("label", "kto_tag")
 TRUTHS = {"true": True, "false": False}
 COMMON = {"system", "system_prompt", "tools", "history", "is_impossible", *FLAGS, *MEDIA}
 BESIDE_MESSAGES = ("rejected_response", "rejected_messages")  # bad answers; messages end with the good one
-PREFERENCE = {"chosen", "rejected", *BESIDE_MESSAGES, *LABELS}
+PREFERENCE = {"chosen", "rejected", *BESIDE_MESSAGES, *LABELS}  # score_rejected is no flag of loss either
 NAMEABLE = {*LISTS, *PAIR_KEYS, "context", "system", "tools", "history", "chosen", "rejected", "label"}
 NO_INPUT = "<noinput>"  # Alpaca's mark of an instruction without input
 
@@ -292,8 +292,7 @@ def _good_answer(
 
 def ending_with(record: dict[str, Any], name: str, question_position: QuestionPosition) -> list[Message]:
     """Return the conversation of preference data that ends with the answer under `name`, if there is one."""
-    rest = {key: value for key, value in record.items() if key not in PREFERENCE}
-    rest = {key: rest[key] for key in rest if not key.endswith("_rejected")}  # a score is no flag of loss
+    rest = {k: v for k, v in record.items() if k not in PREFERENCE and not k.endswith("_rejected")}
     if record.get(name) is None:
         return parse_messages(rest, question_position)
     answer = read_side_of(record, name)

@@ -26,11 +26,10 @@ from trainer.settings import DpoSettings
 BETA, SMOOTHING = 0.3, 0.1
 
 
-def begun(init, data, mask="causal", smoothing=0.0):
+def begun(init, data, mask="causal", smoothing=0.0, loss="dpo"):
     """The objective, the model as it is at first, and batches of pairs, in float64."""
-    settings = DpoSettings(
-        data=("x",), out="x", init="x", max_steps=1, beta=BETA, label_smoothing=smoothing, dtype="float32"
-    )
+    wanted = {"loss": loss, "beta": BETA, "label_smoothing": smoothing}
+    settings = DpoSettings(data=("x",), out="x", init="x", max_steps=1, dtype="float32", **wanted)
     model = load_checkpoint(init).model.double()
     objective = Preference(model, settings, find_device(settings))
     rows = BatchSettings(max_seq_len=320, prompt_mask=mask)
@@ -46,8 +45,11 @@ def stepped(init, data, *choices):
     return objective, model, stream
 
 
-def by_the_paper(store, pairs, policy, reference, smoothing):
-    """The loss, summed over pairs of documents (equation 7); both models map a document to logits (n, V)."""
+def by_the_paper(store, pairs, policy, reference, smoothing, is_ipo=False):
+    """The loss, summed over pairs of documents (equation 7); both models map a document to logits (n, V).
+
+    That of IPO is equation 17 of its paper, over what the mean token of an answer has.
+    """
 
     def log_likelihood(model, document):
         logits, ids = model(document).log_softmax(-1), document.ids.tolist()
@@ -58,6 +60,10 @@ def by_the_paper(store, pairs, policy, reference, smoothing):
         good, bad = (
             log_likelihood(policy, store[side]) - log_likelihood(reference, store[side]) for side in pair
         )
+        if is_ipo:
+            good, bad = good / store[pair[0]].trained.sum(), bad / store[pair[1]].trained.sum()
+            loss += (good - bad - 1 / (2 * BETA)) ** 2
+            continue
         wins = 1 / (1 + torch.exp(-BETA * (good - bad)))
         loss -= (1 - smoothing) * torch.log(wins) + smoothing * torch.log(1 - wins)
     return loss
@@ -69,9 +75,12 @@ def pairs_in(stream, rows):
     return list(zip(documents[::2], documents[1::2], strict=True))
 
 
-@pytest.mark.parametrize("mask, smoothing", [("causal", 0.0), ("prefix", SMOOTHING), ("history", 0.0)])
-def test_the_loss_is_that_of_the_paper_where_each_answer_is_read_alone(init, data, mask, smoothing):
-    objective, model, stream = stepped(init, data, mask, smoothing)
+@pytest.mark.parametrize(
+    "mask, smoothing, loss",
+    [("causal", 0.0, "dpo"), ("prefix", SMOOTHING, "dpo"), ("history", 0.0, "dpo"), ("prefix", 0.0, "ipo")],
+)
+def test_the_loss_is_that_of_the_paper_where_each_answer_is_read_alone(init, data, mask, smoothing, loss):
+    objective, model, stream = stepped(init, data, mask, smoothing, loss)
 
     def alone(model):
         def logits(document):
@@ -82,7 +91,7 @@ def test_the_loss_is_that_of_the_paper_where_each_answer_is_read_alone(init, dat
 
     batch, pairs = next(stream.batches(0, rows_per_step=2)), pairs_in(stream, 2)
     models = (alone(each) for each in (model, load_checkpoint(init).model.double()))
-    expected = by_the_paper(stream.documents.stores[0], pairs, *models, smoothing)
+    expected = by_the_paper(stream.documents.stores[0], pairs, *models, smoothing, loss == "ipo")
     assert objective.count(batch) == len(pairs) > 2
     torch.testing.assert_close(objective(model, batch)[0], expected, rtol=1e-12, atol=0)
 
@@ -101,9 +110,10 @@ def test_the_loss_is_that_of_the_paper_over_the_logits_of_transformers(init, dat
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)  # theirs turns by angles in float32
 
 
-def test_the_loss_is_that_of_trl_where_it_is_installed(init, data, tmp_path):
+@pytest.mark.parametrize("loss, theirs_called", [("dpo", "sigmoid"), ("ipo", "ipo")])
+def test_the_loss_is_that_of_trl_where_it_is_installed(init, data, tmp_path, loss, theirs_called):
     trl = pytest.importorskip("trl", reason="TRL is not installed")
-    objective, model, stream = stepped(init, data)
+    objective, model, stream = stepped(init, data, "causal", 0.0, loss)
     documents = [stream.documents.stores[0][n] for pair in pairs_in(stream, 2) for n in pair]
     documents = documents[::2] + documents[1::2]  # all good answers first, as theirs lie in a batch
     length = max(map(len, documents))
@@ -113,7 +123,8 @@ def test_the_loss_is_that_of_trl_where_it_is_installed(init, data, tmp_path):
         answers[row, : len(document)] = torch.from_numpy(document.trained)
     theirs, first = (Qwen3ForCausalLM.from_pretrained(init, dtype=torch.float64) for _ in range(2))
     theirs.load_state_dict(model.state_dict())
-    arguments = trl.DPOConfig(str(tmp_path / "trl"), beta=BETA, use_cpu=True, bf16=False, report_to=[])
+    named = {"beta": BETA, "loss_type": [theirs_called], "use_cpu": True, "bf16": False, "report_to": []}
+    arguments = trl.DPOConfig(str(tmp_path / "trl"), **named)
     tokenizer, rows = AutoTokenizer.from_pretrained(init), Dataset.from_list(preferences())
     trainer = trl.DPOTrainer(theirs, first, arguments, train_dataset=rows, processing_class=tokenizer)
     batch = {"input_ids": ids, "attention_mask": real, "completion_mask": answers}
@@ -160,6 +171,7 @@ def test_any_split_of_a_step_into_rows_has_the_same_course_by_the_gradient_of_th
     [
         (["--init", "fresh"], "--init: expected a model directory, got fresh"),
         (["--label_smoothing", 0.5], "--label_smoothing: expected less than 0.5, got 0.5"),
+        (["--label_smoothing", 0.1, "--loss", "ipo"], "--label_smoothing has no effect with --loss ipo"),
         (["--beta", 0], "--beta: expected more than 0, got 0"),
         (["--supervise", "all"], "supervise"),
     ],

@@ -39,19 +39,18 @@ class CrossEntropy:
 
 
 class Preference:
-    """How little a model prefers good answers to bad ones, compared to what it was (DPO).
+    """How little a model prefers good answers to bad ones, compared to what it was.
 
-    Rafailov et al. 2023 (arXiv 2305.18290), equation 7; smoothed labels as in Mitchell 2023, "A note on DPO
-    with noisy preferences". A reward is `beta` times the log-ratio of an answer to the first model, which is
-    kept, frozen. Rows hold both answers of their pairs (`dataset/documents.py`), so that any split of a step
-    into rows has the same terms.
+    A reward is `beta` times the log-ratio of an answer to the first model, which is kept, frozen. Rows hold
+    both answers of their pairs (`dataset/documents.py`), so that any split of a step into rows has the same
+    terms.
     """
 
     is_of_text = False
 
     def __init__(self, model: LanguageModel, settings: DpoSettings, device: Device) -> None:
         """Keep a model as it is before it is placed and trains; from here on it tells each target's nats."""
-        self._beta, self._smoothing = settings.beta, settings.label_smoothing
+        self._settings = settings
         reference = deepcopy(model).requires_grad_(False).eval()
         for each in (model, reference):
             each.forward = partial(nats_of_targets, each)
@@ -70,13 +69,33 @@ class Preference:
         """Return the loss of a batch, the rewards of good and of bad answers, and how many good ones win."""
         with torch.no_grad():
             before = log_likelihoods(self._reference, batch)
-        rewards = self._beta * (log_likelihoods(model, batch) - before)  # (P, 2)
-        margins = rewards[:, 0] - rewards[:, 1]
-        right, wrong = F.logsigmoid(margins).sum(), F.logsigmoid(-margins).sum()
-        loss = (self._smoothing - 1) * right - self._smoothing * wrong
-        return torch.stack((loss, *rewards.detach().sum(dim=0), (margins.detach() > 0).sum().to(loss)))
+        ratios = log_likelihoods(model, batch) - before  # (P, 2)
+        loss = LOSSES[self._settings.loss](ratios, batch, self._settings)
+        rewards = self._settings.beta * ratios.detach()
+        wins = (rewards[:, 0] > rewards[:, 1]).sum()
+        return torch.stack((loss, *rewards.sum(dim=0), wins.to(loss)))
 
 
+def dpo_loss(ratios: Tensor, batch: Batch, settings: DpoSettings) -> Tensor:
+    """Return the loss of log-ratios (P, 2), summed over pairs: Rafailov et al. 2023, equation 7.
+
+    arXiv 2305.18290; smoothed labels as in Mitchell 2023, "A note on DPO with noisy preferences".
+    """
+    margins, smoothing = settings.beta * (ratios[:, 0] - ratios[:, 1]), settings.label_smoothing
+    right, wrong = F.logsigmoid(margins).sum(), F.logsigmoid(-margins).sum()
+    return (smoothing - 1) * right - smoothing * wrong
+
+
+def ipo_loss(ratios: Tensor, batch: Batch, settings: DpoSettings) -> Tensor:
+    """Return the same of IPO: Azar et al. 2023 (arXiv 2310.12036), equation 17.
+
+    Log-ratios are those of a token, in the mean over an answer, as in TRL, whose authors asked the paper's.
+    """
+    means = ratios / by_answer(ratios.new_ones(batch.num_targets), batch).clamp(min=1)
+    return (means[:, 0] - means[:, 1] - 1 / (2 * settings.beta)).square().sum()
+
+
+LOSSES = {"dpo": dpo_loss, "ipo": ipo_loss}
 Objective = CrossEntropy | Preference
 NATS = CrossEntropy()
 
@@ -104,11 +123,15 @@ def rewards_in_short(record: dict[str, float]) -> str:
 
 def log_likelihoods(model: nn.Module, batch: Batch) -> Tensor:
     """Return the log-likelihoods of the answers of all pairs, the good one first, (P, 2)."""
-    nats = model(batch.ids, batch.layout, batch.labels)  # (N,)
+    return by_answer(-model(batch.ids, batch.layout, batch.labels), batch)
+
+
+def by_answer(values: Tensor, batch: Batch) -> Tensor:
+    """Return values of all targets (N,), summed over each answer, the good one of a pair first, (P, 2)."""
     counts = batch.document_ids.amax(dim=1) + 1  # documents of each row
     documents = (counts.cumsum(dim=0) - counts)[:, None] + batch.document_ids  # counted through the batch
-    sums = nats.new_zeros(int(counts.sum()))
-    return -sums.index_add(0, documents[:, 1:][batch.labels[:, 1:] != NO_TARGET], nats).view(-1, 2)
+    sums = values.new_zeros(int(counts.sum()))
+    return sums.index_add(0, documents[:, 1:][batch.labels[:, 1:] != NO_TARGET], values).view(-1, 2)
 
 
 def nats_of_targets(model: LanguageModel, ids: Tensor, layout: Layout, labels: Tensor) -> Tensor:

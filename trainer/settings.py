@@ -231,6 +231,8 @@ class DpoSettings(SftSettings):
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-6)
     supervise: Literal["answers", "last"] | None = None
     """answers of a side that are compared, from where the sides part on: all, or the last one"""
+    loss: Literal["dpo", "ipo"] = "dpo"
+    """dpo: the more the rewards of a pair differ the better; ipo: for the mean token, by 1 / 2"""
     beta: float = 0.1
     """how much a reward counts: lower values let the model go farther from --init"""
     label_smoothing: float = 0.0
@@ -242,6 +244,8 @@ class DpoSettings(SftSettings):
             raise UserError("--init: expected a model directory, got fresh; rewards are relative to it")
         if self.label_smoothing >= 0.5:
             raise UserError(f"--label_smoothing: expected less than 0.5, got {self.label_smoothing}")
+        if self.label_smoothing and self.loss != "dpo":
+            raise UserError(f"--label_smoothing has no effect with --loss {self.loss}; leave one of them out")
 
 
 def to_plain(settings: TrainSettings) -> dict[str, Any]:

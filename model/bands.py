@@ -7,12 +7,13 @@ decided in `model/backends.py`.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import Visibility
-from model.masks import Layout, Tokens, visible, visible_mask
+from model.masks import Layout, Tokens, narrow, visible, visible_mask
 from model.pattern import Pattern
 from model.strategies import CAUSAL
 
@@ -95,7 +96,7 @@ def in_bands(layout: Layout, pattern: Pattern) -> Bands | None:
     room = int(WIDEST_SHARE * layout.block_ids.shape[1]) // size - before - 1
     if room < 0 or not is_in_order(layout):
         return None
-    wanted = _number(tokens_ahead(layout, pattern), size)
+    wanted = _number(tokens_ahead(layout, pattern), size) if (layout.block_ids >= 0).any() else 0
     after = next((blocks for blocks in BLOCKS_AFTER if blocks >= wanted), room + 1)
     return cut(layout, pattern, size, before, after) if after <= room else None
 
@@ -106,13 +107,12 @@ def _number(tokens: int, size: int) -> int:
 
 def is_in_order(layout: Layout) -> bool:
     """Say whether the tokens of each document stand next to each other, at positions 0, 1, …"""
-    documents, positions, _, parts = layout
-    opens = torch.ones_like(documents, dtype=torch.bool)
-    opens[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    goes_on = F.pad(positions[:, :-1] + 1, (1, 0)).masked_fill(opens, 0) == positions
-    rows, starts = (opens & (documents >= 0)).nonzero(as_tuple=True)
+    documents, positions, _, parts = (ids if ids is None else ids.numpy() for ids in layout)  # fast if small
+    goes_on = documents[:, 1:] == documents[:, :-1]
+    is_next = positions == np.pad((positions[:, :-1] + 1) * goes_on, ((0, 0), (1, 0)))
+    rows, starts = ((positions == 0) & (documents >= 0)).nonzero()
     names = rows * (documents.max() + 1) + documents[rows, starts]
-    return parts is None and bool((goes_on | (documents < 0)).all()) and len(names.unique()) == len(names)
+    return parts is None and bool((is_next | (documents < 0)).all()) and len(np.unique(names)) == len(names)
 
 
 def tokens_ahead(layout: Layout, pattern: Pattern) -> int:
@@ -132,16 +132,17 @@ def cut(layout: Layout, pattern: Pattern, size: int, before: int, after: int) ->
 
     # Rows get tokens of no document on both sides, so that all bands are of one width.
     here, sides = slice(before * size, (before + 1) * size), (before * size, (number + after) * size - length)
-    fields = [F.pad(ids, sides, value=-1).int() for ids in layout[:3]]  # half the memory to pass over
-    k = [ids.unfold(1, width, size)[:, :number, None] for ids in fields]  # (B, N, 1, W)
 
-    # Places are the same in all bands, so what they tell of pairs is found once.
-    places = torch.arange(width, dtype=torch.int32)
-    q, k = Tokens(places[here, None], *(ids[..., here].mT for ids in k)), Tokens(places, *k)
-    if not (layout.block_ids >= 0).any():
-        q = q._replace(block=None)
-    if not (pattern.sinks or pattern.chunk):  # a window bounds as many places as positions
-        q, k = (each._replace(position=each.index) for each in (q, k))
+    def of_keys(ids: Tensor) -> Tensor:  # (B, N, 1, W)
+        return F.pad(ids, sides, value=-1).unfold(1, width, size)[:, :number, None]
+
+    # Places are the same in all bands: a window, which bounds as many of them, is found once.
+    k = Tokens(places := torch.arange(width)[None], of_keys(narrow(layout.document_ids)), places, None)
+    if pattern.sinks or pattern.chunk:
+        k = k._replace(position=of_keys(layout.position_ids))
+    if (layout.block_ids >= 0).any():
+        k = k._replace(block=of_keys(narrow(layout.block_ids)))
+    q = Tokens(*(ids if ids is None else ids[..., here].mT for ids in k))
     mask, sinks = visible(q, k, pattern), None  # (B, N, c, W)
     if pattern.sinks:
         # Only the document of the first query can have begun before the band, at places below 0.

@@ -100,8 +100,7 @@ class Decoder(nn.Module):
     def register_triangle(self) -> None:
         """Register the causal mask that every dense mask is sliced from; no checkpoint holds it.
 
-        On the meta device it is None until the weights are there: making it would import the compiler, which
-        takes two seconds.
+        On the meta device it is None at first: making it would import the compiler, which takes two seconds.
         """
         side = min(self.config.max_position_embeddings, MAX_REGISTERED_SIDE)
         is_meta = torch.get_default_device().type == "meta"
@@ -162,18 +161,16 @@ class Decoder(nn.Module):
 
         In rows of `length` tokens, bounds fall away that none of them meets.
         """
-        patterns = self.config.layer_patterns
-        patterns = patterns if length is None else [pattern.within(length) for pattern in patterns]
+        patterns = [each if length is None else each.within(length) for each in self.config.layer_patterns]
         forms = {pattern: form(pattern) for pattern in set(patterns)}
         return [forms[pattern] for pattern in patterns]
 
     def visibilities(self, ids: Tensor, layout: Layout | None) -> list[Visibility]:
         """Return the mask of each layer for whole rows, in the cheapest exact form."""
-        is_plain = layout is None or is_plain_causal(layout)
         rows = layout or causal_layout(*ids.shape[:2], device=ids.device)
 
         def form(pattern: Pattern) -> Visibility:
-            if pattern == ALL and is_plain:
+            if pattern == ALL and (layout is None or is_plain_causal(layout)):
                 return Visibility(is_causal=True)
             if (cut := self.cut_rows(rows, pattern)) is not None:
                 return Visibility(rows=cut)

@@ -219,7 +219,6 @@ class DocumentRows:
     kind = "documents"
 
     def __init__(self, layout: Layout, spans: list[Span]) -> None:
-        """Take rows and what stands in them."""
         self._layout, self._lengths = layout, [span.length for span in spans]
         squares = _squares(layout, [span for span in spans if not (span.is_padding or span.is_causal)])
         causal = Visibility(is_causal=True)

@@ -55,7 +55,8 @@ class _SummedNats(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.promote_types(torch.float32, states.dtype)
         nats = torch.zeros((), dtype=wide, device=states.device)
-        states_gradient, weight_gradient = torch.empty_like(states), torch.zeros_like(weight, dtype=wide)
+        states_gradient, is_frozen = torch.empty_like(states), not ctx.needs_input_grad[1]
+        weight_gradient = None if is_frozen else torch.zeros_like(weight, dtype=wide)
         budget = LOGITS_AT_ONCE.get(states.device.type, MANY_LOGITS_AT_ONCE)
         at_once = min(max(FEWEST_STATES, budget // len(weight)), MOST_STATES)
         for begin in range(0, len(states), at_once):
@@ -75,13 +76,16 @@ class _SummedNats(torch.autograd.Function):
                 error.scatter_add_(1, index, torch.full_like(total, -1.0))
                 error = (error if slope is None else error * slope).to(states.dtype)
                 states_gradient[part] = error @ weight
-                weight_gradient += error.T @ states[part]
+                if not is_frozen:
+                    weight_gradient += error.T @ states[part]
         ctx.save_for_backward(states_gradient, weight_gradient)
         ctx.dtype = weight.dtype
         return nats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         states_gradient, weight_gradient = ctx.saved_tensors
-        return states_gradient * gradient, (weight_gradient * gradient).to(ctx.dtype), None, None, None
+        if weight_gradient is not None:
+            weight_gradient = (weight_gradient * gradient).to(ctx.dtype)
+        return states_gradient * gradient, weight_gradient, None, None, None

@@ -186,8 +186,7 @@ class Decoder(nn.Module):
         def form(pattern: Pattern) -> Visibility:
             if is_step and pattern == ALL:  # one token after every key: it sees them all
                 return Visibility()
-            # New tokens are the last of their row; a padding query gets the index of the last key there, so
-            # that it sees one.
+            # New tokens end their row; a padding query gets the index of the last key, so that it sees one.
             real = layout.document_ids >= 0
             first, last = (cache.lengths - real.sum(1))[:, None], cache.lengths[:, None] - 1
             index = torch.where(real, first + torch.arange(real.shape[1], device=real.device), last)

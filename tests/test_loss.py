@@ -98,3 +98,11 @@ def test_validation_computes_no_gradients():
     with torch.no_grad():
         loss = summed_cross_entropy(hidden, weight, labels)
     assert not loss.requires_grad and abs(loss - whole_loss(hidden, weight, labels)) < 1e-10
+
+
+def test_the_gradient_of_a_frozen_output_layer_is_not_computed_and_the_other_stays_equal_to_the_bit():
+    hidden, weight, labels = example(torch.float32)
+    trained, frozen = (summed_cross_entropy(hidden, each, labels) for each in (weight, weight.detach()))
+    assert frozen.grad_fn.saved_tensors[1] is None and trained.grad_fn.saved_tensors[1] is not None
+    assert torch.equal(frozen, trained)
+    assert torch.equal(gradients(frozen, hidden)[0], gradients(trained, hidden)[0])

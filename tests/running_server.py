@@ -4,14 +4,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import uvicorn
-from openai import OpenAI
 from serving import save_served, served_model
 
 from eval.server_settings import ServerSettings
 from eval.serving import serve
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 MASKS = ("causal", "prefix")
 
@@ -43,7 +46,9 @@ def running(folders: list[str], **settings) -> Iterator[str]:
     assert not thread.is_alive()
 
 
-def client_of(address: str, key: str = "none") -> OpenAI:
+def client_of(address: str, key: str = "none") -> "OpenAI":
+    from openai import OpenAI  # takes a second, and every worker reads every file
+
     return OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=60)
 
 

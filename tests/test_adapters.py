@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from gguf import GGUFReader
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from training_runs import SHORT, conversations, data, fresh, init, line, losses, metrics, run_trainer, sft
-from transformers import AutoModelForCausalLM
 
 import scripts.chat
 import scripts.draw_masks
@@ -63,6 +62,8 @@ def adapted(folder: Path, settings: LoraSettings, **shape) -> tuple[torch.nn.Mod
     "family, ends", [*((family, None) for family in ARCHITECTURES), ("gpt2", ("v_proj", "o_proj"))]
 )
 def test_an_adapter_has_the_same_logits_while_it_trains_merged_and_in_peft(family, ends, tmp_path):
+    from peft import PeftModel  # takes seconds, and every worker reads every file
+
     settings = LoraSettings(rank=3, alpha=4, target_modules=ends)
     model, adapter = adapted(tmp_path / "base", settings, architecture=family)
     adapter.save(tmp_path / "adapter", (5,), "chats")
@@ -78,7 +79,7 @@ def test_an_adapter_has_the_same_logits_while_it_trains_merged_and_in_peft(famil
         assert (before - trained).abs().max() > 0.1
     if kind_for(model.config):
         export_checkpoint(tmp_path / "base", tmp_path / "exported", drops_router_bias=True)
-        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
         theirs.config._experts_implementation = "eager"
         in_peft = PeftModel.from_pretrained(theirs, tmp_path / "adapter").double().eval()
         with torch.no_grad():
@@ -87,12 +88,14 @@ def test_an_adapter_has_the_same_logits_while_it_trains_merged_and_in_peft(famil
 
 @pytest.mark.parametrize("pattern", [r"layers\.1\.self_attn\.q_proj", "(q|down)_proj", "proj"])
 def test_patterns_of_peft_count_adapters_as_it_does(pattern, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
     adapted(tmp_path / "base", LoraSettings(rank=1))
     export_checkpoint(tmp_path / "base", tmp_path / "exported")
     config = LoraConfig(
         r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], alpha_pattern={pattern: 60}
     )
-    trained = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "exported"), config)
+    trained = get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported"), config)
     for name, parameter in trained.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -162,7 +165,7 @@ def test_exports_of_a_run_directory_hold_the_sum(run, tmp_path, command):
     ids, opened = torch.arange(9)[None], load_checkpoint(run).model
     with torch.no_grad():
         merged, ours = load_checkpoint(tmp_path / "merged").model(ids), opened(ids)
-        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
     assert torch.equal(merged, ours)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
     written = {each.name: torch.tensor(each.data) for each in GGUFReader(tmp_path / "merged.gguf").tensors}

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from dataset.preparation import PreparationSettings, write_store
-from eval import evaluation
+from eval import evaluation, plots
 from eval.answers import Tally, tabulate
 from eval.comparison import compare, open_runs, shortest_question, telling_questions
 from eval.comparison_report import paired_tables, scores
@@ -234,6 +234,8 @@ def run_command(monkeypatch, capsys, *flags: str) -> str:
 def test_the_score_table_comes_last_and_fits_any_width_with_every_figure(
     runs, tmp_path, width, monkeypatch, capsys
 ):
+    monkeypatch.setattr(plots, "_write", lambda figure, path: None)  # slow; others look at them
+    monkeypatch.setattr("eval.loss_curves.save_picture", lambda figure, path: None)
     monkeypatch.setenv("COLUMNS", str(width))
     text = run_command(monkeypatch, capsys, "--runs", *runs, "--out", tmp_path / "out")
     last = text[text.index("exact match") :]

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from eval.effects import attainable_level, compare_paired, holm, look_level, seeds_needed, sign_flip
 
@@ -16,7 +16,7 @@ SIMULATED = 500
 
 def in_binomial_interval(count: int, share: float, trials: int = SIMULATED) -> bool:
     """Whether a count lies in the 99% interval of a binomial variable."""
-    low, high = stats.binom.interval(0.99, trials, share)
+    low, high = scipy.stats.binom.interval(0.99, trials, share)
     return low <= count <= high
 
 
@@ -41,10 +41,14 @@ def test_one_effect_equals_what_other_functions_find():
     found, by_seed = compare_paired(baseline, arm, clusters), (arm - baseline).mean(axis=1)
     assert (found.seeds, found.items, found.clusters) == (8, 60, len(set(clusters.tolist())))
     assert found.difference == pytest.approx(found.arm_mean - found.baseline_mean)
-    assert found.interval == pytest.approx(tuple(stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)))
+    assert found.interval == pytest.approx(
+        tuple(scipy.stats.ttest_1samp(by_seed, 0).confidence_interval(0.95))
+    )
     assert found.p_value == flipped(by_seed[None])[0]
     assert found.effect_size == pytest.approx(by_seed.mean() / by_seed.std(ddof=1))
-    power = stats.nct.sf(stats.t.isf(6 / 256, 7), 7, found.smallest_visible / found.seed_spread * 8**0.5)
+    power = scipy.stats.nct.sf(
+        scipy.stats.t.isf(6 / 256, 7), 7, found.smallest_visible / found.seed_spread * 8**0.5
+    )
     assert power == pytest.approx(0.8, abs=1e-4)
     narrow, wide = found.interval, compare_paired(baseline, arm, clusters, alpha=0.01).interval
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
@@ -79,7 +83,7 @@ def test_the_interval_over_items_is_that_of_a_mixed_model():
     rest = difference - difference.mean(1, keepdims=True) - difference.mean(0)
     squares = np.append(squares, (rest + difference.mean()).var() * S * K / ((S - 1) * (K - 1)))
     degrees = (squares @ [1, 1, -1]) ** 2 / (squares**2 / [S - 1, K - 1, (S - 1) * (K - 1)]).sum()
-    half_width = stats.t.ppf(0.975, degrees) * fitted.bse["Intercept"]
+    half_width = scipy.stats.t.ppf(0.975, degrees) * fitted.bse["Intercept"]
     assert found.item_interval[1] - found.difference == pytest.approx(half_width, rel=1e-3)
     assert fitted.params["Intercept"] == pytest.approx(found.difference)
 
@@ -95,12 +99,14 @@ def test_every_item_weighs_the_same_however_large_its_cluster():
     error = np.std(left_out) * (texts - 1) ** 0.5
     assert found.difference == pytest.approx(arm.mean())
     half_width = found.item_interval[1] - found.difference
-    assert half_width == pytest.approx(stats.t.ppf(0.975, texts - 1) * error, rel=0.01)
+    assert half_width == pytest.approx(scipy.stats.t.ppf(0.975, texts - 1) * error, rel=0.01)
 
 
 def test_where_seeds_and_clusters_do_not_differ_the_interval_over_items_is_that_of_noise():
     found = compare_paired(np.zeros((2, 2)), np.array([[1.0, -1.0], [-1.0, 1.0]]), np.arange(2))
-    assert found.item_interval[1] == pytest.approx(stats.t.ppf(0.975, 1))  # mean square 4, of four cells
+    assert found.item_interval[1] == pytest.approx(
+        scipy.stats.t.ppf(0.975, 1)
+    )  # mean square 4, of four cells
     assert found.interval == (0.0, 0.0)
 
 
@@ -152,7 +158,7 @@ def test_planted_effects_are_found_at_their_size_and_nulls_are_rejected_at_the_l
             continue
         assert np.mean([each.difference for each in effects]) == pytest.approx(size, abs=0.02)
         # the spread of a paired difference is that of the seed and of the mean of 60 items
-        power = stats.nct.sf(stats.t.isf(6 / 256, 7), 7, size / (0.09 + 1 / 60) ** 0.5 * 8**0.5)
+        power = scipy.stats.nct.sf(scipy.stats.t.isf(6 / 256, 7), 7, size / (0.09 + 1 / 60) ** 0.5 * 8**0.5)
         assert in_binomial_interval(rejected, power) and power > 0.7
 
 
@@ -162,7 +168,7 @@ def test_intervals_over_seeds_and_clusters_cover_the_truth_where_intervals_over_
     covered = sum(each.item_interval[0] <= 0.2 <= each.item_interval[1] for each in effects)
     assert in_binomial_interval(covered, 0.95)
     of_these_items = sum(each.interval[0] <= 0.2 <= each.interval[1] for each in effects)
-    assert of_these_items < stats.binom.ppf(0.005, SIMULATED, 0.95)
+    assert of_these_items < scipy.stats.binom.ppf(0.005, SIMULATED, 0.95)
 
 
 def test_intervals_over_items_alone_cover_two_fifths_where_seeds_spread_by_five_points():
@@ -171,7 +177,7 @@ def test_intervals_over_items_alone_cover_two_fifths_where_seeds_spread_by_five_
     half_width = 1.96 * item_sd / (seeds * items) ** 0.5
     means = [(each + item_sd * rng.permuted(by_item, axis=None)).mean() for each in by_seed]
     error = (0.05**2 / seeds + item_sd**2 / (seeds * items)) ** 0.5
-    assert 2 * stats.norm.cdf(half_width / error) - 1 == pytest.approx(0.41, abs=0.005)
+    assert 2 * scipy.stats.norm.cdf(half_width / error) - 1 == pytest.approx(0.41, abs=0.005)
     assert in_binomial_interval(int((np.abs(means) < half_width).sum()), 0.41)
 
 
@@ -199,4 +205,4 @@ def test_levels_of_several_looks_are_pococks_and_keep_alpha():
     for draw in (rng.standard_normal, lambda size: rng.standard_t(2, size)):
         differences = draw((2 * SIMULATED, looks[-1]))
         rejects = [flipped(differences[:, :n]) <= look_level(looks) for n in looks]
-        assert np.any(rejects, axis=0).sum() <= stats.binom.ppf(0.995, 2 * SIMULATED, 0.05)
+        assert np.any(rejects, axis=0).sum() <= scipy.stats.binom.ppf(0.995, 2 * SIMULATED, 0.05)

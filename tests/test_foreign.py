@@ -5,11 +5,11 @@ from itertools import islice
 
 import pytest
 import tokenizers
+import transformers
 from foreign import CHATML, FORGETFUL, MODELS, PIECES, save_foreign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_imports import ROOT
-from transformers import AutoTokenizer
 
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
@@ -50,7 +50,7 @@ def ours(folder_of):
 
 @pytest.fixture(scope="session")
 def theirs(folder_of):
-    return {name: AutoTokenizer.from_pretrained(folder) for name, folder in folder_of.items()}
+    return {name: transformers.AutoTokenizer.from_pretrained(folder) for name, folder in folder_of.items()}
 
 
 def told(messages):
@@ -257,6 +257,6 @@ def test_a_tokenizer_without_a_template_gets_ours_with_the_marks_that_it_needs(f
     for kind in ("texts", "chats"):
         assert json.loads((tmp_path / kind / "tokenizer_config.json").read_text()) == config
         assert (tmp_path / kind / "chat_template.jinja").exists() == (kind == "chats")
-    theirs, messages = AutoTokenizer.from_pretrained(tmp_path / "chats"), [ASKED, SAID]
+    theirs, messages = transformers.AutoTokenizer.from_pretrained(tmp_path / "chats"), [ASKED, SAID]
     assert theirs.apply_chat_template(told(messages))["input_ids"] == render(messages, base).ids.tolist()
     assert theirs.convert_tokens_to_ids(IM_END) == base.im_end_id

@@ -23,6 +23,7 @@ from training_runs import (
     sft,
 )
 
+import trainer.optimizer
 import trainer.setup
 from model.config import from_preset
 from model.errors import UserError
@@ -30,7 +31,6 @@ from model.transformer import LanguageModel
 from trainer.loop import Training
 from trainer.newton_schulz import ITERATIONS, QUINTIC, orthogonalise
 from trainer.optimizer import (
-    STEPS_TO_DOUBLE,
     AdamW,
     Muon,
     Optimizers,
@@ -206,14 +206,15 @@ HALF = ["--dtype", "float16"]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_scale_and_the_updates_are_those_of_torchs_scaler(seed):
+def test_the_scale_and_the_updates_are_those_of_torchs_scaler(seed, monkeypatch):
     """One weight, whose gradients are finite or not by chance; torch has no least scale."""
+    monkeypatch.setattr(trainer.optimizer, "STEPS_TO_DOUBLE", 40)
     chance, scale, steps = random.Random(seed), 2.0**16, 0
     ours, theirs = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizers = [torch.optim.SGD([each], 0.1) for each in (ours, theirs)]
-    scaler = torch.amp.GradScaler("cpu", growth_interval=STEPS_TO_DOUBLE)
-    for _ in range(2 * STEPS_TO_DOUBLE + 50):
-        factor = float("inf") if chance.random() < 0.0003 else 1.0
+    scaler = torch.amp.GradScaler("cpu", growth_interval=40)
+    for _ in range(200):
+        factor = float("inf") if chance.random() < 0.015 else 1.0
         (ours.square().sum() * scale * factor).backward()
         scaler.scale(theirs.square().sum() * factor).backward()
         unscale([ours], scale)

@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
+import transformers
 from training_runs import data, dpo, init, metrics, preferences, run_trainer
-from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 import scripts.evaluate
 from dataset.batch_settings import BatchSettings
@@ -24,6 +23,10 @@ from trainer.objective import Preference
 from trainer.settings import DpoSettings
 
 BETA, SMOOTHING = 0.3, 0.1
+
+
+def opened(init):
+    return transformers.Qwen3ForCausalLM.from_pretrained(init, dtype=torch.float64)
 
 
 def begun(init, data, mask="causal", smoothing=0.0, loss="dpo"):
@@ -102,7 +105,7 @@ def as_row(document):
 
 def test_the_loss_is_that_of_the_paper_over_the_logits_of_transformers(init, data):
     objective, model, stream = stepped(init, data)
-    theirs = [Qwen3ForCausalLM.from_pretrained(init, dtype=torch.float64) for _ in range(2)]
+    theirs = [opened(init) for _ in range(2)]
     theirs[0].load_state_dict(model.state_dict())
     models = [lambda document, m=m: m(as_row(document)).logits[0] for m in theirs]
     expected = by_the_paper(stream.documents.stores[0], pairs_in(stream, 2), *models, 0.0)
@@ -112,6 +115,8 @@ def test_the_loss_is_that_of_the_paper_over_the_logits_of_transformers(init, dat
 
 @pytest.mark.parametrize("loss, theirs_called", [("dpo", "sigmoid"), ("ipo", "ipo")])
 def test_the_loss_is_that_of_trl_where_it_is_installed(init, data, tmp_path, loss, theirs_called):
+    from datasets import Dataset  # takes a second, and every worker reads every file
+
     trl = pytest.importorskip("trl", reason="TRL is not installed")
     objective, model, stream = stepped(init, data, "causal", 0.0, loss)
     documents = [stream.documents.stores[0][n] for pair in pairs_in(stream, 2) for n in pair]
@@ -121,11 +126,11 @@ def test_the_loss_is_that_of_trl_where_it_is_installed(init, data, tmp_path, los
     for row, document in enumerate(documents):
         ids[row, : len(document)], real[row, : len(document)] = as_row(document)[0], 1
         answers[row, : len(document)] = torch.from_numpy(document.trained)
-    theirs, first = (Qwen3ForCausalLM.from_pretrained(init, dtype=torch.float64) for _ in range(2))
+    theirs, first = (opened(init) for _ in range(2))
     theirs.load_state_dict(model.state_dict())
     named = {"beta": BETA, "loss_type": [theirs_called], "use_cpu": True, "bf16": False, "report_to": []}
     arguments = trl.DPOConfig(str(tmp_path / "trl"), **named)
-    tokenizer, rows = AutoTokenizer.from_pretrained(init), Dataset.from_list(preferences())
+    tokenizer, rows = transformers.AutoTokenizer.from_pretrained(init), Dataset.from_list(preferences())
     trainer = trl.DPOTrainer(theirs, first, arguments, train_dataset=rows, processing_class=tokenizer)
     batch = {"input_ids": ids, "attention_mask": real, "completion_mask": answers}
     ours = objective(model, next(stream.batches(0, rows_per_step=2)))[0] / (len(documents) // 2)

@@ -6,7 +6,6 @@ import json
 import logging
 import random
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -246,6 +245,8 @@ def test_bytes_in_parquet_are_the_text_that_they_hold_or_none(tmp_path):
 
 
 def test_a_broken_parquet_file_is_told_of_once(tmp_path, monkeypatch):
+    import datasets  # takes a second, and every worker reads every file
+
     said = io.StringIO()
     datasets.logging.set_verbosity_warning()
     monkeypatch.setattr(logging.getLogger("datasets").handlers[0], "stream", said)

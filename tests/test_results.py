@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from scipy.stats import binom
+import scipy
 
 from eval.experiment import load_experiment
 
@@ -45,5 +45,5 @@ def test_arms_against_themselves_are_told_apart_no_more_often_than_chance_does()
         if not each["is_kind"]
     ]
     rejected = sum(each["p_value"] <= each["alpha"] for each in noise)
-    low, high = binom.interval(0.99, len(noise), 0.05)
+    low, high = scipy.stats.binom.interval(0.99, len(noise), 0.05)
     assert low <= rejected <= high, f"{rejected} of {len(noise)}"

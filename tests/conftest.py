@@ -1,5 +1,6 @@
 """What several test files build on: tiny float64 models, layouts drawn by hand, the order of files."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -154,6 +155,12 @@ def pytest_configure(config):
     if choice := config.getoption("--bfloat16"):
         os.environ[CHOICE] = choice
     force_units()
+    gc.disable()  # imports and items stay: looking through them for garbage finds none
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):

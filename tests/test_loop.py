@@ -26,11 +26,16 @@ from training_runs import (
 from dataset.printing import about
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
+from trainer import loss_picture
 from trainer.loop import Training
+from trainer.loss_picture import save_picture
 from trainer.settings import PretrainSettings
 
 
-def test_a_training_lowers_the_loss_and_leaves_a_model_and_its_story(pretrain, data, tmp_path, capsys):
+def test_a_training_lowers_the_loss_and_leaves_a_model_and_its_story(
+    pretrain, data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(loss_picture, "save_picture", save_picture)
     out = tmp_path / "run"
     pretrain(out, "--max_steps", 12, "--validation", data / "pretrain", "--validate_every_steps", 6)
     first, *_, last = losses(out)

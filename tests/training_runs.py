@@ -16,6 +16,7 @@ from dataset.tokenizer import Tokenizer, train_tokenizer
 from model.checkpoint import save_checkpoint
 from model.config import from_preset
 from model.transformer import LanguageModel
+from trainer import loss_picture
 from trainer.loop import Training
 
 NAMES = ["Ada", "Bo", "Cleo", "Dan", "Eve", "Finn"]
@@ -91,7 +92,11 @@ def line(defaults: dict[str, object], *flags: object) -> list[str]:
 
 @pytest.fixture
 def run_trainer(monkeypatch):
-    """Call a trainer's `main` with the words of a command line."""
+    """Call a trainer's `main` with the words of a command line; its picture is drawn, and not written.
+
+    That takes as long as a training of such a model; tests of pictures take the patch back.
+    """
+    monkeypatch.setattr(loss_picture, "save_picture", lambda figure, path: None)
 
     def call(name: str, *words: str) -> None:
         monkeypatch.setattr(sys, "argv", [name, *words])

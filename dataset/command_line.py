@@ -56,7 +56,7 @@ def parse(settings_class: type[Settings], description: str, argv: Sequence[str] 
 def read(settings_class: type[Settings], line: list[str], description: str = "") -> Settings:
     """Do the same with the words of a line; raises `UserError` for what `parse` ends with."""
     flags = {flag.key: flag for flag in _flags(settings_class)}
-    parser = _parser(flags.values(), description)
+    parser = _parser(settings_class, _program(), description)
     if {"-h", "--help"} & {*line}:
         print(parser.format_help(), end="", flush=True)
         raise SystemExit(0)
@@ -177,18 +177,21 @@ def _field_docstrings(cls: type) -> dict[str, str]:
     return helps
 
 
-def _parser(flags: Iterable[_Flag], description: str) -> ArgumentParser:
+def _program() -> str:
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    prog = f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
-    parser = ArgumentParser(
-        prog=prog, usage=f"{prog} [flags]", description=description, exit_on_error=False, allow_abbrev=False
-    )
+    return f"python -m {module.name.removesuffix('.__main__')}" if module else Path(sys.argv[0]).name
+
+
+@functools.cache  # it takes as long as reading a line, and an experiment reads those of many cells
+def _parser(settings_class: type, program: str, description: str) -> ArgumentParser:
+    words = {"prog": program, "usage": f"{program} [flags]", "description": description}
+    parser = ArgumentParser(**words, exit_on_error=False, allow_abbrev=False)
     groups = {}
-    flags = sorted(flags, key=lambda flag: flag.default is not dataclasses.MISSING)  # required first
-    if "config" not in [flag.key for flag in flags]:
+    required_first = sorted(_flags(settings_class), key=lambda flag: flag.default is not dataclasses.MISSING)
+    if "config" not in [flag.key for flag in required_first]:
         parser.add_argument("--config", type=str, help="YAML file with any of these keys; flags win over it")
     parser.add_argument(TRACEBACK, action="store_true", help="show what is behind a one-line error")
-    for flag in flags:
+    for flag in required_first:
         if flag.group and flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(*flag.group)
         options: dict[str, Any] = {"type": flag.hint, "help": flag.help}

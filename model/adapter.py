@@ -21,6 +21,7 @@ from model.errors import UserError, brief
 from model.files import open_tensors, read_object, replacing, write_json, write_tensors
 from model.hugging_face import kind_for
 from model.transformer import LanguageModel
+from model.typed_json import read_values
 from model.weights import as_weight, check_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -114,7 +115,12 @@ def read_adapter(folder: Path) -> Adapter:
         raise UserError(f"{source}: expected a number above 0 as each lora_alpha, got {brief(alphas)}")
     for pattern in patterns:
         _check_pattern(pattern, source)
-    return Adapter(_read_factors(folder), values)
+    factors = _read_factors(folder)
+    told = read_values({"r": int, "rank_pattern?": dict[str, int]}, values, source, "copy the adapter again")
+    ranks = {told["r"], *(told.get("rank_pattern") or {}).values()}
+    if odd := [module for module, (a, _) in factors.items() if len(a) not in ranks]:
+        raise UserError(f"{source} says rank {brief(sorted(ranks))}, but {odd[0]} has another")
+    return Adapter(factors, values)
 
 
 def _check_pattern(pattern: str, source: Path) -> None:

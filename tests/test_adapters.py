@@ -260,6 +260,8 @@ def configure(folder: Path, **values) -> None:
         ({"alpha_pattern": {"(.+)+x": 1}}, r"alpha_pattern '\(\.\+\)\+x' repeats or joins too much"),
         ({"alpha_pattern": {"(|)" * 60 + "x": 1}}, "alpha_pattern .* repeats or joins too much"),
         ({"alpha_pattern": {"(" * 3000: 1}}, "alpha_pattern .* repeats or joins too much"),
+        ({"r": 5}, "says rank .5., but model.layers.0.* has another"),
+        ({"rank_pattern": 5}, "adapter_config.json is damaged, .*rank_pattern: expected dict"),
         ({"lora_alpha": "x"}, "expected a number above 0 as each lora_alpha"),
         ({"alpha_pattern": 3}, "expected a number above 0 as each lora_alpha"),
     ],

@@ -29,9 +29,7 @@ PART_KEYS = {"type", "text"}
 THINK = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
 CALL = re.compile(r"<tool_call>\s*+(\{(?:(?!</?tool_call>).)*\})\s*+</tool_call>\s*+", re.DOTALL)
 CALLS = re.compile(f"(?:{CALL.pattern})+\\Z", re.DOTALL)
-RESPONSE = re.compile(
-    r"\A\s*<tool_response>\s*((?:(?!</?tool_response>).)*?)\s*</tool_response>\s*\Z", re.DOTALL
-)
+RESPONSE = re.compile(r"\A\s*+<tool_response>((?:(?!</?tool_response>).)*+)</tool_response>\s*+\Z", re.DOTALL)
 ARGUMENTS = ("arguments", "args", "parameters", "input")
 CALL_KEYS, CALL_MARKS = {"name", *ARGUMENTS}, {"type", "id", "index"}
 """of a tool call, those that are read and those that say nothing"""
@@ -49,7 +47,7 @@ MEDIA_MARK = re.compile(
     r"|\A\s*<(?:video|audio)>|<(?:video|audio)>\s*\Z",
     re.IGNORECASE,
 )
-SPEAKER = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")  # in a transcript that is one text
+SPEAKER = re.compile(r"(?:\A|(?<!\s)(?=\s*?\n\n))\s*+(Human|Assistant):")  # in a transcript that is one text
 LONGEST_NAME = 40  # of a foreign name in a reason
 
 
@@ -158,7 +156,7 @@ def read_message(turn: dict[str, Any]) -> Message:
         thought, content = _split_thought(thought, content)
         content, calls = split_calls(content, calls)
     if role == "tool" and not passages:
-        content = RESPONSE.sub(r"\1", content)
+        content = RESPONSE.sub(lambda found: found[1].strip(), content)
     content = read_text(content, "content", may_be_empty=bool(calls) or role in ("system", "tool"))
     tools = read_tools(turn.get("tools"))
     return Message(role, content, thought, calls, tools, is_trained(turn), passages=passages)

@@ -19,7 +19,8 @@ from dataset.tokenizer import Tokenizer
 
 SYSTEM, USER = ROLES.index("system"), ROLES.index("user")
 BREAKS = [  # between a question and a text, the clearest first: of paragraphs, lines, sentences
-    re.compile(pattern) for pattern in (rb"\n\s*\n", rb"\s*\n\s*", "(?<=[.!?])(?= )|(?<=。|！|？)".encode())
+    re.compile(pattern)
+    for pattern in (rb"\n\s*\n", rb"(?<!\s)\s*\n\s*", "(?<=[.!?])(?= )|(?<=。|！|？)".encode())
 ]
 
 

@@ -14,7 +14,7 @@ THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORDS = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 ARTICLES = {"a", "an", "the"}
-MARKED_ANSWER = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S.*?)\s*\Z", re.MULTILINE)
+MARKED_ANSWER = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S(?:.*\S)?)\s*+\Z", re.MULTILINE)
 
 
 def final_answer(text: str) -> str | None:

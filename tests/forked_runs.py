@@ -6,15 +6,16 @@ nothing.
 
 import gc
 import logging
-import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.util
 import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from unittest.mock import patch
 
@@ -36,6 +37,7 @@ SERVER.set_forkserver_preload(
         *("PIL.ImageFont", "PIL.PngImagePlugin", "matplotlib.figure", "matplotlib.backends.backend_agg"),
     ]
 )
+EXECUTE = multiprocessing.util.spawnv_passfds
 STANDARD_STREAMS = 3
 MOST_SECONDS = 300
 """on a machine that others keep busy; two are usual"""
@@ -43,8 +45,9 @@ MOST_SECONDS = 300
 
 def start_server() -> None:
     """Fork the server from this process, where multiprocessing would start another that imports anew."""
-    with patch("multiprocessing.util.spawnv_passfds", _fork):
-        ensure_running()
+    alone = patch.dict(os.environ, TOKENIZERS_PARALLELISM="false")  # its threads are not forked, and it warns
+    with alone, patch("multiprocessing.util.spawnv_passfds", _fork):
+        multiprocessing.forkserver.ensure_running()
 
 
 def _fork(program: bytes, words: list[str], kept: list[int]) -> int:
@@ -53,12 +56,16 @@ def _fork(program: bytes, words: list[str], kept: list[int]) -> int:
         return process
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
     logging.root.handlers.clear()  # pytest's
+    multiprocessing.util.spawnv_passfds = EXECUTE
+    multiprocessing.forkserver._forkserver._lock.release()  # which the one who forked holds
     edges = sorted([STANDARD_STREAMS - 1, *kept, os.sysconf("SC_OPEN_MAX")])
     for before, after in pairwise(edges):
         os.closerange(before + 1, after)
     gc.freeze()  # what is collected in a fork is copied first
     try:
         exec(words[-1])
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(0)
 

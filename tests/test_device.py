@@ -2,15 +2,16 @@
 
 import os
 import platform
-import subprocess
-import sys
+import resource
+from multiprocessing.connection import Connection
 
 import pytest
 import torch
+from forked_runs import SERVER
 
 from model.errors import UserError
 from trainer import device
-from trainer.device import Precision, choose_precision, native_precision, peak_flops
+from trainer.device import Precision, choose_precision, keep_freed_memory, native_precision, peak_flops
 from trainer.settings import PretrainSettings
 
 NATIVE = Precision(torch.float16, "this machine does")
@@ -116,17 +117,20 @@ def test_measuring_the_peak_leaves_random_numbers_alone():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only GNU's library can be told to keep memory")
 def test_freed_memory_is_kept_for_the_tensors_of_later_steps():
-    program = """
-import resource, torch
-from trainer.device import keep_freed_memory
-keep_freed_memory()
-x = torch.ones(2**23)  # 32 MB
-for step in range(5):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    kept = [x + n for n in range(6)]
-    del kept
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    first, *_, fourth, fifth = map(int, done.stdout.split())
-    assert fourth + fifth < 0.5 * first  # pages that the system cleared; twice the first without it
+    ours, theirs = SERVER.Pipe()
+    process = SERVER.Process(target=tell_cleared_pages, args=(theirs,))
+    process.start()
+    first, *_, fourth, fifth = ours.recv()
+    assert fourth + fifth < 0.5 * first  # twice the first without it
+
+
+def tell_cleared_pages(pipe: Connection) -> None:
+    """Say of each of some steps how many pages the system cleared for it."""
+    keep_freed_memory()
+    x, found = torch.ones(2**23), []  # 32 MB
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        kept = [x + n for n in range(6)]
+        del kept
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    pipe.send(found)

@@ -5,14 +5,14 @@ import os
 import random
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import yaml
+from forked_runs import MOST_SECONDS, SERVER, start_server
 from quick_cell import QuickSettings
 
 from eval.ablation import run_experiment
@@ -22,19 +22,20 @@ from eval.experiment import load_experiment
 from eval.findings import analyse
 from eval.grid import Grid, Workers
 from eval.places import Places, note_experiment
-from eval.running import _record
+from eval.running import _record, write_json
 from eval.verdicts import INCOMPLETE
 from model.errors import UserError
 from scripts.ablate import main as ablate
 
 ROOT = Path(__file__).parent.parent
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 QUICK = Program("quick_cell", QuickSettings, trains=True, measures=True)
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setitem(PROGRAMS, "quick", QUICK)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
 
 
 def experiment_in(folder: Path, **changes):
@@ -337,23 +338,26 @@ def test_an_experiment_ends_at_the_first_look_that_decides(tmp_path, store):
     assert [each["verdict"] for each in results["comparisons"] if each["is_primary"]] == ["identical"]
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from eval.ablation import run_experiment
-from eval.cells import PROGRAMS, Program
-from eval.experiment import load_experiment
-from eval.grid import Workers
-from eval.places import Places
-from eval.running import write_json
-from quick_cell import QuickSettings
-PROGRAMS["quick"] = Program("quick_cell", QuickSettings, trains=True, measures=True)
-folder = Path(sys.argv[1])
-places = Places(folder / "cells", folder / "work")
-workers = Workers(2, cluster=sys.argv[3])
-results, _ = run_experiment(load_experiment(sys.argv[2]), places, workers, "command", lambda grid, cell: None)
-write_json(folder / "results.json", results)
-"""
+def start(folder: Path, experiment: Path, cluster: str) -> BaseProcess:
+    """Make what is missing of an experiment in a process of its own."""
+    process = SERVER.Process(target=make, args=(folder, experiment, cluster))
+    process.start()
+    return process
+
+
+def make(folder: Path, experiment: Path, cluster: str) -> None:
+    start_server()  # of cells
+    os.environ["PYTHONPATH"] = PYTHONPATH
+    PROGRAMS["quick"] = QUICK
+    places, workers = Places(folder / "cells", folder / "work"), Workers(2, cluster=cluster)
+    results, _ = run_experiment(load_experiment(str(experiment)), places, workers, "command", lambda *_: None)
+    write_json(folder / "results.json", results)
+
+
+def finish(folder: Path, experiment: Path, cluster: str) -> None:
+    process = start(folder, experiment, cluster)
+    process.join(MOST_SECONDS)
+    assert process.exitcode == 0
 
 
 def numbers(folder: Path) -> dict:
@@ -364,18 +368,16 @@ def numbers(folder: Path) -> dict:
 @pytest.mark.parametrize("cluster", [pytest.param("none", marks=pytest.mark.long), "local"])
 def test_a_grid_that_is_killed_goes_on_and_ends_with_the_same_numbers(tmp_path, cluster):
     stages = {"first": {"run": "quick", "seconds": 0.2}, "second": {"run": "quick"}}
-    experiment_in(tmp_path, stages=stages, seeds=2)
-    command = [sys.executable, "-c", SCRIPT]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    file = str(tmp_path / "quick.yaml")
-    subprocess.run([*command, str(whole), file, "none"], cwd=ROOT, check=True)
+    experiment_in(tmp_path, stages=stages, seeds=1)
+    whole, killed, file = tmp_path / "whole", tmp_path / "killed", tmp_path / "quick.yaml"
+    finish(whole, file, "none")
     chance = random.Random(0)
     for _ in range(2):
-        process = subprocess.Popen([*command, str(killed), file, cluster], cwd=ROOT)
+        process = start(killed, file, cluster)
         time.sleep(chance.uniform(0.5, 3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, str(killed), file, cluster], cwd=ROOT, check=True)
+        process.kill()
+        process.join()
+    finish(killed, file, cluster)
     assert numbers(killed) == numbers(whole)
 
 
@@ -383,13 +385,12 @@ def test_cells_end_when_the_process_that_started_them_is_killed(tmp_path):
     experiment_in(
         tmp_path, stages={"first": {"run": "quick", "seconds": 90}}, arms={"a": {}, "b": {"first.gain": 1}}
     )
-    file = str(tmp_path / "quick.yaml")
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "out"), file, "none"], cwd=ROOT)
+    process = start(tmp_path / "out", tmp_path / "quick.yaml", "none")
     wait_for(
         lambda: len(users_of(tmp_path)) == 4
     )  # two cells and their commands, all of which hold the locks
     process.kill()
-    process.wait()
+    process.join()
     wait_for(lambda: not users_of(tmp_path))
 
 

@@ -1,19 +1,17 @@
 """In-context linear regression: what arms share to the bit, and what only a second layer can tell apart."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from forked_commands import call
 
 from eval.in_context import Regression, draw_tasks, find, generator_of, train_and_save
 from eval.regression import RegressionSettings
+from eval.running import ON_CPU
 from model.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 SHORT = RegressionSettings(
     out="", hidden_size=32, max_steps=12, batch_size=8, evaluation_tasks=50, log_every_steps=5, device="cpu"
 )
@@ -82,12 +80,9 @@ def test_a_little_training_beats_a_guess_of_zero():
 
 def test_the_command_leaves_items_curve_and_proof_and_is_not_repeated(tmp_path):
     flags = "--num_hidden_layers 1 --hidden_size 32 --max_steps 12 --batch_size 8 --evaluation_tasks 50"
-    line = ["-m", "eval.regression", *flags.split(), "--log_every_steps", "5", "--out", f"{tmp_path}/run"]
-    launched = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", *line]
-    done = [
-        subprocess.run(each, cwd=ROOT, capture_output=True, text=True, check=True)
-        for each in (launched, [sys.executable, *line])
-    ]
+    line = ["eval.regression", *flags.split(), "--log_every_steps", "5", "--out", f"{tmp_path}/run"]
+    done = [call(line, **variables) for variables in (ON_CPU, {})]
+    assert [each.returncode for each in done] == [0, 0], done
     items = json.loads((tmp_path / "run" / "items.json").read_text())
     scores = items["tasks"]["regression"]["metrics"]["negative_squared_error"]
     assert items["tasks"]["regression"]["clusters"] == list(range(50)) and items["losses"] == {}

@@ -2,15 +2,14 @@
 
 import contextlib
 import json
-import signal
+import os
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from forked_commands import begin
 from running_server import MASKS, client_of, post, running, save_models
 
 from dataset.command_line import read
@@ -20,7 +19,6 @@ from eval.server_settings import ServerSettings
 from eval.serving import open_chats, serve
 from eval.serving_settings import TextSampling
 from model.errors import UserError
-from tests.pages import ROOT
 
 QUESTIONS = ("What is the capital of Peru?", "And its currency?", "法国的首都是哪里？")
 SYSTEM = "Be brief 😀"
@@ -325,17 +323,19 @@ def test_a_key_and_other_origins_are_let_in_where_the_server_is_told_so(models, 
 ALLOWED = "access-control-allow-origin"
 
 
-def test_the_command_ends_what_it_answers_and_then_itself_when_it_is_told_to(models):
-    words = [sys.executable, "-m", "scripts.serve", "--model", models[0], "--port", "0"]
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        lines = iter(process.stderr.readline, "")
+def test_the_command_ends_what_it_answers_and_then_itself_when_it_is_told_to(models, tmp_path):
+    os.mkfifo(tmp_path / "told")
+    words = ["scripts.serve", "--model", models[0], "--port", "0"]
+    process = begin(words, [os.devnull, os.devnull, tmp_path / "told"])
+    with open(tmp_path / "told") as lines:
         address = next(line for line in lines if line.startswith("answering")).split()[2].removesuffix("/v1")
         with socket_asking(address, ENDLESS | {"stream": True, "n": 1}) as connection:
             text = connection.recv(100)
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             while part := connection.recv(65536):
                 text += part
-        assert b"data: [DONE]" in text and process.wait(30) == 0
+    process.join(30)
+    assert b"data: [DONE]" in text and process.exitcode == 0
 
 
 def test_an_address_of_ipv6_is_told_as_clients_want_it_and_a_key_may_have_any_letters(models, tmp_path):

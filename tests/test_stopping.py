@@ -22,16 +22,12 @@ from test_imports import ROOT
 from training_runs import SHAPE, SHORT, after_step, data, init, line, metrics, pretrain, run_trainer
 
 import trainer.pretrain
+from dataset import command_line
 from dataset.tokenizer import Tokenizer
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from trainer.loop import Training
 
-LAUNCHER = """
-import os, subprocess, sys
-os.environ["ACCELERATE_DYNAMO_BACKEND"] = "NO"
-subprocess.Popen([sys.executable, "-m", "trainer.pretrain", *sys.argv[1:]]).wait()
-"""
 REAL = {
     "accelerate launch": "accelerate.commands.launch --config_file configs/accelerate/one_cpu.yaml",
     "torchrun": "torch.distributed.run --standalone --nproc_per_node 2",
@@ -45,7 +41,7 @@ def words(data, tmp_path) -> list[str]:
     return line(places | SHAPE | SHORT | {"--dtype": "float32", "--compile": "never"})
 
 
-def start(log: Path, *command: str, before=None) -> subprocess.Popen:
+def start(log: Path, *command: str) -> subprocess.Popen:
     """Start a process in a session of its own, of which no shell and no terminal of the tests knows."""
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     with open(log, "w") as out:
@@ -55,7 +51,6 @@ def start(log: Path, *command: str, before=None) -> subprocess.Popen:
             env=env,
             stdout=out,
             stderr=out,
-            preexec_fn=before,
             start_new_session=True,
         )
 
@@ -95,11 +90,18 @@ def test_a_lost_terminal_and_a_warning_of_slurm_save(number, words, tmp_path):
     assert_saved(tmp_path / "run", tmp_path / "log")
 
 
+def by_a_shell_that_ends(rank: int) -> None:
+    """Be a shell that starts the training under nohup, and end."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if trainer := os.fork():
+        print(trainer, flush=True)
+        os._exit(0)
+
+
 def test_a_training_under_nohup_outlives_terminal_and_shell(words, tmp_path):
-    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731 - as nohup does
-    shell = "import subprocess, sys; print(subprocess.Popen([sys.executable, *sys.argv[1:]]).pid, flush=True)"
     log, out = tmp_path / "log", tmp_path / "run"
-    assert start(log, "-c", shell, "-m", "trainer.pretrain", *words, before=ignore).wait(60) == 0
+    shell = Run(log, ["pretrain", *words], sabotage=by_a_shell_that_ends)
+    assert shell.wait(60) == 0
     trainer = int(log.read_text().split()[0])
     wait_for_steps(out)
     os.kill(trainer, signal.SIGHUP)
@@ -110,25 +112,37 @@ def test_a_training_under_nohup_outlives_terminal_and_shell(words, tmp_path):
     assert_saved(out, log)
 
 
-def check_orphan(tmp_path: Path, number: int, *command: str) -> None:
-    out, log = tmp_path / "run", tmp_path / "log"
-    launcher = start(log, *command)
-    wait_for_steps(out)
-    launcher.send_signal(number)
-    launcher.wait(60)
-    wait_until(lambda: is_free(out))
-    assert_saved(out, log)
+def by_a_launcher(rank: int) -> None:
+    """Be a launcher: wait for the training that goes on as its child."""
+    os.environ["ACCELERATE_DYNAMO_BACKEND"] = "NO"
+    if trainer := os.fork():
+        os.waitpid(trainer, 0)
+        os._exit(0)
+    command_line.PARENT = os.getppid()
 
 
 def test_a_training_whose_launcher_was_killed_saves_and_ends(words, tmp_path):
-    check_orphan(tmp_path, signal.SIGKILL, "-c", LAUNCHER, *words)
+    out, log = tmp_path / "run", tmp_path / "log"
+    launcher = Run(log, ["pretrain", *words], sabotage=by_a_launcher)
+    wait_for_steps(out)
+    launcher.signal(signal.SIGKILL)
+    assert launcher.wait(60) == -signal.SIGKILL
+    wait_until(lambda: is_free(out))
+    assert_saved(out, log)
+    assert "the launcher is gone" in log.read_text()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 @pytest.mark.parametrize("launcher", REAL)
 def test_a_training_without_its_launcher_saves_and_ends(launcher, number, words, tmp_path):
-    check_orphan(tmp_path, number, "-m", *REAL[launcher].split(), "-m", "trainer.pretrain", *words)
+    out, log = tmp_path / "run", tmp_path / "log"
+    process = start(log, "-m", *REAL[launcher].split(), "-m", "trainer.pretrain", *words)
+    wait_for_steps(out)
+    process.send_signal(number)
+    process.wait(60)
+    wait_until(lambda: is_free(out))
+    assert_saved(out, log)
 
 
 def without_reader(rank: int) -> None:

@@ -307,7 +307,7 @@ def test_presets_have_the_sizes_that_their_names_promise():
         ({"num_attention_heads": 2**38}, "q_proj.weight has shape"),
         (
             {
-                "layer_types": ["full_attention"] * 10**6,
+                "layer_types": ["full_attention"] * 10**5,
                 "use_sliding_window": True,
                 "sliding_window": 3,
             },

@@ -248,6 +248,7 @@ def test_the_score_table_comes_last_and_fits_any_width_with_every_figure(
 
 
 def test_a_comparison_is_written_as_json_and_as_a_page(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plots, "MOST_LABELS", 0)  # which take longest to draw
     run_command(monkeypatch, capsys, "--runs", *runs, "--out", tmp_path / "out")
     values = json.loads((tmp_path / "out/comparison.json").read_text())
     assert [run["label"] for run in values["runs"]] == ["causal", "prefix"]
@@ -293,6 +294,7 @@ def test_losses_are_drawn_by_tokens_too_where_steps_of_runs_read_different_numbe
 def test_answers_and_masks_are_printed_on_request_and_nothing_steers_the_terminal(
     runs, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(plots, "_write", lambda figure, path: None)
     evil = chat_question("\x1b[2Jask\x07", "\x9b31mred", split="s\x1b[1m", kind="k\u202e")
     data = write_lines(tmp_path / "evil.jsonl", evil)
     for run in runs:

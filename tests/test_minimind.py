@@ -109,7 +109,8 @@ def test_an_answer_without_a_thought_ends_the_one_that_its_prompt_has_begun(mini
     assert tokenizer.decode(thinking.ids[thinking.targets]) == "<think>\nnopa\n</think>\n\nMito.<|im_end|>"
 
 
-def test_a_template_that_goes_on_for_ever_is_one_line(minimind):
+def test_a_template_that_goes_on_for_ever_is_one_line(minimind, monkeypatch):
+    monkeypatch.setattr("dataset.bounded_template.MOST_LINES", 10**5)
     loops = b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(UserError, match="cannot be taken over: it goes on and on"):
         render([ASKED], with_template(minimind, loops + TEMPLATE.encode()))

@@ -100,15 +100,15 @@ def test_what_no_font_draws_is_numbered_and_said_once_with_a_font_that_does(monk
 def test_the_picture_of_attention_says_what_it_shows_and_has_a_bar_of_colours(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "_write", lambda figure, path: drawn.append(figure))
-    maps = [torch.full((1, 2, 66, 66), 1 / 66)] * 2
-    save_attention(tmp_path / "attention.png", {"$x^$\x1b": maps}, ["$\\frac$"] * 66)
+    maps = [torch.full((1, 2, 26, 26), 1 / 26)] * 2
+    save_attention(tmp_path / "attention.png", {"$x^$\x1b": maps}, ["$\\frac$"] * 26)
     [figure] = drawn
     *panels, bar = figure.axes
     assert figure.get_suptitle() == "Attention: the token of the row looks at the token of the column"
     assert bar.get_ylabel() == "probability, mean of all heads"
     assert [axes.get_title() for axes in panels] == [f"$x^$\\x1b, layer {n}" for n in (0, 1)]
     for axes in panels:
-        assert len(axes.get_xticks()) == len(axes.get_yticks()) == 66
+        assert len(axes.get_xticks()) == len(axes.get_yticks()) == 26
     figure.savefig(tmp_path / "attention.png")  # a dollar begins no formula
 
 

@@ -80,7 +80,7 @@ def draw_losses(run_dir: RunDirectory) -> None:
     for number, (name, points) in enumerate(curves.items()):
         draw_curve(axes, name, points, _label(name, points), {"color": f"C{number}"})
     axes.set(xlabel="optimizer step", ylabel=LOSS)
-    axes.set_title(printable(run_dir.path.name), parse_math=False)
+    axes.set_title(printable(run_dir.path.name), y=1, parse_math=False)  # to find its place takes a fifth
     finish(axes, curves.values())
     save_picture(figure, run_dir.path / "loss.png")
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 try:
     import fcntl
@@ -10,12 +11,19 @@ except ImportError:
     print("error: Sightline needs Linux or macOS; on Windows run it in WSL (wsl --install)", file=sys.stderr)
     raise SystemExit(2) from None
 
-__all__ = ["compiler_fault", "fcntl", "native_bfloat16", "num_cores", "resource"]
+__all__ = ["compiler_fault", "fcntl", "native_bfloat16", "num_cores", "own_bytes", "resource"]
 
 
 def num_cores() -> int:
     """Return the cores that this process may use, as far as the system says: macOS names all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_bytes(name: str) -> int:
+    """Return what Linux says of this process's memory, VmRSS now or VmHWM at the most; 0 on other systems."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else ()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def native_bfloat16(uses_cpu: bool) -> str | None:

@@ -1,5 +1,6 @@
 import json
 import math
+import subprocess
 import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -17,10 +18,11 @@ from model.config import from_preset
 from model.errors import UserError
 from model.loss import NO_TARGET, summed_cross_entropy
 from model.strategies import strategy_named
+from model.systems import own_bytes
 from scripts.bench import optimizers
 from scripts.bench.__main__ import main
 from scripts.bench.engines import Workload, make_engines
-from scripts.bench.entered import Spy
+from scripts.bench.entered import ROOT, Spy
 from scripts.bench.growth import Growth, draw, exponent
 from scripts.bench.measuring import measure
 from scripts.bench.train import full_rows
@@ -128,6 +130,12 @@ def test_memory_of_child_processes_counts():
     child = "import time; x = bytearray([1]) * 2**27; time.sleep(1)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     assert 2**27 < measure([sys.executable, "-c", parent]).peak_bytes < 2**28
+
+
+def test_the_memory_of_a_process_is_not_that_of_the_one_that_started_it():
+    code = "from model.systems import own_bytes; print(own_bytes('VmHWM'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 2**26 < own_bytes("VmHWM")
 
 
 def test_pages_of_files_are_not_held(tmp_path):

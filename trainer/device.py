@@ -20,7 +20,7 @@ from accelerate.utils import LoggerType
 from torch import nn
 
 from model.errors import UserError
-from model.systems import native_bfloat16, resource
+from model.systems import native_bfloat16, own_bytes, resource
 from trainer.settings import TrainSettings
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -260,6 +260,8 @@ def peak_megabytes(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / MEGABYTE
     if device.type == "mps":  # which keeps no maximum, but gives little back
         return torch.mps.driver_allocated_memory() / MEGABYTE
+    if held := own_bytes("VmHWM"):  # where getrusage begins with what the process held that started this one
+        return held / MEGABYTE
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
 

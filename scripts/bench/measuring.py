@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from dataset.command_line import parse
 from model.errors import UserError
+from model.systems import own_bytes
 
 POLL_SECONDS = 0.05
 
@@ -132,12 +133,12 @@ class PeakMemory:
     def __enter__(self) -> "PeakMemory":
         """Begin, with the peak as of now."""
         Path("/proc/self/clear_refs").write_text("5")
-        self._before = _own_bytes("VmRSS")
+        self._before = own_bytes("VmRSS")
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Read what the most was."""
-        self.added_bytes = _own_bytes("VmHWM") - self._before
+        self.added_bytes = own_bytes("VmHWM") - self._before
 
 
 def _held_bytes(pid: int) -> int:
@@ -156,9 +157,3 @@ def _held_bytes(pid: int) -> int:
         except psutil.NoSuchProcess:
             continue
     return total
-
-
-def _own_bytes(name: str) -> int:
-    """Return a line of this process's status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))

@@ -126,6 +126,7 @@ def imported_for_help() -> dict[str, list[str]]:
     """What `--help` of every command exits with and imports, found by one process that forks for each."""
     code = f"""
 import os, runpy, sys
+import dataset.command_line  # as each of them does
 sys.stdout = sys.stderr = open(os.devnull, "w")
 for command in {COMMANDS!r}:
     if os.fork() == 0:

@@ -65,12 +65,13 @@ def read(settings_class: type[Settings], line: list[str], description: str = "")
     if missing := [f"--{key}" for key in required if key not in words]:
         raise UserError(f"required, but not given: {', '.join(missing)}")
     try:
-        given = parser.parse_args([word for key, each in words.items() for word in _line(flags[key], each)])
+        all_words = [word for key, each in words.items() for word in _line(flags[key], each)]
+        given = parser.parse_args(all_words, defaults=False)  # to look them over takes ten times as long
     except OverflowError as error:  # of 400 digits where a fraction is expected
         raise UserError(f"a number among the flags is too large ({error})") from None
     except ArgumentError as error:
         raise UserError(_one_line(str(error), flags)) from None
-    return _instance(settings_class, given)
+    return _instance(settings_class, given, flags)
 
 
 def words_of(settings_class: type, keys: dict[str, Any]) -> list[str]:
@@ -195,10 +196,8 @@ def _parser(settings_class: type, program: str, description: str) -> ArgumentPar
         if flag.group and flag.group not in groups:
             groups[flag.group] = parser.add_argument_group(*flag.group)
         options: dict[str, Any] = {"type": flag.hint, "help": flag.help}
-        if flag.default is dataclasses.MISSING:
-            options["required"] = True
-        else:
-            options["default"] = list(flag.default) if isinstance(flag.default, tuple) else flag.default
+        default = list(flag.default) if isinstance(flag.default, tuple) else flag.default
+        options |= {"required": True} if default is dataclasses.MISSING else {"default": default}
         if flag.many:
             options["nargs"] = "+"
         elif bool in _members(flag.hint):
@@ -317,15 +316,15 @@ def _unexpected(flag: _Flag, got: str) -> str:
     return f"--{flag.key}: expected {expected}, got {got}"
 
 
-def _instance(cls: type[Settings], values: Any) -> Settings:
+def _instance(cls: type[Settings], given: Any, flags: dict[str, _Flag], prefix: str = "") -> Settings:
     hints, arguments = typing.get_type_hints(cls), {}
     for name in (field.name for field in dataclasses.fields(cls)):
-        hint, value = hints[name], values[name]
-        if dataclasses.is_dataclass(hint):
-            value = _instance(hint, value)
-        elif _elements(hint)[0] is tuple and value is not None:
-            value = tuple(value)
-        arguments[name] = value
+        key = f"{prefix}{name}"
+        if dataclasses.is_dataclass(hints[name]):
+            arguments[name] = _instance(hints[name], given, flags, f"{key}.")
+        else:
+            value = given.get(key, flags[key].default)
+            arguments[name] = tuple(value) if flags[key].many is tuple and value is not None else value
     return cls(**arguments)
 
 

@@ -5,7 +5,6 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -25,14 +24,17 @@ def modules(*folders: str) -> list[Path]:
     return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def imports(file: Path) -> Iterator[tuple[str, ast.stmt]]:
+@cache
+def imports(file: Path) -> list[tuple[str, ast.stmt]]:
     """Every module that a file imports, wherever in it, and the statement."""
+    found: list[tuple[str, ast.stmt]] = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} imports relatively"
-            yield node.module, node
+            found.append((node.module, node))
         elif isinstance(node, ast.Import):
-            yield from ((alias.name, node) for alias in node.names)
+            found += [(alias.name, node) for alias in node.names]
+    return found
 
 
 def test_imports_point_one_way():

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
@@ -15,6 +16,7 @@ from forked_runs import SERVER
 from dataset import command_line
 
 ROOT = Path(__file__).parent.parent
+MOST_SECONDS = 120
 
 
 def begin(
@@ -37,6 +39,7 @@ def call(
         streams = [None if number == closed else file for number, file in enumerate(files)]
         process = begin(words, streams, folder, **variables)
         process.join(60)
+        process.kill()
         assert process.exitcode is not None, "it takes too long"
         shown = [file.read_bytes().decode() for file in files[1:]]
         return CompletedProcess(words, process.exitcode, *shown)
@@ -46,6 +49,7 @@ def _be(
     words: list[str], streams: Sequence[Path | str | None], folder: Path, variables: dict[str, str]
 ) -> None:
     os.setsid()
+    signal.alarm(MOST_SECONDS)  # nothing outlives a test that failed for long
     for number, file in enumerate(streams):
         if file is None:
             os.close(number)

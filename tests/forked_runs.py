@@ -26,6 +26,7 @@ from forced_units import force_units
 import trainer.dpo
 import trainer.pretrain
 import trainer.sft
+from dataset import command_line
 from dataset.command_line import run
 from trainer import training_state
 
@@ -125,6 +126,7 @@ def _lead(log: Path, words: list[str], world: int, nodes: int, port: int, sabota
     os.setsid()
     write_to(log)
     rank = next((rank for rank in range(1, world) if os.fork() == 0), 0)
+    command_line.PARENT = os.getppid()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup would hand down that it is ignored
     torch.set_num_threads(1)
     force_units()
@@ -133,6 +135,7 @@ def _lead(log: Path, words: list[str], world: int, nodes: int, port: int, sabota
         here = world // nodes
         place = {"RANK": rank, "LOCAL_RANK": rank % here, "WORLD_SIZE": world, "MASTER_PORT": port}
         place |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": here}
+        place |= {"TORCHELASTIC_RUN_ID": "nodes"} if nodes > 1 else {}
         os.environ |= {name: str(value) for name, value in place.items()}
     code = _train(words, rank, sabotage)
     others = [os.wait()[1] for _ in range(1, world)] if rank == 0 else []

@@ -1,5 +1,6 @@
 """The command line: what users type, what they read when it is wrong."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -224,6 +225,12 @@ def test_help_comes_from_the_docstrings_of_the_fields(capsys):
         "default: 10",
     ):
         assert part in text
+
+
+def test_a_command_knows_the_process_that_started_it():
+    code = "from dataset import command_line; print(command_line.PARENT)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == os.getpid()
 
 
 @pytest.mark.parametrize("module", ["trainer.pretrain", "trainer.sft"])

@@ -120,6 +120,7 @@ def test_freed_memory_is_kept_for_the_tensors_of_later_steps():
     ours, theirs = SERVER.Pipe()
     process = SERVER.Process(target=tell_cleared_pages, args=(theirs,))
     process.start()
+    theirs.close()  # an end without an answer is an error
     first, *_, fourth, fifth = ours.recv()
     assert fourth + fifth < 0.5 * first  # twice the first without it
 

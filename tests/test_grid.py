@@ -103,12 +103,10 @@ def test_a_planted_difference_is_found_at_its_size_and_a_second_run_computes_not
 
 def test_a_record_counts_as_finished_where_nothing_else_of_the_cell_is_there(tmp_path):
     results, _ = run_in(tmp_path, experiment_in(tmp_path))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (tmp_path / "cells").rename(elsewhere / "cells")
-    again, ended = run_in(elsewhere, experiment_in(tmp_path))
+    shutil.rmtree(tmp_path / "work")
+    again, ended = run_in(tmp_path, experiment_in(tmp_path))
     assert again == results and not ended
-    more, ended = run_in(elsewhere, experiment_in(tmp_path, arms={"plain": {}, "more": {"second.gain": 1.0}}))
+    more, ended = run_in(tmp_path, experiment_in(tmp_path, arms={"plain": {}, "more": {"second.gain": 1.0}}))
     assert len(ended) == 6, "what the new arm needs is made again, and its record stays"
     assert more["scores"][0] == results["scores"][0]
 
@@ -373,12 +371,17 @@ def test_a_grid_that_is_killed_goes_on_and_ends_with_the_same_numbers(tmp_path, 
     finish(whole, file, "none")
     chance = random.Random(0)
     for _ in range(2):
-        process = start(killed, file, cluster)
-        time.sleep(chance.uniform(0.5, 3))
+        process, finished = start(killed, file, cluster), records(killed)
+        wait_for(lambda before=finished: records(killed) > before)
+        time.sleep(chance.uniform(0, 0.2))
         process.kill()
         process.join()
     finish(killed, file, cluster)
     assert numbers(killed) == numbers(whole)
+
+
+def records(folder: Path) -> int:
+    return len([*(folder / "cells").glob("*.json")])
 
 
 def test_cells_end_when_the_process_that_started_them_is_killed(tmp_path):

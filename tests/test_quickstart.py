@@ -3,13 +3,14 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from forked_commands import ROOT, call
 
 from model.checkpoint import load_checkpoint
 
+ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "quickstart.sh"
 
 
@@ -58,7 +59,9 @@ def test_a_second_run_computes_nothing_and_changes_no_model(finished):
 
 def test_the_command_that_it_prints_answers(finished):
     folder, _ = finished
-    done = call(["scripts.chat", "--model", str(folder / "out/sft-prefix"), "--prompt", "法国的首都是哪里?"])
+    command = [sys.executable, "-m", "scripts.chat", "--model", str(folder / "out" / "sft-prefix")]
+    command += ["--prompt", "法国的首都是哪里?"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # no fork: as a user starts it
     said = [line for line in done.stderr.splitlines() if not line.startswith("note: cut after 256 tokens")]
     assert done.returncode == 0 and not said and done.stdout.endswith("\n")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
 
-import torch
 from forked_runs import SERVER
 
 from dataset import command_line
@@ -71,7 +70,6 @@ def _run(words: list[str], folder: Path, variables: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.update(variables)
     command_line.PARENT = os.getppid()
-    torch.set_num_threads(1)
     sys.argv = words
     sys.modules.pop(words[0], None)  # a module that is imported already runs with a warning only
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)

@@ -62,6 +62,7 @@ def _fork(program: bytes, words: list[str], kept: list[int]) -> int:
     edges = sorted([STANDARD_STREAMS - 1, *kept, os.sysconf("SC_OPEN_MAX")])
     for before, after in pairwise(edges):
         os.closerange(before + 1, after)
+    torch.set_num_threads(1)  # others are not forked, and would be waited for
     gc.freeze()  # what is collected in a fork is copied first
     try:
         exec(words[-1])
@@ -128,7 +129,6 @@ def _lead(log: Path, words: list[str], world: int, nodes: int, port: int, sabota
     rank = next((rank for rank in range(1, world) if os.fork() == 0), 0)
     command_line.PARENT = os.getppid()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup would hand down that it is ignored
-    torch.set_num_threads(1)
     force_units()
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if world > 1:

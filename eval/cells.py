@@ -171,9 +171,8 @@ def trial_of(stages: Stages, arm: str, named: dict[str, Any], seed: int, shift: 
     cells: dict[str, Cell] = {}
     for stage, base in stages.items():
         own = {key.partition(".")[2]: v for key, v in named.items() if key.partition(".")[0] == stage}
-        given = {key: value for key, value in (base | own).items() if value is not None}
         try:
-            cells[stage] = _cell(stage, given, seed + shift, cells)
+            cells[stage] = _cell(stage, base | own, seed + shift, cells)
         except UserError as error:
             raise UserError(f"arm {arm}, stage {stage}: {error}") from None
     used: set[str] = set()  # what is measured, and all that it is made from, which stands above it
@@ -187,7 +186,8 @@ def trial_of(stages: Stages, arm: str, named: dict[str, Any], seed: int, shift: 
 
 
 def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell]) -> Cell:
-    run, threads = given.pop("run", None), given.pop("threads", 1)
+    run, threads = given.pop("run", None), given.pop("threads", None)
+    threads = 1 if threads is None else threads
     if type(threads) is not int or threads < 1:
         raise UserError(f"threads: expected 1 or more, got {threads}")
     if run not in PROGRAMS:
@@ -198,7 +198,7 @@ def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell])
     # parsed with the names of stages, which are the same for all seeds
     settings = json.loads(_parsed(run, json.dumps(given)))
     settings = {key: _resolved(value, addresses) for key, value in settings.items()}
-    if program.trains and "seed" not in given:
+    if program.trains and given.get("seed") is None:
         settings["seed"] = seed
     decides = {key: value for key, value in settings.items() if key not in UNDECIDING}
     address = f"{stage}-{_digest(run, decides | ({'threads': threads} if threads > 1 else {}))}"
@@ -220,7 +220,7 @@ def _resolved(value: Any, addresses: dict[str, str]) -> Any:
 def _with_leave(given: dict[str, Any], former: dict[str, Cell]) -> dict[str, Any]:
     """Allow a mask that the model was not trained with; its own mask needs no name."""
     served = {f"@{stage}": cell for stage, cell in former.items()}.get(given.get("model"))
-    if "prompt_mask" not in given or served is None:
+    if given.get("prompt_mask") is None or served is None:
         return given
     if given["prompt_mask"] == _trained_mask(served, former):
         return {key: value for key, value in given.items() if key != "prompt_mask"}
@@ -237,10 +237,14 @@ def _trained_mask(cell: Cell, former: dict[str, Cell]) -> str:
 
 @cache
 def _parsed(run: str, given: str) -> str:
-    """Return all settings of a command that is given some; raises `UserError` as it would."""
-    keys, form = json.loads(given), PROGRAMS[run].settings
+    """Return all settings of a command that is given some; raises `UserError` as it would.
+
+    Null gives a setting its default back, also where the command's recipe sets it.
+    """
+    keys, form, defaults = json.loads(given), PROGRAMS[run].settings, _defaults(run)
     recipe = keys.pop("config", None)
     words = ["--config", recipe] if recipe else []
+    keys |= {key: defaults.get(key) for key in keys if keys[key] is None}
     settings = read(form, words + words_of(form, {"out": "out"} | keys))
     return json.dumps(flatten(asdict(settings)))
 

@@ -86,10 +86,13 @@ def scores_of(trial: Trial, records: dict[str, dict[str, Any]]) -> dict[str, dic
 def primary_of(trial: Trial, records: dict[str, dict[str, Any]], primary: Primary) -> dict[str, Any]:
     """Return clusters, questions and scores of the task that decides; raises `UserError` without any."""
     tasks = scores_of(trial, records)
-    found = tasks.get(primary.task, {"metrics": {}})
-    if primary.metric not in found["metrics"]:
-        raise UserError(f"primary: expected a task of {', '.join(tasks)} and its metric, got {primary}")
-    return found | {"scores": found["metrics"][primary.metric]}
+    if primary.task not in tasks:
+        raise UserError(f"primary: expected a task of {', '.join(tasks)}, got {primary.task}")
+    found, metrics = tasks[primary.task], tasks[primary.task]["metrics"]
+    if primary.metric not in metrics:
+        wanted = f"a metric of {primary.task} ({', '.join(metrics)})"
+        raise UserError(f"primary: expected {wanted}, got {primary.metric}")
+    return found | {"scores": metrics[primary.metric]}
 
 
 def prove(evidence: Evidence, arm: str, baseline: str) -> dict[str, dict[str, str]]:

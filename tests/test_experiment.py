@@ -90,6 +90,18 @@ def test_a_recipe_counts_by_what_it_says(tmp_path):
     assert one.cells["second"].address == other.cells["second"].address
 
 
+def test_null_gives_a_setting_of_the_recipe_its_default_back(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("batch_size: 8\noptimizer: {name: muon}\n")
+    second = STAGES["second"] | {"config": str(recipe)}
+    null = dict.fromkeys(["batch_size", "optimizer.name", "seed"])
+    plain, taken_back = (
+        plan(load(tmp_path, stages=STAGES | {"second": each}), range(1), {})[0].cells["second"].address
+        for each in (STAGES["second"], second | null)
+    )
+    assert taken_back == plain
+
+
 def test_a_served_mask_is_allowed_where_it_is_foreign_and_unnamed_where_it_is_the_models_own(tmp_path):
     grid = {"second.prompt_mask": ["causal", "prefix"], "scores.prompt_mask": ["causal", "prefix"]}
     found = {t.arm: t.cells["scores"] for t in plan(load(tmp_path, arms=None, grid=grid), range(1), {})}
@@ -153,7 +165,9 @@ def test_the_hash_is_that_of_what_the_file_says(tmp_path):
         ({"decision": {"equivalence": -0.5}}, "decision.equivalence: expected more than 0"),
         ({"tune": {"second.batch_size": [8]}, "tuning_seed": 1}, "tuning_seed: expected one that no arm"),
         ({"tune": {"second.prompt_mask": ["prefix"]}}, "tune: arm prefix names second.prompt_mask itself"),
-        ({"arms": {"a": {}, "b": {"second.num_workers": None}}}, "arms b and a do the same"),
+        ({"arms": {"a": {}, "b": {"second.batch_size": None}}}, "arms b and a do the same"),
+        ({"arms": {"a": {}, "b": {"second.numworkers": None}}}, "unknown setting numworkers"),
+        ({"arms": {"a": {}, "b": {"second.data": None}}}, "--data: expected one or more of str, got None"),
         (
             {"stages": STAGES | {name: STAGES[name] | {"seed": 1} for name in ("first", "second")}},
             "arm causal: expected trainings that take the seed",

@@ -199,9 +199,19 @@ def test_questions_must_be_the_same_for_all(tmp_path, store):
         run_in(tmp_path, experiment_in(tmp_path))
 
 
-def test_a_primary_task_that_nothing_measures_is_told_after_the_first_trial(tmp_path):
-    with pytest.raises(UserError, match="primary: expected a task of"):
-        run_in(tmp_path, experiment_in(tmp_path, primary={"task": "third"}, seeds=4), Workers(1))
+@pytest.mark.parametrize(
+    "primary, words",
+    [
+        ({"task": "third"}, "primary: expected a task of first: task, .*, got third"),
+        (
+            {"task": "first: task", "metric": "f2"},
+            "primary: expected a metric of first: task \\(.*\\), got f2",
+        ),
+    ],
+)
+def test_a_primary_metric_that_nothing_measures_is_told_after_the_first_trial(tmp_path, primary, words):
+    with pytest.raises(UserError, match=words):
+        run_in(tmp_path, experiment_in(tmp_path, primary=primary, seeds=4), Workers(1))
     assert begun(tmp_path) < 6
 
 

@@ -157,12 +157,12 @@ def parse_messages(
         raise RecordError(half_of(record) or _no_format(record))
     if chat_format == "preference":
         return _good_answer(record, question_position, preference)
-    flags = record.get("loss_mask")
     if chat_format in PAIRS:
         messages = _read_pair(record, chat_format, question_position)
     else:
-        messages = read_turns(record.get("conversations") or record.get("messages"), flags)
-    if not is_trained(record if chat_format in PAIRS or not isinstance(flags, list) else {}):
+        messages = read_turns(record.get("conversations") or record.get("messages"), record.get("loss_mask"))
+    is_of_each = chat_format not in PAIRS and isinstance(record.get("loss_mask"), list)
+    if not is_trained(record | {"loss_mask": None} if is_of_each else record):
         messages = [replace(message, is_trained=False) for message in messages]
     return _completed(record, messages)
 

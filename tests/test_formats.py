@@ -324,6 +324,13 @@ def test_a_list_of_flags_counts_every_message():
         parse_messages({"messages": FLAGGED, "loss_mask": [1]})
 
 
+def test_a_list_of_flags_hides_no_other_flag_of_its_record():
+    record = {"messages": FLAGGED, "loss_mask": [0, 0, 0, 1]}
+    assert not any(message.is_trained for message in parse_messages(record | {"train": False}))
+    with pytest.raises(RecordError, match="^weights may be a flag of loss"):
+        parse_messages(record | {"weights": [0, 0]})
+
+
 @pytest.mark.parametrize("value", [0.5, "false", 2, [1]])
 def test_a_weight_that_is_no_flag_is_refused_by_name(value):
     with pytest.raises(RecordError, match="^weight is neither 0 nor 1"):

@@ -250,6 +250,8 @@ def parse_question(
         *messages, last = parse_messages(record, question_position)
     if last.role != "assistant" or not messages or messages[-1].role == "assistant":
         raise RecordError("expected a question before one answer")
+    if not answers and last.tool_calls:
+        raise LeftOutError("its answer calls a tool, and only texts are compared")
     return Question(
         _name(record, "id") or name,
         _name(record, "split") or split,

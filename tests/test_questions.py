@@ -110,6 +110,8 @@ def test_a_broken_record_has_a_reason_and_its_line_is_named_where_there_are_too_
         {"context": "C", "question": "Q", "is_impossible": True},
         {"context": "C", "question": "Q", "answers": ["A"], "is_impossible": True},
         {"question": "Q", "answer": " "},
+        {"messages": [USER, {"role": "assistant", "content": "A", "tool_calls": [{"name": "f"}]}]},
+        {"messages": [USER, {"role": "assistant", "content": '<tool_call>\n{"name": "f"}\n</tool_call>'}]},
     ],
 )
 def test_questions_without_an_answer_are_left_out_and_listed_however_many(record, tmp_path):

@@ -69,10 +69,6 @@ class Documents:
         ways = {"pack": self.pack, "best_fit": best_fit, "none": one_per_row}
         return ways[self.settings.packing](self.lengths, self.settings.max_seq_len, self.settings.seed, epoch)
 
-    def pieces(self, epoch: int, planned: np.ndarray) -> list[Piece]:
-        """Return what stands in a row, in order, of which the plan names the pieces (p, 3)."""
-        return [self.piece(epoch, *each) for each in planned.tolist()]
-
     def figures(self, plan: RowPlan, positions: int) -> dict[str, Any]:
         """Return what became of the documents in the rows of the first epoch, which have `positions`."""
         targets, tokens = plan.sum_rows(self.count_targets(0, plan.pieces)), int(plan.row_tokens.sum())
@@ -148,9 +144,9 @@ class Conversations(Documents):
         chosen = choose_targets(codes, lengths, self.settings.supervise)
         return np.add.reduceat(chosen, np.cumsum(lengths, dtype=np.int64) - lengths, dtype=np.int32)
 
-    def piece(self, epoch: int, document: int, begin: int, end: int) -> Piece:
-        """Return a conversation; it has no fragments and is the same in every epoch."""
-        return self._whole(document)
+    def pieces(self, epoch: int, planned: np.ndarray) -> list[Piece]:
+        """Return what stands in a row, in order, of which the plan names the pieces (p, 3): all are whole."""
+        return [self._whole(document) for document in planned[:, 0].tolist()]
 
     def _build(self, document: int) -> Piece:
         rendered = self._read(document)
@@ -219,7 +215,11 @@ class Texts(Documents):
     pack = staticmethod(split_stream)
     num_too_long = num_cut_out = num_of_rounds = num_shortened = 0
 
-    def piece(self, epoch: int, document: int, begin: int, end: int) -> Piece:
+    def pieces(self, epoch: int, planned: np.ndarray) -> list[Piece]:
+        """Return what stands in a row, in order, of which the plan names the pieces (p, 3)."""
+        return [self._fragment(epoch, *each) for each in planned.tolist()]
+
+    def _fragment(self, epoch: int, document: int, begin: int, end: int) -> Piece:
         """Return a fragment; what comes before its suffix is prompt."""
         whole = self._read(document)
 

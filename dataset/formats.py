@@ -78,7 +78,9 @@ def format_of(record: dict[str, Any]) -> ChatFormat | None:
     reading            {"context": …, "question": …, "answers": [first, …]}     or {"text": [first, …]}
     preference         {"prompt": …, "chosen": …, "rejected": …}                or "label": true or false
     """
-    if _is_preference(record):
+    has_both = record.get("chosen") is not None and record.get("rejected") is not None
+    has_bad = any(record.get(name) is not None for name in BESIDE_MESSAGES)
+    if has_both or has_bad or _label(record) is not None:
         return "preference"
     turns = record.get("conversations")
     if isinstance(turns, str) and turns.strip():
@@ -119,11 +121,6 @@ def rename(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
     theirs = set(columns.values())
     kept = {key: value for key, value in record.items() if key not in theirs and key not in others}
     return kept | {ours: record[name] for ours, name in columns.items() if name in record}
-
-
-def _is_preference(record: dict[str, Any]) -> bool:
-    has_both = record.get("chosen") is not None and record.get("rejected") is not None
-    return has_both or _label(record) is not None or any(record.get(n) is not None for n in BESIDE_MESSAGES)
 
 
 def _label(record: dict[str, Any]) -> bool | None:

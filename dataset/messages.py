@@ -163,23 +163,21 @@ def read_message(turn: dict[str, Any]) -> Message:
 
 
 def is_trained(holder: dict[str, Any]) -> bool:
-    """Say whether the flags of a message or record let it carry loss, as those do that have none."""
+    """Say whether the flags of a message or record let it carry loss, as those do that have none.
+
+    Raises `RecordError` also for what seems a flag of loss and is none that is known.
+    """
     flags = {name: holder[name] for name in FLAGS if not is_absent(holder.get(name))}
     for name, value in flags.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             raise RecordError(f"{name} is neither 0 nor 1, false nor true; losses are not weighted")
-    refuse_flags(holder)
-    return all(flags.values())
-
-
-def refuse_flags(holder: dict[str, Any]) -> None:
-    """Raise `RecordError` for what seems a flag of loss and is none that is known."""
-    for name, value in holder.items():
-        if name in FLAGS or not LIKE_FLAG.fullmatch(name):
-            continue
+    others = [name for name in holder if name not in FLAGS and LIKE_FLAG.fullmatch(name)]
+    for name in others:
+        value = holder[name]
         values = value if isinstance(value, list) and value else [value]
         if all(isinstance(each, int | float) and each in (0, 1) for each in values):
             raise RecordError(f"{shown([name])} may be a flag of loss; known are {', '.join(FLAGS)}")
+    return all(flags.values())
 
 
 def refuse_media(holder: dict[str, Any], prompt: str = "") -> None:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from dataset.blocks import Block, read_blocks
+from dataset.blocks import read_blocks
 from dataset.encoding import MOST_KEYS, Encoded, Encoder, Job, PreparationSettings, map_in_order
-from dataset.formats import ChatFormat, format_of, read_columns, rename
+from dataset.formats import format_of, read_columns, rename
 from dataset.printing import reporting
 from dataset.records import Rejects, records_of
 from dataset.sources import begin_reading, check_unchanged, describe_source, find_sources, size_of
@@ -68,7 +68,9 @@ def write_store(
 
     Raises `UserError` for missing or empty files, too many unusable records, or anything else at `out`.
     """
-    sources = list(_weighted_sources(settings))
+    weights = settings.weights or (1.0,) * len(settings.data)
+    named = zip(settings.data, weights, strict=True)
+    sources = [(source, weight) for name, weight in named for source in find_sources([name])]
     states = begin_reading([source for source, _ in sources], settings.text_rules)
     tokenizer = Tokenizer.load(settings.tokenizer)
     described = [describe_source(source) for source, _ in sources]
@@ -89,12 +91,6 @@ def write_store(
 def is_store(path: str | Path) -> bool:
     """Say whether a token store lies at `path`."""
     return all((Path(path) / name).is_file() for name in ("manifest.json", "rejects.jsonl"))
-
-
-def _weighted_sources(settings: PreparationSettings) -> Iterator[tuple[str, float]]:
-    for name, weight in zip(settings.data, settings.weights or (1.0,) * len(settings.data), strict=True):
-        for source in find_sources([name]):
-            yield source, weight
 
 
 def _request(
@@ -134,7 +130,7 @@ class _Journal:
 
     def __init__(self, folder: Path, request: dict[str, Any]) -> None:
         self.folder, self.path = folder, folder / JOURNAL
-        self._request, self._due = request, monotonic() + JOURNAL_EVERY_SECONDS
+        self._request, self.due = request, monotonic() + JOURNAL_EVERY_SECONDS
         self.position: dict[str, Any] = {}
         try:
             content, digest = self.path.read_text(encoding="utf-8").rsplit("\n", 1)
@@ -148,13 +144,10 @@ class _Journal:
                 if file.is_file() and file.name != LOCK:
                     file.unlink()
 
-    def is_due(self) -> bool:
-        return monotonic() >= self._due
-
     def write(self, position: dict[str, Any]) -> None:
         content = json.dumps({"request": self._request, "position": position})
         write_text(self.path, f"{content}\n{_digest(content)}")
-        self._due = monotonic() + JOURNAL_EVERY_SECONDS
+        self.due = monotonic() + JOURNAL_EVERY_SECONDS
 
 
 def _digest(content: str) -> str:
@@ -181,21 +174,16 @@ def _write(
 
 def _jobs(settings: PreparationSettings, sources: Sources, fingerprint: str, num_done: int) -> Iterator[Job]:
     """Yield the blocks that are to be encoded; of those done before, only the format is looked at."""
-    number = 0
+    number, columns = 0, read_columns(settings.columns)
     for source, weight in sources:
         chat_format = settings.format
         for block in read_blocks(source, settings.text_rules):
-            if settings.kind != "pretrain" and chat_format is None:
-                chat_format = _detect(block, read_columns(settings.columns))
+            if settings.kind != "pretrain" and chat_format is None:  # the first record tells that has one
+                records = (rename(each.value, columns) for each in records_of(block) if each.value)
+                chat_format = next(filter(None, map(format_of, records)), None)
             if number >= num_done:
                 yield Job(block, weight, chat_format, fingerprint)
             number += 1
-
-
-def _detect(block: Block, columns: dict[str, str]) -> ChatFormat | None:
-    """Return the format of the first record that has one."""
-    records = (rename(record.value, columns) for record in records_of(block) if record.value)
-    return next(filter(None, map(format_of, records)), None)
 
 
 class _Output:
@@ -235,7 +223,7 @@ class _Output:
         self._marks.add(**vars(encoded.marks))
         self._listing.write(encoded.rejects.encode())
         self.num_blocks += 1
-        if self._journal.is_due():
+        if monotonic() >= self._journal.due:
             self._journal.write(self._position())
 
     def _position(self) -> dict[str, Any]:

@@ -161,11 +161,12 @@ def begin_reading(sources: Sequence[str], rules: TextRules) -> dict[str, tuple[i
     Raises `UserError` as `check_sources` does, and for a separator that is none or that no source heeds.
     """
     check_sources(sources)
-    rules.check()
-    if rules.separator != DEFAULT_RULES.separator and ".txt" not in map(form_of, sources):
-        raise UserError(
-            f"document_separator {rules.separator}: none of the data is a .txt file; leave it out"
-        )
+    if rules.separator != DEFAULT_RULES.separator:
+        rules.check()
+        if ".txt" not in map(form_of, sources):
+            raise UserError(
+                f"document_separator {rules.separator}: none of the data is a .txt file; leave it out"
+            )
     return {source: _state(source) for source in sources if not source.startswith(HUB)}
 
 

@@ -13,7 +13,6 @@ import os
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from hashlib import file_digest
 from itertools import accumulate
 from pathlib import Path
@@ -37,6 +36,8 @@ SHARES = {"min": 0, "median": 50, "p90": 90, "p99": 99, "max": 100}
 """percentiles of the lengths of documents that a manifest tells"""
 OF_CHATS = ("ids", "codes", "lengths")
 FIELDS = {"pretrain": ("ids", "lengths"), "sft": OF_CHATS, "preference": OF_CHATS}
+ITEMS = {"codes": "uint8", "lengths": "uint32"}
+"""types of what files hold; ids are of the dtype that the manifest tells"""
 SIDES = {"pretrain": 1, "sft": 1, "preference": 2}
 """documents that belong together: of preference data a good answer and a bad one, in this order"""
 SHARD, FILE = {"documents": int, "tokens": int}, {"bytes": int, "sha256": str}
@@ -90,6 +91,8 @@ class TokenStore:
         self.kind: Kind = self.manifest["kind"]
         self.num_tokens: int = self.manifest["tokens"]
         self.tokenizer_path = self.path / "tokenizer"
+        self.tokenizer = Tokenizer.load(self.tokenizer_path)
+        """the tokenizer that the store was made with"""
         if self.tokenizer.fingerprint != expected:
             raise UserError(f"{self.tokenizer_path} is not the tokenizer of {self.path}; {ADVICE}")
         self._files = {name: self._open(name) for name in self.manifest["files"]}
@@ -120,7 +123,7 @@ class TokenStore:
 
     def _read(self, field: str, shard: int, first: int, last: int) -> np.ndarray:
         """Return the items `first` to `last` of a file."""
-        dtype = _item(field, self.manifest["dtype"])
+        dtype = np.dtype(ITEMS.get(field, self.manifest["dtype"]))
         name, size = shard_file(field, shard), (last - first) * dtype.itemsize
         content = os.pread(self._files[name], size, first * dtype.itemsize)
         if len(content) < size:
@@ -169,11 +172,6 @@ class TokenStore:
     def _lengths_of(self, shard: int) -> np.ndarray:
         return self.lengths[self._first_of_shard[shard] : self._first_of_shard[shard + 1]]
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer that the store was made with."""
-        return Tokenizer.load(self.tokenizer_path)
-
 
 def open_stores(paths: Sequence[str | Path], tokenizer: Tokenizer | None = None) -> list[TokenStore]:
     """Open stores that one training reads together; raises `UserError` if kind or tokenizer differ."""
@@ -219,14 +217,9 @@ def _adds_up(manifest: dict[str, Any]) -> bool:
     )
 
 
-def _item(field: str, dtype: str) -> np.dtype:
-    """Return the type of what a file holds, in a store whose ids are of `dtype`."""
-    return np.dtype({"ids": dtype, "codes": "uint8", "lengths": "uint32"}[field])
-
-
 def _num_bytes(field: str, shard: dict[str, int], dtype: str) -> int:
     """Return the bytes of a file of a shard, by the counts of the shard."""
-    return _item(field, dtype).itemsize * shard["documents" if field == "lengths" else "tokens"]
+    return np.dtype(ITEMS.get(field, dtype)).itemsize * shard["documents" if field == "lengths" else "tokens"]
 
 
 def shard_file(field: str, shard: int) -> str:

@@ -197,13 +197,7 @@ class Tokenizer:
 
     def encode_parts(self, text: str, begins: bool = False) -> Iterable[Iterable[int]]:
         """Yield what `encode` returns, a part at a time where a text is very long."""
-        return (self._encode_part(part, begins and not n) for n, part in enumerate(parts_of(text)))
-
-    def _encode_part(self, text: str, begins: bool) -> list[int]:
-        try:
-            return self._words.encode(text, begins)
-        except TypeError:
-            raise UserError("the text is not valid Unicode; write it as UTF-8") from None
+        return (self._words.encode(part, begins and not n) for n, part in enumerate(parts_of(text)))
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Return the text of ids; bytes that are no UTF-8 become U+FFFD."""

@@ -43,15 +43,18 @@ class Words(dict[str, list[int]]):
     def encode(self, text: str, begins: bool = False) -> list[int]:
         """Return the ids of a text, word by word unless texts are cut in other ways than ours.
 
-        Some tokenizers write a space before what `begins` a text. Raises `UserError` for a text of which the
-        tokenizer would lose a part.
+        Some tokenizers write a space before what `begins` a text. Raises `UserError` for what is not Unicode,
+        and for a text of which the tokenizer would lose a part.
         """
         if self._lacking:
             self._check(text)
-        if self.pattern is None:
+        try:
+            if self.pattern:
+                return list(chain.from_iterable(map(self.__getitem__, self.pattern.findall(text))))
             with explaining_panics():
                 return encode_after(self.content, "" if begins else self.inside, text)
-        return list(chain.from_iterable(map(self.__getitem__, self.pattern.findall(text))))
+        except TypeError:
+            raise UserError("the text is not valid Unicode; write it as UTF-8") from None
 
     def _check(self, text: str) -> None:
         if not self._lacking.isdisjoint(text.encode(errors="replace")):

@@ -86,24 +86,20 @@ def summary(manifest: dict[str, Any]) -> dict[str, str]:
     reasons = "; ".join(f"{count} {reason}" for reason, count in rejects.items())
     marks, sizes = Marks(**manifest["marks"]), {name: lengths[name] for name in lengths if name != "mean"}
     became = f"{marks.records:,} records became {marks.documents:,} documents"
+    unknown = "which look like marks and are none that are known"
+    pairs = f", two in each of {manifest['documents'] // 2:,} pairs" * (manifest["kind"] == "preference")
     figures = {
         "records": f"{manifest['records']:,}",
         "rejected": f"{sum(rejects.values()):,}" + (f" ({reasons}; see rejects.jsonl)" if rejects else ""),
-        "marks in texts": f"{counts(marks.found)}; {became}",
-        "trained as text": f"{counts(marks.kept)}, which look like marks and are none that are known",
-        "documents": f"{manifest['documents']:,}" + _pairs(manifest) + _doubt(manifest),
+        "marks in texts": marks.found and f"{counts(marks.found)}; {became}",
+        "trained as text": marks.kept and f"{counts(marks.kept)}, {unknown}",
+        "documents": f"{manifest['documents']:,}" + pairs + _doubt(manifest),
         "tokens": f"{tokens:,}",
         "targets": f"{manifest['targets']:,} ({manifest['targets'] / tokens:.1%})",
         "bytes per token": f"{manifest['bytes'] / tokens:.2f}",
         "tokens a document": "  ".join(f"{name} {value:,.0f}" for name, value in sizes.items()),
     }
-    absent = {"marks in texts": not marks.found, "trained as text": not marks.kept}
-    return {name: value for name, value in figures.items() if not absent.get(name)}
-
-
-def _pairs(manifest: dict[str, Any]) -> str:
-    pairs = manifest["documents"] // 2
-    return f", two in each of {pairs:,} pairs" if manifest["kind"] == "preference" else ""
+    return {name: value for name, value in figures.items() if value}
 
 
 def _doubt(manifest: dict[str, Any]) -> str:

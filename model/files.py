@@ -183,7 +183,8 @@ def resumable_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path
 
 def take_place(partial: Path, path: Path) -> None:
     """Give a folder its name once all of it is on the disk; a folder that had the name goes."""
-    flush_folder(partial)
+    for member in (*partial.rglob("*"), partial):
+        flush(member)
     old = beside(path, "old")
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -197,13 +198,6 @@ def take_place(partial: Path, path: Path) -> None:
 def beside(path: Path, suffix: str) -> Path:
     """Return the hidden name beside a file or folder for what is not it yet, or no longer."""
     return path.with_name(f".{path.name}.{suffix}")
-
-
-def flush_folder(folder: Path) -> None:
-    """Wait until a folder and all files below it are on the disk."""
-    for member in folder.rglob("*"):
-        flush(member)
-    flush(folder)
 
 
 def flush(path: Path) -> None:

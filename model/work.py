@@ -18,15 +18,14 @@ def work(body: Decoder, layout: Layout) -> tuple[int, int]:
 
     Padding counts nothing; a body of another form registers a count of its own.
     """
-    places, memory = _places(layout)[layout.document_ids >= 0], body.config.memory_tokens or 0
+    places = layout.position_ids if layout.part_ids is None else _places(layout)
+    places, memory = places[layout.document_ids >= 0], body.config.memory_tokens or 0
     pairs = sum(int((_keys_seen(places, each) + memory).sum()) for each in body.config.layer_patterns)
     return weights_of_products(body.layers) * len(places), pairs
 
 
 def _places(layout: Layout) -> Tensor:
-    """Return how many tokens of its document stand before each (B, T): its position, where no parts are."""
-    if layout.part_ids is None:
-        return layout.position_ids
+    """Return how many tokens of its document stand before each (B, T), where parts share positions."""
     documents = layout.document_ids
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     goes_on = F.pad(documents[:, 1:] == documents[:, :-1], (1, 0))

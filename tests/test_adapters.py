@@ -38,9 +38,8 @@ from model.hugging_face import kind_for
 from tests.conftest import one_document
 from tests.serving import chat_question, write_lines
 from trainer.adapters import AdaptedModel
-from trainer.lora_settings import LoraSettings
 from trainer.optimizer import Optimizers
-from trainer.settings import OptimizerSettings
+from trainer.settings import LoraSettings, OptimizerSettings
 
 QUERIES = "model.layers.0.self_attn.q_proj"
 LORA = ("--lora.rank", 4, "--optimizer.learning_rate", 0.02)

@@ -36,9 +36,7 @@ from eval.served_model import open_model
 from model.checkpoint import load_checkpoint
 from model.errors import UserError
 from model.systems import num_cores
-from tests.conftest import tiny_model
 from trainer import loss_picture, reporting
-from trainer.balance import Balance
 from trainer.device import Device
 from trainer.loss_picture import LossPicture, draw_losses, read_curves, smoothed
 from trainer.placement import compile_layers
@@ -152,7 +150,7 @@ def test_a_long_pretraining_on_a_cpu_is_told_of_a_short_one(tmp_path, capsys):
     for shape, seconds, lines in (("fresh", 36_001, 2), ("fresh", 35_999, 1), ("saved", 36_001, 1)):
         settings = PretrainSettings(data=("a",), out=str(tmp_path), max_steps=9, init=shape)
         device = Device(Accelerator(cpu=True), torch.float32, None, "")
-        reporter = Reporter(settings, device, 9, False, Balance(tiny_model(), None, lambda x: x))
+        reporter = Reporter(settings, device, 9, False, None)
         reporter.say_estimate(seconds, 60.0)
         shown = capsys.readouterr().out.splitlines()
         assert shown[0] == "estimate   about 10 h in all, 10 h left" and len(shown) == lines

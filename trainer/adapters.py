@@ -22,7 +22,7 @@ from model.errors import UserError
 from model.hugging_face import kind_for
 from model.moe import MixtureOfExperts
 from model.transformer import DecoderLayer, LanguageModel
-from trainer.lora_settings import LoraSettings
+from trainer.settings import LoraSettings
 
 NUMBER = re.compile(r".*\.\d+\.")
 """what stands before the name of a module in its layer"""

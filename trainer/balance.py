@@ -36,8 +36,7 @@ class Balance:
         self._loads_of_step = torch.empty(0)
         for router in self._routers:
             router.register_forward_hook(self._note)
-        if self._routers:
-            model.register_forward_hook(self._count)
+        model.register_forward_hook(self._count)
         self.clear()
 
     def clear(self) -> None:
@@ -64,8 +63,6 @@ class Balance:
 
         Those of routers that are frozen stay.
         """
-        if not self._routers:
-            return
         loads = self._summed(*torch.cat(self._loads).tolist())
         self._loads_of_step = torch.tensor(loads, dtype=torch.float64).view(len(self._routers), -1)  # (L, E)
         for router, load in zip(self._routers, self._loads_of_step, strict=True):

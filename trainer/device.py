@@ -121,7 +121,7 @@ def find_device(settings: TrainSettings) -> Device:
         cpu=uses_cpu,
         mixed_precision="no",  # `compute_in` does it: accelerate's is of the process, and no float16 on CPUs
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        log_with=_checked_tracker(settings.tracker),
+        log_with=None if settings.tracker == "none" else _checked_tracker(settings.tracker),
         project_dir=settings.out,
     )
     _check_processes(accelerator.num_processes, sharding is not None, uses_cpu)
@@ -208,10 +208,8 @@ def _describe(accelerator: Accelerator, precision: Precision) -> str:
     return f"{processes}{place}, {str(precision.dtype).removeprefix('torch.')} ({precision.reason})"
 
 
-def _checked_tracker(name: str) -> str | None:
+def _checked_tracker(name: str) -> str:
     """Return the tracker for accelerate; one that would ask for a key works offline where there is none."""
-    if name == "none":
-        return None
     if name not in LOGGER_TYPE_TO_CLASS:
         raise UserError(f"--tracker: expected none or one of {', '.join(LOGGER_TYPE_TO_CLASS)}, got {name}")
     if name in LoggerType.list() and name not in map(str, get_available_trackers()):

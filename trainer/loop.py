@@ -53,8 +53,8 @@ class Training:
 
     def restore(self) -> None:
         """Go back to the last save, if there is one; raises `UserError` if its settings were others."""
-        self.progress = self.saves.restore() or self.progress
-        self.validated_step = self.saves.validated_step(self.progress)
+        if saved := self.saves.restore():
+            self.progress, self.validated_step = saved, self.saves.validated_step(saved)
 
     def run_until(self, is_stop_asked: Callable[[], bool]) -> None:
         """Take optimizer steps until the last one, or until a stop is asked on any process."""

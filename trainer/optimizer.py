@@ -167,7 +167,9 @@ class Optimizers:
         groups = [(others, 0.0)] if is_muon else [(others, 0.0), (matrices, decay)]
         adam = AdamW(groups, settings.beta1, settings.beta2)
         self._members = [Muon(matrices, dtype, decay), adam] if is_muon else [adam]
-        self.balance = Balance(model, settings.router_bias_rate, summed)
+        rate = settings.router_bias_rate  # which a model without experts refuses
+        has_balance = model.config.num_experts or rate is not None
+        self.balance = Balance(model, rate, summed) if has_balance else None
 
     def clip(self, scale: float = 1.0) -> float:
         """Take the loss scale out of the gradients, limit their norm, and return what it was."""
@@ -179,13 +181,15 @@ class Optimizers:
         """Update the parameters at `multiplier` times the peak learning rate."""
         for optimizer in self._members:
             optimizer.step(self._peak * multiplier)
-        self.balance.step()
+        if self.balance:
+            self.balance.step()
 
     def zero_grad(self) -> None:
         """Free the gradients, and forget the load of experts."""
         for parameter in self._names:
             parameter.grad = None
-        self.balance.clear()
+        if self.balance:
+            self.balance.clear()
 
     def state(self) -> dict[str, Tensor]:
         """Return what is remembered of each parameter, as `exp_avg/<its name>`; to write to it counts."""

@@ -5,6 +5,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,9 +40,9 @@ class Reporter:
         device: Device,
         total_steps: int,
         first_compiles: bool,
-        balance: Balance,
+        balance: Balance | None,
     ) -> None:
-        """Report on a training of `total_steps` optimizer steps, whose experts `balance` counts."""
+        """Report on a training of `total_steps` optimizer steps, whose experts `balance` counts, if any."""
         self._settings, self._device, self._accelerator = settings, device, device.accelerator
         self._total_steps, self._first_compiles = total_steps, first_compiles
         self._balance = balance
@@ -49,18 +50,22 @@ class Reporter:
         self._picture, self._bars = LossPicture(self._run_dir), Bars(sys.stdout)
 
     def __enter__(self) -> "Reporter":
-        """Open the trackers."""
+        """Open the tracker, if one is asked for."""
+        if self._settings.tracker != "none":
+            self._open_tracker(self._settings.tracker)
+        return self
+
+    def _open_tracker(self, tracker: str) -> None:
         values = flatten(to_plain(self._settings))
-        if self._settings.tracker != "wandb":  # most others take only text for what is no number
+        if tracker != "wandb":  # most others take only text for what is no number
             values = {key: str(value) for key, value in values.items()}
         options = _options(self._settings) if self._speaks else {}
-        if self._settings.tracker == "tensorboard":
+        if tracker == "tensorboard":
             self.say(f"tracker    tensorboard --logdir {printable(str(self._run_dir.path / PROJECT))}")
         try:
             self._accelerator.init_trackers(PROJECT, config=values, init_kwargs=options)
         except Exception as error:  # every tracker raises errors of its own
-            raise UserError(f"--tracker {self._settings.tracker} cannot be used: {error}") from error
-        return self
+            raise UserError(f"--tracker {tracker} cannot be used: {error}") from error
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Leave the bar as it is, and close trackers and connections."""
@@ -112,7 +117,7 @@ class Reporter:
             "tokens": progress.tokens,
             "targets": progress.targets,
             **rates,
-            **self._balance.figures(),
+            **(self._balance.figures() if self._balance else {}),
             **rewards_of(progress.sums_since_log, targets),
             "seconds_left": self._seconds_left,
             "model_flop_utilisation": flops / peak_flops(device, self._device.dtype),
@@ -219,11 +224,7 @@ class Meter:
 
     def _start(self) -> None:
         self._waited = self._computed = 0.0
-        self._before = self._sums()
-
-    def _sums(self) -> dict[str, float]:
-        progress = self._progress
-        return {"tokens": progress.tokens, "targets": progress.targets, "flops": progress.ledger.flops}
+        self._before = replace(self._progress)
 
     def timed(self, batches: Iterator[Item]) -> Iterator[Item]:
         """Pass batches through and add up the time that they take to come."""
@@ -254,12 +255,13 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """Return the rates since the last reading, of all processes, and start anew."""
-        seconds = self._waited + self._computed
+        now, before, seconds = self._progress, self._before, self._waited + self._computed
         rates = {
-            f"{name}_per_second": (total - self._before[name]) / seconds
-            for name, total in self._sums().items()
+            "tokens_per_second": (now.tokens - before.tokens) / seconds,
+            "targets_per_second": (now.targets - before.targets) / seconds,
+            "flops_per_second": (now.ledger.flops - before.ledger.flops) / seconds,
+            "waiting_share": self._waited / seconds,
         }
-        rates["waiting_share"] = self._waited / seconds
         self._start()
         return rates
 

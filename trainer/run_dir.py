@@ -162,7 +162,9 @@ class RunDirectory:
         The latter is named by `best`, from the first validation on; where the set is another than before,
         what was best stays until the new one has been measured.
         """
-        folders, last = self._folders(), self.latest
+        if not (folders := self._folders()):
+            return
+        last = self.latest
         named = [folder for folder in folders if last and step_of(folder) <= step_of(last)]
         kept = named[-keep:]
         if best := self._best(named, validation):

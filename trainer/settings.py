@@ -8,7 +8,6 @@ from typing import Any, Literal
 from dataset.batch_settings import RowSettings
 from model.errors import UserError
 from model.strategies import PromptMask, TextMask
-from trainer.lora_settings import LoraSettings
 from trainer.model_settings import WEIGHTLESS, ModelSettings
 
 FRESH = "fresh"
@@ -75,6 +74,32 @@ class ScheduleSettings:
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or not 0 <= self.decay_fraction <= 1 or not 0 <= self.final_fraction <= 1:
             raise UserError("schedule: expected warmup_steps of 0 or more, and fractions between 0 and 1")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Train thin factors beside frozen weights (LoRA: Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int | None = None
+    """train two factors of this rank beside each matrix, whose weights stay as --init has them; null: train
+    the weights"""
+    alpha: int | None = None
+    """the product of two factors counts alpha / rank times; default: twice the rank"""
+    dropout: float | None = None
+    """share of the inputs of factors that a step leaves out at random; default: none"""
+    target_modules: tuple[str, ...] | None = None
+    """linear layers that get factors, by the ends of their names: q_proj v_proj; default: all in the layers,
+    of a mixture of experts those of attention"""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if self.rank is None and value is not None:
+                raise UserError(f"--lora.{name}: expected --lora.rank with it, got none")
+        for name in ("rank", "alpha"):
+            if (value := getattr(self, name)) is not None and not 0 < value < 2**20:
+                raise UserError(f"--lora.{name}: expected a number above 0, got {value}")
+        if not 0 <= (self.dropout or 0) < 1:
+            raise UserError(f"--lora.dropout: expected 0 or more and below 1, got {self.dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +181,8 @@ class TrainSettings(RowSettings):
         super().__post_init__()
         self._check_length()
         self._check_numbers()
-        self._check_adapter()
+        if self.lora.rank is not None:
+            self._check_adapter()
         if self.init != FRESH and replace(self.model, **dict.fromkeys(WEIGHTLESS)) != ModelSettings():
             raise UserError(
                 "--model and --init: expected one of them, got both; --init brings its own shape, of which "
@@ -173,8 +199,6 @@ class TrainSettings(RowSettings):
             )
 
     def _check_adapter(self) -> None:
-        if self.lora.rank is None:
-            return
         if self.init == FRESH:
             raise UserError("--lora.rank: expected --init with a model to adapt, got fresh")
         if self.lora.dropout and self.gradient_checkpointing:

@@ -62,12 +62,13 @@ class Setup:
     def introduce(self, progress: Progress) -> None:
         """Say what is about to happen."""
         settings, adapter = self.inputs.settings, self.inputs.start.adapter
+        going_on = (progress, self.device.world, settings.gradient_accumulation)
         for line in (
             *describe_inputs(self.inputs, self.figures, self.total_steps, self.rows_per_step),
             *(adapter.describe(self.optimizers.state()) if adapter else ()),
             f"device     {self.device.description}",
             f"compile    {self.compilation.reason}",
-            *describe_continuation(progress, self.device.world, settings.gradient_accumulation),
+            *(describe_continuation(*going_on) if progress.step else ()),
         ):
             self.reporter.say(line)
 

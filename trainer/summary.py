@@ -83,9 +83,7 @@ def _windows(config: ModelConfig) -> str:
 
 
 def describe_continuation(progress: Progress, world: int, gradient_accumulation: int) -> list[str]:
-    """Return the lines that say from where a training goes on, none for a new one."""
-    if not progress.step:
-        return []
+    """Return the lines that say from where a training goes on."""
     lines = [f"continuing after step {progress.step}"]
     if progress.processes != world:
         lines.append(

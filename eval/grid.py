@@ -158,7 +158,9 @@ class Grid:
             self.seconds.setdefault(cell.stage, []).append(self.places.finished(cell)["seconds"])
             return
         said = self.places.work / address / "failed.txt"
-        words = said.read_text(encoding="utf-8").strip() if said.exists() else "its process was killed"
+        words = "its process was killed"
+        if said.exists():
+            words = said.read_text(encoding="utf-8", errors="replace").strip()
         self.failed[address] = words
 
     @property

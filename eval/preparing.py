@@ -20,9 +20,10 @@ from dataset.preparation import Sources, write_store
 from dataset.printing import LINE_EVERY_SECONDS, Bars
 from dataset.shares import FAILED, Share, encode_shares, read_share, shares_of
 from dataset.sources import size_of
+from dataset.tables import HUB, on_hub
 from eval.cluster import ClusterSettings, executor_of
 from eval.running import LOOK_EVERY_SECONDS
-from model.errors import UnfinishedError
+from model.errors import UnfinishedError, UserError
 from model.files import beside
 from model.systems import num_cores
 
@@ -33,9 +34,14 @@ def write_store_by_tasks(
     """Write the store of `write_store`, its sources divided among `tasks` jobs of a cluster.
 
     What tasks have done stays beside `out` until all is: a task or this process that was killed costs no more
-    than the block it was at.
+    than the block it was at. Raises what `write_store` does, and `UserError` for a hub name without a split.
     """
     folder = beside(Path(settings.out).resolve(), "shares")
+    if any_split := [name for name in settings.data if name.startswith(HUB) and not on_hub(name)["split"]]:
+        raise UserError(
+            f"{any_split[0]}: expected a split after it with --cluster, as {any_split[0]}:train; else only "
+            "the log of a task would tell which splits are not read"
+        )
 
     def encode(
         settings: PreparationSettings, sources: Sources, request: dict[str, Any], num_done: int
@@ -86,5 +92,5 @@ def _words(share: Share, jobs: Path) -> str:
     """Return why a share is not whole."""
     file = share.folder / FAILED
     if file.exists():
-        return file.read_text(encoding="utf-8").strip()
+        return file.read_text(encoding="utf-8", errors="replace").strip()
     return f"{share.source}: its task was killed, of which {jobs} may tell more"

@@ -11,7 +11,7 @@ from dataset import preparation, shares
 from dataset.preparation import encode_sources, write_store
 from dataset.shares import encode_share, read_share, shares_of
 from eval.cluster import ClusterSettings
-from eval.preparing import write_store_by_tasks
+from eval.preparing import _words, write_store_by_tasks
 from model.errors import UnfinishedError, UserError
 from model.files import beside
 from scripts import prepare_data
@@ -63,6 +63,18 @@ def test_a_mistake_in_one_source_costs_no_other_its_work(settings_of, tmp_path):
     write_lines(tmp_path / "b.jsonl", [records])
     write_store_by_tasks(settings_of(*sources, **CHOICE), HERE, tasks=2)
     assert contents_of(tmp_path / "out") == contents_of(tmp_path / "whole")
+
+
+def test_what_a_task_said_is_told_in_whatever_bytes(tmp_path):
+    (tmp_path / shares.FAILED).write_bytes(b"caf\xe9 is gone\n")
+    assert _words(shares.Share("a.jsonl", 1.0, "", tmp_path, ""), tmp_path) == "caf\ufffd is gone"
+
+
+def test_a_data_set_of_the_hub_is_encoded_by_tasks_only_with_its_split_named(settings_of):
+    with pytest.raises(
+        UserError, match="^hub:a/b: expected a split after it with --cluster, as hub:a/b:train"
+    ):
+        write_store_by_tasks(settings_of("hub:a/b"), HERE, tasks=2)
 
 
 @pytest.mark.parametrize("owner, name", [(shares, "_write_frame"), (preparation._Output, "append")])

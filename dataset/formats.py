@@ -165,8 +165,11 @@ def parse_messages(
 
 
 def _completed(record: dict[str, Any], messages: list[Message]) -> list[Message]:
-    """Return messages with the system message and the tools that stand beside them in a record."""
-    messages = with_tools(_system(record, messages), record.get("tools"))
+    """Return messages with the system message that they lack and the tools that a record has beside them."""
+    texts = [read_text(record.get(name), name, may_be_empty=True) for name in ("system", "system_prompt")]
+    said = {message.content for message in messages if message.role == "system"}
+    own = [Message("system", text) for text in texts if text.strip() and text not in said]
+    messages = with_tools(own + messages, record.get("tools"))
     if not any(message.role == "assistant" for message in messages):
         raise RecordError("no answer")
     refuse_media(record)
@@ -337,11 +340,3 @@ def with_tools(messages: list[Message], tools: Any) -> list[Message]:
     if messages and messages[0].role == "system":
         return [replace(messages[0], tools=(*messages[0].tools, *texts)), *messages[1:]]
     return [Message("system", "", tools=texts), *messages]
-
-
-def _system(record: dict[str, Any], messages: list[Message]) -> list[Message]:
-    """Return the messages after a record's own system message, if it has one that they lack."""
-    texts = [read_text(record.get(name), name, may_be_empty=True) for name in ("system", "system_prompt")]
-    said = {message.content for message in messages if message.role == "system"}
-    own = [Message("system", text) for text in texts if text.strip() and text not in said]
-    return own + messages

@@ -75,9 +75,10 @@ def write_store(
     tokenizer = Tokenizer.load(settings.tokenizer)
     described = [describe_source(source) for source, _ in sources]
     request = _request(settings, tokenizer, described, [weight for _, weight in sources])
-    if not settings.overwrite and is_store(settings.out):
+    is_store = all((Path(settings.out) / name).is_file() for name in ("manifest.json", "rejects.jsonl"))
+    if is_store and not settings.overwrite:
         return _finished(settings.out, request), True
-    with resumable_folder(settings.out, settings.overwrite and is_store(settings.out)) as folder:
+    with resumable_folder(settings.out, overwrite=is_store) as folder:
         # A preparation may have been killed between its last file and the renaming of the folder.
         if not ((folder / "manifest.json").is_file() and read_notes(folder)["request"] == request):
             journal = _Journal(folder, request)
@@ -86,11 +87,6 @@ def write_store(
         check_unchanged(states)
         (folder / JOURNAL).unlink(missing_ok=True)
         return read_notes(folder), False
-
-
-def is_store(path: str | Path) -> bool:
-    """Say whether a token store lies at `path`."""
-    return all((Path(path) / name).is_file() for name in ("manifest.json", "rejects.jsonl"))
 
 
 def _request(

@@ -271,8 +271,8 @@ class StoreWriter:
             file.close()
         self._files = {}
 
-    def finish(self, notes: dict[str, Any]) -> dict[str, Any]:
-        """Write tokenizer and manifest; return the manifest, which holds `notes` too."""
+    def finish(self, notes: dict[str, Any]) -> None:
+        """Write tokenizer and manifest, which holds `notes` too."""
         self.close()
         self.tokenizer.save(self.folder / "tokenizer")
         names = [shard_file(field, n) for n in range(len(self._shards)) for field in FIELDS[self.kind]]
@@ -292,7 +292,6 @@ class StoreWriter:
             "files": {name: _checksum(self.folder / name) for name in names},
         } | notes
         write_json(self.folder / "manifest.json", manifest)
-        return manifest
 
     def _open(self) -> dict[str, Any]:
         """Open the files of the last shard, cut to what its counts say."""

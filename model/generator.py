@@ -5,7 +5,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import torch
@@ -23,7 +23,7 @@ class Request:
     """A prompt and how it is to be answered."""
 
     prompt: Prompt
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     is_stop: Callable[[int], bool] | None = None
     """called with every token of the answer; True ends it, as a stop string does"""
 

@@ -1,7 +1,7 @@
 """The cache of layers that see what is near: it keeps the last tokens, and sinks if there are any."""
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
 from typing import NamedTuple
 
 import torch
@@ -146,11 +146,6 @@ class RollingKVCache(KVCache):
         return [*super()._tensors(), self._longest]
 
 
-def _in_both(name: str) -> Callable[..., bool]:
-    """Return a method that does the same in both caches, and says no where one of them does."""
-    return lambda self, *inputs: all([getattr(part, name)(*inputs) is not False for part in self.parts])
-
-
 class MixedKVCache(KVCache):
     """The caches of a model some of whose layers see everything: one that keeps all, and one that rolls."""
 
@@ -158,8 +153,14 @@ class MixedKVCache(KVCache):
     lengths = property(lambda self: self.parts[0].lengths)
     ends = property(lambda self: self.parts[0].ends)
     used = property(lambda self: self.parts[0].used)
-    extend, reserve, truncate = _in_both("extend"), _in_both("reserve"), _in_both("truncate")
-    can_truncate, select = _in_both("can_truncate"), _in_both("select")
+
+    def _in_both(self, name: str, *inputs: object) -> bool:
+        """Do the same in both caches, and say no where one of them does."""
+        return all([getattr(part, name)(*inputs) is not False for part in self.parts])
+
+    extend, reserve = partialmethod(_in_both, "extend"), partialmethod(_in_both, "reserve")
+    can_truncate, truncate = partialmethod(_in_both, "can_truncate"), partialmethod(_in_both, "truncate")
+    select = partialmethod(_in_both, "select")
 
     def __init__(self, config: ModelConfig, *rest: int | torch.dtype | torch.device | str) -> None:
         kinds = [part_of(pattern, 2) for pattern in config.layer_patterns]

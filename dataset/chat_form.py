@@ -63,10 +63,6 @@ class Message:
     passages: tuple[tuple[int, int], ...] = ()
     """where passages stand in the content: the place of the first character, and after the last"""
 
-    def texts(self) -> tuple[str, ...]:
-        """Return what a person wrote of the message, without anything of a form."""
-        return self.content, self.thought, *self.tool_calls, *self.tools
-
     def holds(self) -> list[str]:
         """Return what a form must know to write the message, by the names of `ChatForm.unknown`."""
         parts = {"thoughts": self.thought, "tool calls": self.tool_calls, "lists of tools": self.tools}

@@ -248,8 +248,9 @@ def _note(unread: set[str], keys: Iterable[str]) -> None:
 
 
 def _count_bytes(messages: list[Message]) -> tuple[int, int]:
-    """Return the bytes of all texts and of the answers that carry loss."""
-    sizes = [sum(len(text.encode()) for text in message.texts()) for message in messages]
+    """Return the bytes of all texts, without anything of a form, and of the answers that carry loss."""
+    texts = [(message.content, message.thought, *message.tool_calls, *message.tools) for message in messages]
+    sizes = [sum(len(text.encode()) for text in each) for each in texts]
     are_targets = [message.role == "assistant" and message.is_trained for message in messages]
     return sum(sizes), sum(compress(sizes, are_targets))
 

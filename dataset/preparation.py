@@ -191,7 +191,8 @@ class _Output:
         self.num_blocks: int = position["blocks"]
         self._documents: dict[str, int] = position.get("documents", {})
         self._marks = Marks()
-        self._marks.add(**position.get("marks", vars(Marks())))
+        if "marks" in position:
+            self._marks.add(**position["marks"])
         self._unread: dict[str, list[str]] = position.get("unread", {})
         self._num_bytes = np.array(position.get("bytes", [[0, 0], [0, 0]]))
         self._listing = open(journal.folder / "rejects.jsonl", "ab")  # noqa: SIM115
@@ -216,7 +217,8 @@ class _Output:
         self._unread[encoded.source] = sorted(unread)[:MOST_KEYS]
         self._num_bytes += encoded.num_bytes
         self._rejects.merge(*encoded.account)
-        self._marks.add(**vars(encoded.marks))
+        if encoded.marks.found or encoded.marks.kept:
+            self._marks.add(**vars(encoded.marks))
         self._listing.write(encoded.rejects.encode())
         self.num_blocks += 1
         if monotonic() >= self._journal.due:

@@ -8,6 +8,7 @@ import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -246,18 +247,11 @@ class Tokenizer:
     @cached_property
     def text_fingerprint(self) -> str:
         """Return the same of tokenizers that differ only in how often texts of users stand in prompts."""
-        return hashlib.sha256((self._backend.to_str() + self._own_form).encode()).hexdigest()
-
-    @cached_property
-    def _own_form(self) -> str:
-        """Return what tells the form of conversations from ours; "" where there is nothing."""
-        try:
-            form = self.form
-        except UserError:
-            return self._template
-        if form.whole is None:
-            return self._template
-        return "" if form == ChatForm() else repr(form) + " trims" * form.trims
+        own_form = self._template  # what tells the form of conversations from ours, if anything
+        with suppress(UserError):  # of one that cannot be read
+            if (form := self.form).whole is not None:
+                own_form = "" if form == ChatForm() else repr(form) + " trims" * form.trims
+        return hashlib.sha256((self._backend.to_str() + own_form).encode()).hexdigest()
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:

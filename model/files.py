@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOCK = ".lock"
-LARGEST = 2**63  # what no number in a file reaches
 HARMLESS = "\u200c\u200d"  # joiners of emoji and of several scripts
 ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half surrogates, line and paragraph separators
 
@@ -59,16 +58,6 @@ def opened(path: str) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def is_number(value: Any) -> bool:
-    """Say whether a value from a file is a number that can be computed with, or one that is not finite."""
-    return type(value) is float or type(value) is int and abs(value) < LARGEST
-
-
-def is_count(value: Any) -> bool:
-    """Say whether a value from a file is a whole number of something, of 0 or more."""
-    return type(value) is int and 0 <= value < LARGEST
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar
 
 from model.errors import UserError
-from model.files import is_count, is_number, read_object
+from model.files import read_object
 
 Parsed = TypeVar("Parsed")
 Number = typing.NewType("Number", float)
 """one that may not be finite, as that of a training that diverged"""
 UNIONS = (UnionType, typing.Union)
+LARGEST = 2**63  # what no whole number reaches
 DEEPEST = 20  # levels of lists and objects in a value that may be anything
 
 
@@ -60,9 +61,10 @@ def _is_plain(form: Any, value: Any) -> bool:
         return type(value) is str and value in typing.get_args(form)
     if form is Any:
         return _is_flat(value, DEEPEST)
+    is_whole = type(value) is int and abs(value) < LARGEST
     if form in (float, Number):
-        return is_number(value) and (form is Number or math.isfinite(value))
-    return is_count(value) if form is int else type(value) is form
+        return (is_whole or type(value) is float) and (form is Number or math.isfinite(value))
+    return is_whole and value >= 0 if form is int else type(value) is form
 
 
 def _is_flat(value: Any, levels: int) -> bool:

@@ -25,6 +25,7 @@ def describe_inputs(
 ) -> list[str]:
     """Return the lines that say what is about to be trained on what; `figures` describe an epoch."""
     settings, start, config = inputs.settings, inputs.start, inputs.start.model.config
+    sliding = [number for number, pattern in enumerate(config.layer_patterns) if pattern != ALL]
     noun = inputs.stream.documents.noun
     lost = {
         "documents left out": figures["documents_left_out"],
@@ -40,7 +41,7 @@ def describe_inputs(
         f"{figures['answers_cut_out']:,}, of oldest rounds {figures['answers_of_oldest_rounds']:,}",
         *(f"           {name}: {words}" for name, s in inputs.validation.items() if (words := left_out(s))),
         f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}"
-        + _windows(config)
+        + (_windows(config, sliding) if sliding else "")
         + (f", {config.num_experts_per_tok} of {config.num_experts} experts" if config.num_experts else ""),
         f"training   {total_steps:,} steps of {rows_per_step} rows, {settings.optimizer.name}, "
         f"{settings.schedule.name} schedule",
@@ -69,9 +70,7 @@ def _short(settings: TrainSettings, figures: dict[str, Any], total: int, rows_pe
     return lines
 
 
-def _windows(config: ModelConfig) -> str:
-    sliding = [n for n, pattern in enumerate(config.layer_patterns) if pattern != ALL]
-    layers = ", ".join(map(str, sliding))
+def _windows(config: ModelConfig, layers: list[int]) -> str:
     sides = " on both sides" if config.window_both_sides else ""
     words = {
         f"window {config.sliding_window}{sides}": config.sliding_window,
@@ -79,7 +78,7 @@ def _windows(config: ModelConfig) -> str:
         f"{config.attention_sinks} sinks": config.attention_sinks,
     }
     named = ", ".join(text for text, value in words.items() if value)
-    return f", {named} in layers {layers}" if sliding else ""
+    return f", {named} in layers {', '.join(map(str, layers))}"
 
 
 def describe_continuation(progress: Progress, world: int, gradient_accumulation: int) -> list[str]:

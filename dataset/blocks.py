@@ -72,7 +72,7 @@ def read_blocks(source: str, rules: TextRules = DEFAULT_RULES) -> Iterator[Block
         record_end, chunks = rules.record_end(_beginning(source)), _with_newlines(read_chunks(source))
     else:
         chunks = read_chunks(source)
-    yield from _cut(source, record_end, chunks)
+    yield from _Cutter(source, record_end).blocks(chunks)
 
 
 def _beginning(source: str) -> str:
@@ -97,25 +97,27 @@ def _with_newlines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield held.replace(b"\r", b"\n")
 
 
-def _cut(source: str, record_end: re.Pattern[bytes], chunks: Iterable[bytes]) -> Iterator[Block]:
-    """Cut a stream of bytes into blocks at ends of records; what is read before a damage is kept."""
-    cutter, fault = _Cutter(source, record_end), ""
-    try:
-        for chunk in chunks:
-            yield from cutter.feed(chunk)
-    except BrokenOffError as error:
-        fault = str(error)
-    yield from cutter.rest()
-    if fault:
-        yield Block(source, cutter.line, b"", fault)
-
-
 class _Cutter:
+    """Cuts a stream of bytes into blocks at ends of records."""
+
     def __init__(self, source: str, record_end: re.Pattern[bytes]) -> None:
         self.source, self.record_end = source, record_end
         self.line, self._pending, self._searched, self._in_giant = 1, bytearray(), 0, False
 
-    def feed(self, chunk: bytes) -> Iterator[Block]:
+    def blocks(self, chunks: Iterable[bytes]) -> Iterator[Block]:
+        """Yield the blocks; what is read before a damage is kept."""
+        fault = ""
+        try:
+            for chunk in chunks:
+                yield from self._feed(chunk)
+        except BrokenOffError as error:
+            fault = str(error)
+        if self._pending and not self._in_giant:
+            yield self._take(len(self._pending))
+        if fault:
+            yield Block(self.source, self.line, b"", fault)
+
+    def _feed(self, chunk: bytes) -> Iterator[Block]:
         self._pending += chunk
         if self._in_giant and not self._leave_giant():
             return
@@ -124,10 +126,6 @@ class _Cutter:
         self._searched = max(0, len(self._pending) - SEPARATOR_BYTES)
         if len(self._pending) > LONGEST_RECORD_BYTES:
             yield from self._enter_giant()
-
-    def rest(self) -> Iterator[Block]:
-        if self._pending and not self._in_giant:
-            yield self._take(len(self._pending))
 
     def _enter_giant(self) -> Iterator[Block]:
         """Yield the records before one that is too long to hold, and say so; its rest is passed over."""

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from traceback import format_exception
 from typing import Any, TextIO
 
@@ -100,7 +100,7 @@ class _Output(io.FileIO):
 class Bars:
     """Bars by name, one below the other, where a stream is a terminal; a bar comes when it is first shown.
 
-    with Bars(sys.stderr) as bars:
+    with closing(Bars(sys.stderr)) as bars:
         bars.show("reading", done=30, total=100, words="3 records")
         bars.say("a.jsonl is cut short")
     """
@@ -110,14 +110,6 @@ class Bars:
         self.are_drawn = stream.isatty()
         self._stream, self._every, self._due = stream, line_every_seconds, line_every_seconds
         self._began, self._rows, self._progress = time.monotonic(), {}, None
-
-    def __enter__(self) -> "Bars":
-        """Show bars in a block."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Leave them as they are."""
-        self.close()
 
     def show(self, name: str, done: float, total: float, words: str) -> None:
         """Show how much of a total is done, in words too; total 0 is for what is not known."""
@@ -149,7 +141,7 @@ class Bars:
             self._progress.console.print(printable(line), soft_wrap=True)
 
     def close(self) -> None:
-        """Draw nothing more."""
+        """Draw nothing more, and leave the bars as they are."""
         if self._progress is not None:
             self._progress.stop()
 
@@ -161,7 +153,7 @@ def reporting(total_bytes: int, action: str) -> Iterator[Report]:
     `total_bytes` 0 is for what has no known size; a compressed file passes its own.
     """
     num_records, num_bytes, began = 0, 0, time.monotonic()
-    with Bars(sys.stderr, LINE_EVERY_SECONDS) as bars:
+    with closing(Bars(sys.stderr, LINE_EVERY_SECONDS)) as bars:
 
         def report(new_records: int, new_bytes: int) -> None:
             nonlocal num_records, num_bytes

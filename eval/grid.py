@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -182,7 +182,7 @@ Show = Callable[[Grid, Cell | None], None]
 @contextmanager
 def showing() -> Iterator[Show]:
     """Yield what a grid tells its changes to; everything goes to stderr."""
-    with Bars(sys.stderr) as bars:
+    with closing(Bars(sys.stderr)) as bars:
 
         def show(grid: Grid, ended: Cell | None) -> None:
             if ended and (ended.address in grid.failed or not bars.are_drawn):

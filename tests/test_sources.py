@@ -1,5 +1,6 @@
 import io
 import json
+from contextlib import closing
 
 import pytest
 
@@ -129,7 +130,7 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_shows_bars_and_every_line_above_them(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    with Bars(terminal := Terminal()) as bars:
+    with closing(Bars(terminal := Terminal())) as bars:
         bars.say("first")
         bars.show("reading", 5, 10, "5 records")
         bars.say("[b]a.jsonl[/b]\x1b]0;")

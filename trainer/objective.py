@@ -18,7 +18,7 @@ from model.masks import Layout
 from model.transformer import LanguageModel
 from trainer.device import Device
 from trainer.placement import compute_in, distribute
-from trainer.settings import DpoSettings, TrainSettings
+from trainer.settings import DpoSettings
 
 LOGITS_AT_ONCE = 2**24
 
@@ -98,11 +98,6 @@ def ipo_loss(ratios: Tensor, batch: Batch, settings: DpoSettings) -> Tensor:
 LOSSES = {"dpo": dpo_loss, "ipo": ipo_loss}
 Objective = CrossEntropy | Preference
 NATS = CrossEntropy()
-
-
-def objective_of(model: LanguageModel, settings: TrainSettings, device: Device) -> Objective:
-    """Return what a training minimises; to be asked for before its model is placed."""
-    return Preference(model, settings, device) if isinstance(settings, DpoSettings) else NATS
 
 
 def rewards_of(sums: list[float], pairs: int) -> dict[str, float]:

@@ -11,13 +11,13 @@ from model.errors import UserError
 from model.weights import weights_digest
 from trainer.device import Device, find_device
 from trainer.inputs import Inputs, make_inputs, make_start
-from trainer.objective import Objective, objective_of
+from trainer.objective import NATS, Objective, Preference
 from trainer.optimizer import Optimizers, count_steps, first_scale, multiplier
 from trainer.placement import Compilation, model_flops, place
 from trainer.reporting import Reporter
 from trainer.run_dir import RunDirectory
 from trainer.saving import Saves, keep_rows_per_step, was_compiled
-from trainer.settings import PretrainSettings, SftSettings, TrainSettings
+from trainer.settings import DpoSettings, PretrainSettings, SftSettings, TrainSettings
 from trainer.stopping import explaining
 from trainer.summary import describe_continuation, describe_inputs
 from trainer.training_state import Ledger, Progress
@@ -95,7 +95,7 @@ def set_up(inputs: Inputs, device: Device, given: TrainSettings) -> Setup:
     beginning = Progress(
         processes=device.world, loss_scale=first_scale(device.dtype), ledger=Ledger(weights_digest(model))
     )
-    objective = objective_of(model, settings, device)
+    objective = Preference(model, settings, device) if isinstance(settings, DpoSettings) else NATS
     most_tokens = total_steps * rows_per_step * settings.max_seq_len
     placed, compilation = place(model, settings, device, most_tokens, was_compiled(settings.out))
     optimizers = Optimizers(model, settings.optimizer, device.dtype, device.summed)

@@ -209,6 +209,9 @@ def _check_sizes(config: ModelConfig, shapes: Shapes, path: Path) -> None:
     expected |= {f"{mlp}.gate.weight": (config.num_experts, width)} if is_mixture else {}
     one = f"{mlp}.experts.0" if is_mixture else mlp
     expected |= {f"{one}.up_proj.weight": (config.intermediate_size, width)}
+    if config.memory_tokens:
+        sides = (2, config.num_key_value_heads, config.memory_tokens, config.head_dim)
+        expected |= {"model.layers.0.memory": sides}
     check_shapes(expected, {name: shapes[name] for name in expected if name in shapes}, path)
 
 

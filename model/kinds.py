@@ -164,7 +164,7 @@ def _write_gpt2(config: ModelConfig) -> Values:
 
 def _unpack_gpt2(name: str, tensor: Tensor) -> Weights:
     """Turn weights from (in, out) to (out, in), and take queries, keys and values apart."""
-    if "_proj." not in name:
+    if "_proj." not in name or not tensor.ndim:
         return {name: tensor}
     tensor = tensor.T if tensor.ndim == 2 else tensor
     if "qkv_proj" not in name:

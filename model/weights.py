@@ -39,6 +39,8 @@ class WeightFiles:
                     raise UserError(
                         f"{name} holds values that are no weights ({dtype}, not {', '.join(DTYPES)})"
                     )
+                if 0 in shape:  # of which a header of a few bytes may tell 2^60
+                    raise UserError(f"{name} holds no values (shape {shape}); copy the model again")
                 if name in self.shapes:
                     raise UserError(f"{name} is in {self._file_of[name].name} and in {file.name}")
                 self.shapes[name], self._file_of[name] = shape, file
@@ -56,8 +58,8 @@ class WeightFiles:
 
 def num_layers(shapes: Shapes, beginning: str = "model.layers.") -> int:
     """Return how many layers the names of weights with this beginning count."""
-    numbers = [name.removeprefix(beginning).split(".")[0] for name in shapes if name.startswith(beginning)]
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    numbers = {name.removeprefix(beginning).split(".")[0] for name in shapes if name.startswith(beginning)}
+    return sum(map(str.isdecimal, numbers))  # not the largest: it may be any
 
 
 def read_pth(file: str | Path) -> dict[str, Tensor]:
@@ -71,12 +73,18 @@ def read_pth(file: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{file} cannot be read ({error.strerror})") from None
     except Exception as error:  # of pickles, archives and their contents; the advice in it is not ours
         raise UserError(f"{file} is not a file of tensors alone ({type(error).__name__})") from None
-    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+    if not isinstance(values, dict) or not all(map(_is_plain, values.values())):
         raise UserError(f"{file}: expected names and tensors, got other values; save the model's state alone")
     tensors = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in values.items()}
     if len(tensors) < len(values):
         raise UserError(f"{file}: a name stands twice, once with _orig_mod. before it; save one of both")
     return {name: as_weight(name, tensor) for name, tensor in tensors.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Say whether a value is a tensor whose numbers are there, all of them: not sparse, say."""
+    is_whole = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
+    return is_whole and not value.is_meta
 
 
 def as_weight(name: str, tensor: Tensor) -> Tensor:

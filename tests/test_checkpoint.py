@@ -1,6 +1,7 @@
 """Model directories: what is saved comes back, transformers reads causal ones, every fault has its line."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -319,6 +320,7 @@ def test_presets_have_the_sizes_that_their_names_promise():
         ),
         ({"model_type": "q" * 10**6}, "expected a Sightline model or model_type qwen3, .* got 'qqq"),
         ({"prompt_mask": "q" * 10**6}, "unknown prompt_mask"),
+        ({"memory_tokens": 2**39}, "missing model.layers.0.memory"),
         ({"num_hidden_layers": [[[]]] * 10**5}, "num_hidden_layers: expected int"),
     ],
 )
@@ -328,6 +330,40 @@ def test_a_configuration_that_no_machine_could_build_is_a_short_line_at_once(tmp
     with pytest.raises(UserError, match=line) as error:
         load_checkpoint(tmp_path)
     assert len(str(error.value).replace(str(tmp_path), "")) < 400
+
+
+def with_header(path, **shapes: list[int]):
+    """Add tensors of zeros to the weights; of a shape that holds nothing, a header may tell any size."""
+    content = (path / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header, end_of_data = json.loads(content[8:end]), len(content) - end
+    for name, shape in shapes.items():
+        begin, end_of_data = end_of_data, end_of_data + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end_of_data]}
+    text, data = json.dumps(header).encode(), content[end:].ljust(end_of_data, b"\0")
+    (path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "changes", "line"),
+    [
+        ("x", [0, 2**62, 2**62], {}, "x holds no values"),
+        ("x", [0, 2**63], {}, "x holds no values"),
+        ("model.layers.0.mlp.experts.up_proj", [10**9, 0, 0], {"model_type": "qwen3_moe"}, "holds no values"),
+        ("model.layers." + "9" * 5000 + ".x", [1], {}, "says 2 num_hidden_layers but the weights have 3"),
+        ("model.layers.999999.x", [1], {"num_hidden_layers": 10**6}, "but the weights have 3"),
+        ("h.0.attn.c_attn.weight", [], {"model_type": "gpt2", "n_layer": 2}, "does not fit|lacks"),
+    ],
+    ids=range(6),
+)
+def test_names_and_shapes_in_a_header_that_no_machine_could_build_are_one_line(
+    tmp_path, name, shape, changes, line
+):
+    saved(tmp_path)
+    with_header(tmp_path, **{name: shape})
+    edit_config(tmp_path, **changes)
+    with pytest.raises(UserError, match=line):
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,8 @@ def test_weights_in_a_pth_file_become_the_model_that_they_were(minimind, pth, tm
         ([torch.ones(2)], "expected names and tensors"),
         (Path("x"), "is not a file of tensors alone"),
         ({name: torch.ones(2) for name in ("a", "_orig_mod.a")}, "a name stands twice"),
+        ({"a": torch.eye(2).to_sparse()}, "expected names and tensors"),
+        ({"a": torch.ones(2, device="meta")}, "expected names and tensors"),
     ],
 )
 def test_a_pth_file_of_anything_else_is_refused(minimind, tmp_path, command, content, fault):

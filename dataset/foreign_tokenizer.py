@@ -63,8 +63,9 @@ def copy_of(backend: tokenizers.Tokenizer, added: list[AddedToken]) -> tokenizer
 
 def encode_after(backend: tokenizers.Tokenizer, before: str, text: str) -> list[int]:
     """Return the ids of a text where it stands after another."""
-    skipped = len(backend.encode(before, add_special_tokens=False).ids) if before else 0
-    return backend.encode(before + text, add_special_tokens=False).ids[skipped:]
+    with explaining_panics():
+        skipped = len(backend.encode(before, add_special_tokens=False).ids) if before else 0
+        return backend.encode(before + text, add_special_tokens=False).ids[skipped:]
 
 
 @contextmanager
@@ -115,8 +116,8 @@ def brought_template(files: Mapping[str, bytes]) -> str:
     else:
         template = json.loads(files.get("tokenizer_config.json", b"{}")).get("chat_template")
     if isinstance(template, list):  # several, each with a name
-        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
-        template = named.get("default")
+        named = (each for each in template if isinstance(each, dict) and each.get("name") == "default")
+        template = next(named, {}).get("template")
     return template if isinstance(template, str) else ""
 
 

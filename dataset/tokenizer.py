@@ -116,7 +116,9 @@ class Tokenizer:
             raise
         except Exception as error:  # the library raises nothing more precise
             raise UserError(f"{file} is not a tokenizer: {error}") from None
-        tokenizer = cls(backend, files, room)
+        with quiet_panics():
+            tokenizer = cls(backend, files, room)
+            tokenizer.text_begin  # noqa: B018 - the rules are tried
         if (size := tokenizer.own_vocab_size) > room:
             raise UserError(
                 f"{path}: the tokenizer has {size} tokens but the model takes {room}; they do not belong "

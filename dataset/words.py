@@ -11,7 +11,6 @@ from tokenizers import Regex, pre_tokenizers
 from dataset.foreign_tokenizer import (
     copy_of,
     encode_after,
-    explaining_panics,
     is_blank,
     marks_of,
     try_out,
@@ -51,8 +50,7 @@ class Words(dict[str, list[int]]):
         try:
             if self.pattern:
                 return list(chain.from_iterable(map(self.__getitem__, self.pattern.findall(text))))
-            with explaining_panics():
-                return encode_after(self.content, "" if begins else self.inside, text)
+            return encode_after(self.content, "" if begins else self.inside, text)
         except TypeError:
             raise UserError("the text is not valid Unicode; write it as UTF-8") from None
 

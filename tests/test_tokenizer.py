@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from dataset.chat_form import ChatForm
 from dataset.tokenizer import (
     FILES,
     SPECIAL_TOKENS,
@@ -486,6 +487,25 @@ def test_an_id_that_no_embedding_could_hold_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="expected ids below 16777216, got a token 4294967295"):
         Tokenizer.load(tmp_path)
+
+
+def test_rules_that_panic_on_an_empty_text_are_one_line(tmp_path, capfd):
+    TOKENIZER.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Prepend", "prepend": ""}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="the rules of the tokenizer fail .*; use another tokenizer"):
+        Tokenizer.load(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+def test_templates_whose_names_are_no_texts_are_none(tmp_path):
+    TOKENIZER.save(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    named = [{"name": [], "template": "x"}, {"name": {}}, {"name": "default", "template": 5}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
+    assert Tokenizer.load(tmp_path).form == ChatForm()
 
 
 @pytest.mark.parametrize(

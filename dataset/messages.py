@@ -303,6 +303,8 @@ def _json_text(value: Any, name: str) -> str:
 def _parse_json(text: str, name: str) -> Any:
     try:
         return read_json(text)
+    except RecursionError:
+        raise RecordError("nested too deeply") from None
     except ValueError as error:
         raise error if isinstance(error, RecordError) else RecordError(f"{name} are not JSON") from None
 

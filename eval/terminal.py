@@ -29,7 +29,7 @@ from eval.chat_reports import (
 from eval.served_model import tell_apart
 from eval.serving_settings import TextSampling
 from eval.transcript import is_replaced, load_transcript, save_transcript
-from model.errors import UserError, in_a_line
+from model.errors import UserError, brief, in_a_line
 
 Ask = Callable[[TextSession, Callable[[], bool]], Iterator[str]]
 """begins an answer of a session, given the question "is it cancelled?" """
@@ -241,8 +241,8 @@ def parse_setting(name: str, text: str) -> Any:
     read, expected = SETTINGS[name]
     try:
         return read(text)
-    except (ValueError, KeyError):
-        raise UserError(f"{name}: expected {expected}, got {text!r}") from None
+    except (ValueError, KeyError, RecursionError):
+        raise UserError(f"{name}: expected {expected}, got {brief(text)}") from None
 
 
 def describe_sampling(sampling: TextSampling) -> str:

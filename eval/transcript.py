@@ -40,10 +40,10 @@ def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
 def is_replaced(path: str | Path, sessions: Sequence[ChatSession]) -> bool:
     """Say whether a file holds messages that a transcript of these sessions in its place would not."""
     records = _read(Path(path)) if Path(path).is_file() else []
-    former = [record.value.get("conversations") or [] for record in records]
+    former = [record.value.get("conversations") for record in records]
     now = [_record(session)["conversations"] for session in sessions]
     return len(former) > len(now) or any(
-        new[: len(old)] != old for old, new in zip(former, now, strict=False)
+        not isinstance(old, list) or new[: len(old)] != old for old, new in zip(former, now, strict=False)
     )
 
 
@@ -60,11 +60,11 @@ def load_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> list[s
     try:
         pairs = zip(records, sessions, strict=True)
         found = [_parse(record.value, session.served.tokenizer) for record, session in pairs]
-    except RecordError as error:
+        keys = [{*record.unread, *unread_keys(record.value, format_of(record.value))} for record in records]
+    except (RecordError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
     for session, (system, turns) in zip(sessions, found, strict=True):
         session.restore(system, turns)
-    keys = ({*record.unread, *unread_keys(record.value, format_of(record.value))} for record in records)
     return sorted(set().union(*keys) - OF_TRANSCRIPTS)
 
 

@@ -33,11 +33,10 @@ class Sampling:
             ("top_k", 1, None),
             ("top_p", 0, 1),
             ("min_p", 0, 1),
+            ("repetition_penalty", 1e-6, 1e6),
             ("seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= (value if high is None else high):
                 bound = f"at least {low}" if high is None else f"between {low} and {high}"
                 raise UserError(f"{name} must be {bound}, got {value}")
-        if not self.repetition_penalty > 0:
-            raise UserError(f"repetition_penalty must be greater than 0, got {self.repetition_penalty}")

@@ -119,6 +119,7 @@ def test_two_models_share_a_file_line_by_line(tmp_path):
         ('{"conversations": [{"role": "user", "content": "\\ud800"}]}', "Unicode"),
         ('{"conversations": [{"role": "\\u001b[2J", "content": "A"}]}', "unknown role"),
         ("null", "not a JSON object"),
+        (json.dumps({"conversations": "[" * 3000}), "nested too deeply"),
     ],
 )
 def test_what_is_no_conversation_is_one_line_and_changes_nothing(tmp_path, record, reason):
@@ -167,6 +168,8 @@ def test_only_a_transcript_is_ever_replaced(tmp_path):
     assert is_replaced(path, [session])
     save_transcript(path, [session])
     assert len(json.loads(path.read_text(encoding="utf-8"))["answer_ids"]) == 1
+    path.write_text('{"conversations": 5, "answer_ids": []}\n')
+    assert is_replaced(path, [session])
     path.write_text('{"text": "precious"}\n')
     with pytest.raises(UserError, match="something else"):
         save_transcript(path, [session])

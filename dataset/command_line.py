@@ -67,10 +67,10 @@ def read(settings_class: type[Settings], line: list[str], description: str = "")
     try:
         all_words = [word for key, each in words.items() for word in _line(flags[key], each)]
         given = parser.parse_args(all_words, defaults=False)  # to look them over takes ten times as long
-    except OverflowError as error:  # of 400 digits where a fraction is expected
-        raise UserError(f"a number among the flags is too large ({error})") from None
     except ArgumentError as error:
         raise UserError(_one_line(str(error), flags)) from None
+    except Exception as error:  # of numbers and dates the library raises whatever float() and date() raise
+        raise UserError(f"a value among the flags cannot be read ({error})") from None
     return _instance(settings_class, given, flags)
 
 

@@ -190,7 +190,7 @@ def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell])
     threads = 1 if threads is None else threads
     if type(threads) is not int or threads < 1:
         raise UserError(f"threads: expected 1 or more, got {threads}")
-    if run not in PROGRAMS:
+    if not isinstance(run, str) or run not in PROGRAMS:
         raise UserError(f"run: expected one of {', '.join(PROGRAMS)}, got {run}")
     program, addresses = PROGRAMS[run], {name: cell.address for name, cell in former.items()}
     if program is PROGRAMS["evaluate"]:
@@ -219,7 +219,7 @@ def _resolved(value: Any, addresses: dict[str, str]) -> Any:
 
 def _with_leave(given: dict[str, Any], former: dict[str, Cell]) -> dict[str, Any]:
     """Allow a mask that the model was not trained with; its own mask needs no name."""
-    served = {f"@{stage}": cell for stage, cell in former.items()}.get(given.get("model"))
+    served = {f"@{stage}": cell for stage, cell in former.items()}.get(str(given.get("model")))
     if given.get("prompt_mask") is None or served is None:
         return given
     if given["prompt_mask"] == _trained_mask(served, former):
@@ -243,7 +243,7 @@ def _parsed(run: str, given: str) -> str:
     """
     keys, form, defaults = json.loads(given), PROGRAMS[run].settings, _defaults(run)
     recipe = keys.pop("config", None)
-    words = ["--config", recipe] if recipe else []
+    words = [f"--config={recipe}"] if recipe else []
     keys |= {key: defaults.get(key) for key in keys if keys[key] is None}
     settings = read(form, words + words_of(form, {"out": "out"} | keys))
     return json.dumps(flatten(asdict(settings)))

@@ -207,9 +207,19 @@ def _as(form: type[Form], content: dict[str, Any], path: str) -> Form:
 
 
 def _content(path: str) -> dict[str, Any]:
-    content = read_yaml(path)
+    content = _read(path)
     stages = _stages(content, path)
     return {key: value for key, value in content.items() if key != "stages_of"} | {"stages": stages}
+
+
+def _read(path: str, what: str = "") -> dict[str, Any]:
+    """Return what a file says; raises `UserError` for what JSON has no form of, such as dates."""
+    content = read_yaml(path, what)
+    try:
+        json.dumps(content)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what}{path}: {error}; write a text in quotes") from None
+    return content
 
 
 def _stages(content: dict[str, Any], path: str, above: tuple[str, ...] = ()) -> Stages:
@@ -223,7 +233,7 @@ def _stages(content: dict[str, Any], path: str, above: tuple[str, ...] = ()) -> 
     base, above = str(content["stages_of"]), (*above, path)
     if base in above:
         raise UserError(f"{path}: stages_of: expected a file that does not begin with this one, got {base}")
-    former = _stages(read_yaml(base, f"{path}: stages_of: "), base, above)
+    former = _stages(_read(base, f"{path}: stages_of: "), base, above)
     return former | {stage: former.get(stage, {}) | settings for stage, settings in own.items()}
 
 

@@ -85,7 +85,7 @@ def _read_dataclass(form: type[Parsed], value: Any, name: str) -> Parsed:
     wanted = [each.name for each in fields if each.default is each.default_factory is nothing]
     _check_keys(value, wanted, name)
     if unknown := value.keys() - hints:
-        raise ValueError(f"{name}: unknown key {min(unknown)}")
+        raise ValueError(f"{name}: unknown key {min(map(str, unknown))}")
     return form(**{key: read_as(hints[key], each, f"{name}.{key}") for key, each in value.items()})
 
 

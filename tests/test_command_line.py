@@ -200,6 +200,13 @@ def test_a_hostile_recipe_is_one_line(tmp_path, recipe, message, capsys):
     assert error.startswith(f"--config: {path} is not YAML: ") and message in error
 
 
+@pytest.mark.parametrize("value", ["!!timestamp x", "!!int ''"])
+def test_a_value_with_a_tag_of_yaml_is_one_line(value, capsys):
+    with pytest.raises(SystemExit):
+        parse(Trip, "A trip.", ["--data", "a", f"--steps={value}"])
+    assert "--traceback" not in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("flag", ["--steps", "--engine.power", "--data a --sizes"])
 def test_a_number_without_end_is_one_line(flag, capsys):
     error_of(f"--data a {flag} {'9' * 5000}", capsys)

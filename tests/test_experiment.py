@@ -1,5 +1,6 @@
 """Experiments: what their files may say, the cells that they plan, and what makes two of them one."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,13 @@ def test_the_hash_is_that_of_what_the_file_says(tmp_path):
             "arm causal: expected trainings that take the seed",
         ),
         ({"prmary": {"task": "x"}}, "unknown key prmary"),
+        ({"decision": {1: 2, "alpa": 3}}, "unknown key 1"),
+        ({"question": date(2024, 1, 1)}, "which.yaml: Object of type date is not JSON serializable; write a"),
+        ({"seeds": date(2024, 1, 1)}, "not JSON serializable"),
+        ({"arms": {"a": {}, "b": {"second.seed": {1, 2}}}}, "Object of type set is not JSON serializable"),
+        ({"arms": {"a": {}, "b": {"second.run": ["sft"]}}}, "run: expected one of build_world"),
+        ({"arms": {"a": {}, "b": {"second.config": 3}}}, "--config: cannot read 3: No such file"),
+        ({"stages": STAGES | {"scores": STAGES["scores"] | {"model": ["x"]}}}, "--model: expected str"),
         (
             {"arms": {"a": {}, "b": {"second.seed": 1, "second": {"seed": 2}}}},
             "which.yaml: arms: second.seed stands twice; keep one of them",

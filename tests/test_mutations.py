@@ -332,7 +332,7 @@ def test_no_change_of_the_input_makes_a_traceback(template, tmp_path, capfd, sha
         ("export", "--out", "/", "--out / is the root of all folders"),
         ("rows", "--max_seq_len", "9" * 400, "max_seq_len: expected at most 1,048,576 tokens"),
         ("pretrain", "--batch_size", "9" * 400, "--batch_size: expected at most"),
-        ("chats", "--validation_fraction", "9" * 400, "a number among the flags is too large"),
+        ("chats", "--validation_fraction", "9" * 400, "a value among the flags cannot be read"),
     ],
 )
 def test_a_value_beyond_all_bounds_is_told_in_one_line(template, monkeypatch, capfd, name, flag, value, said):

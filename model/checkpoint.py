@@ -209,9 +209,8 @@ def _check_sizes(config: ModelConfig, shapes: Shapes, path: Path) -> None:
     expected |= {f"{mlp}.gate.weight": (config.num_experts, width)} if is_mixture else {}
     one = f"{mlp}.experts.0" if is_mixture else mlp
     expected |= {f"{one}.up_proj.weight": (config.intermediate_size, width)}
-    if config.memory_tokens:
-        sides = (2, config.num_key_value_heads, config.memory_tokens, config.head_dim)
-        expected |= {"model.layers.0.memory": sides}
+    memory = (2, config.num_key_value_heads, config.memory_tokens, config.head_dim)
+    expected |= {"model.layers.0.memory": memory} if config.memory_tokens else {}
     check_shapes(expected, {name: shapes[name] for name in expected if name in shapes}, path)
 
 

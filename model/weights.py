@@ -82,9 +82,9 @@ def read_pth(file: str | Path) -> dict[str, Tensor]:
 
 
 def _is_plain(value: object) -> bool:
-    """Say whether a value is a tensor whose numbers are there, all of them: not sparse, say."""
-    is_whole = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
-    return is_whole and not value.is_meta
+    """Say whether a value is a tensor with all of its numbers: neither sparse, nested nor a mere shape."""
+    is_laid_out = isinstance(value, Tensor) and value.layout is torch.strided
+    return is_laid_out and not (value.is_nested or value.is_meta)
 
 
 def as_weight(name: str, tensor: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from dataset.messages import shown
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
 from eval.answers import Prediction, Tally, answer_questions, read_prediction, score_answers, tabulate
-from eval.items import losses_of, means, tasks_of
+from eval.items import losses_of, means, targets_of, tasks_of
 from eval.questions import LeftOut, Question, QuestionSet, load_questions
 from eval.served_model import ServedModel
 from eval.serving_settings import OF_TASKS, QUESTION_KEYS, EvaluationSettings, TextSampling
@@ -262,7 +262,12 @@ def save(folder: str | Path, found: Found) -> None:
         _write_lines(written / PREDICTIONS, [prediction.record() for prediction in found.predictions])
         if found.left_out:
             _write_lines(written / REJECTS, [asdict(record) for record in found.left_out])
-        items = {"tasks": tasks_of(found.predictions), "losses": losses_of(found.evaluation.losses)}
+        losses = found.evaluation.losses
+        items = {
+            "tasks": tasks_of(found.predictions),
+            "losses": losses_of(losses),
+            "targets": targets_of(losses),
+        }
         (written / ITEMS).write_text(as_json(items) + "\n", encoding="utf-8")
         text = as_json(asdict(found.evaluation), indent=2) + "\n"
         (written / RESULTS).write_text(text, encoding="utf-8")

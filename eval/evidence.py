@@ -66,8 +66,9 @@ class Evidence:
 def scores_of(trial: Trial, records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return what a trial was measured on, by task: clusters of items, and metrics with a score per item.
 
-    `records` are those of finished cells by address. The loss on a store is a task of one item. Where several
-    stages measure, a task is named after its stage, too. Raises `UserError` for a task named like a loss.
+    `records` are those of finished cells by address. The loss on a store is a task of one item, in which
+    `targets` tells what each metric is of, if the record does. Where several stages measure, a task is named
+    after its stage, too. Raises `UserError` for a task named like a loss.
     """
     found = {}
     for cell in trial.measured:
@@ -75,7 +76,9 @@ def scores_of(trial: Trial, records: dict[str, dict[str, Any]]) -> dict[str, dic
         losses = {}
         for store, loss in items["losses"].items():
             scores = {f"negative_{name}": [-value] for name, value in loss.items() if value is not None}
-            losses[f"loss {store}"] = {"clusters": [0], "metrics": scores}
+            counts = items.get("targets", {}).get(store)
+            targets = {"negative_nats_per_token": counts, "negative_bits_per_byte": counts and counts[1:]}
+            losses[f"loss {store}"] = {"clusters": [0], "metrics": scores, "targets": targets}
         if both := items["tasks"].keys() & losses:
             raise UserError(f"{cell.address}: a split is named like the {min(both)}; rename it")
         stage = f"{cell.stage}: " if len(trial.measured) > 1 else ""
@@ -84,7 +87,7 @@ def scores_of(trial: Trial, records: dict[str, dict[str, Any]]) -> dict[str, dic
 
 
 def primary_of(trial: Trial, records: dict[str, dict[str, Any]], primary: Primary) -> dict[str, Any]:
-    """Return clusters, questions and scores of the task that decides; raises `UserError` without any."""
+    """Return clusters, questions, targets and scores of the task that decides, else raise `UserError`."""
     tasks = scores_of(trial, records)
     if primary.task not in tasks:
         raise UserError(f"primary: expected a task of {', '.join(tasks)}, got {primary.task}")
@@ -92,7 +95,8 @@ def primary_of(trial: Trial, records: dict[str, dict[str, Any]], primary: Primar
     if primary.metric not in metrics:
         wanted = f"a metric of {primary.task} ({', '.join(metrics)})"
         raise UserError(f"primary: expected {wanted}, got {primary.metric}")
-    return found | {"scores": metrics[primary.metric]}
+    targets = found.get("targets", {}).get(primary.metric)
+    return found | {"scores": metrics[primary.metric], "targets": targets}
 
 
 def prove(evidence: Evidence, arm: str, baseline: str) -> dict[str, dict[str, str]]:

@@ -103,7 +103,7 @@ def _remarks(
     trials = {(arm, seed) for arm in arms for seed in evidence.whole(arm)}
     tasks = [f"{task} ({metric})" for (task, metric), each in scores.items() if trials - each.by_trial.keys()]
     if tasks:
-        yield f"not every arm was measured on {', '.join(tasks)}"
+        yield f"not every arm was measured, or on other targets, on {', '.join(tasks)}"
     if others := [each for each in former if each != evidence.experiment.hash]:
         yield f"{len(others)} other experiments were run here before ({', '.join(others)})"
     for stage in shared(evidence):
@@ -113,7 +113,7 @@ def _remarks(
 def _scores(evidence: Evidence) -> dict[tuple[str, str], Scores]:
     """Return the scores by (task, metric); raises `UserError` where trials were asked other questions."""
     found: dict[tuple[str, str], Scores] = {}
-    asked: dict[str, tuple[Any, ...]] = {}
+    asked: dict[Any, Any] = {}
     for arm in (*evidence.experiment.named, A_A):
         for seed, trial in evidence.whole(arm).items():
             for task, measured in scores_of(trial, evidence.records).items():
@@ -121,6 +121,9 @@ def _scores(evidence: Evidence) -> dict[tuple[str, str], Scores]:
                 if asked.setdefault(task, questions) != questions:
                     raise UserError(f"{task}: arms were asked different questions ({arm}, seed {seed})")
                 for metric, values in measured["metrics"].items():
+                    targets = measured.get("targets", {}).get(metric)
+                    if targets and asked.setdefault((task, metric), targets) != targets:
+                        continue  # as if it were not measured, which is told
                     scores = found.setdefault((task, metric), Scores(measured["clusters"], {}))
                     scores.by_trial[arm, seed] = values
     return found

@@ -2,9 +2,11 @@
 
     {"tasks": {"stories": {"questions": "5fd1…", "clusters": [0, 0, 1], "metrics":
                            {"log_likelihood": [-0.2, -1.5, null], …}}, …},
-     "losses": {"validation": {"nats_per_token": 1.2, "bits_per_byte": 0.9}}}
+     "losses": {"validation": {"nats_per_token": 1.2, "bits_per_byte": 0.9}},
+     "targets": {"validation": [5210, 9134]}}
 
-Higher is better for every metric; null stands where a question has no figure.
+Higher is better for every metric; null stands where a question has no figure. A loss is that of so many
+targets, which stand for so many bytes of text.
 """
 
 import json
@@ -85,9 +87,18 @@ def means(tasks: Tasks) -> dict[str, dict[str, float]]:
 
 def losses_of(losses: Mapping[str, Likelihood]) -> dict[str, dict[str, float | None]]:
     """Return the losses by the names of the stores' folders, or by paths where folders share a name."""
-    names = [Path(path).name for path in losses]
-    named = names if len({*names}) == len(names) else list(losses)
     return {
         name: {"nats_per_token": _rounded(loss.nats_per_token), "bits_per_byte": _rounded(loss.bits_per_byte)}
-        for name, loss in zip(named, losses.values(), strict=True)
+        for name, loss in _named(losses).items()
     }
+
+
+def targets_of(losses: Mapping[str, Likelihood]) -> dict[str, list[int]]:
+    """Return by the same names how many targets, and bytes of text, the losses are of."""
+    return {name: [loss.targets, loss.text_bytes] for name, loss in _named(losses).items()}
+
+
+def _named(losses: Mapping[str, Likelihood]) -> dict[str, Likelihood]:
+    names = [Path(path).name for path in losses]
+    named = names if len({*names}) == len(names) else list(losses)
+    return dict(zip(named, losses.values(), strict=True))

@@ -183,7 +183,8 @@ def scores_of_pair(trials: list[Trial], places: Places, primary: Primary) -> Mea
     records = places.records_of(trials)
     found = {(trial.arm, trial.seed): primary_of(trial, records, primary) for trial in trials}
     asked = [(each["clusters"], each.get("questions")) for each in found.values()]
-    if any(each != asked[0] for each in asked):
+    told = [each["targets"] for each in found.values() if each["targets"]]
+    if any(each != asked[0] for each in asked) or any(each != told[0] for each in told):
         raise UserError(f"{primary.task}: expected the same questions for A and B, got others")
     scores = Scores(asked[0][0], {name: each["scores"] for name, each in found.items()})
     (a, b), clusters = scores.of((A, B), list(dict.fromkeys(trial.seed for trial in trials)))

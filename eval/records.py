@@ -10,7 +10,8 @@ from model.typed_json import Number
 
 MEASURED = {"clusters": list[int], "metrics": dict[str, list[Number | None]], "questions?": str}
 """the scores of the items of a task, null where an item has none"""
-ITEMS = {"tasks": dict[str, MEASURED], "losses": dict[str, dict[str, float | None]]}
+LOSSES = {"losses": dict[str, dict[str, float | None]], "targets?": dict[str, list[int]]}
+ITEMS = {"tasks": dict[str, MEASURED], **LOSSES}
 """items.json"""
 PROOF = {"initial_weights": str, "rows": str, "targets": str}
 """hashes of what a training began with and was given"""

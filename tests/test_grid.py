@@ -154,7 +154,21 @@ def test_a_task_that_some_arm_was_not_measured_on_is_told(tmp_path):
     trials = changed_items(tmp_path, experiment, "better", lambda items: items["losses"].clear())
     records = Places(tmp_path / "cells", tmp_path / "w").records_of(trials)
     results = analyse(Evidence(experiment, trials, records, {}, {}), "")
-    assert "not every arm was measured on second: loss store (negative_nats_per_token)." in results["answer"]
+    told = "not every arm was measured, or on other targets, on second: loss store (negative_nats_per_token)."
+    assert told in results["answer"]
+    assert "second: loss store" not in {each["task"] for each in results["comparisons"]}
+
+
+def test_losses_of_other_targets_are_not_compared_and_that_is_told(tmp_path):
+    experiment = experiment_in(tmp_path, seeds=2)
+    run_in(tmp_path, experiment)
+    for arm, targets in {"plain": [9, 4], "better": [5, 4]}.items():
+        trials = changed_items(
+            tmp_path, experiment, arm, lambda items, of=targets: items.update(targets={"store": of})
+        )
+    records = Places(tmp_path / "cells", tmp_path / "w").records_of(trials)
+    results = analyse(Evidence(experiment, trials, records, {}, {}), "")
+    assert "or on other targets, on second: loss store (negative_nats_per_token)." in results["answer"]
     assert "second: loss store" not in {each["task"] for each in results["comparisons"]}
 
 

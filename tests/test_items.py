@@ -7,7 +7,7 @@ import pytest
 
 from eval import evaluation
 from eval.answers import Prediction, answer_questions, score_answers
-from eval.items import losses_of, means, number_clusters, tasks_of
+from eval.items import losses_of, means, number_clusters, targets_of, tasks_of
 from eval.questions import Question, load_questions, parse_question
 from eval.served_model import open_model
 from eval.serving_settings import EvaluationSettings
@@ -110,6 +110,7 @@ def test_losses_are_named_by_their_folders_where_these_differ():
         "test": {"nats_per_token": 0.5, "bits_per_byte": None},
     }
     assert list(losses_of({"x/val": loss, "y/val": loss})) == ["x/val", "y/val"]
+    assert targets_of({"x/val": loss, "y/test": without_text}) == {"val": [4, 1], "test": [4, 0]}
 
 
 def test_a_limit_keeps_every_kind_by_its_share_in_the_order_of_the_file(tmp_path):

@@ -154,12 +154,12 @@ class Grid:
     def _end(self, address: str) -> None:
         del self.running[address]
         cell = self.cells[address]
-        if self.places.has_output(cell):
-            self.seconds.setdefault(cell.stage, []).append(self.places.finished(cell)["seconds"])
+        if self.places.has_output(cell) and (record := self.places.finished(cell)):
+            self.seconds.setdefault(cell.stage, []).append(record["seconds"])
             return
         said = self.places.work / address / "failed.txt"
         words = "its process was killed"
-        if said.exists():
+        if said.is_file():
             words = said.read_text(encoding="utf-8", errors="replace").strip()
         self.failed[address] = words
 

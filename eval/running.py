@@ -19,6 +19,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, TextIO
 
+from dataset.printing import prepare_streams
 from eval.forks import Fork
 from eval.records import ITEMS, NAMED, POINT, TRAINING, not_finite
 from model.errors import UserError
@@ -57,13 +58,14 @@ def run_cell(folder: str, is_left: Callable[[], bool] = lambda: False, forks: bo
     with locked(place, waits=True) as lock:
         if record.exists() and (place / "done").exists():
             return
-        (place / "failed.txt").unlink(missing_ok=True)
+        for former in ("failed.txt", "done"):
+            (place / former).unlink(missing_ok=True)
         made_by = provenance()
-        if status := _run(job, log, lock, is_left, forks):
-            raise _failed(place, _last_words(log) or f"exit code {status}")
         try:
+            if status := _run(job, log, lock, is_left, forks):
+                raise UserError(_last_words(log) or f"exit code {status}")
             result = _result(job, Path(job["output"]))
-        except UserError as error:
+        except (UserError, OSError) as error:
             raise _failed(place, str(error)) from None
         if "items" in result and (broken := not_finite(result["items"])):
             raise _failed(place, f"{broken} is not finite, as that of a training that diverged")
@@ -177,9 +179,10 @@ def run_until_left(folder: str, forks: bool = False) -> None:
     starter, parent = parent_process(), os.getppid()  # of a fork, the parent is the server, which stays
     try:
         run_cell(folder, lambda: os.getppid() != parent or bool(starter and not starter.is_alive()), forks)
-    except (UserError, KeyboardInterrupt):
-        sys.exit(1)  # failed.txt says why
+    except (UserError, OSError, KeyboardInterrupt):
+        sys.exit(1)  # failed.txt says why, where it can be written
 
 
 if __name__ == "__main__":
+    prepare_streams()
     run_until_left(sys.argv[1])

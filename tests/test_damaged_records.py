@@ -14,6 +14,7 @@ from eval.cells import PROGRAMS, Cell, Program, plan
 from eval.evidence import Evidence
 from eval.experiment import Experiment, Primary
 from eval.findings import analyse
+from eval.grid import Grid, Workers
 from eval.in_context import find
 from eval.judging import Rule, fix, place_of
 from eval.looks import _kept
@@ -128,6 +129,19 @@ def test_a_damaged_summary_of_a_regression_is_one_line(tmp_path):
     check(tmp_path / "summary.json", summary, lambda: find(settings), set())
 
 
+def test_a_mark_in_the_folder_of_a_cell_is_no_record_of_it(tmp_path, experiment):
+    trials = plan(experiment, range(1), {})
+    grid = Grid(trials, Places(tmp_path / "cells", tmp_path / "work"), Workers())
+    [address, *_] = grid.waiting
+    folder = tmp_path / "work" / address
+    folder.mkdir(parents=True)
+    (folder / "done").touch()
+    (folder / "failed.txt").write_text("it fell\n")
+    grid.running[address] = None
+    grid._end(address)
+    assert grid.failed == {address: "it fell"}
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -149,6 +163,12 @@ def test_what_a_command_leaves_damaged_fails_its_cell_with_a_line(tmp_path, name
         (out / file).write_text(json.dumps(values))
     (out / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
     (out / name).write_text(content)
+    (tmp_path / "done").touch()  # of a record that was taken away
     with pytest.raises(UserError, match=f"{name} is damaged.*run the cell again"):
         run_cell(str(tmp_path))
     assert name in (tmp_path / "failed.txt").read_text() and not (tmp_path / "record.json").exists()
+    assert not (tmp_path / "done").exists()
+    (tmp_path / "log.txt").unlink()
+    (tmp_path / "log.txt").mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        run_cell(str(tmp_path))

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ def prepare_streams(stdout_is_log: bool = False) -> None:
     A mistake of ours is shown with its traceback in the same way, and so is what libraries log and warn of.
     """
     sys.excepthook = lambda kind, error, trace: show_traceback(error)
+    threading.excepthook = sys.unraisablehook = _show_lost
     logging.setLogRecordFactory(_Logged)
     warnings.formatwarning = _warning
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -55,6 +57,12 @@ def prepare_streams(stdout_is_log: bool = False) -> None:
 def show_traceback(error: BaseException) -> None:
     """Print an error with its traceback, the foreign text in it made visible."""
     print(printable("".join(format_exception(error)), keep="\n"), end="", file=sys.stderr)
+
+
+def _show_lost(lost: Any) -> None:
+    """Show what ended a thread, or a cleaning up, but where it was told to end."""
+    if not isinstance(lost.exc_value, SystemExit):
+        show_traceback(lost.exc_value)
 
 
 class _Logged(logging.LogRecord):

@@ -7,8 +7,8 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from unittest.mock import patch
 
 from dataset import command_line
+from dataset.printing import show_traceback
 
 IMPORTS = ["trainer.loop", "trainer.setup", "eval.evaluation", "dataset.preparation", "matplotlib.figure"]
 ON_IMPORT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -40,7 +41,8 @@ def _call(folder: str, variables: dict[str, str], work: Callable[..., None], inp
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
-    work(*inputs)
+    with _showing_mistakes():
+        work(*inputs)
 
 
 class Fork:
@@ -75,4 +77,15 @@ def _run_module(words: list[str], output: TextIO, variables: dict[str, str]) -> 
     command_line.PARENT = os.getppid()
     torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
     sys.argv = words
-    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    with _showing_mistakes():
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+@contextmanager
+def _showing_mistakes() -> Iterator[None]:
+    """Show a mistake as a command by itself does: `multiprocessing` shows foreign text in it as it is."""
+    try:
+        yield
+    except Exception as error:
+        show_traceback(error)
+        sys.exit(1)

@@ -66,6 +66,22 @@ def test_a_mistake_of_ours_shows_what_would_steer_the_terminal_as_escapes():
     assert done.returncode == 1
 
 
+def test_what_ends_a_thread_or_a_cleaning_up_shows_what_would_steer_the_terminal_as_escapes():
+    code = (
+        "import threading\n"
+        "from dataset.printing import prepare_streams; prepare_streams()\n"
+        "class Lost:\n"
+        "    def __del__(self): raise ValueError('\x1b[2J')\n"
+        "Lost()\n"
+        "def fall(): raise ValueError('\u202e')\n"
+        "for work in (fall, lambda: exit(3)):\n"
+        "    threading.Thread(target=work).start()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    told = [line for line in done.stderr.splitlines() if not line.startswith((" ", "Traceback"))]
+    assert told == [r"ValueError: \x1b[2J", r"ValueError: \u202e"] and done.returncode == 0
+
+
 def test_what_libraries_log_and_warn_of_shows_what_would_steer_the_terminal_as_escapes():
     code = (
         "import logging, warnings\n"

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import uvicorn
 
+from dataset.printing import printable
 from eval.connection import Connection
 from eval.served_chat import ServedChat
 from eval.served_model import Tell, open_model
 from eval.server import Server
 from eval.server_settings import ServerSettings
-from model.errors import UserError
+from model.errors import UserError, brief
 
 MIB = 2**20
 
@@ -23,6 +24,8 @@ def open_chats(settings: ServerSettings, tell: Tell) -> dict[str, ServedChat]:
     names = [Path(os.path.abspath(folder)).name for folder in settings.model]  # of links, their own
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"--model: clients name models by their folders, and two are called {min(twice)}")
+    if odd := [name for name in names if printable(name) != name]:
+        raise UserError(f"--model: expected a folder whose name can be shown, got {brief(odd[0])}; link it")
     chats = {}
     for name, folder in zip(names, settings.model, strict=True):
         served = open_model(folder, device=settings.device)
@@ -64,7 +67,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no name of a machine"
         raise UserError(
-            f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another, or port 0"
+            f"--host {host} --port {port}: cannot listen there ({reason}); choose another, or port 0"
         ) from None

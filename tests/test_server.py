@@ -365,6 +365,8 @@ def test_what_cannot_be_served_is_refused_by_name(models, address, tmp_path):
     (tmp_path / "key").touch()
     for words, name in (
         (["--model", models[0], models[0]], "two are called causal"),
+        (["--model", f"{models[0]}\x1b[2J"], "a folder whose name can be shown"),
+        (["--model", models[0], "--host", "a..b"], "cannot listen there"),
         (["--model", models[0], "--port", "70000"], "--port"),
         (["--model", models[0], "--port", address.rpartition(":")[2]], "cannot listen there"),
         (["--model", models[0], "--batch_size", "0"], "--batch_size"),

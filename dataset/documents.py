@@ -199,7 +199,7 @@ class Pairs(Conversations):
         # What follows the shared prompt stays in both. The good side may take half of the row, more where its
         # answer is the longer one: then the same prompt fits with the bad one, too.
         begin = prompt_of_both(good, bad)
-        ends = [int(side.trained.nonzero()[0][-1]) + 1 for side in (good, bad)]
+        ends = [int(max(side.trained.nonzero()[0], default=-1)) + 1 for side in (good, bad)]
         limit = (self.settings.max_seq_len + ends[0] - ends[1]) // 2
         left, _, num_cut_out = truncate(good, limit, self._renderer)
         end = len(left) - (ends[0] - begin) if left else 0

@@ -186,6 +186,7 @@ MESSAGES = {
     "settings.json cannot be read": [text("latest", "step-00000003")],
     "metrics.jsonl is damaged": [
         text("metrics.jsonl", '{"step": "2", "loss": 1, "learning_rate": 1}\n'),
+        text("metrics.jsonl", '{"step": 2, "loss": 1, "learning_rate": 1, "tokens": "x"}\n'),
         text("metrics.jsonl", '{"step": true, "loss": 1, "learning_rate": 1}\n'),
         text("metrics.jsonl", '{"step": 2, "loss": "low", "learning_rate": 1}\n'),
         text("metrics.jsonl", '{"step": 2, "loss": 1, "learning_rate": null}\n'),

@@ -4,18 +4,26 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from training_runs import conversations, data, init, sentences
 
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
+from dataset.conversation import Rendered
 from dataset.documents import documents_of
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from model.checkpoint import load_checkpoint
 from tests.serving import small_tokenizer, write_lines
-from trainer.validation import TextBytes, measure
+from trainer.validation import TextBytes, _question, measure
+
+
+def test_a_question_that_no_header_begins_is_shown_from_its_first_token():
+    tokenizer = small_tokenizer()
+    ids = np.array([*tokenizer.encode("Hi\nthere"), tokenizer.im_end_id])
+    assert _question(Rendered(ids, np.zeros(len(ids), np.uint8)), tokenizer) == "there"
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft"])

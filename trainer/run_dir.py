@@ -35,7 +35,7 @@ from model.typed_json import Number, read_as, read_file
 MARK = "settings.yaml"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 SAMPLED = {"step": int}
-TRAINED = SAMPLED | {"learning_rate": Number, "loss?": Number}
+TRAINED = SAMPLED | {"learning_rate": Number, "loss?": Number, "tokens?": int}
 VALIDATED = SAMPLED | {"validation": str, "nats_per_token": Number}
 """what is read of their lines"""
 CHECKPOINT = re.compile(r"step-\d{8,18}", re.ASCII)

@@ -243,6 +243,7 @@ def _drawn(document: Rendered, kind: str, tokenizer: Tokenizer, prompt_mask: str
 
 def _question(before: Rendered, tokenizer: Tokenizer) -> str:
     """Return the content of the last message before an answer, whose header ends with a newline."""
-    last = before.ids[int(before.starts.nonzero()[0][-1]) :]
+    begin = max(before.starts.nonzero()[0], default=0)  # none where a form puts nothing before a message
+    last = before.ids[int(begin) :]
     content = last[: int((last == tokenizer.im_end_id).argmax())]
     return tokenizer.decode(content, skip_special_tokens=True).partition("\n")[2]

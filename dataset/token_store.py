@@ -60,13 +60,6 @@ class Part(NamedTuple):
     lengths: np.ndarray
     """(D,) uint32 tokens of each document"""
 
-    @property
-    def num_targets(self) -> int:
-        """Return how many tokens can carry loss."""
-        if self.codes is None:
-            return len(self.ids) - len(self.lengths)
-        return int(np.count_nonzero(are_trained(self.codes)))
-
 
 class TokenStore:
     """The documents of one folder; `store[i]` is a `Rendered` that is read when it is asked for.
@@ -256,7 +249,10 @@ class StoreWriter:
             file.write(getattr(part, field).data)
         self._shards[-1]["documents"] += len(part.lengths)
         self._shards[-1]["tokens"] += len(part.ids)
-        self.num_targets += part.num_targets
+        if part.codes is None:
+            self.num_targets += len(part.ids) - len(part.lengths)  # all but the first of each text
+        else:
+            self.num_targets += int(np.count_nonzero(are_trained(part.codes)))
 
     def position(self) -> dict[str, Any]:
         """Return what has been written, and see to it that it stays written."""

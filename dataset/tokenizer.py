@@ -30,8 +30,8 @@ from dataset.foreign_tokenizer import (
     quiet_panics,
 )
 from dataset.words import (
+    BYTE_OF_CHARACTER,
     Words,
-    byte_of_character,
     parts_of,
     pre_tokenizer,
     without_long_runs,
@@ -260,8 +260,7 @@ class Tokenizer:
         if self.decoding != "byte-level":
             pieces = self._backend.get_vocab().items()
             return {i: BYTE_PIECES.get(piece) or piece.replace("▁", " ").encode() for piece, i in pieces}
-        byte_of = byte_of_character()
-        vocab = self._backend.get_vocab(with_added_tokens=False)
+        vocab, byte_of = self._backend.get_vocab(with_added_tokens=False), BYTE_OF_CHARACTER
         known = {i: bytes(byte_of[c] for c in t) for t, i in vocab.items() if byte_of.keys() >= set(t)}
         added = self._backend.get_added_tokens_decoder()
         return known | {token_id: token.content.encode() for token_id, token in added.items()}

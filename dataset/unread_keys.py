@@ -87,8 +87,8 @@ def _of_turn(turn: dict[str, Any]) -> Iterator[str]:
         elif isinstance(said, str):
             calls = [said] if str(speaker).lower() in CALLERS else CALL.findall(said)
             yield from (each for call in calls for each in _of_calls(key, call))
-    for key in ("tool_calls", "function_call"):
-        yield from _of_calls(key, turn.get(key))
+    for key in turn.keys() & {"tool_calls", "function_call"}:
+        yield from _of_calls(key, turn[key])
 
 
 def _of_calls(name: str, value: Any) -> Iterator[str]:

@@ -21,6 +21,12 @@ PART_CHARACTERS = 50_000  # longer texts are encoded in parts, cut before a spac
 PART_END = re.compile(r"(?<=[^\W\d_])[\s。，]")
 RUN_CHARACTERS = 256
 RUN = re.compile(r"[^\W\d_]{n}|\d{n}|(?:[^\w\s]|_){n}|\s{n}".replace("n", str(RUN_CHARACTERS)))
+_WHOLE = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
+_OTHERS = [byte for byte in range(256) if byte not in _WHOLE]
+BYTE_OF_CHARACTER = {chr(byte): byte for byte in _WHOLE}
+BYTE_OF_CHARACTER |= {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
+"""what the characters of a byte-level vocabulary stand for (the table of GPT-2): printable ones for
+themselves, those from U+0100 on for the other bytes, in their order"""
 
 
 class Words(dict[str, list[int]]):
@@ -75,13 +81,19 @@ def pre_tokenizer(isolate_han: bool) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split_han, split_words] if isolate_han else [split_words])
 
 
+HAN_APART = {pre_tokenizer(is_apart).__getstate__(): is_apart for is_apart in (True, False)}
+HAN_APART |= {pre_tokenizers.ByteLevel(add_prefix_space=False).__getstate__(): False}
+"""ways to cut texts as GPT-2 does, by what tells them: whether each Han character is apart"""
+
+
 def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     """Return a pattern that cuts a text only where `content` cuts it too, None where its ways are not ours.
 
     A word is cut only at a space, at a Han character, or where ASCII changes between letters, digits and
     signs; an apostrophe stays with what follows. The rest is left to the library, so the ids are the same.
     """
-    isolates_han, model = _isolates_han(content.pre_tokenizer), content.model
+    rules, model = content.pre_tokenizer, content.model
+    isolates_han = HAN_APART.get(rules.__getstate__()) if rules else None
     has_marks = model.continuing_subword_prefix or model.end_of_word_suffix
     if isolates_han is None or content.normalizer is not None or has_marks:
         return None
@@ -99,14 +111,6 @@ def _word_pattern(content: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     # Spaces go with the word that follows. What begins with no such run is taken up to the next space.
     word = rf"[{space}]*(?:{letters}|{digits}|{signs}|[^{space}{han}]+)|[{space}]+"
     return re.compile(rf"[{han}]|{word}" if han else word)
-
-
-def _isolates_han(rules: pre_tokenizers.PreTokenizer | None) -> bool | None:
-    """Say whether texts are cut as GPT-2 does with each Han character apart; None where in another way."""
-    plain = (pre_tokenizer(isolate_han=False), pre_tokenizers.ByteLevel(add_prefix_space=False))
-    ways = {each.__getstate__(): False for each in plain}
-    ways |= {pre_tokenizer(isolate_han=True).__getstate__(): True}
-    return ways.get(rules.__getstate__()) if rules else None
 
 
 def without_marks(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -130,18 +134,8 @@ def _lacking_bytes(content: tokenizers.Tokenizer) -> frozenset[int]:
     if content.model.byte_fallback:
         return frozenset()
     vocab = content.get_vocab()
-    lacking = {byte for character, byte in byte_of_character().items() if character not in vocab}
+    lacking = {byte for character, byte in BYTE_OF_CHARACTER.items() if character not in vocab}
     return frozenset(lacking - {0xC0, 0xC1, *range(0xF5, 0x100)})  # which no text has
-
-
-def byte_of_character() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for (the table of GPT-2).
-
-    Printable bytes stand for themselves; the others are numbered from U+0100 on.
-    """
-    whole = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
-    others = [byte for byte in range(256) if byte not in whole]
-    return {chr(byte): byte for byte in whole} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 def parts_of(text: str) -> Iterator[str]:

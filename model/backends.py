@@ -5,9 +5,10 @@ Their constants were measured on two CPU cores, on models of 30M parameters in f
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby, pairwise
-from typing import NamedTuple, get_args
+from itertools import pairwise
+from typing import get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from model.flex_rows import FlexRows, flex_attention, flex_rows, has_flex
 from model.layers import soft_cap
 from model.masks import Layout, visible_mask
 from model.pattern import ALL, Pattern
-from model.strategies import CAUSAL, NO_PART
+from model.runs import Span, document_spans
 
 QUERY_BLOCKS = 4
 """parts in which `blockwise_attention` takes queries; more compute less in vain but compile for longer"""
@@ -159,70 +160,16 @@ def _fits_blocks(q: Tensor) -> bool:
     return SHORTEST_IN_BLOCKS <= T and B * H * T * T <= MOST_PAIRS
 
 
-class Span(NamedTuple):
-    """Tokens of a row that stand next to each other: a whole document, or padding."""
-
-    row: int
-    begin: int
-    end: int
-    is_padding: bool
-    is_causal: bool
-    """whether no token of it has a block or part"""
-
-    @property
-    def length(self) -> int:
-        """The number of its tokens."""
-        return self.end - self.begin
-
-
-def document_spans(layout: Layout) -> list[Span] | None:
-    """Return the spans of all rows in order, or None if the tokens of a document are not all in one span.
-
-    What lies outside of the squares of the spans is not visible:
-
-        1 . . . .     documents 0 0 0 1 1
-        1 1 . . .
-        1 1 1 . .
-        . . . 1 .
-        . . . 1 1
-    """
-    documents, length = layout.document_ids, layout.document_ids.shape[1]
-
-    # A span opens where the document is another one than that of the token before it.
-    opens = torch.ones_like(documents, dtype=torch.bool)
-    opens[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    rows, begins = opens.nonzero(as_tuple=True)
-    ids = documents[rows, begins]
-
-    # A document that opens twice in a row is torn.
-    names = (rows * (ids.max() + 1) + ids)[ids >= 0]
-    if len(names.unique()) < len(names):
-        return None
-
-    # Places are counted through all rows, so that a span ends where the next one opens.
-    starts = rows * length + begins
-    ends = torch.cat((starts[1:], starts.new_tensor([documents.numel()])))
-
-    # A span is causal when as many tokens with a block or part come before its end as before its start.
-    is_special = layout.block_ids != CAUSAL
-    if layout.part_ids is not None:
-        is_special |= layout.part_ids != NO_PART
-    counts = F.pad(is_special.flatten().cumsum(0), (1, 0))
-    is_causal = counts[ends] == counts[starts]
-    fields = (rows, begins, ends - rows * length, ids < 0, is_causal)
-    return [Span(*span) for span in zip(*(field.tolist() for field in fields), strict=True)]
-
-
 class DocumentRows:
     """Whole rows whose documents attend each by itself; on CPUs kernels compute what a mask hides."""
 
     kind = "documents"
 
     def __init__(self, layout: Layout, spans: list[Span]) -> None:
-        self._layout, self._lengths = layout, [span.length for span in spans]
-        squares = _squares(layout, [span for span in spans if not (span.is_padding or span.is_causal)])
-        causal = Visibility(is_causal=True)
-        self._seen = [None if span.is_padding else squares.get(span, causal) for span in spans]
+        self._layout, self._lengths = layout, [span.end - span.begin for span in spans]
+        longest = max((span.end - span.begin for span in spans if span.blocks), default=0)
+        triangle = np.tri(longest, dtype=bool)
+        self._seen = [None if span.is_padding else _seen_in(span, layout, triangle) for span in spans]
 
     def dense(self, ahead: int = 0) -> Tensor:
         """Return the same as one mask (B, 1, T, ahead + T), where so many keys that all see come first."""
@@ -243,18 +190,18 @@ class DocumentRows:
         return torch.cat(outputs).view(B, T, H, D).transpose(1, 2)
 
 
-def _squares(layout: Layout, spans: list[Span]) -> dict[Span, Visibility]:
-    """Return the masks (1, 1, n, n) of documents, made at once for those of about one length."""
-    squares, (_, length) = {}, layout.block_ids.shape
-    fields = [ids.flatten() for ids in layout if ids is not None]
-    for _, group in groupby(sorted(spans, key=lambda s: s.length), lambda s: s.length.bit_length()):
-        alike = [*group]
-        begins = torch.tensor([[span.row * length + span.begin] for span in alike])
-        places = (begins + torch.arange(alike[-1].length)).clamp(max=len(fields[0]) - 1)
-        masks = visible_mask(Layout(*(ids[places] for ids in fields)))[:, None, None]
-        for span, mask in zip(alike, masks, strict=True):
-            squares[span] = Visibility(mask[..., : span.length, : span.length])
-    return squares
+def _seen_in(span: Span, layout: Layout, triangle: np.ndarray) -> Visibility:
+    """Return what tokens of a document see of each other: a triangle, and a square for each block."""
+    if not (span.blocks or span.has_parts):
+        return Visibility(is_causal=True)
+    if span.has_parts:
+        own = (ids[span.row, None, span.begin : span.end] for ids in layout)
+        return Visibility(visible_mask(Layout(*own))[None])
+    length = span.end - span.begin
+    mask = triangle[:length, :length].copy()
+    for begin, end in span.blocks:
+        mask[begin:end, begin:end] = True
+    return Visibility(torch.from_numpy(mask[None, None]))
 
 
 def _attend_span(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:

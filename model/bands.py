@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import Visibility
-from model.masks import Layout, Tokens, narrow, visible, visible_mask
+from model.masks import Layout, visible_mask
 from model.pattern import Pattern
-from model.strategies import CAUSAL
+from model.runs import sights
 
 SMALLEST_BLOCK = 32
 """queries of a band; fewer share a product less well. It is half the window of wider ones"""
@@ -91,64 +91,60 @@ def in_bands(layout: Layout, pattern: Pattern) -> Bands | None:
     """Return whole rows (B, T) cut into bands, where that is exact and pays; else they need a dense mask."""
     if pattern.reach is None:
         return None
-    size = max(SMALLEST_BLOCK, pattern.reach // 2)
-    before = _number(pattern.reach - 1, size)
-    room = int(WIDEST_SHARE * layout.block_ids.shape[1]) // size - before - 1
-    if room < 0 or not is_in_order(layout):
+    size, length = max(SMALLEST_BLOCK, pattern.reach // 2), layout.block_ids.shape[1]
+    number, before = _number(length, size), _number(pattern.reach - 1, size)
+    room = int(WIDEST_SHARE * length) // size - before - 1
+    if room < 0 or (seen := sights(layout, number * size)) is None:
         return None
-    wanted = _number(tokens_ahead(layout, pattern), size) if (layout.block_ids >= 0).any() else 0
+    wanted = _number(tokens_ahead(seen[1], pattern), size)
     after = next((blocks for blocks in BLOCKS_AFTER if blocks >= wanted), room + 1)
-    return cut(layout, pattern, size, before, after) if after <= room else None
+    blocks = [places.reshape(-1, number, size) for places in seen]
+    return cut(layout, blocks, pattern, before, after) if after <= room else None
 
 
 def _number(tokens: int, size: int) -> int:
     return -(-tokens // size)
 
 
-def is_in_order(layout: Layout) -> bool:
-    """Say whether the tokens of each document stand next to each other, at positions 0, 1, …"""
-    documents, positions, _, parts = (ids if ids is None else ids.numpy() for ids in layout)  # fast if small
-    goes_on = documents[:, 1:] == documents[:, :-1]
-    is_next = positions == np.pad((positions[:, :-1] + 1) * goes_on, ((0, 0), (1, 0)))
-    rows, starts = ((positions == 0) & (documents >= 0)).nonzero()
-    names = rows * (documents.max() + 1) + documents[rows, starts]
-    return parts is None and bool((is_next | (documents < 0)).all()) and len(np.unique(names)) == len(names)
+def tokens_ahead(last: np.ndarray, pattern: Pattern) -> int:
+    """Return how far behind a query the last key may stand that it sees: in its block, and near.
 
-
-def tokens_ahead(layout: Layout, pattern: Pattern) -> int:
-    """Return how far behind a query the last key may stand that it sees: in its block, and near."""
-    blocks = F.pad(layout.block_ids, (0, 1), value=CAUSAL).flatten()  # so that none goes on in the next row
-    ids, lengths = blocks.unique_consecutive(return_counts=True)
-    longest = int(lengths.masked_fill(ids < 0, 1).max())
+    `last` (B, T) are the last keys that queries see without bounds.
+    """
+    longest = int((last - np.arange(last.shape[1])).max()) + 1
     bounds = [pattern.window if pattern.both_sides else None, pattern.chunk]
     near = min((bound for bound in bounds if bound), default=longest)
     return min(longest, max(near, pattern.sinks)) - 1  # sinks are seen through any bound
 
 
-def cut(layout: Layout, pattern: Pattern, size: int, before: int, after: int) -> Bands:
-    """Return rows cut into bands of `size` queries, with so many blocks of keys on their sides."""
-    batch, length = layout.block_ids.shape
-    number, width = _number(length, size), (before + 1 + after) * size
+def cut(layout: Layout, seen: list[np.ndarray], pattern: Pattern, before: int, after: int) -> Bands:
+    """Return rows cut into bands, with so many blocks of keys on the sides of their queries.
 
-    # Rows get tokens of no document on both sides, so that all bands are of one width.
-    here, sides = slice(before * size, (before + 1) * size), (before * size, (number + after) * size - length)
-
-    def of_keys(ids: Tensor) -> Tensor:  # (B, N, 1, W)
-        return F.pad(ids, sides, value=-1).unfold(1, width, size)[:, :number, None]
-
-    # Places are the same in all bands: a window, which bounds as many of them, is found once.
-    k = Tokens(places := torch.arange(width)[None], of_keys(narrow(layout.document_ids)), places, None)
-    if pattern.sinks or pattern.chunk:
-        k = k._replace(position=of_keys(layout.position_ids))
-    if (layout.block_ids >= 0).any():
-        k = k._replace(block=of_keys(narrow(layout.block_ids)))
-    q = Tokens(*(ids if ids is None else ids[..., here].mT for ids in k))
-    mask, sinks = visible(q, k, pattern), None  # (B, N, c, W)
+    `seen` are the first and last place (B, N, c) that queries see without bounds.
+    """
+    _, number, size = seen[0].shape
+    begin = (np.arange(number)[:, None] - before) * size  # (N, 1), of the keys of bands in their row
+    start, end = (places - begin for places in seen)  # now counted from there
+    first, last = pattern.bounded(before * size + np.arange(size), start, end)
+    width = (before + 1 + after) * size
+    mask, sinks = _between(first, last, pattern.sinks, width), None  # (B, N, c, sinks + W)
     if pattern.sinks:
+        # Few queries see sinks in the band that are not near.
+        far = ((start > -pattern.sinks) & ((start < first) | (last < end))).nonzero()
+        here, behind = start[far].clip(min=0), np.minimum(start + pattern.sinks - 1, end)[far]
+        mask[far] |= _between(here, behind, pattern.sinks, width)
         # Only the document of the first query can have begun before the band, at places below 0.
-        places = (q.index - q.position)[:, :, 0] + torch.arange(pattern.sinks)  # (B, N, sinks)
-        sinks = (places + torch.arange(number)[:, None] * size - before * size).clamp(0, length - 1)
-        at = (ids.gather(1, sinks.flatten(1)).unflatten(1, (number, -1)) for ids in layout[:3])
-        first = Tokens(*(ids[:, :, None] for ids in (places, *at)))  # (B, N, 1, sinks)
-        mask = torch.cat((visible(q, first, pattern) & (first.index < 0), mask), dim=3)
-    return Bands(mask.flatten(0, 1)[:, None], sinks, before, after, layout, pattern)
+        places = start[:, :, :1] + np.arange(pattern.sinks)  # (B, N, sinks)
+        mask[..., : pattern.sinks] = (start == start[:, :, :1])[..., None] & (places < 0)[:, :, None]
+        sinks = torch.from_numpy((places + begin).clip(0, layout.block_ids.shape[1] - 1))
+    return Bands(torch.from_numpy(mask).flatten(0, 1)[:, None], sinks, before, after, layout, pattern)
+
+
+def _between(first: np.ndarray, last: np.ndarray, ahead: int, width: int) -> np.ndarray:
+    """Return True from the first to the last (...) of the places that bands have, `ahead` of them below 0."""
+    narrow = np.min_scalar_type(-(ahead + width))  # numbers of few bytes are compared faster
+    places = np.arange(-ahead, width, dtype=narrow)
+    first, last = (each.clip(-1, width - 1).astype(narrow)[..., None] for each in (first, last))
+    mask = first <= places
+    mask &= places <= last
+    return mask  # (..., ahead + width)

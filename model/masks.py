@@ -1,8 +1,8 @@
 """Which token may see which: the one rule, every form of its masks, and where a document may be cut.
 
 A row of tokens is described by its `Layout`, whose blocks a strategy sets (`model/strategies.py`). Training,
-prefill, decode and plots all derive their masks from `visible`; nothing else decides visibility. A layer may
-see less, by its pattern (`model/pattern.py`).
+prefill, decode and plots all derive their masks from `visible`, or from the same said of whole documents
+(`model/runs.py`); nothing else decides. A layer may see less, by its pattern (`model/pattern.py`).
 
 In order: the rule, the masks made from it, common layouts, which labels would leak, and which computed tokens
 can be reused. What a strategy makes of a conversation stands in `model/layouts.py`.
@@ -143,11 +143,11 @@ def causal_step(ends: Tensor) -> Layout:
 
 def is_plain_causal(layout: Layout) -> bool:
     """Say whether the lower triangle is mask enough: one document per row, padded on the right, no blocks."""
+    if layout.part_ids is not None or (layout.block_ids >= 0).any():
+        return False
     documents = layout.document_ids
-    is_one_document = (documents == documents[:, :1]) | (documents < 0)
-    right_padded = (documents[:, 1:] < 0) | (documents[:, :-1] >= 0)
-    has_parts = layout.part_ids is not None
-    return not has_parts and bool((is_one_document & (layout.block_ids < 0)).all() and right_padded.all())
+    is_one_document = ((documents == documents[:, :1]) | (documents < 0)).all()
+    return bool(is_one_document and ((documents[:, 1:] < 0) | (documents[:, :-1] >= 0)).all())
 
 
 def check_layout(layout: Layout) -> None:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from numpy import ndarray as Array
     from torch import Tensor
 
 
@@ -37,6 +38,20 @@ class Pattern(NamedTuple):
         if self.chunk is not None:
             near = near & (query // self.chunk == key // self.chunk)
         return near | (key < self.sinks) if self.sinks else near
+
+    def bounded(self, place: "Array", first: "Array", last: "Array") -> tuple["Array", "Array"]:
+        """Return the first and last key that `is_near` leaves, sinks aside, of those that queries see.
+
+        All are places in a row; `first` is where the document of a query starts.
+        """
+        near = first
+        if self.window is not None:
+            near = first.clip(min=place - self.window + 1)
+            last = last.clip(max=place + self.window - 1) if self.both_sides else last
+        if self.chunk is not None:
+            chunk = place - (place - first) % self.chunk
+            near, last = near.clip(min=chunk), last.clip(max=chunk + self.chunk - 1)
+        return near, last
 
     def within(self, length: int) -> "Pattern":
         """Return what does the same in documents of up to `length` tokens, without bounds that none meets."""

@@ -1,5 +1,6 @@
 """Rows cut into bands, against the rule as loops over single tokens, and against a dense mask."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -85,6 +86,17 @@ def test_bands_see_what_loops_find_and_attend_as_a_dense_mask_does(
         results.append([y, *torch.autograd.grad(y, inputs, noise)])
     for in_bands, dense in zip(*results, strict=True):
         assert (in_bands - dense).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4])
+@pytest.mark.parametrize("both_sides", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 3, 9])
+def test_what_bounds_leave_is_all_that_is_near(window, both_sides, chunk):
+    pattern, position, begin = Pattern(window, both_sides, 0, chunk), torch.arange(20), 7
+    near = pattern.is_near(position[:, None], position).numpy()
+    place = position.numpy() + begin
+    first, last = pattern.bounded(place, np.full(20, begin), np.full(20, begin + 19))
+    assert ((first[:, None] <= place) & (place <= last[:, None]) == near).all()
 
 
 @pytest.mark.parametrize(

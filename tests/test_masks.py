@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from model import strategies
-from model.backends import Span, document_spans
 from model.errors import UserError
 from model.layouts import blocks_before_answer, positions_of, prompt_blocks
 from model.masks import (
@@ -21,6 +20,7 @@ from model.masks import (
     visible_mask,
 )
 from model.pattern import ALL, Pattern
+from model.runs import Span, document_spans
 from tests.conftest import STRATEGIES, one_document, turns
 
 CONVERSATION = "Ss Uu Aa Uu A"
@@ -364,10 +364,10 @@ def test_spans_are_the_documents_and_the_padding_of_all_rows_in_order():
     documents = torch.tensor([[0, 0, 1, 1, 1, -1], [0, 0, 0, 0, 0, 0]])
     blocks = torch.tensor([[-1, -1, 3, 3, -1, -1], [-1, -1, -1, -1, -1, -1]])
     assert document_spans(Layout(documents, torch.zeros_like(documents), blocks)) == [
-        Span(0, 0, 2, is_padding=False, is_causal=True),
-        Span(0, 2, 5, is_padding=False, is_causal=False),
-        Span(0, 5, 6, is_padding=True, is_causal=True),
-        Span(1, 0, 6, is_padding=False, is_causal=True),
+        Span(0, 0, 2, is_padding=False, blocks=()),
+        Span(0, 2, 5, is_padding=False, blocks=((0, 2),)),
+        Span(0, 5, 6, is_padding=True, blocks=()),
+        Span(1, 0, 6, is_padding=False, blocks=()),
     ]
 
 

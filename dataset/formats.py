@@ -232,7 +232,7 @@ def _read_pair(
     record: dict[str, Any], chat_format: ChatFormat, question_position: QuestionPosition
 ) -> list[Message]:
     prompt_key, answer_key = pair_of(record, chat_format)
-    if record.get("is_impossible") is True:
+    if record.get("is_impossible") in (True, "true", "True"):  # 1, too
         raise LeftOutError("no answer")
     answer = record.get(answer_key)
     if answer_key in OF_SEVERAL:

@@ -238,7 +238,7 @@ def parse_question(
     not shown them. Without it "answers" are those of a free question, whatever choices it carries. Raises
     `RecordError` with the reason, `LeftOutError` where the record says that its question has no answer.
     """
-    if record.get("is_impossible") is True:
+    if record.get("is_impossible") in (True, "true", "True"):  # 1, too
         raise LeftOutError("its question has no answer")
     choices = read_choices(record)
     answers = (choices.right,) if choices else _accepted(record)

@@ -197,6 +197,8 @@ ANSWER = {"role": "assistant", "content": "b"}
         ({"question": "Q", "context": "C", "answers": 3}, "answers are neither a text nor a list"),
         ({"question": "Q", "answers": [3]}, "answer is not a string"),
         ({"question": "Q", "answers": ["A"], "is_impossible": True}, "no answer"),
+        ({"question": "Q", "answers": ["A"], "is_impossible": 1}, "no answer"),
+        ({"question": "Q", "answers": ["A"], "is_impossible": "True"}, "no answer"),
     ],
 )
 def test_a_bad_record_has_a_reason(record, reason):

@@ -109,6 +109,7 @@ def test_a_broken_record_has_a_reason_and_its_line_is_named_where_there_are_too_
         {"context": "C", "question": "Q", "answers": []},
         {"context": "C", "question": "Q", "is_impossible": True},
         {"context": "C", "question": "Q", "answers": ["A"], "is_impossible": True},
+        {"context": "C", "question": "Q", "answers": ["A"], "is_impossible": "true"},
         {"question": "Q", "answer": " "},
         {"messages": [USER, {"role": "assistant", "content": "A", "tool_calls": [{"name": "f"}]}]},
         {"messages": [USER, {"role": "assistant", "content": '<tool_call>\n{"name": "f"}\n</tool_call>'}]},

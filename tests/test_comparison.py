@@ -17,7 +17,7 @@ from eval.comparison import compare, open_runs, shortest_question, telling_quest
 from eval.comparison_report import paired_tables, scores
 from eval.evaluation import Found
 from eval.looks import add_looks
-from eval.loss_curves import by_step, by_tokens, draw_losses
+from eval.loss_curves import by_step, by_tokens, draw_losses, save_losses
 from eval.served_model import open_model
 from eval.serving_settings import EvaluationSettings
 from eval.statistics import PairedCounts
@@ -277,6 +277,12 @@ def test_losses_of_all_runs_are_drawn_into_one_picture_and_a_run_without_any_is_
     assert (
         lines[0].get_color() != lines[1].get_color() and lines[0].get_linestyle() != lines[1].get_linestyle()
     )
+
+
+def test_losses_that_leave_no_room_for_an_axis_leave_a_gap_in_the_picture(tmp_path):
+    losses = enumerate((1e308, 2.0, 1.0, -1e308), start=1)
+    save_losses(tmp_path / "x.png", {"a": [{"step": n, "loss": x, "learning_rate": x} for n, x in losses]})
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_losses_are_drawn_by_tokens_too_where_steps_of_runs_read_different_numbers_of_them():

@@ -207,6 +207,7 @@ MESSAGES = {
         changed(f"{LAST}/progress.json", seconds=10**400),
         changed(f"{LAST}/progress.json", tokens=True),
         changed(f"{LAST}/progress.json", ledger={"rows": 3}),
+        changed(f"{LAST}/progress.json", sums_since_log=[1.0]),
         changed(f"{LAST}/settings.json", rows_per_step="4"),
         changed(f"{LAST}/settings.json", total_steps=0),
         changed("checkpoints/step-00000002/config.json", num_hidden_layers=1),

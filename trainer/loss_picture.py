@@ -22,6 +22,8 @@ SMOOTHED_SHARE = 0.03
 """of all points, to either side, that a point of the smoothed curve is the mean of"""
 LOG_FROM_RATIO = 4
 """largest to smallest loss from which on the axis is logarithmic: the end of a long fall stays readable"""
+LARGEST = 1e100
+"""what numbers that are drawn stay below; others leave a gap, as they leave no room for an axis"""
 TRAINING, LEARNING_RATE = "training", "learning rate"
 LOSS = "loss (nats per token)"
 Points = list[tuple[int, float]]
@@ -50,12 +52,16 @@ def read_curves(records: list[dict[str, Any]]) -> dict[str, Points]:
     for record in records:
         step = record["step"]
         if "validation" in record:
-            curves[f"validation {record['validation']}"].append((step, record["nats_per_token"]))
+            curves[f"validation {record['validation']}"].append((step, _drawn(record["nats_per_token"])))
             continue
-        curves[LEARNING_RATE].append((step, record["learning_rate"]))
+        curves[LEARNING_RATE].append((step, _drawn(record["learning_rate"])))
         if record.get("loss") is not None:
-            curves[TRAINING].append((step, record["loss"]))
+            curves[TRAINING].append((step, _drawn(record["loss"])))
     return curves
+
+
+def _drawn(value: float) -> float:
+    return value if abs(value) < LARGEST else math.nan
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -131,6 +131,8 @@ def read_progress(values: dict[str, Any]) -> Progress:
     told = read_as(form | later, values, "progress.json")
     ledger, sums = told.get("ledger") or Ledger(), told.get("sums_since_log") or []
     progress = Progress(**{name: told[name] for name in form}, sums_since_log=sums, ledger=ledger)
+    if len(sums) not in (0, 3):  # none but those of pairs of answers
+        raise ValueError(f"progress.json: expected 3 sums_since_log or none, got {len(sums)}")
     if progress.loss_scale < 1 or min(progress.seconds, progress.nats_since_log, ledger.flops) < 0:
         raise ValueError("progress.json: expected a loss_scale of 1 or more, and no number below 0")
     return progress

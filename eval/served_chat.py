@@ -89,10 +89,9 @@ class ServedChat:
     def look(self, asked: LookAsked) -> dict[str, Any]:
         """Return a conversation as the page draws it; only the thread of the engine may call it."""
         rendered = render(self._remembered.recall(asked.conversation()), self.served.tokenizer)
-        if len(rendered) > (most := min(MOST_DRAWN_TOKENS, self.served.model.config.max_position_embeddings)):
-            raise RefusedError(
-                f"the conversation has {len(rendered)} tokens; masks of {most} at most are drawn"
-            )
+        most = min(MOST_DRAWN_TOKENS, self.served.model.config.max_position_embeddings)
+        if not 0 < len(rendered) <= most:
+            raise RefusedError(f"the conversation has {len(rendered)} tokens; masks of 1 to {most} are drawn")
         return view(self.served, rendered, self.mask_of(asked))
 
     def remember(self, asked: ChatAsked, choice: Choice) -> None:

@@ -43,8 +43,9 @@ def test_masks_that_need_passages_are_offered_where_the_cache_holds_them():
 def test_a_conversation_that_is_longer_than_the_model_takes_is_not_drawn():
     chat = chat_of("causal", context=64, architecture="gpt2")
     assert len(chat.look(asked("xq" * 20))["tokens"]) > 40
-    with pytest.raises(RefusedError, match="masks of 64 at most"):
-        chat.look(asked("xq" * 40))
+    for conversation in (asked("xq" * 40), LookAsked(messages=[])):
+        with pytest.raises(RefusedError, match="masks of 1 to 64 are drawn"):
+            chat.look(conversation)
 
 
 @pytest.mark.parametrize("kind", [ChatReply, TextReply])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dataset.command_line import parse
+from dataset.printing import printable
 from model.errors import UserError
 from model.systems import own_bytes
 
@@ -71,7 +72,7 @@ def bench(
     file.write_text(json.dumps(figures.record, indent=2) + "\n")
     table = [("", figures.header), *figures.rows]
     lines = [f"{name:<34}" + "".join(f"{cell:>12}" for cell in cells) for name, cells in table]
-    print(*figures.before, *lines, *figures.after, sep="\n")
+    print(printable("\n".join((*figures.before, *lines, *figures.after)), keep="\n"))
 
 
 def refuse_below(settings: PlaceSettings, **least: int) -> None:
@@ -92,7 +93,7 @@ def call(module: str, **flags: object) -> "Cost":
     words: list[str] = []
     for name, value in flags.items():
         words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    print(f"{module} {' '.join(words)} …", file=sys.stderr)
+    print(printable(f"{module} {' '.join(words)} …"), file=sys.stderr)
     return measure([sys.executable, "-m", module, *words])
 
 

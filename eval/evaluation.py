@@ -267,6 +267,7 @@ def save(folder: str | Path, found: Found) -> None:
             "tasks": tasks_of(found.predictions),
             "losses": losses_of(losses),
             "targets": targets_of(losses),
+            "left_out": len(found.left_out),
         }
         (written / ITEMS).write_text(as_json(items) + "\n", encoding="utf-8")
         text = as_json(asdict(found.evaluation), indent=2) + "\n"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from eval.effects import compare_paired, holm, look_level
-from eval.evidence import Evidence, devices, differences, mixtures, prove, scores_of, shared
+from eval.evidence import Evidence, devices, differences, left_out, mixtures, prove, scores_of, shared
 from eval.experiment import A_A
 from eval.tables import grouped
 from eval.verdicts import INCOMPLETE, UNITS, sentence, verdict
@@ -63,7 +63,7 @@ def analyse(
     for each in a_a:
         each["is_primary"] = False
     said = [sentence(each, experiment) for each in comparisons if each["is_primary"]]
-    remarks = [*notes, *mixtures(evidence), *_remarks(evidence, scores, former)]
+    remarks = [*notes, *mixtures(evidence), *left_out(evidence), *_remarks(evidence, scores, former)]
     made_by = next(iter(evidence.records.values()))
     return {
         "experiment": {

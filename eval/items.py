@@ -3,10 +3,10 @@
     {"tasks": {"stories": {"questions": "5fd1…", "clusters": [0, 0, 1], "metrics":
                            {"log_likelihood": [-0.2, -1.5, null], …}}, …},
      "losses": {"validation": {"nats_per_token": 1.2, "bits_per_byte": 0.9}},
-     "targets": {"validation": [5210, 9134]}}
+     "targets": {"validation": [5210, 9134]}, "left_out": 0}
 
 Higher is better for every metric; null stands where a question has no figure. A loss is that of so many
-targets, which stand for so many bytes of text.
+targets, which stand for so many bytes of text. Records that are no questions with answers are left out.
 """
 
 import json

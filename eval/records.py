@@ -11,7 +11,7 @@ from model.typed_json import Number
 MEASURED = {"clusters": list[int], "metrics": dict[str, list[Number | None]], "questions?": str}
 """the scores of the items of a task, null where an item has none"""
 LOSSES = {"losses": dict[str, dict[str, float | None]], "targets?": dict[str, list[int]]}
-ITEMS = {"tasks": dict[str, MEASURED], **LOSSES}
+ITEMS = {"tasks": dict[str, MEASURED], **LOSSES, "left_out?": int}
 """items.json"""
 PROOF = {"initial_weights": str, "rows": str, "targets": str}
 """hashes of what a training began with and was given"""

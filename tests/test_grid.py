@@ -159,9 +159,9 @@ def test_a_task_that_some_arm_was_not_measured_on_is_told(tmp_path):
     assert "second: loss store" not in {each["task"] for each in results["comparisons"]}
 
 
-def test_losses_of_other_targets_are_not_compared_and_that_is_told(tmp_path):
+def test_losses_of_other_targets_are_not_compared_and_that_is_told(tmp_path, store):
     experiment = experiment_in(tmp_path, seeds=2)
-    run_in(tmp_path, experiment)
+    given_in(tmp_path, experiment, store)
     for arm, targets in {"plain": [9, 4], "better": [5, 4]}.items():
         trials = changed_items(
             tmp_path, experiment, arm, lambda items, of=targets: items.update(targets={"store": of})
@@ -170,6 +170,15 @@ def test_losses_of_other_targets_are_not_compared_and_that_is_told(tmp_path):
     results = analyse(Evidence(experiment, trials, records, {}, {}), "")
     assert "or on other targets, on second: loss store (negative_nats_per_token)." in results["answer"]
     assert "second: loss store" not in {each["task"] for each in results["comparisons"]}
+
+
+def test_how_many_records_of_the_questions_were_left_out_is_told(tmp_path, store):
+    experiment = experiment_in(tmp_path, seeds=2)
+    given_in(tmp_path, experiment, store)
+    trials = changed_items(tmp_path, experiment, "plain", lambda items: items.update(left_out=1200))
+    records = Places(tmp_path / "cells", tmp_path / "w").records_of(trials)
+    results = analyse(Evidence(experiment, trials, records, {}, {}), "")
+    assert "Note: stage second left out 1,200 records without an answer or broken" in results["answer"]
 
 
 def test_a_split_that_is_named_like_a_loss_is_refused(tmp_path):

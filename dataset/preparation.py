@@ -131,8 +131,8 @@ class _Journal:
         try:
             content, digest = self.path.read_text(encoding="utf-8").rsplit("\n", 1)
             if digest == _digest(content) and (written := json.loads(content))["request"] == request:
-                self.position = written["position"]
-        except (OSError, ValueError):
+                self.position = dict(written["position"])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             pass  # nothing was done yet
         if not self.position:
             shutil.rmtree(folder / STORES[1], ignore_errors=True)

@@ -154,6 +154,12 @@ def test_a_damaged_journal_is_void(tmp_path, damage):
     assert preparation._Journal(tmp_path, {"kind": "sft"}).position == {}
 
 
+@pytest.mark.parametrize("content", ["[]", "[" * 3000, '{"request": {}}', '{"request": {}, "position": 5}'])
+def test_a_journal_of_another_form_is_void(tmp_path, content):
+    (tmp_path / "journal.json").write_text(f"{content}\n{preparation._digest(content)}")
+    assert preparation._Journal(tmp_path, {}).position == {}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_kill_at_any_moment_and_the_same_command_give_the_same_bytes(settings_of, tmp_path, workers):
     data = write_lines(tmp_path / "a.jsonl", [*chats(600), "{\n"])

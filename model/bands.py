@@ -131,8 +131,8 @@ def cut(layout: Layout, seen: list[np.ndarray], pattern: Pattern, before: int, a
     if pattern.sinks:
         # Few queries see sinks in the band that are not near.
         far = ((start > -pattern.sinks) & ((start < first) | (last < end))).nonzero()
-        here, behind = start[far].clip(min=0), np.minimum(start + pattern.sinks - 1, end)[far]
-        mask[far] |= _between(here, behind, pattern.sinks, width)
+        until = np.minimum(start + pattern.sinks - 1, end)
+        mask[far] |= _between(np.maximum(start, 0)[far], until[far], pattern.sinks, width)
         # Only the document of the first query can have begun before the band, at places below 0.
         places = start[:, :, :1] + np.arange(pattern.sinks)  # (B, N, sinks)
         mask[..., : pattern.sinks] = (start == start[:, :, :1])[..., None] & (places < 0)[:, :, None]
@@ -144,7 +144,6 @@ def _between(first: np.ndarray, last: np.ndarray, ahead: int, width: int) -> np.
     """Return True from the first to the last (...) of the places that bands have, `ahead` of them below 0."""
     narrow = np.min_scalar_type(-(ahead + width))  # numbers of few bytes are compared faster
     places = np.arange(-ahead, width, dtype=narrow)
-    first, last = (each.clip(-1, width - 1).astype(narrow)[..., None] for each in (first, last))
-    mask = first <= places
-    mask &= places <= last
+    mask = first.astype(narrow)[..., None] <= places
+    mask &= places <= last.astype(narrow)[..., None]
     return mask  # (..., ahead + width)

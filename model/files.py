@@ -60,6 +60,14 @@ def opened(path: str) -> Iterator[BinaryIO]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def text_in(file: Path) -> str:
+    """Return what a file of UTF-8 holds; raises `UserError`, which names it, for other bytes."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.name} is damaged: expected UTF-8, got other bytes ({error})") from None
+
+
 def read_object(path: Path, advice: str) -> dict[str, Any]:
     """Return the object in a JSON file; raises `UserError`, which ends with `advice`, for anything else."""
     try:
@@ -186,6 +194,8 @@ def take_place(partial: Path, path: Path) -> None:
 
 def beside(path: Path, suffix: str) -> Path:
     """Return the hidden name beside a file or folder for what is not it yet, or no longer."""
+    if not path.name:
+        raise UserError(f"{path}: expected the name of a file or folder")
     return path.with_name(f".{path.name}.{suffix}")
 
 

@@ -1,5 +1,6 @@
 """GGUF files, and llama.cpp where it is installed: the same ids, logits and answers under every mask."""
 
+import json
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -201,6 +202,18 @@ def test_a_tokenizer_that_llama_cpp_has_no_name_for_is_refused(name, tmp_path):
     foreign = replace(random_model(), tokenizer=tokenizer)
     with pytest.raises(UserError, match="llama.cpp has no name for how the tokenizer"):
         written(foreign, tmp_path)
+
+
+def test_a_damaged_file_of_the_tokenizer_is_told_and_what_it_may_leave_out_is_not_missed(tmp_path):
+    served = random_model()
+    served.tokenizer.save(tmp_path / "own")
+    content = json.loads((file := tmp_path / "own/tokenizer.json").read_text())
+    file.write_text(json.dumps({key: value for key, value in content.items() if key != "normalizer"}))
+    written(replace(served, tokenizer=Tokenizer.load(tmp_path / "own")), tmp_path)
+    (tmp_path / "model.gguf").unlink()
+    (tmp_path / "own/chat_template_training.jinja").write_bytes(b"\xcb(")
+    with pytest.raises(UserError, match="chat_template_training.jinja is damaged: expected UTF-8"):
+        written(replace(served, tokenizer=Tokenizer.load(tmp_path / "own")), tmp_path)
 
 
 def test_a_file_of_others_and_a_missing_engine_are_told_in_one_line(tmp_path, command, monkeypatch):

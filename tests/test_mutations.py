@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import SHAPE, conversations, sentences
+from training_runs import SHAPE, conversations, preferences, sentences
 
 from dataset.command_line import run
 from dataset.printing import printable
@@ -74,7 +74,14 @@ COMMANDS = {
         f"--init model --data sft --out run {TRAIN} --validation val",
         "run/* run/checkpoints/*/* run/checkpoints/*/training/*",
     ),
+    "pairs": (
+        "scripts.prepare_data",
+        "--kind preference --data pairs.jsonl --tokenizer tok --out new --num_workers 1",
+        "pairs.jsonl tok/*",
+    ),
+    "dpo": ("trainer.dpo", f"--init model --data pairs --out new {TRAIN}", "model/* pairs/*"),
     "chat": ("scripts.chat", "--model model --prompt hello --max_new_tokens 4", "model/*"),
+    "adapter": ("scripts.chat", "--model adapter --prompt hello --max_new_tokens 4", "adapter/*"),
     "evaluate": (
         "scripts.evaluate",
         "--model model --data questions.jsonl --loss_data sft --max_new_tokens 2 --out evaluation",
@@ -82,6 +89,8 @@ COMMANDS = {
     ),
     "compare": ("scripts.compare", "--runs one two --out new", "one/* one/evaluation/*"),
     "export": ("scripts.export_hf", "--model model --out new", "model/*"),
+    "gguf": ("scripts.export_gguf", "--model model --out new.gguf --quantize q8_0", "model/*"),
+    "page": ("scripts.draw_masks", "--html new.html --model model --data talk.jsonl", "model/* talk.jsonl"),
 }
 
 ODD = (
@@ -144,6 +153,8 @@ def template(tmp_path_factory) -> Path:
         Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences()))
         Path("texts.txt").write_text("\n\n".join(sentences()))
         Path("chats.jsonl").write_text("".join(json.dumps(each) + "\n" for each in conversations()))
+        Path("talk.jsonl").write_text(json.dumps(conversations()[1]))
+        Path("pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in preferences()))
         Path("questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in questions()))
         Path("recipe.yaml").write_text(
             "max_steps: 2\nmax_seq_len: 48\nbatch_size: 2\noptimizer:\n  name: muon\n  learning_rate: 0.01\n"
@@ -151,11 +162,14 @@ def template(tmp_path_factory) -> Path:
         )
         small_tokenizer().save("tok")
         make("scripts.train_tokenizer", "--data texts.jsonl --vocab_size 290 --out trained")
-        for kind, data, out in (("pretrain", "texts.jsonl", "texts"), ("sft", "chats.jsonl", "sft")):
-            make("scripts.prepare_data", f"--kind {kind} --data {data} --tokenizer tok --out {out}")
+        stores = {"texts": ("pretrain", "texts"), "chats": ("sft", "sft"), "pairs": ("preference", "pairs")}
+        for data, (kind, out) in stores.items():
+            make("scripts.prepare_data", f"--kind {kind} --data {data}.jsonl --tokenizer tok --out {out}")
         shutil.copytree("sft", "val")
         save_model(Path("model"), "causal")
         make("trainer.sft", f"--init model --data sft --out run {TRAIN} --validation val --max_minutes 1e-9")
+        make("trainer.sft", f"--init model --data sft --out adapter --lora.rank 2 {TRAIN}")
+        shutil.rmtree("adapter/checkpoints")
         make("trainer.pretrain", f"--data texts --out weights --max_steps 1 {FRESH}")
         torch.save(load_file("weights/checkpoints/step-00000001/model.safetensors"), "weights.pth")
         shutil.rmtree("weights")
@@ -274,6 +288,8 @@ def attempt(number: int, template: Path, folder: Path) -> str:
     what = f"{name}: {mutate(folder, patterns, words, chance)}"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        if number % 4:  # matplotlib takes a second for a picture, most of what it takes to compare
+            patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **words: None)
         signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)  # of computing: the machine may have other work
         try:
             code = call(module, words)

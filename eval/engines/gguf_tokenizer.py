@@ -10,6 +10,7 @@ import gguf
 
 from dataset.tokenizer import TEMPLATE_FILES, Tokenizer
 from model.errors import UserError
+from model.files import text_in
 
 OURS = "sightline.tokenizer"
 """key of our own files, as JSON"""
@@ -33,7 +34,7 @@ def write_tokenizer(
     """Write vocabulary, marks and chat template; `UserError` for a tokenizer that has no name there."""
     with TemporaryDirectory() as folder:
         tokenizer.save(folder)
-        files = {file.name: file.read_text(encoding="utf-8") for file in Path(folder).iterdir()}
+        files = {file.name: text_in(file) for file in Path(folder).iterdir()}
     content = json.loads(files["tokenizer.json"])
     tokens, types, merges = _vocabulary(content, vocab_size)
     writer.add_tokenizer_model("gpt2")
@@ -56,10 +57,10 @@ def pre_tokenizer_of(content: dict[str, Any]) -> str:
 
     Raises `UserError` where it has none, as of tokenizers of another kind.
     """
-    rules = content["pre_tokenizer"] or {}
+    rules = content.get("pre_tokenizer") or {}
     steps = tuple(map(_step, rules.get("pretokenizers", [rules])))
-    is_plain = (content["normalizer"] or {}).get("type") in (None, "NFC")
-    if steps not in RULES or not is_plain or content["model"]["type"] != "BPE":
+    is_plain = (content.get("normalizer") or {}).get("type") in (None, "NFC")
+    if steps not in RULES or not is_plain or content["model"].get("type") != "BPE":
         raise UserError(
             "llama.cpp has no name for how the tokenizer of the model cuts words; expected one trained here, "
             "or that of GPT-2, SmolLM2, Qwen or Llama 3"
@@ -79,7 +80,7 @@ def _vocabulary(content: dict[str, Any], size: int) -> tuple[list[str], list[int
     types = [gguf.TokenType.UNUSED] * size
     for text, n in content["model"]["vocab"].items():
         texts[n], types[n] = text, gguf.TokenType.NORMAL
-    for mark in content["added_tokens"]:
+    for mark in content.get("added_tokens", ()):
         kind = gguf.TokenType.CONTROL if mark["special"] else gguf.TokenType.USER_DEFINED
         texts[mark["id"]], types[mark["id"]] = mark["content"], kind
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]

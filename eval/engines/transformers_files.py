@@ -17,7 +17,7 @@ from dataset.tokenizer import RESERVED, TEMPLATE_FILES
 from eval.served_model import ServedModel, open_model
 from model.checkpoint import export_checkpoint
 from model.errors import UserError
-from model.files import whole_folder
+from model.files import text_in, whole_folder
 from model.hugging_face import MASKED, kind_for
 from model.kind import Kind
 from model.layouts import FIRST_ISOLATED, blocks_before_answer, positions_of, prompt_blocks
@@ -103,7 +103,7 @@ def export_with_mask(served: ServedModel, kind: Kind, folder: Path, drops_router
     (folder / MODELLING.name).write_text(modelling_code(config.prompt_mask, kind), encoding="utf-8")
     if has_passages:
         for template in (folder / name for name in TEMPLATE_FILES):
-            plain = template.read_text(encoding="utf-8").removeprefix(MARKS_PASSAGES)  # of an export, too
+            plain = text_in(template).removeprefix(MARKS_PASSAGES)  # of an export, too
             template.write_text(MARKS_PASSAGES + plain, encoding="utf-8")
         check_passages(served, renderer, folder)
     else:

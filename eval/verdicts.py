@@ -51,7 +51,8 @@ def sentence(each: dict[str, Any], experiment: Experiment) -> str:
         case "identical":
             return f"{arm} and {baseline} are identical in {what} ({n})."
         case "higher" | "lower":
-            return f"{arm} is {each['verdict']} than {baseline} in {what} by {size} ({proof})."
+            doubt = ", though its interval holds 0" * (low <= 0 <= high)
+            return f"{arm} is {each['verdict']} than {baseline} in {what} by {size}{doubt} ({proof})."
         case "undecided":
             visible = each["smallest_visible"]
             power = "so few seeds find nothing"

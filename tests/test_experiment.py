@@ -8,6 +8,7 @@ import yaml
 
 from eval.cells import plan
 from eval.experiment import A_A, load_experiment
+from eval.verdicts import sentence
 from model.errors import UserError
 
 EXPERIMENTS = sorted(map(str, Path("configs/ablation").glob("*.yaml")))
@@ -239,3 +240,11 @@ def test_a_rule_of_another_type_is_one_line_also_where_the_seeds_are_given(tmp_p
     file.write_text(file.read_text() + yaml.safe_dump({"decision": decision}))
     with pytest.raises(UserError, match="which.yaml.decision: expected an object"):
         load_experiment(str(file), seeds=3)
+
+
+def test_a_claim_whose_interval_holds_0_says_so(tmp_path):
+    effect = {"arm": "b", "baseline": "a", "unit": "nats", "metric": "log_likelihood", "task": "reverse"}
+    effect |= {"difference": 0.5, "interval": [-0.1, 1.1], "alpha": 0.05, "p_holm": 0.03, "seeds": 8}
+    effect |= {"items": 9, "items_left_out": 0, "tuned_apart": "", "verdict": "higher"}
+    assert "by +0.5 nats, though its interval holds 0 (95% interval" in sentence(effect, load(tmp_path))
+    assert "by +0.5 nats (95%" in sentence(effect | {"interval": [0.1, 0.9]}, load(tmp_path))

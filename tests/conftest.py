@@ -4,7 +4,6 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,9 +29,17 @@ LONGEST += ("test_bench", "test_judging", "test_chat", "test_bad_input", "test_t
 """files that are begun first, so that no worker computes long after the others"""
 
 
-@pytest.hookimpl(specname="pytest_collection_modifyitems")
-def put_longest_first(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _place(Path(item.path).stem))
+@pytest.hookimpl(specname="pytest_collection_modifyitems", tryfirst=True)
+def share_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A worker computes whole files, the longest first, but before them each test of minutes by itself."""
+    items.sort(key=lambda item: (not _takes_minutes(config, item), _place(item.path.stem)))
+    for number, item in enumerate(items):
+        alone = f"-{number}" if _takes_minutes(config, item) else ""
+        item.add_marker(pytest.mark.xdist_group(item.path.stem + alone))
+
+
+def _takes_minutes(config: pytest.Config, item: pytest.Item) -> bool:
+    return config.getoption("--long") and "long" in item.keywords
 
 
 def _place(name: str) -> int:

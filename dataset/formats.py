@@ -3,6 +3,7 @@
 What one message says is read by `dataset/messages.py`; how records lie in files, by `dataset/records.py`.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -30,6 +31,7 @@ from dataset.messages import (
 from model.errors import UserError
 
 QuestionPosition = Literal["last", "first"]
+JSON_OF_MESSAGES = re.compile(r'\s*\[\s*{\s*"(role|from)"\s*:')
 Preference = Literal["chosen"]
 ChatFormat = Literal[
     "conversations", "messages", "sharegpt", "alpaca", "prompt_completion", "reading", "preference"
@@ -263,8 +265,8 @@ def _read_prompt(
 
 
 def _read_side(value: Any, name: str, role: str, beside: dict[str, Any] | None = None) -> list[Message]:
-    """Return a prompt or an answer: a list of messages, or a text and what else stands beside it."""
-    if isinstance(value, list):
+    """Return a prompt or an answer: a list of messages, also as JSON, or a text and what stands beside it."""
+    if isinstance(value, list) or (isinstance(value, str) and JSON_OF_MESSAGES.match(value)):
         return read_turns(value)
     return [read_message({"role": role, "content": read_text(value, name)} | (beside or {}))]
 

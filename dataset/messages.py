@@ -110,6 +110,8 @@ def read_turns(value: Any, flags: Any = None) -> list[Message]:
     if isinstance(flags, list):
         if len(flags) != len(turns):
             raise RecordError("loss_mask is not as long as the messages")
+        if any(map(is_absent, flags)):
+            raise RecordError("loss_mask holds a null; expected 0 or 1 for each message")
         turns = [turn | {"loss_mask": flag} for turn, flag in zip(turns, flags, strict=True)]
     messages = map(read_message, turns)
     return [m for m in messages if m.role != "system" or m.content.strip() or m.tools]

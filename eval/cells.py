@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -109,12 +109,15 @@ def _placed(value: Any, work: Path) -> Any:
         return [each for item in value for each in _expanded(_placed(item, work))]
     if isinstance(value, str) and value.startswith("@"):
         address, _, rest = value[1:].partition("/")
-        return str(folder_of(address, work) / rest)
+        folder = folder_of(address, work)
+        return str((Path(escape(str(folder))) if has_magic(rest) else folder) / rest)
     return value
 
 
 def _expanded(value: Any) -> list[Any]:
-    return sorted(glob(value)) or [value] if isinstance(value, str) and has_magic(value) else [value]
+    if not (isinstance(value, str) and has_magic(value)) or Path(value).exists():
+        return [value]
+    return sorted(glob(value)) or [value]
 
 
 @dataclass(frozen=True)

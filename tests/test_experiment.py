@@ -1,5 +1,6 @@
 """Experiments: what their files may say, the cells that they plan, and what makes two of them one."""
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -102,6 +103,17 @@ def test_null_gives_a_setting_of_the_recipe_its_default_back(tmp_path):
         for each in (STAGES["second"], second | null)
     )
     assert taken_back == plain
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
+    cell = plan(load(tmp_path), range(1), {})[0].cells["scores"]
+    for name in ("work[1]", "work1"):
+        (folder := tmp_path / name / "world-1/world").mkdir(parents=True)
+        (folder / "a.jsonl").touch()
+    for data in ("@world-1/*.jsonl", "@world-1/a.jsonl"):
+        asked = replace(cell, settings=cell.settings | {"data": [data]})
+        words = asked.words(tmp_path / "work[1]", uses_gpu=False)
+        assert f"--data={tmp_path}/work[1]/world-1/world/a.jsonl" in words
 
 
 def test_a_served_mask_is_allowed_where_it_is_foreign_and_unnamed_where_it_is_the_models_own(tmp_path):

@@ -324,6 +324,8 @@ def test_a_list_of_flags_counts_every_message():
     assert [message.is_trained for message in read] == [False, False, False, True]
     with pytest.raises(RecordError, match="loss_mask is not as long as the messages"):
         parse_messages({"messages": FLAGGED, "loss_mask": [1]})
+    with pytest.raises(RecordError, match="loss_mask holds a null; expected 0 or 1"):
+        parse_messages({"messages": FLAGGED, "loss_mask": [0, None, 0, 1]})
 
 
 def test_a_list_of_flags_hides_no_other_flag_of_its_record():

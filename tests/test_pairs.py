@@ -53,6 +53,7 @@ FORMS = [
     {"messages": [ASKED, GOOD], "rejected_messages": [BAD]},
     {"prompt": "Sky?", "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD], "score_rejected": 1},
     {"prompt": "\n\nHuman: Sky?\n\nAssistant:", "chosen": " Blue.", "rejected": " Green."},
+    {"prompt": json.dumps([ASKED]), "chosen": json.dumps([GOOD]), "rejected": json.dumps([BAD])},
 ]
 
 

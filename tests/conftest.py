@@ -29,15 +29,6 @@ LONGEST += ("test_bench", "test_judging", "test_chat", "test_bad_input", "test_t
 """files that are begun first, so that no worker computes long after the others"""
 
 
-@pytest.hookimpl(specname="pytest_collection_modifyitems", tryfirst=True)
-def share_out(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A worker computes whole files, the longest first, but before them each test of minutes by itself."""
-    items.sort(key=lambda item: (not _takes_minutes(config, item), _place(item.path.stem)))
-    for number, item in enumerate(items):
-        alone = f"-{number}" if _takes_minutes(config, item) else ""
-        item.add_marker(pytest.mark.xdist_group(item.path.stem + alone))
-
-
 def _takes_minutes(config: pytest.Config, item: pytest.Item) -> bool:
     return config.getoption("--long") and "long" in item.keywords
 
@@ -175,7 +166,13 @@ def pytest_collection_finish():
     gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    """A worker computes whole files, the longest first, but before them each test of minutes by itself."""
+    items.sort(key=lambda item: (not _takes_minutes(config, item), _place(item.path.stem)))
+    for number, item in enumerate(items):
+        alone = f"-{number}" if _takes_minutes(config, item) else ""
+        item.add_marker(pytest.mark.xdist_group(item.path.stem + alone))
     skip = pytest.mark.skip(reason="takes minutes; bash scripts/test.sh --long runs it")
     for item in items if not config.getoption("--long") else ():
         if "long" in item.keywords:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import LONGEST
 from test_imports import FOLDERS, ROOT, direct, modules
 
 from scripts.bench.entered import CORE
@@ -52,3 +53,9 @@ def test_tests_are_no_longer_than_what_they_test():
 
 def test_there_are_five_folders_of_code():
     assert {file.parent.name for file in ROOT.glob("*/__init__.py")} == {*FOLDERS}
+
+
+def test_the_longest_files_are_begun_first(request):
+    names = [item.path.stem for item in request.session.items if not item.get_closest_marker("long")]
+    places = [LONGEST.index(name) if name in LONGEST else len(LONGEST) for name in names]
+    assert places == sorted(places)

@@ -292,6 +292,9 @@ def test_rows_of_several_documents_begin_each_anew_and_predict_no_beginning():
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]] * 2
     is_begin = batch.position_ids == 0
     assert (batch.labels[is_begin] == NO_TARGET).all() and (batch.labels == batch.ids)[~is_begin].all()
+    batch = next(full_rows(1, 8, 50, documents=2, has_blocks=True))
+    assert batch.block_ids.tolist() == [[0, 0, -1, -1, 1, 1, -1, -1]]
+    assert (batch.labels != NO_TARGET).tolist() == [[False, False, True, True] * 2]
 
 
 @pytest.mark.long
@@ -310,7 +313,8 @@ def test_the_bench_of_growth_measures_steps_answers_and_preparations(tmp_path, m
         axis in table for axis in found
     )
     for turn in found["lengths"]["turns"][0] + found["documents"]["turns"][0]:
-        assert 0 < turn["masks ms"] < 1000 * turn["s/step"] and turn["cache MB"] > 0 < turn["token ms"]
+        assert 0 < turn["masks ms"] < 1000 * turn["s/step"] and 0 < turn["masks %"] < 100
+        assert turn["cache MB"] > 0 < turn["token ms"]
     middle, least, most = found["lengths"]["exponents"]["s/step"]
     assert least <= middle <= most and f"{middle:.2f}" in table
     assert [len(found[axis]["turns"][0]) for axis in ("megabytes", "processes")] == [2, 2]

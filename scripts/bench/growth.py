@@ -32,6 +32,10 @@ class GrowthBenchSettings(PlaceSettings):
     """shape of the model, whose weights are random"""
     sliding_window: int | None = 128
     """last keys that tokens of all layers see; null for all"""
+    attention_sinks: int | None = None
+    """first tokens of a document that are seen beside the window"""
+    blocks: bool = False
+    """whether the first half of each document is a block, as a prefix mask makes it of a prompt"""
     lengths: tuple[int, ...] = (512, 2048, 8192, 32768)
     """tokens of a row in training, and of a prompt"""
     rows: tuple[int, ...] = (1, 2, 4, 8)
@@ -152,9 +156,10 @@ def _way(
     length, rows, documents, layers, vocabulary = shape.values()
     longest = length + (settings.rounds + 1) * settings.new_tokens
     sizes = {"vocab_size": vocabulary, "num_hidden_layers": layers, "max_position_embeddings": longest}
-    config = from_preset(settings.preset, **sizes, sliding_window=settings.sliding_window)
+    sizes |= {"sliding_window": settings.sliding_window, "attention_sinks": settings.attention_sinks}
+    config = from_preset(settings.preset, **sizes)
     conditions = Conditions(config, torch.device("cpu"), torch.float32, settings.compile)
-    batches = full_rows(rows, length, vocabulary, documents)
+    batches = full_rows(rows, length, vocabulary, documents, settings.blocks)
     worker = stack.enter_context(started(our_engine, conditions))
     worker.seconds(next(batches))
 
@@ -171,7 +176,8 @@ def _way(
         return {
             "tokens/s": rows * length / seconds,
             "s/step": seconds,
-            "masks ms": 1000 * _seconds(masks),
+            "masks ms": 1000 * (of_masks := _seconds(masks)),
+            "masks %": 100 * of_masks / seconds,
             "token ms": 1000 * statistics.median(_seconds(token) for _ in range(settings.new_tokens)),
             "step MB": max(1.0, worker.megabytes - base),  # less is noise
             "cache MB": held / MEGABYTE,

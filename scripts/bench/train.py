@@ -157,8 +157,13 @@ def _ways(settings: TrainBenchSettings, store: Path, ours: "Worker", theirs: "Wo
     ]
 
 
-def full_rows(rows: int, length: int, vocab_size: int, documents: int = 1) -> Iterator["Batch"]:
-    """Yield batches of rows of random tokens that all carry loss, but the first ones of documents."""
+def full_rows(
+    rows: int, length: int, vocab_size: int, documents: int = 1, has_blocks: bool = False
+) -> Iterator["Batch"]:
+    """Yield batches of rows of random tokens that all carry loss, but the first ones and blocks of documents.
+
+    A block is the first half of its document.
+    """
     import torch
 
     from dataset.batches import Batch
@@ -171,9 +176,13 @@ def full_rows(rows: int, length: int, vocab_size: int, documents: int = 1) -> It
     )
     places = layout.position_ids
     layout = layout._replace(document_ids=places // size, position_ids=places % size)
+    if has_blocks:
+        is_answer = layout.position_ids >= size // 2
+        layout = layout._replace(block_ids=layout.document_ids.masked_fill(is_answer, -1))
+    is_given = (layout.position_ids == 0) | (layout.block_ids >= 0)
     while True:
         ids = torch.randint(vocab_size, (rows, length), generator=noise)
-        yield Batch(ids, ids.masked_fill(layout.position_ids == 0, -100), *layout)
+        yield Batch(ids, ids.masked_fill(is_given, -100), *layout)
 
 
 def _chats(

@@ -35,11 +35,23 @@ def read_choices(record: dict[str, Any]) -> Choices | None:
     keys = frozenset([*(places or given), *chosen])
     if len(set(texts)) < len(texts):
         raise RecordError("a choice stands twice")
-    if isinstance(right, str) and (right in texts or right in labels):
-        return Choices(texts, right if right in texts else texts[labels.index(right)], keys)
-    if type(right) is not int or not 0 <= right < len(texts):
-        raise RecordError(f"answer is no place of a choice, 0 to {len(texts) - 1}, nor its letter or text")
-    return Choices(texts, texts[right], keys)
+    return Choices(texts, texts[_place(right, texts, labels)], keys)
+
+
+def _place(right: Any, texts: tuple[str, ...], labels: list[str]) -> int:
+    """Return the place of the right choice: its label's, if there are any; else by text, letter or place."""
+    if type(right) in (str, int) and str(right) in labels:
+        return labels.index(str(right))
+    letters = [] if labels else list(ascii_uppercase)[: len(texts)]
+    found = {names.index(right) for names in (texts, letters) if right in names}
+    if len(found) > 1:
+        raise RecordError("answer is the text of one choice and the letter of another; expected its place")
+    if type(right) is int and 0 <= right < len(texts) and not any(map(str.isdecimal, labels)):
+        return right
+    if not found:
+        known = f"label, {', '.join(labels)}," if labels else "letter"
+        raise RecordError(f"answer is no place of a choice, 0 to {len(texts) - 1}, nor its {known} or text")
+    return found.pop()
 
 
 def _lettered(record: dict[str, Any]) -> dict[str, Any]:
@@ -48,8 +60,8 @@ def _lettered(record: dict[str, Any]) -> dict[str, Any]:
     return {letter: record[letter] for letter in letters} if letters[:2] == ["A", "B"] else {}
 
 
-def _labelled(given: Any) -> tuple[list[Any], list[Any]]:
-    """Return choices and their labels: of a list, of ARC's columns, or by letter; none of anything else."""
+def _labelled(given: Any) -> tuple[list[Any], list[str]]:
+    """Return choices and the labels that the file gives them: of a list, of ARC's columns, or by letter."""
     texts, labels = given, None
     if isinstance(given, dict) and "text" in given:
         texts, labels = given["text"], given.get("label")
@@ -59,5 +71,10 @@ def _labelled(given: Any) -> tuple[list[Any], list[Any]]:
         return [], []
     if all(isinstance(each, dict) for each in texts):
         labels, texts = [each.get("label") for each in texts], [each.get("text") for each in texts]
-    letters = [chr(ord("A") + n) for n in range(len(texts))]
-    return texts, labels if isinstance(labels, list) and len(labels) == len(texts) else letters
+    if not labels or labels == [None] * len(texts):
+        return texts, []
+    listed = labels if isinstance(labels, list) else []
+    names = [str(label) for label in listed if type(label) in (str, int)]
+    if len({*names}) != len(texts):
+        raise RecordError("labels are not one text or whole number of its own for each choice")
+    return texts, names

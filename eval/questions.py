@@ -234,7 +234,7 @@ def parse_question(
         {"context"?: …, "question": …, "answers": […]}          also "answer", one or several
         {"question": …, "choices": […], "answer": 0}            with a context too, or a chat in its place
 
-    With choices, "answer" is the place of the right one counted from 0, its letter or its text; the model is
+    With choices, "answer" is the right one's label, or place counted from 0, letter or text; the model is
     not shown them. Without it "answers" are those of a free question, whatever choices it carries. Raises
     `RecordError` with the reason, `LeftOutError` where the record says that its question has no answer.
     """

@@ -168,6 +168,15 @@ def test_chats_whose_last_answer_counts_as_right_are_counted(tmp_path):
         ({"text": ["x", "B"], "label": ["1", "2"]}, "2"),
         ({"A": "x", "B": "B"}, "B"),
         ([{"label": "p", "text": "x"}, {"label": "q", "text": "B"}], "q"),
+        ([{"text": "x"}, {"text": "B"}], "B"),
+        ({"text": ["A", "B", "C"], "label": ["C", "A", "B"]}, "A"),
+        ({"text": ["2", "B", "1"], "label": ["1", "2", "3"]}, "2"),
+        ({"text": ["2", "B", "1"], "label": ["A", "B", "C"]}, 1),
+        ({"text": ["x", "y", "B"], "label": [1, 2, 3]}, 3),
+        ([{"label": 0, "text": "x"}, {"label": 1, "text": "B"}, {"label": 2, "text": "y"}], 1),
+        ([{"label": 5, "text": "x"}, {"label": 1, "text": "y"}, {"label": 0, "text": "B"}], "0"),
+        ({"1": "x", "2": "B", "3": "y"}, 2),
+        (["1", "B", "0"], 1),
     ],
 )
 @pytest.mark.parametrize("names", [("choices", "answer"), ("options", "answerKey")])
@@ -187,6 +196,11 @@ def test_the_right_choice_is_named_by_place_letter_or_text(choices, answer, name
         ({"answer": 2}, "0 to 1"),
         ({"answer": "C"}, "0 to 1"),
         ({"answer": True}, "0 to 1"),
+        ({"choices": ["C", "A", "B"], "answer": "A"}, "the text of one choice and the letter of another"),
+        ({"choices": {"1": "x", "2": "y"}}, "nor its label, 1, 2, or text"),
+        ({"choices": {"text": ["x", "y"], "label": ["A"]}}, "labels are not one"),
+        ({"choices": {"text": ["x", "y"], "label": 3}}, "labels are not one"),
+        ({"choices": {"text": ["x", "y"], "label": ["1", 1]}}, "labels are not one"),
         ({"question": 3}, "not a string"),
     ],
 )
@@ -209,6 +223,8 @@ def test_choices_under_letters_are_choices():
     record = {"question": "Q", "A": "Lima", "B": "Cusco", "C": "Quito", "answer": "B"}
     question = parse_question(record, "n", "s")
     assert question.choices == ("Lima", "Cusco", "Quito") and question.answers == ("Cusco",)
+    swapped = {"question": "Which group?", "A": "O", "B": "A", "C": "B", "D": "AB", "answer": "B"}
+    assert parse_question(swapped, "n", "s").answers == ("A",)
 
 
 def test_keys_that_are_not_read_are_named(tmp_path):

@@ -14,7 +14,7 @@ from model.errors import UserError
 NAMED_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 TRIED_OUT = " ".join(character * 40 + "!" for character in "a1 中é-\n")  # what costs regexes their patience
-TO_KEEP = "Ab  c!\n\n\td-1 2é中。"  # what some rules drop: capitals, spaces, line ends, accents
+TO_KEEP = "Ab  c!\n\n\td-1 2é中。２ﬁ\u00a0x "  # what some rules drop: capitals, spaces, accents, widths
 BYTE_PIECES = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
 _OF_PIECES = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
 DECODINGS = {
@@ -38,6 +38,14 @@ def decoding_of(backend: tokenizers.Tokenizer) -> str:
     if not found:
         raise UserError(f"expected BPE, byte-level or with byte fallback, got {KINDS.get(kind, kind)}")
     return found
+
+
+def without_code(name: str, content: bytes) -> bytes:
+    """Return a file without the name of a class of its author's, which transformers would fetch and run."""
+    if name not in NAMED_FILES or "auto_map" not in (values := json.loads(content)):
+        return content
+    del values["auto_map"]
+    return json.dumps(values | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2).encode()
 
 
 def is_blank(token: str) -> bool:

@@ -28,6 +28,7 @@ from dataset.foreign_tokenizer import (
     marks_of,
     named_tokens,
     quiet_panics,
+    without_code,
 )
 from dataset.words import (
     BYTE_OF_CHARACTER,
@@ -109,7 +110,7 @@ class Tokenizer:
             if each.name in NAMED_FILES:
                 read_object(each, "copy the tokenizer again")
         try:
-            files = {each.name: each.read_bytes() for each in present}
+            files = {each.name: without_code(each.name, each.read_bytes()) for each in present}
             with quiet_panics():
                 backend = tokenizers.Tokenizer.from_buffer(files[file.name])
         except UserError:

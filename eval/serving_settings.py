@@ -71,10 +71,10 @@ class EvaluationSettings(ServingSettings):
     loss_data: tuple[str, ...] = ()
     """token stores whose validation loss is measured"""
     tasks: tuple[str, ...] = ()
-    """tasks and groups of lm-evaluation-harness, by name or pattern, or files of them; without questions or
-    stores of ours beside them"""
+    """tasks and groups of lm-evaluation-harness, by name or pattern, or files of them (programs: take those
+    of people you trust); without questions or stores of ours beside them"""
     include_path: str | None = None
-    """folder of task files of your own, which may hold Python that is run"""
+    """folder of task files of your own, which are programs as well"""
     num_fewshot: int | None = None
     """examples before each question of --tasks; by default what the task says"""
     limit: int | None = None

@@ -1,6 +1,7 @@
 """Tokenizers and chat templates of published models: what `transformers` makes of them is trained on."""
 
 import json
+import shutil
 from itertools import islice
 
 import pytest
@@ -10,6 +11,7 @@ from foreign import CHATML, FORGETFUL, MODELS, PIECES, save_foreign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_imports import ROOT
+from tokenizers import normalizers
 
 from dataset.batch_settings import BatchSettings
 from dataset.batches import BatchStream
@@ -242,6 +244,30 @@ def test_a_tokenizer_from_elsewhere_keeps_its_files(ours, folder_of, tmp_path, n
     for file in folder_of[name].iterdir():
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()
     assert len(list(tmp_path.iterdir())) == len(list(folder_of[name].iterdir()))
+
+
+@pytest.mark.parametrize(
+    "rule", [normalizers.NFKC(), normalizers.Strip(), normalizers.Replace("\u00a0", " ")]
+)
+def test_a_tokenizer_that_reads_other_texts_than_it_is_given_is_refused(folder_of, tmp_path, rule):
+    shutil.copytree(folder_of["chatml"], tmp_path / "theirs")
+    backend = tokenizers.Tokenizer.from_file(str(file := tmp_path / "theirs/tokenizer.json"))
+    backend.normalizer = rule
+    backend.save(str(file))
+    with pytest.raises(UserError, match="the rules of the tokenizer lose parts of texts"):
+        Tokenizer.load(tmp_path / "theirs")
+
+
+def test_code_that_a_tokenizer_names_is_named_by_none_of_its_copies(folder_of, tmp_path):
+    shutil.copytree(folder_of["chatml"], tmp_path / "theirs")
+    config = json.loads((file := tmp_path / "theirs/tokenizer_config.json").read_text())
+    stranger = {"auto_map": {"AutoTokenizer": [None, "a/b--c.D"]}, "tokenizer_class": "D"}
+    file.write_text(json.dumps(config | stranger))
+    Tokenizer.load(tmp_path / "theirs").save(tmp_path / "ours")
+    copied = json.loads((tmp_path / "ours/tokenizer_config.json").read_text())
+    assert copied == config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours", trust_remote_code=True)
+    assert opened.encode("Where?") == Tokenizer.load(tmp_path / "ours").encode("Where?")
 
 
 def test_a_tokenizer_without_a_template_gets_ours_with_the_marks_that_it_needs(folder_of, tmp_path):

@@ -48,7 +48,7 @@ def pair(request, tmp_path_factory, code_kept_apart):
     export(str(folder / "ours"), str(folder / "out"))
     served = open_model(folder / "ours", device="cpu")
     served.model.double()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "out", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "out")
     return served, opened(folder / "out"), tokenizer, folder / "out"
 
 

@@ -194,7 +194,7 @@ def take_place(partial: Path, path: Path) -> None:
 
 def beside(path: Path, suffix: str) -> Path:
     """Return the hidden name beside a file or folder for what is not it yet, or no longer."""
-    if not path.name:
+    if not path.name or "\0" in path.name:
         raise UserError(f"{path}: expected the name of a file or folder")
     return path.with_name(f".{path.name}.{suffix}")
 

@@ -174,7 +174,7 @@ def test_only_a_transcript_is_ever_replaced(tmp_path):
     with pytest.raises(UserError, match="something else"):
         save_transcript(path, [session])
     assert "precious" in path.read_text()
-    for name, reason in (("talk.txt", r"\.jsonl"), ("", r"\.jsonl")):
+    for name, reason in (("talk.txt", r"\.jsonl"), ("", r"\.jsonl"), ("a\0.jsonl", "the name of a file")):
         with pytest.raises(UserError, match=reason):
             save_transcript(name, [session])
     session.reset()

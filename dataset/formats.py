@@ -3,7 +3,6 @@
 What one message says is read by `dataset/messages.py`; how records lie in files, by `dataset/records.py`.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -28,10 +27,10 @@ from dataset.messages import (
     refuse_media,
     shown,
 )
+from dataset.written_turns import are_turns, open_turns, read_said
 from model.errors import UserError
 
 QuestionPosition = Literal["last", "first"]
-JSON_OF_MESSAGES = re.compile(r'\s*\[\s*{\s*"(role|from)"\s*:')
 Preference = Literal["chosen"]
 ChatFormat = Literal[
     "conversations", "messages", "sharegpt", "alpaca", "prompt_completion", "reading", "preference"
@@ -51,8 +50,7 @@ PAIRS: dict[ChatFormat, tuple[tuple[str, str], ...]] = {
 }
 """keys of a prompt and its answer; where several would do, the first pair of a format goes before others"""
 PAIR_KEYS = {*chain(*chain(*PAIRS.values()))}
-OF_SEVERAL = ("answers", "answer", "ideal")
-"""keys of an answer under which several may stand"""
+OF_SEVERAL = ("answers", "answer", "ideal")  # keys of an answer under which several may stand
 DETAILS: dict[ChatFormat, tuple[str, ...]] = {"alpaca": ("input", "context"), "reading": ("context",)}
 """keys of what else belongs to the prompt"""
 LISTS: tuple[ChatFormat, ...] = ("conversations", "messages")
@@ -61,6 +59,7 @@ TRUTHS = {"true": True, "false": False}
 COMMON = {"system", "system_prompt", "tools", "history", "is_impossible", *FLAGS, *MEDIA}
 BESIDE_MESSAGES = ("rejected_response", "rejected_messages")  # bad answers; messages end with the good one
 PREFERENCE = {"chosen", "rejected", *BESIDE_MESSAGES, *LABELS}  # score_rejected is no flag of loss either
+HOLDERS = {*LISTS, *PAIR_KEYS, "history", "chosen", "rejected", *BESIDE_MESSAGES}  # of messages
 NAMEABLE = {*LISTS, *PAIR_KEYS, "context", "system", "tools", "history", "chosen", "rejected", "label"}
 NO_INPUT = "<noinput>"  # Alpaca's mark of an instruction without input
 
@@ -96,6 +95,12 @@ def format_of(record: dict[str, Any]) -> ChatFormat | None:
     if usual or len(found) == 1:
         return (usual or [name for name, _ in found])[0]
     return None
+
+
+def opened(record: dict[str, Any], more: Collection[str] = ()) -> dict[str, Any]:
+    """Return a record with lists of messages where it holds their JSON text, under `more` keys, too."""
+    names = {*HOLDERS, *more} - ({"input"} if "instruction" in record else set())  # there it is a detail
+    return {key: open_turns(value) if key in names else value for key, value in record.items()}
 
 
 def read_columns(columns: Sequence[str], more: Collection[str] = ()) -> dict[str, str]:
@@ -151,6 +156,7 @@ def parse_messages(
     Thoughts, tool calls, tools and flags of loss are read where messages have them. Raises `RecordError` with
     the reason, `LeftOutError` where the record itself says that it has no answer, or a bad one.
     """
+    record = opened(record)
     chat_format = chat_format or format_of(record)
     if chat_format is None:
         raise RecordError(half_of(record) or _no_format(record))
@@ -237,7 +243,7 @@ def _read_pair(
     if record.get("is_impossible") in (True, "true", "True"):  # 1, too
         raise LeftOutError("no answer")
     answer = record.get(answer_key)
-    if answer_key in OF_SEVERAL:
+    if answer_key in OF_SEVERAL and not are_turns(answer):
         answer = read_text(read_answers(answer)[0], "answer")
     prompt = _read_prompt(record, chat_format, prompt_key, question_position)
     thoughts = {name: record[name] for name in THOUGHTS if name in record}
@@ -258,17 +264,17 @@ def _read_prompt(
     details = [read_text(record.get(name), name, True) for name in DETAILS.get(chat_format, ())]
     details = "\n\n".join(text for text in details if text.strip() and text.strip().lower() != NO_INPUT)
     if details:
-        prompt = read_text(prompt, key, may_be_empty=chat_format == "alpaca")
+        prompt = read_said(prompt, key, may_be_empty=chat_format == "alpaca")
         position = question_position if chat_format == "reading" else "first"
         prompt = reading_prompt(details, prompt, position)
     return _history([] if is_absent(history) else history) + _read_side(prompt, key, "user")
 
 
 def _read_side(value: Any, name: str, role: str, beside: dict[str, Any] | None = None) -> list[Message]:
-    """Return a prompt or an answer: a list of messages, also as JSON, or a text and what stands beside it."""
-    if isinstance(value, list) or (isinstance(value, str) and JSON_OF_MESSAGES.match(value)):
+    """Return a prompt or an answer: a list of messages, or a text and what stands beside it."""
+    if isinstance(value, list):
         return read_turns(value)
-    return [read_message({"role": role, "content": read_text(value, name)} | (beside or {}))]
+    return [read_message({"role": role, "content": read_said(value, name)} | (beside or {}))]
 
 
 def _history(history: Any) -> list[Message]:

@@ -132,7 +132,7 @@ def read_transcript(text: str) -> list[Message]:
 def read_objects(value: Any, name: str) -> list[dict[str, Any]]:
     """Return a list of objects that a record holds as such or as the text of it, as minimind's files do."""
     if isinstance(value, str):
-        value = _parse_json(value, name) if value.strip() else []
+        value = parse_json(value, name) if value.strip() else []
     if not isinstance(value, list):
         raise RecordError(f"{name} are not a list")
     if not all(isinstance(each, dict) for each in value):
@@ -148,7 +148,7 @@ def read_message(turn: dict[str, Any]) -> Message:
     refuse_media(turn)
     calls = _calls(turn)
     if role == "assistant" and speaker.lower() in CALLERS:
-        content, calls = "", calls + _calls({"tool_calls": _as_list(_parse_json(content, "tool_calls"))})
+        content, calls = "", calls + _calls({"tool_calls": _as_list(parse_json(content, "tool_calls"))})
     thought = _thought(turn)
     if role != "assistant" and (thought or calls):
         raise RecordError("a thought or tool call outside an answer")
@@ -255,7 +255,7 @@ def split_calls(content: str, calls: tuple[str, ...]) -> tuple[str, tuple[str, .
     begin = content.find("<tool_call>")
     if begin < 0 or not (found := CALLS.match(content, begin)):
         return content, calls
-    written = tuple(_call_text(_parse_json(text, "tool_calls")) for text in CALL.findall(found[0]))
+    written = tuple(_call_text(parse_json(text, "tool_calls")) for text in CALL.findall(found[0]))
     if calls and calls != written:
         raise RecordError("two different lists of tool calls in an answer")
     return content[:begin].rstrip(), written
@@ -278,7 +278,7 @@ def _call_text(call: Any) -> str:
         raise RecordError("a tool call has no name")
     name, arguments = call["name"], _arguments(call)
     if isinstance(arguments, str):
-        _parse_json(arguments, "tool_calls")
+        parse_json(arguments, "tool_calls")
     else:
         arguments = _json_text(arguments, "tool_calls")
     return read_text(f'{{"name": {_json_text(name, "tool_calls")}, "arguments": {arguments}}}', "tool_calls")
@@ -302,7 +302,8 @@ def _json_text(value: Any, name: str) -> str:
         raise error if isinstance(error, RecordError) else RecordError(f"{name} are not JSON") from None
 
 
-def _parse_json(text: str, name: str) -> Any:
+def parse_json(text: str, name: str) -> Any:
+    """Return what JSON says; raises `RecordError` with the reason."""
     try:
         return read_json(text)
     except RecursionError:

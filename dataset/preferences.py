@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from dataset.chat_form import Message
-from dataset.formats import BESIDE_MESSAGES, QuestionPosition, ending_with, is_in_full, read_side_of
+from dataset.formats import BESIDE_MESSAGES, QuestionPosition, ending_with, is_in_full, opened, read_side_of
 from dataset.messages import LeftOutError, RecordError, half_of, held_keys, is_absent, is_transcript
 from dataset.unread_keys import of_turns, others
+from dataset.written_turns import LIKE_TURNS
 
 SCORES = (
     ("score_chosen", "score_rejected"),
@@ -29,6 +30,7 @@ def parse_pair(
 
     Raises `RecordError` with the reason, `LeftOutError` where neither answer is better than the other.
     """
+    record = opened(record)
     name = next((name for name in BAD if not is_absent(record.get(name))), None)
     if name is None or (name == "rejected" and half_of(record)):
         raise RecordError(half_of(record) or "no pair of answers; expected chosen and rejected")
@@ -45,7 +47,7 @@ def parse_pair(
 
 def unread_of_bad(record: dict[str, Any]) -> set[str]:
     """Return what of the bad answer of a pair is not read: keys in it, and another one beside it."""
-    given = {name: record[name] for name in BAD if not is_absent(record.get(name))}
+    given = opened({name: record[name] for name in BAD if not is_absent(record.get(name))})
     name = next(iter(given))
     return others(given, {name}) | of_turns(name, given[name])
 
@@ -57,7 +59,7 @@ def _with_prompt(record: dict[str, Any], name: str) -> dict[str, Any]:
     """
     texts = [record.get("chosen"), record[name]]
     is_bare = {*held_keys(record)} == {"chosen", name} and all(isinstance(text, str) for text in texts)
-    if not is_bare or any(map(is_transcript, texts)):
+    if not is_bare or any(is_transcript(text) or LIKE_TURNS.match(text) for text in texts):
         return record
     shared = os.path.commonprefix(texts)
     end = max(map(shared.rfind, " \n\t")) + 1  # the words after it may begin with the same letters

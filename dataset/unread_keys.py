@@ -8,16 +8,18 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from dataset.formats import (
+    BESIDE_MESSAGES,
     COMMON,
     DETAILS,
+    HOLDERS,
     LISTS,
     OF_SEVERAL,
-    PAIR_KEYS,
     PAIRS,
     PREFERENCE,
     ChatFormat,
     format_of,
     is_in_full,
+    opened,
     pair_of,
     prompt_of,
     read_side_of,
@@ -32,23 +34,24 @@ from dataset.messages import (
     TURN_KEYS,
     held_keys,
     is_absent,
-    read_objects,
 )
+from dataset.written_turns import are_turns
 
 BESIDE_PAIRS = {"history", "is_impossible"}
 """of what stands beside any chat, what is not read beside a list of messages"""
-HOLDERS = {*LISTS, *PAIR_KEYS, "chosen", "history"} - {*OF_SEVERAL}
-"""keys under which messages may stand"""
 SYNONYMS = {"from": "role", "value": "content"}
 """keys of a message that are read where it lacks the others"""
 
 
 def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
     """Return the keys of a record and of its messages that hold something and are not read."""
+    record = opened(record)
     read = _read_keys(record, chat_format)
-    lists = HOLDERS & read & record.keys()
-    answers = (of_objects(name, record.get(name), {"text"}) for name in read & {*OF_SEVERAL})
-    return others(record, read).union(*(of_turns(name, record[name]) for name in lists), *answers)
+    held = (HOLDERS - {"rejected", *BESIDE_MESSAGES}) & read & record.keys()
+    answers = {name for name in held & {*OF_SEVERAL} if not are_turns(record[name])}
+    inside = [of_turns(name, record[name]) for name in held - answers]
+    inside += [of_objects(name, record[name], {"text"}) for name in answers]
+    return others(record, read).union(*inside)
 
 
 def others(record: dict[str, Any], read: Collection[str]) -> set[str]:
@@ -59,8 +62,6 @@ def others(record: dict[str, Any], read: Collection[str]) -> set[str]:
 
 def of_turns(name: str, value: Any) -> set[str]:
     """Return the keys of messages under a key of a record that hold something and are not read."""
-    if name in LISTS and isinstance(value, str):
-        value = read_objects(value, name)
     return {f"{name}.{key}" for turn in _objects(value) for key in _of_turn(turn)}
 
 
@@ -115,13 +116,15 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 def _read_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
     if chat_format in PAIRS:
         prompt, answer = pair_of(record, chat_format)
-        thoughts = () if isinstance(record.get(answer), list) and answer not in OF_SEVERAL else THOUGHTS
+        thoughts = () if are_turns(record.get(answer)) else THOUGHTS
         return COMMON | {prompt, answer, *DETAILS.get(chat_format, ()), *thoughts}
     if chat_format != "preference":
         return COMMON - BESIDE_PAIRS | {next((name for name in LISTS if record.get(name)), "messages")}
     rest = {key: value for key, value in record.items() if key not in PREFERENCE}
     if record.get("chosen") is None:
         return PREFERENCE | _read_keys(rest, format_of(rest))
+    if not held_keys(rest):  # two texts alone
+        return PREFERENCE
     if is_in_full(answer := read_side_of(record, "chosen")):
         said = [message.content for message in answer]
         repeated = {key for key, value in rest.items() if value in said or value == record["chosen"]}

@@ -12,7 +12,7 @@ from typing import Any
 
 from dataset.blocks import check_whole
 from dataset.chat_form import ROLES, Message
-from dataset.formats import COMMON, DETAILS, QuestionPosition, format_of, parse_messages, rename
+from dataset.formats import COMMON, DETAILS, QuestionPosition, format_of, opened, parse_messages, rename
 from dataset.messages import (
     THOUGHTS,
     LeftOutError,
@@ -27,6 +27,7 @@ from dataset.messages import (
 from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
 from dataset.unread_keys import BESIDE_PAIRS, dropped, of_objects, of_turns, others, unread_keys
+from dataset.written_turns import LIKE_TURNS
 from eval.choices import read_choices
 from eval.matching import final_answer
 from model.errors import UserError
@@ -155,6 +156,7 @@ def _load_file(
 
 def unread_of(record: dict[str, Any]) -> set[str]:
     """Return the keys of a record and of its messages that hold something and are not read."""
+    record = opened(record, ASKED)
     choices = read_choices(record)
     if not (answers := (choices.right,) if choices else _accepted(record)):
         thoughts = {*THOUGHTS} & {*held_keys(record)}  # of the answer, which are not compared
@@ -240,6 +242,7 @@ def parse_question(
     """
     if record.get("is_impossible") in (True, "true", "True"):  # 1, too
         raise LeftOutError("its question has no answer")
+    record = opened(record, ASKED)
     choices = read_choices(record)
     answers = (choices.right,) if choices else _accepted(record)
     if answers is not None:
@@ -295,8 +298,8 @@ def _with_answer(record: dict[str, Any], answer: str, question_position: Questio
 
 
 def _turns(value: Any) -> list[dict[str, Any]]:
-    """Return a list of messages, also one that is stored as the JSON text of it; nothing for another text."""
-    if is_absent(value) or (isinstance(value, str) and not value.lstrip().startswith("[{")):
+    """Return a list of messages; nothing for a text, unless it is one of messages that are not JSON."""
+    if is_absent(value) or (isinstance(value, str) and not LIKE_TURNS.match(value)):
         return []
     return read_objects(value, "messages")
 

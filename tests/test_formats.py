@@ -479,3 +479,33 @@ def test_long_white_space_is_read_in_the_time_that_other_text_takes():
     assert [m.content for m in read_transcript(f"Human: a{lines}b{lines}Assistant: c")] == [f"a{lines}b", "c"]
     assert not [*BREAKS[1].finditer(f"a{space}b".encode())]
     assert MARKED_ANSWER.search(f"#### a{space}b")[1] == f"a{space}b"
+
+
+@pytest.mark.parametrize("key", ["prompt", "completion", "messages"])
+@pytest.mark.parametrize("write", [repr, lambda turns: json.dumps(turns)[:-1]])
+def test_messages_whose_text_is_not_json_are_refused_and_never_trained_as_text(key, write):
+    turns = [{"content": "it's so", "role": "user"}, {"content": "b", "role": "assistant"}]
+    record = {"prompt": "a", "completion": "b"} if key != "messages" else {}
+    with pytest.raises(RecordError, match="messages are not JSON" + f"; .* {key}" * bool(record)):
+        parse_messages(record | {key: write(turns)})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"name": "Bob", "role": "admin"}]',
+        "[{'from': 'Lima', 'to': 'Rome'}]",
+        '[{"user": {"role": "a", "content": "b"}}]',
+        "[{ is how a list of objects begins",
+        '[{"content": 3}]',
+    ],
+)
+def test_lists_in_which_nobody_speaks_are_texts(text):
+    chat = parse_messages({"prompt": text, "completion": text, "history": [[text, text]]})
+    assert [message.content for message in chat] == [text] * 4
+
+
+def test_the_input_of_an_instruction_stays_text_though_it_be_a_chat():
+    text = json.dumps([{"role": "user", "content": "Hello"}])
+    asked, _ = parse_messages({"instruction": "Who speaks?", "input": text, "output": "a user"})
+    assert asked.content == f"Who speaks?\n\n{text}"

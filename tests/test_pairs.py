@@ -54,12 +54,14 @@ FORMS = [
     {"prompt": "Sky?", "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD], "score_rejected": 1},
     {"prompt": "\n\nHuman: Sky?\n\nAssistant:", "chosen": " Blue.", "rejected": " Green."},
     {"prompt": json.dumps([ASKED]), "chosen": json.dumps([GOOD]), "rejected": json.dumps([BAD])},
+    {"chosen": json.dumps([ASKED, GOOD]), "rejected": json.dumps([ASKED, BAD], sort_keys=True)},
 ]
 
 
 @pytest.mark.parametrize("record", FORMS)
 def test_pairs_are_read_as_people_write_them(record):
     assert parse_pair(record) == PAIR
+    assert not {key for key in unread_keys(record, "preference") if "score" not in key}
 
 
 def test_answers_before_a_pair_parts_carry_no_loss_and_those_after_it_do():
@@ -102,6 +104,11 @@ def test_flags_of_loss_beside_a_pair_and_in_what_its_sides_share_are_heard():
         ),
         ({"prompt": "Sky?", "chosen": "Blue.", "rejected": " "}, RecordError, "rejected is empty"),
         ({"chosen": "Blue.", "rejected": "Black."}, RecordError, "no prompt"),
+        (
+            {"chosen": repr([ASKED, GOOD]), "rejected": repr([ASKED, BAD])},
+            RecordError,
+            "are not JSON; .* cho",
+        ),
         ({"chosen": "It is so.", "rejected": "It is not.", "asked": "Is it?"}, RecordError, "no prompt"),
     ],
 )

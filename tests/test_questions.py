@@ -47,6 +47,8 @@ USER, SAID = {"role": "user", "content": "Capital?"}, {"role": "assistant", "con
         ({"messages": [USER, SAID], "answers": None}, "Capital?", ("Lima",)),
         ({"conversations": [{"from": "human", "value": "Capital?"}], "answers": ["A"]}, "Capital?", ("A",)),
         ({"conversations": json.dumps([USER]), "answers": ["A"]}, "Capital?", ("A",)),
+        ({"problem": json.dumps([USER], sort_keys=True), "answers": ["A"]}, "Capital?", ("A",)),
+        ({"prompt": json.dumps([USER], sort_keys=True), "completion": "A"}, "Capital?", ("A",)),
         ({"passage": "P", "question": "Q", "answer": ["A", "B"]}, "P\n\nQ", ("A", "B")),
         ({"problem": "1+1?", "solution": "long", "answer": "2"}, "1+1?", ("2",)),
         ({"query": "Capital?", "answer": "A"}, "Capital?", ("A",)),

@@ -86,15 +86,23 @@ class Drawn:
             "options": lambda: [self.text(), self.text()],
         }
         if key in LISTS:
-            return json.dumps(self.turns()) if self.random.random() < 0.2 else self.turns()
+            return self.turns()
         if key in ("chosen", *BAD) and self.random.random() < 0.4:
             return [self.turn("assistant")]
         if key in ("prompt", "completion", "chosen", "input", "question") and self.random.random() < 0.4:
             return self.turns()
         return kinds.get(key, self.text)()
 
+    def written(self, value):
+        """Some lists of messages as their text."""
+        are_turns = isinstance(value, list) and isinstance(value[0], dict) and {"role", "from"} & {*value[0]}
+        return json.dumps(value) if are_turns and self.random.random() < 0.3 else value
+
     def record(self) -> dict:
-        return {key: self.value(key) for key in self.random.sample(self.keys, self.random.randint(2, 5))}
+        return {
+            key: self.written(self.value(key))
+            for key in self.random.sample(self.keys, self.random.randint(2, 5))
+        }
 
 
 def texts(value) -> set[str]:
@@ -105,7 +113,7 @@ def untold(record: dict, said: set[str], told: set[str]) -> set[str]:
     """The texts of a record that are not said and stand under no key that is told."""
     lost = set()
     for key in record.keys() - told:
-        value = json.loads(record[key]) if key in LISTS and isinstance(record[key], str) else record[key]
+        value = json.loads(record[key]) if str(record[key]).startswith('[{"') else record[key]
         answer = value[-1:] if f"the last answer of {key}" in told else []
         lost |= texts(value) - said - texts(list(held(value, key, told))) - texts(answer)
     return lost
@@ -168,3 +176,19 @@ def test_a_text_inside_of_a_text_of_its_own_is_told_and_never_takes_its_place():
     ]
     [(inner, unread)] = read({"context": "outer", "context_text": "more", "qas": [asked]})
     assert inner == {"context": "outer", "context_text": "more", **asked} and not unread
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("prompt", "completion"), ("question", "answer"), ("query", "response")]
+)
+def test_what_stands_in_and_beside_messages_that_are_text_is_told_as_of_a_list(prompt, answer):
+    turns = [{"content": "q", "role": "user"}], [{"content": "a", "role": "assistant", "note": "x"}]
+    record = dict(zip((prompt, answer), map(json.dumps, turns), strict=True)) | {"reasoning": "y"}
+    assert [message.content for message in parse_messages(record)] == ["q", "a"]
+    assert unread_keys(record, format_of(record)) == {"reasoning", f"{answer}.note"}
+
+
+def test_what_stands_in_the_texts_of_a_pair_is_told():
+    noted = [{"content": text, "role": "assistant", text: "x"} for text in ("good", "bad")]
+    record = {"prompt": "q", "chosen": json.dumps(noted[:1]), "rejected": json.dumps(noted[1:])}
+    assert read_pair(record) == (set(), {"chosen.good", "rejected.bad"})

@@ -21,7 +21,7 @@ import numpy as np
 
 from dataset.encoding import Encoded, PreparationSettings
 from dataset.preparation import Sources, encode_sources
-from dataset.printing import reporting
+from dataset.printing import printable, reporting
 from dataset.sources import describe_source, size_of
 from dataset.text_files import Marks
 from dataset.token_store import Part
@@ -69,7 +69,7 @@ def encode_shares(settings: PreparationSettings, shares: Sequence[Share]) -> Non
         try:
             encode_share(settings, share)
         except UserError as error:
-            write_text(share.folder / FAILED, f"{error}\n")
+            write_text(share.folder / FAILED, printable(f"{error}\n", keep="\n"))
 
 
 def encode_share(settings: PreparationSettings, share: Share) -> None:

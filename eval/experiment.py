@@ -241,10 +241,12 @@ def _flat(groups: Any, path: str, what: str) -> Stages:
     """Return groups of settings with dotted keys, however deep the file nests them."""
     if not isinstance(groups, dict) or not all(isinstance(each, dict) for each in groups.values()):
         raise UserError(f"{path}: {what}: expected names, and settings below each")
-    for name in groups if what == "stages" else ():
-        if not re.fullmatch(r"[\w-]+", str(name)):
+    for name in groups:
+        if not isinstance(name, str):
+            raise UserError(f"{path}: {what}: expected texts as names, got {name!r}; write it in quotes")
+        if what == "stages" and not re.fullmatch(r"[\w-]+", name):
             raise UserError(f"{path}: stages: expected names of letters, digits, - and _, got {name!r}")
     try:
-        return {str(name): flatten(settings) for name, settings in groups.items()}
+        return {name: flatten(settings) for name, settings in groups.items()}
     except UserError as error:
         raise UserError(f"{path}: {what}: {error}") from None

@@ -19,7 +19,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, TextIO
 
-from dataset.printing import prepare_streams
+from dataset.printing import prepare_streams, printable
 from eval.forks import Fork
 from eval.records import ITEMS, NAMED, POINT, TRAINING, not_finite
 from model.errors import UserError
@@ -141,7 +141,7 @@ def _last_words(log: Path) -> str:
 
 
 def _failed(place: Path, words: str) -> UserError:
-    (place / "failed.txt").write_text(words + "\n", encoding="utf-8")
+    (place / "failed.txt").write_text(printable(words, keep="\n") + "\n", encoding="utf-8")
     return UserError(words)
 
 

@@ -51,7 +51,7 @@ def load_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> list[s
     """Let each session take up the conversation of its line; `UserError` leaves all as they were.
 
     Answers come back as the ids that they were where the tokenizer is the same, else encoded from their text.
-    Returns the keys that hold something else, which is not taken up.
+    Returns the keys that hold something else, and what marks passages, where that is not taken up.
     """
     check_sources([str(path)])
     records = _read(Path(path))
@@ -60,7 +60,7 @@ def load_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> list[s
     try:
         pairs = zip(records, sessions, strict=True)
         found = [_parse(record.value, session.served.tokenizer) for record, session in pairs]
-        keys = [{*record.unread, *unread_keys(record.value, format_of(record.value))} for record in records]
+        keys = [{*record.unread, *_not_taken_up(record.value)} for record in records]
     except (RecordError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
     for session, (system, turns) in zip(sessions, found, strict=True):
@@ -74,6 +74,12 @@ def _read(path: Path) -> list[Record]:
         if record.value is None:
             raise UserError(f"{path}, line {record.line}: {record.fault}")
     return records
+
+
+def _not_taken_up(record: dict[str, Any]) -> set[str]:
+    """Return what no session holds: other keys, and where passages stand, which some masks tell apart."""
+    has_passages = any(message.passages for message in parse_messages(record))
+    return {*unread_keys(record, format_of(record)), *["marks of passages"] * has_passages}
 
 
 def _spoken(session: ChatSession) -> list[Turn]:

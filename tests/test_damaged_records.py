@@ -172,3 +172,14 @@ def test_what_a_command_leaves_damaged_fails_its_cell_with_a_line(tmp_path, name
     (tmp_path / "log.txt").mkdir()
     with pytest.raises(UserError, match="Is a directory"):
         run_cell(str(tmp_path))
+
+
+def test_what_a_command_said_last_is_left_as_a_terminal_may_show_it(tmp_path):
+    says = ["python", "-c", "raise SystemExit('error: \\33[2J is gone')"]
+    places = {"record": str(tmp_path / "record.json"), "output": str(tmp_path)}
+    cell = {"address": "only-1", "stage": "only", "run": "quick", "settings": {}}
+    job = {"cell": cell, "command": says, "threads": 1, "measures": True, "trains": True}
+    (tmp_path / "job.json").write_text(json.dumps(job | places))
+    with pytest.raises(UserError, match="is gone"):
+        run_cell(str(tmp_path))
+    assert (tmp_path / "failed.txt").read_text() == "error: \\x1b[2J is gone\n"

@@ -186,6 +186,8 @@ def test_the_hash_is_that_of_what_the_file_says(tmp_path):
             {"stages": STAGES | {name: STAGES[name] | {"seed": 1} for name in ("first", "second")}},
             "arm causal: expected trainings that take the seed",
         ),
+        ({"arms": {True: {}, "True": {}, "a": {}}}, "which.yaml: arms: expected texts as names, got True"),
+        ({"stages": STAGES | {1: {"run": "sft"}}}, "stages: expected texts as names, got 1; write it in"),
         ({"prmary": {"task": "x"}}, "unknown key prmary"),
         ({"decision": {1: 2, "alpa": 3}}, "unknown key 1"),
         ({"question": date(2024, 1, 1)}, "which.yaml: Object of type date is not JSON serializable; write a"),

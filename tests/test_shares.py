@@ -10,6 +10,7 @@ from test_preparation import KilledError, chats, contents_of, settings_of, write
 from dataset import preparation, shares
 from dataset.preparation import encode_sources, write_store
 from dataset.shares import encode_share, read_share, shares_of
+from dataset.tokenizer import Tokenizer
 from eval.cluster import ClusterSettings
 from eval.preparing import _words, write_store_by_tasks
 from model.errors import UnfinishedError, UserError
@@ -68,6 +69,14 @@ def test_a_mistake_in_one_source_costs_no_other_its_work(settings_of, tmp_path):
 def test_what_a_task_said_is_told_in_whatever_bytes(tmp_path):
     (tmp_path / shares.FAILED).write_bytes(b"caf\xe9 is gone\n")
     assert _words(shares.Share("a.jsonl", 1.0, "", tmp_path, ""), tmp_path) == "caf\ufffd is gone"
+
+
+def test_what_stops_a_task_is_left_as_a_terminal_may_show_it(settings_of, tmp_path):
+    settings = settings_of(write_lines(tmp_path / "a\x1b.jsonl", chats(1)))
+    fingerprint = Tokenizer.load(settings.tokenizer).fingerprint
+    share = shares.Share(*settings.data, 1.0, fingerprint, tmp_path / "share", "of another state")
+    shares.encode_shares(settings, [share])
+    assert "a\\x1b.jsonl changed meanwhile" in (share.folder / shares.FAILED).read_text()
 
 
 def test_a_data_set_of_the_hub_is_encoded_by_tasks_only_with_its_split_named(settings_of):

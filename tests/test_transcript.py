@@ -60,6 +60,15 @@ def test_what_a_chat_does_not_take_up_is_told(tmp_path):
     assert load_transcript(path, [session]) == ["context", "conversations.name", "version"]
 
 
+def test_marks_of_passages_that_a_chat_does_not_take_up_are_told(tmp_path):
+    parts = [{"type": "passage", "text": "Peru. "}, {"type": "text", "text": "Capital?"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Lima"}]
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": messages}))
+    session = talk()
+    assert load_transcript(tmp_path / "talk.jsonl", [session]) == ["marks of passages"]
+    assert session.turns[0].question == "Peru. Capital?"
+
+
 def test_an_answer_whose_text_was_edited_is_encoded_anew(tmp_path):
     path = tmp_path / "talk.jsonl"
     save_transcript(path, [talk()])

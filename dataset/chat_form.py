@@ -57,7 +57,8 @@ class Message:
     tools: tuple[str, ...] = ()
     """tools that may be called, each as JSON; listed below the content"""
     is_trained: bool = True
-    """whether an answer carries loss; one that does not is still an answer, for masks and for truncation"""
+    """whether an answer carries loss, any other message under `--supervise all`; masks and truncation find
+    the same answers either way"""
     ids: tuple[int, ...] | None = None
     """the tokens of an answer as they were sampled"""
     passages: tuple[tuple[int, int], ...] = ()

@@ -105,9 +105,8 @@ class Renderer:
 
         # Header, content, footer. The footer of an answer is its end marker, a target like its content.
         for message, parts in self.form.write(messages, generation_prompt):
-            role, bits = message.role, 0
-            if role == "assistant":
-                bits = TARGET if message.is_trained else TARGET | UNTRAINED
+            role = message.role
+            bits = TARGET * (role == "assistant") | UNTRAINED * (not message.is_trained)
             self._add_header(tokens, role, before, self.form.is_opened(message, generation_prompt))
             for number, part in enumerate(parts):  # every second one is text of the form
                 ids = self._encode(part, number % 2 > 0, not tokens.ids)

@@ -289,7 +289,7 @@ def choose_targets(codes: np.ndarray, lengths: np.ndarray, supervise: Supervise)
 
     answers   those of every answer that is trained
     last      those of the last one of these
-    all       every token that another predicts, but those of answers that are not trained
+    all       every token that another predicts, but those of messages that are not trained
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     if supervise == "all":

@@ -142,7 +142,7 @@ def read_objects(value: Any, name: str) -> list[dict[str, Any]]:
 
 def read_message(turn: dict[str, Any]) -> Message:
     """Return a message with what it thinks, calls and offers; raises `RecordError` with the reason."""
-    speaker = turn.get("from") if turn.get("role") is None else turn["role"]
+    speaker = speaker_of(turn)
     role = _role(speaker)
     content, passages = _content(turn.get("value") if turn.get("content") is None else turn["content"])
     refuse_media(turn)
@@ -162,6 +162,11 @@ def read_message(turn: dict[str, Any]) -> Message:
     content = read_text(content, "content", may_be_empty=bool(calls) or role in ("system", "tool"))
     tools = read_tools(turn.get("tools"))
     return Message(role, content, thought, calls, tools, is_trained(turn), passages=passages)
+
+
+def speaker_of(turn: dict[str, Any]) -> Any:
+    """Return what a message calls its role."""
+    return turn.get("from") if turn.get("role") is None else turn["role"]
 
 
 def is_trained(holder: dict[str, Any]) -> bool:

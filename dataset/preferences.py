@@ -10,7 +10,7 @@ from typing import Any
 from dataset.chat_form import Message
 from dataset.formats import BESIDE_MESSAGES, QuestionPosition, ending_with, is_in_full, opened, read_side_of
 from dataset.messages import LeftOutError, RecordError, half_of, held_keys, is_absent, is_transcript
-from dataset.unread_keys import of_turns, others
+from dataset.unread_keys import idle_flags, of_turns, others
 from dataset.written_turns import LIKE_TURNS
 
 SCORES = (
@@ -49,7 +49,7 @@ def unread_of_bad(record: dict[str, Any]) -> set[str]:
     """Return what of the bad answer of a pair is not read: keys in it, and another one beside it."""
     given = opened({name: record[name] for name in BAD if not is_absent(record.get(name))})
     name = next(iter(given))
-    return others(given, {name}) | of_turns(name, given[name])
+    return others(given, {name}) | of_turns(name, given[name]) | idle_flags(f"{name}.", given[name])
 
 
 def _with_prompt(record: dict[str, Any], name: str) -> dict[str, Any]:

@@ -29,11 +29,14 @@ from dataset.messages import (
     CALL_KEYS,
     CALL_MARKS,
     CALLERS,
+    FLAGS,
     PART_KEYS,
+    ROLE_OF,
     THOUGHTS,
     TURN_KEYS,
     held_keys,
     is_absent,
+    speaker_of,
 )
 from dataset.written_turns import are_turns
 
@@ -51,6 +54,8 @@ def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[s
     answers = {name for name in held & {*OF_SEVERAL} if not are_turns(record[name])}
     inside = [of_turns(name, record[name]) for name in held - answers]
     inside += [of_objects(name, record[name], {"text"}) for name in answers]
+    inside += [idle_flags(f"{name}.", record[name]) for name in held - answers]
+    inside += [idle_flags("", _flagged(record[name], record.get("loss_mask"))) for name in held & {*LISTS}]
     return others(record, read).union(*inside)
 
 
@@ -63,6 +68,18 @@ def others(record: dict[str, Any], read: Collection[str]) -> set[str]:
 def of_turns(name: str, value: Any) -> set[str]:
     """Return the keys of messages under a key of a record that hold something and are not read."""
     return {f"{name}.{key}" for turn in _objects(value) for key in _of_turn(turn)}
+
+
+def idle_flags(place: str, value: Any) -> set[str]:
+    """Return the flags that ask for loss in messages that are no answers, which do not get it."""
+    asked = [turn for turn in _objects(value) if ROLE_OF.get(str(speaker_of(turn)).lower()) != "assistant"]
+    return {f"{place}{flag} outside answers" for turn in asked for flag in FLAGS if turn.get(flag) == 1}
+
+
+def _flagged(turns: Any, flags: Any) -> list[dict[str, Any]]:
+    """Return the speakers of messages with the flags of loss that a record lists for them."""
+    pairs = zip(_objects(turns), flags if isinstance(flags, list) else (), strict=False)
+    return [{"role": speaker_of(turn), "loss_mask": flag} for turn, flag in pairs]
 
 
 def of_objects(name: str, value: Any, read: Collection[str]) -> set[str]:
@@ -82,11 +99,11 @@ def _of_turn(turn: dict[str, Any]) -> Iterator[str]:
         if key not in TURN_KEYS or not (is_absent(other) or other == turn[key]):
             yield key
     for key in ("content", "value"):
-        said, speaker = turn.get(key), turn.get("from") if turn.get("role") is None else turn["role"]
+        said = turn.get(key)
         if isinstance(said, list):
             yield from of_objects(key, said, PART_KEYS)
         elif isinstance(said, str):
-            calls = [said] if str(speaker).lower() in CALLERS else CALL.findall(said)
+            calls = [said] if str(speaker_of(turn)).lower() in CALLERS else CALL.findall(said)
             yield from (each for call in calls for each in _of_calls(key, call))
     for key in turn.keys() & {"tool_calls", "function_call"}:
         yield from _of_calls(key, turn[key])

@@ -86,6 +86,14 @@ def test_an_answer_that_is_not_trained_is_a_target_without_loss():
     assert chosen_tokens(render(quiet, TOKENIZER), "last") == [9, 10]
 
 
+def test_a_question_that_is_not_to_be_learnt_is_no_target_of_all():
+    quiet = [replace(message, is_trained=n != 2) for n, message in enumerate(CHAT)]
+    whole, rendered = render(CHAT, TOKENIZER), render(quiet, TOKENIZER)
+    assert rows_of(rendered) == rows_of(whole) and (rendered.trained == whole.trained).all()
+    silent = {*chosen_tokens(whole, "all")} - {*chosen_tokens(rendered, "all")}
+    assert TOKENIZER.decode(whole.ids[sorted(silent)]) == f"{CHAT[2].content}<|im_end|>\n"  # not the header
+
+
 def test_a_system_and_a_tool_message_begin_where_they_start():
     messages = [
         Message("system", "Be"),

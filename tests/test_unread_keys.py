@@ -192,3 +192,14 @@ def test_what_stands_in_the_texts_of_a_pair_is_told():
     noted = [{"content": text, "role": "assistant", text: "x"} for text in ("good", "bad")]
     record = {"prompt": "q", "chosen": json.dumps(noted[:1]), "rejected": json.dumps(noted[1:])}
     assert read_pair(record) == (set(), {"chosen.good", "rejected.bad"})
+
+
+@pytest.mark.parametrize("yes", [1, True, 1.0])
+def test_a_flag_that_asks_for_loss_outside_answers_is_told(yes):
+    asked, said = {"role": "user", "content": "q"}, {"from": "gpt", "value": "a", "train": yes}
+    for flags, told in (({"train": yes}, {"messages.train outside answers"}), ({"train": 0}, set())):
+        assert unread_keys({"messages": [asked | flags, said]}, "messages") == told
+    for flags, told in (([yes, 1], {"loss_mask outside answers"}), ([0, yes], set())):
+        assert unread_keys({"messages": [asked, said], "loss_mask": flags}, "messages") == told
+    sides = {"prompt": "p", "chosen": [said], "rejected": [asked | {"weight": yes}, said]}
+    assert unread_of_bad(sides) == {"rejected.weight outside answers"}

@@ -27,7 +27,7 @@ from dataset.messages import (
     refuse_media,
     shown,
 )
-from dataset.written_turns import are_turns, open_turns, read_said
+from dataset.written_turns import are_turns, open_turns, read_said, with_prompt
 from model.errors import UserError
 
 QuestionPosition = Literal["last", "first"]
@@ -293,7 +293,7 @@ def _good_answer(
         raise RecordError("preference data; --preference chosen trains good answers, --kind preference both")
     if _label(record) is False:
         raise LeftOutError("a bad answer of preference data")
-    messages = ending_with(record, "chosen", question_position)
+    messages = ending_with(with_prompt(record, "rejected"), "chosen", question_position)
     *earlier, _ = (number for number, message in enumerate(messages) if message.role == "assistant")
     return [replace(m, is_trained=False) if n in earlier else m for n, m in enumerate(messages)]
 

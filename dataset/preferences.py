@@ -3,15 +3,14 @@
 In which keys they stand is `dataset/formats.py`'s.
 """
 
-import os
 from dataclasses import replace
 from typing import Any
 
 from dataset.chat_form import Message
 from dataset.formats import BESIDE_MESSAGES, QuestionPosition, ending_with, is_in_full, opened, read_side_of
-from dataset.messages import LeftOutError, RecordError, half_of, held_keys, is_absent, is_transcript
+from dataset.messages import LeftOutError, RecordError, half_of, is_absent
 from dataset.unread_keys import idle_flags, of_turns, others
-from dataset.written_turns import LIKE_TURNS
+from dataset.written_turns import with_prompt
 
 SCORES = (
     ("score_chosen", "score_rejected"),
@@ -34,7 +33,7 @@ def parse_pair(
     name = next((name for name in BAD if not is_absent(record.get(name))), None)
     if name is None or (name == "rejected" and half_of(record)):
         raise RecordError(half_of(record) or "no pair of answers; expected chosen and rejected")
-    record = _with_prompt(record, name)
+    record = with_prompt(record, name)
     good = ending_with(record, "chosen", question_position)
     if is_absent(record.get("chosen")) and not is_in_full(said := read_side_of(record, name)):
         bad = [*good[:-1], *said]  # the good answer ends the messages
@@ -50,22 +49,6 @@ def unread_of_bad(record: dict[str, Any]) -> set[str]:
     given = opened({name: record[name] for name in BAD if not is_absent(record.get(name))})
     name = next(iter(given))
     return others(given, {name}) | of_turns(name, given[name]) | idle_flags(f"{name}.", given[name])
-
-
-def _with_prompt(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a record of two texts and nothing else with the words that they share as its prompt.
-
-    {"chosen": "The sky is blue.", "rejected": "The sky is green."}     the prompt is `The sky is`
-    """
-    texts = [record.get("chosen"), record[name]]
-    is_bare = {*held_keys(record)} == {"chosen", name} and all(isinstance(text, str) for text in texts)
-    if not is_bare or any(is_transcript(text) or LIKE_TURNS.match(text) for text in texts):
-        return record
-    shared = os.path.commonprefix(texts)
-    end = max(map(shared.rfind, " \n\t")) + 1  # the words after it may begin with the same letters
-    if not end:
-        return record
-    return {"prompt": shared[:end].strip(), "chosen": texts[0][end:], name: texts[1][end:]}
 
 
 def _are_equal(record: dict[str, Any], one: str, other: str) -> bool:

@@ -1,12 +1,13 @@
-"""Lists of messages that a record holds as their JSON text, as tables do: told from texts, and opened.
+"""What texts of a record hold: lists of messages as JSON, as in tables, and the prompt of two texts alone.
 
 Under which keys they may stand is `dataset/formats.py`'s.
 """
 
+import os
 import re
 from typing import Any
 
-from dataset.messages import RecordError, parse_json, read_json, read_text
+from dataset.messages import RecordError, held_keys, is_transcript, parse_json, read_json, read_text
 
 SPEAKERS, SAID = {"role", "from"}, {"content", "value", "tool_calls", "function_call"}
 BEGINS = re.compile(r"\s*\[\s*\{")
@@ -44,3 +45,19 @@ def read_said(value: Any, name: str, may_be_empty: bool = False) -> str:
         except RecordError as error:
             raise RecordError(f"{error}; expected a text in {name}, or messages as JSON") from None
     return text
+
+
+def with_prompt(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a record of two texts and nothing else with the words that they share as its prompt.
+
+    {"chosen": "The sky is blue.", "rejected": "The sky is green."}     the prompt is `The sky is`
+    """
+    texts = [record.get("chosen"), record.get(name)]
+    is_bare = {*held_keys(record)} == {"chosen", name} and all(isinstance(text, str) for text in texts)
+    if not is_bare or any(is_transcript(text) or LIKE_TURNS.match(text) for text in texts):
+        return record
+    shared = os.path.commonprefix(texts)
+    end = max(map(shared.rfind, " \n\t")) + 1  # the words after it may begin with the same letters
+    if not end:
+        return record
+    return {"prompt": shared[:end].strip(), "chosen": texts[0][end:], name: texts[1][end:]}

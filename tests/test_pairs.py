@@ -60,7 +60,7 @@ FORMS = [
 
 @pytest.mark.parametrize("record", FORMS)
 def test_pairs_are_read_as_people_write_them(record):
-    assert parse_pair(record) == PAIR
+    assert parse_pair(record) == PAIR and parse_messages(record, preference="chosen") == PAIR[0]
     assert not {key for key in unread_keys(record, "preference") if "score" not in key}
 
 

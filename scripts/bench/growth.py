@@ -241,7 +241,7 @@ def draw(grown: Sequence[Growth], path: Path) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         for n, (name, figures) in enumerate(each.medians.items()):
             points = sorted((value, at / figures[0]) for value, at in zip(each.values, figures, strict=True))
-            look = {"color": HUES[n], "linestyle": STYLES[n % len(STYLES)], "marker": "."}
+            look = {"color": HUES[n % len(HUES)], "linestyle": STYLES[n % len(STYLES)], "marker": "."}
             axes.plot(*zip(*points, strict=True), **look, label=f"{name}: {each.exponents[name][0]:.2f}")
         axes.legend(title="exponent", fontsize=8)
     save_picture(figure, path)

@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from dataset.tables import HUB, hub_rows, parquet_rows
+from dataset.tables import CHUNK_BYTES, HUB, MOST_JSON_BYTES, hub_parts, parquet_rows
 from dataset.text_files import DEFAULT_RULES, TextRules, not_utf8
 from model.errors import UserError
 from model.files import opened
@@ -21,7 +21,6 @@ from model.files import opened
 COMPRESSIONS = (".gz", ".zst")
 FORMS = (".jsonl", ".json", ".txt", ".parquet")
 ENDINGS = (*FORMS, *(form + packed for form in FORMS[:3] for packed in COMPRESSIONS))
-CHUNK_BYTES = 2**20
 PACKED_BYTES = 2**10  # what is unpacked at a time: so much may be lost before a damaged place
 BROKEN_OFF = "compressed data"  # begins what is said of a file that cannot be read to its end
 LARGEST_WINDOW = 2**31  # of `zstd --long=31`
@@ -30,7 +29,6 @@ LONGEST_RECORD_BYTES = 2**26
 SEPARATOR_BYTES = 2**10  # what ends a record may come in two chunks
 BEGINNING_BYTES = 2**20  # of a .txt file, in which marks of documents are looked for
 LINE_END = re.compile(rb"\n")
-MOST_JSON_BYTES = 2**27
 BETWEEN = re.compile(r"[ \t\r\n,]*+")
 DECODER = json.JSONDecoder(parse_int=str)  # numbers with too many digits are a fault of their own record
 
@@ -63,7 +61,7 @@ def read_blocks(source: str, rules: TextRules = DEFAULT_RULES) -> Iterator[Block
     """
     form, record_end = form_of(source), LINE_END
     if source.startswith(HUB):
-        chunks = hub_rows(source)
+        chunks = _hub_lines(source)
     elif form == ".parquet":
         chunks = parquet_rows(source)
     elif form == ".json":
@@ -73,6 +71,12 @@ def read_blocks(source: str, rules: TextRules = DEFAULT_RULES) -> Iterator[Block
     else:
         chunks = read_chunks(source)
     yield from _Cutter(source, record_end).blocks(chunks)
+
+
+def _hub_lines(source: str) -> Iterator[bytes]:
+    for name, chunks in hub_parts(source):
+        yield from as_json_lines(source, _unpacked(chunks, name))
+        yield b"\n"  # the last line of a file may have no end
 
 
 def _beginning(source: str) -> str:
@@ -158,18 +162,18 @@ class BrokenOffError(ValueError):
 def read_chunks(path: str) -> Iterator[bytes]:
     """Yield what is in a file, unpacked; raises `BrokenOffError` where that is damaged."""
     with opened(path) as file:
-        yield from _unpacked(file) if path.endswith(COMPRESSIONS) else _chunks(file, CHUNK_BYTES)
+        yield from _unpacked(iter(lambda: file.read(CHUNK_BYTES), b""), path)
 
 
-def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
-    return iter(lambda: file.read(size), b"")
-
-
-def _unpacked(file: BinaryIO) -> Iterator[bytes]:
-    """Yield what is in a gzip or zstd file: streams one after the other, each perhaps padded with zeros."""
-    start, fault = _unpacker(file.name)
+def _unpacked(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Yield what is in a file; in gzip or zstd streams one after the other, perhaps padded with zeros."""
+    if not name.endswith(COMPRESSIONS):
+        yield from chunks
+        return
+    pieces = (chunk[at : at + PACKED_BYTES] for chunk in chunks for at in range(0, len(chunk), PACKED_BYTES))
+    start, fault = _unpacker(name)
     unpacker = start()
-    for data in _chunks(file, PACKED_BYTES):
+    for data in pieces:
         while data := data.lstrip(b"\0") if unpacker.eof else data:
             unpacker = start() if unpacker.eof else unpacker
             try:

@@ -1,9 +1,11 @@
 """Tables, of parquet files and of the hub, as lines of JSON: the one place that imports `datasets`."""
 
 import json
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 from dataset.printing import printable
@@ -11,6 +13,11 @@ from model.errors import UnfinishedError, UserError
 from model.files import opened
 
 HUB = "hub:"
+CHUNK_BYTES = 2**20
+MOST_JSON_BYTES = 2**27
+"""of JSON in one piece, which is held whole"""
+LIKE_OURS = re.compile(r"\.jsonl(\.gz|\.zst)?$|\.json$")
+"""names of files of the hub that are read as local ones are"""
 ROWS_AT_ONCE = 1000  # of a parquet file; else whole row groups are held
 
 
@@ -35,19 +42,53 @@ def parquet_rows(path: str) -> Iterator[bytes]:
             yield from map(_line, batch.to_pylist(maps_as_pydicts="strict"))  # else arguments are pairs
 
 
-def hub_rows(source: str) -> Iterator[bytes]:
-    """Yield the rows of a data set of the hub; raises `UnfinishedError` as that may answer next time."""
+def hub_parts(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Yield what a data set of the hub consists of: the name of a file of JSON and its bytes, or "" and rows.
+
+    `datasets` would take texts for dates where a file of JSON has nothing else in their place, and texts such
+    as N/A in one of CSV for nothing. Raises `UnfinishedError`, also later, as the hub may answer next time.
+    """
     import datasets
+    from datasets.utils.file_utils import xopen
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it raises says the same
     request = on_hub(source)
-    with _explaining(HUB + request["path"], UnfinishedError):
-        table = datasets.load_dataset(**request, streaming=True)
-        if request["split"] is None:
-            table = table[_split_among(source, list(table))]
-        table = table.decode(False) if table.features else table  # pictures stay what a row says of them
-        yield from map(_line, table)
+    explaining, split = partial(_explaining, HUB + request["path"], UnfinishedError), request.pop("split")
+    with explaining():
+        builder = datasets.load_dataset_builder(**request)
+        if builder.name == "csv":
+            builder.config.keep_default_na, builder.config.na_values = False, [""]
+        splits = _files_of_json(builder) or builder.as_streaming_dataset()
+        split = split or _split_among(source, list(splits))
+        if split not in splits:
+            raise ValueError(f"it has no split {split}; name one of {', '.join(splits)}")
+        found = splits[split]
+        if isinstance(found, list):
+            for name in found:
+                with xopen(name, "rb") as file:
+                    yield name, _within(explaining, iter(partial(file.read, CHUNK_BYTES), b""))
+        else:
+            table = found.decode(False) if found.features else found  # pictures stay what a row says of them
+            yield "", _within(explaining, map(_line, table))
+
+
+def _files_of_json(builder: Any) -> dict[str, list[str]]:
+    """Return the files of each split of a data set where all are such as we read, else nothing."""
+    from datasets.utils.file_utils import xgetsize
+
+    if builder.name != "json" or builder.config.field is not None:
+        return {}
+    splits = {str(split): names for split, names in builder.config.data_files.items()}
+    names = [name for split in splits.values() for name in split]
+    whole = [name for name in names if name.endswith(".json")]
+    is_read = all(map(LIKE_OURS.search, names)) and all(xgetsize(name) <= MOST_JSON_BYTES for name in whole)
+    return splits if is_read else {}
+
+
+def _within(context: Callable[[], AbstractContextManager[None]], chunks: Iterator[bytes]) -> Iterator[bytes]:
+    with context():
+        yield from chunks
 
 
 def _split_among(source: str, splits: list[str]) -> str:

@@ -78,6 +78,35 @@ def test_parquet_and_the_hub_give_the_same_records_through_datasets(tmp_path):
     assert values(f"hub:{tmp_path / 'stand_in'}") == ROWS
 
 
+def test_values_of_the_hub_are_those_that_its_files_of_json_hold(tmp_path):
+    rows = [{"day": "1969-07-10", "n": 2**70}, {"day": "1969-07-11", "calls": [{"a": None}, {"b": 0.1}]}]
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    forms = {"a.json": json.dumps(rows).encode(), "b.jsonl": lines, "c.jsonl.gz": gzip.compress(lines)}
+    for name, content in (forms | {"d.jsonl.zst": zstd(lines)}).items():
+        write(tmp_path / "data" / name, content)
+    assert values(f"hub:{tmp_path}") == rows * 4
+    assert values(f"hub:{tmp_path}:default:train") == rows * 4
+    with pytest.raises(UserError, match=f"^hub:{tmp_path} cannot be read: .*other"):
+        values(f"hub:{tmp_path}:other")
+    write(tmp_path / "data" / "c.jsonl.gz", gzip.compress(lines)[:-9])
+    with pytest.raises(UserError, match="compressed data ends early"):
+        values(f"hub:{tmp_path}")
+
+
+def test_json_of_the_hub_that_is_too_large_to_hold_is_still_read(tmp_path, monkeypatch):
+    write(tmp_path / "train.json", json.dumps(ROWS).encode())
+    for module in ("tables", "blocks"):
+        monkeypatch.setattr(f"dataset.{module}.MOST_JSON_BYTES", 10)
+    assert values(f"hub:{tmp_path}") == ROWS
+
+
+def test_a_text_in_csv_of_the_hub_is_never_taken_for_nothing(tmp_path):
+    rows = "".join(f"{text},{n}\n" for n, text in enumerate(("N/A", "None", "null", "", "x")))
+    write(tmp_path / "train.csv", f"text,n\n{rows}".encode())
+    texts = ["N/A", "None", "null", None, "x"]
+    assert values(f"hub:{tmp_path}") == [{"text": text, "n": n} for n, text in enumerate(texts)]
+
+
 def test_a_split_and_a_configuration_of_the_hub_can_be_named(tmp_path, capsys):
     for split, rows in {"train": ROWS[:5], "test": ROWS[5:8], "validation": ROWS[8:9]}.items():
         parquet(tmp_path / f"{split}.parquet", rows)

@@ -11,4 +11,4 @@ ruff format --check .
 ruff check .
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 unset PYTHONDONTWRITEBYTECODE # some hundred processes start, each of which would compile every source again
-python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder "$@"
+python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

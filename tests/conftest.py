@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from forced_units import CHOICE, force_units
+from xdist.scheduler import LoadFileScheduling
 
 from dataset.prompts import prompt_under
 from model import strategies
@@ -27,10 +28,24 @@ FOR_TEXTS = tuple(name for name in STRATEGIES if strategies.STRATEGIES[name].tex
 LONGEST = ("test_quickstart", "test_scale", "test_grid", "test_stopping", "test_loop", "test_exact_resume")
 LONGEST += ("test_bench", "test_judging", "test_chat", "test_bad_input", "test_terminal")
 """files that are begun first, so that no worker computes long after the others"""
+MINUTES = ("test_no_change_of_the_input_makes_a_traceback[10000", "test_a_training_killed_at_random")
+"""tests of --long that are begun before them"""
 
 
-def _takes_minutes(config: pytest.Config, item: pytest.Item) -> bool:
-    return config.getoption("--long") and "long" in item.keywords
+class Sharing(LoadFileScheduling):
+    """Workers compute whole files, but of tests that take minutes each by itself."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if is_alone(nodeid) else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return Sharing(config, log)
+
+
+def is_alone(nodeid: str) -> bool:
+    return any(name in nodeid for name in MINUTES)
 
 
 def _place(name: str) -> int:
@@ -168,11 +183,7 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """A worker computes whole files, the longest first, but before them each test of minutes by itself."""
-    items.sort(key=lambda item: (not _takes_minutes(config, item), _place(item.path.stem)))
-    for number, item in enumerate(items):
-        alone = f"-{number}" if _takes_minutes(config, item) else ""
-        item.add_marker(pytest.mark.xdist_group(item.path.stem + alone))
+    items.sort(key=lambda item: (not is_alone(item.nodeid), _place(item.path.stem)))
     skip = pytest.mark.skip(reason="takes minutes; bash scripts/test.sh --long runs it")
     for item in items if not config.getoption("--long") else ():
         if "long" in item.keywords:

@@ -58,7 +58,9 @@ def _fork(program: bytes, words: list[str], kept: list[int]) -> int:
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
     # Handlers are pytest's, or write where it caught output: to numbers of files that are others' now.
     for logger in (logging.root, *logging.root.manager.loggerDict.values()):
-        getattr(logger, "handlers", []).clear()
+        for handler in [*getattr(logger, "handlers", ())]:
+            if not isinstance(handler, logging.NullHandler):  # without which lines go to stderr
+                logger.removeHandler(handler)
     multiprocessing.util.spawnv_passfds = EXECUTE
     multiprocessing.forkserver._forkserver._lock.release()  # which the one who forked holds
     edges = sorted([STANDARD_STREAMS - 1, *kept, os.sysconf("SC_OPEN_MAX")])

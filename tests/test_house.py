@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import LONGEST
+from conftest import LONGEST, is_alone
 from test_imports import FOLDERS, ROOT, direct, modules
 
 from scripts.bench.entered import CORE
@@ -56,6 +56,6 @@ def test_there_are_five_folders_of_code():
 
 
 def test_the_longest_files_are_begun_first(request):
-    names = [item.path.stem for item in request.session.items if not item.get_closest_marker("long")]
+    names = [item.path.stem for item in request.session.items if not is_alone(item.nodeid)]
     places = [LONGEST.index(name) if name in LONGEST else len(LONGEST) for name in names]
     assert places == sorted(places)

@@ -5,6 +5,7 @@
 import json
 import re
 import shutil
+import time
 from base64 import b64decode
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from eval.page import save_page
 from eval.plots import strategy_panels
 from eval.served_model import open_model
 from eval.serving_settings import TextSampling
+from model.generator import RunningBatch
 from model.masks import visible_mask
 from model.strategies import STRATEGIES
 from scripts.draw_masks import main as draw_masks
@@ -141,8 +143,10 @@ def test_a_key_may_come_late_or_be_wrong_and_nothing_is_lost_by_it(browser, mode
         page.close()
 
 
-def test_stopping_keeps_what_was_said_and_the_next_question_is_answered(browser, address):
+def test_stopping_keeps_what_was_said_and_the_next_question_is_answered(browser, address, monkeypatch):
     page, said = opened(browser, address)
+    step = RunningBatch.step
+    monkeypatch.setattr(RunningBatch, "step", lambda *given: time.sleep(0.02) or step(*given))  # time to stop
     page.get_by_text("Settings").click()
     page.get_by_label("Most tokens").fill("220")
     ask(page, "On and on")
@@ -230,7 +234,7 @@ def test_a_file_of_a_model_shows_the_first_chat_of_a_file_under_every_mask(model
 
 def test_a_conversation_that_is_too_long_to_draw_or_none_is_refused(address):
     for messages, words in (
-        ([{"role": "user", "content": "x" * 3000}], "256 at most"),
+        ([{"role": "user", "content": "x" * 3000}], "masks of 1 to 256 are drawn"),
         ([{"role": "x"}], "unknown role"),
     ):
         answer = post(address, {"model": "causal", "messages": messages}, "/look")

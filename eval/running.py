@@ -175,10 +175,19 @@ def _said(file: Path) -> Iterator[dict[str, Any]]:
 
 def run_until_left(folder: str, forks: bool = False) -> None:
     """Run a cell, as a process of its own, for as long as the one that started it is there."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     starter, parent = parent_process(), os.getppid()  # of a fork, the parent is the server, which stays
+    stops: list[int] = []
+
+    def stop(number: int, *_: object) -> None:
+        stops.append(number)  # where what it raises is lost, as in what Python calls on its own after a fork
+        raise KeyboardInterrupt
+
+    def is_left() -> bool:
+        return bool(stops) or os.getppid() != parent or bool(starter and not starter.is_alive())
+
+    signal.signal(signal.SIGTERM, stop)
     try:
-        run_cell(folder, lambda: os.getppid() != parent or bool(starter and not starter.is_alive()), forks)
+        run_cell(folder, is_left, forks)
     except (UserError, OSError, KeyboardInterrupt):
         sys.exit(1)  # failed.txt says why, where it can be written
 

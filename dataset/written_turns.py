@@ -1,4 +1,4 @@
-"""What texts of a record hold: lists of messages as JSON, as in tables, and the prompt of two texts alone.
+"""What texts of a record hold: messages as JSON, as in tables, and the prompt of two texts alone.
 
 Under which keys they may stand is `dataset/formats.py`'s.
 """
@@ -7,12 +7,21 @@ import os
 import re
 from typing import Any
 
-from dataset.messages import RecordError, held_keys, is_transcript, parse_json, read_json, read_text
+from dataset.messages import (
+    ROLE_OF,
+    RecordError,
+    held_keys,
+    is_transcript,
+    parse_json,
+    read_json,
+    read_text,
+    speaker_of,
+)
 
 SPEAKERS, SAID = {"role", "from"}, {"content", "value", "tool_calls", "function_call"}
-BEGINS = re.compile(r"\s*\[\s*\{")
+BEGINS = re.compile(r"\s*(?:\[\s*)?\{")
 LIKE_TURNS = re.compile(
-    BEGINS.pattern + r"""(?=.*?(['"])(?:role|from)\1\s*:)(?=.*?(['"])(?:content|value)\2\s*:)""", re.DOTALL
+    r"""\s*\[\s*\{(?=.*?(['"])(?:role|from)\1\s*:)(?=.*?(['"])(?:content|value)\2\s*:)""", re.DOTALL
 )
 """a text that begins as a list of messages does, in JSON, in Python's form, or broken off"""
 
@@ -23,8 +32,13 @@ def are_turns(value: Any) -> bool:
     return any(each.keys() & SPEAKERS and each.keys() & SAID for each in objects)
 
 
+def is_turn(value: Any) -> bool:
+    """Say whether a value is an object in which someone known speaks; others are what people write about."""
+    return isinstance(value, dict) and are_turns([value]) and str(speaker_of(value)).lower() in ROLE_OF
+
+
 def open_turns(value: Any) -> Any:
-    """Return the messages of which a value is the JSON text, also inside of lists; others stay."""
+    """Return the messages of which a value is the JSON text, be it one or in a list; others stay."""
     if isinstance(value, list):
         return [open_turns(each) if isinstance(each, str | list) else each for each in value]
     if not (isinstance(value, str) and BEGINS.match(value)):
@@ -33,6 +47,7 @@ def open_turns(value: Any) -> Any:
         turns = read_json(value)
     except (ValueError, RecursionError):  # `read_said` refuses it where it is read
         return value
+    turns = [turns] if is_turn(turns) else turns
     return turns if are_turns(turns) else value
 
 

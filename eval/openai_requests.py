@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dataset.chat_form import Message
 from dataset.formats import with_tools
-from dataset.messages import RecordError, read_turns
+from dataset.messages import FLAGS, RecordError, held_keys, read_turns
 from dataset.unread_keys import of_turns
 from eval.serving_settings import TextSampling
 from model.errors import UserError, brief
@@ -191,7 +191,8 @@ def read_messages(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | 
         read = with_tools(read_turns(messages), tools)
     except RecordError as error:
         raise RefusedError(f"messages: {error}", param="messages") from None
-    if unread := of_turns("messages", messages) - {f"messages.{name}" for name in MARKS}:
+    flags = {f"messages.{name}" for turn in messages for name in held_keys(turn) if name in FLAGS}
+    if unread := (of_turns("messages", messages) | flags) - {f"messages.{name}" for name in MARKS}:
         name = brief(min(unread))[1:-1]
         raise RefusedError(f"{name}: this server has nothing of the kind; leave it out", param=name)
     return read

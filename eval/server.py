@@ -5,7 +5,6 @@ What is asked is read by `eval/openai_requests.py`, answered by `eval/answering.
 """
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -31,6 +30,7 @@ from eval.served_chat import ServedChat
 from eval.server_metrics import Metrics
 from eval.server_settings import LOOPBACK, ServerSettings
 from model.errors import UserError
+from model.files import as_json
 
 LEFT = 499  # nginx's status of a client that closed its connection; nobody reads it
 PAUSE_SECONDS = 0.03
@@ -38,6 +38,14 @@ PAUSE_SECONDS = 0.03
 SEND_SECONDS = 30.0
 """for which a client may leave a stream unread"""
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
+
+
+class Written(JSONResponse):
+    """JSON whose text may be shown in a terminal, whatever models and clients write."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        return as_json(content).encode()
 
 
 class Server:
@@ -56,7 +64,7 @@ class Server:
     def app(self) -> FastAPI:
         """Return what uvicorn runs."""
         closed = {"docs_url": None, "redoc_url": None, "openapi_url": None}
-        app = FastAPI(title="Sightline", lifespan=self._lifespan, **closed)
+        app = FastAPI(title="Sightline", lifespan=self._lifespan, default_response_class=Written, **closed)
         if self.settings.allow_origins:
             sent = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
             app.add_middleware(CORSMiddleware, allow_origins=self.settings.allow_origins, **sent)
@@ -106,7 +114,7 @@ class Server:
         with self._admitted(1):
             asked = read_body(LookAsked, await self._body(request))
             chat = self._chat(asked.model)
-            return JSONResponse(await asyncio.wrap_future(self.engine.call(partial(chat.look, asked))))
+            return Written(await asyncio.wrap_future(self.engine.call(partial(chat.look, asked))))
 
     async def _answer(self, request: Request, kind: type[Asked], reply_kind: type[Reply]) -> Response:
         """Read a request, let its model answer it, and send the answer as it comes, or when it is whole."""
@@ -129,7 +137,7 @@ class Server:
             await _unless_left(request, _all_done(reply, changed))
             self._finish(reply, asked)
             self.metrics.count_status(200)
-            return JSONResponse(reply.whole())
+            return Written(reply.whole())
 
     async def _events(self, reply: Reply, asked: Asked, changed: asyncio.Event) -> AsyncIterator[str]:
         """Yield the events of a stream as answers grow."""
@@ -222,7 +230,7 @@ class Server:
             show_traceback(error)
             error = RefusedError("a mistake of this server; its log says more", 500)
         self.metrics.count_status(error.status)
-        return JSONResponse(error.body(), error.status, HEADERS.get(error.status))
+        return Written(error.body(), error.status, HEADERS.get(error.status))
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -275,7 +283,7 @@ async def _unless_left(request: Request, work: Any) -> None:
 
 
 def _event(record: dict[str, Any]) -> str:
-    return f"data: {json.dumps(record, ensure_ascii=False)}\n\n"
+    return f"data: {as_json(record)}\n\n"
 
 
 def _read_key(file: str | None) -> bytes | None:

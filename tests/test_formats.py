@@ -498,11 +498,21 @@ def test_messages_whose_text_is_not_json_are_refused_and_never_trained_as_text(k
         '[{"user": {"role": "a", "content": "b"}}]',
         "[{ is how a list of objects begins",
         '[{"content": 3}]',
+        '{"from": "Lima", "value": 3}',
+        '{"role": "admin", "content": "x"}',
+        '{"role": "user"}',
     ],
 )
 def test_lists_in_which_nobody_speaks_are_texts(text):
     chat = parse_messages({"prompt": text, "completion": text, "history": [[text, text]]})
     assert [message.content for message in chat] == [text] * 4
+
+
+def test_one_message_is_read_where_its_json_text_stands_for_a_list():
+    asked, answer = (json.dumps({"role": role, "content": role[0]}) for role in ("user", "assistant"))
+    for record in ({"prompt": asked, "completion": answer}, {"instruction": f" {asked}", "output": "a"}):
+        chat = parse_messages(record)
+        assert [(message.role, message.content) for message in chat] == [("user", "u"), ("assistant", "a")]
 
 
 def test_the_input_of_an_instruction_stays_text_though_it_be_a_chat():

@@ -29,6 +29,7 @@ from training_runs import (
     sft,
 )
 
+from dataset.conversation import TARGET, Rendered
 from dataset.prompts import raw_prompt
 from dataset.token_store import TokenStore
 from eval.chat import ChatSession, RawSession, TextSampling
@@ -241,6 +242,15 @@ def test_prompts_without_room_for_an_answer_are_passed_over_or_refused(data, pre
     with pytest.raises(UserError, match="--sample_prompts: expected at most 464 tokens.* got 601"):
         pretrain(tmp_path / "run", "--max_steps", 3, "--sample_prompts", "7" * 600)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_conversation_that_begins_with_what_is_learned_gives_no_prompt(data):
+    store = TokenStore(data / "sft")
+    learned = Rendered(store[0].ids, store[0].codes | TARGET)
+    stores = [type("Documents", (list,), {"kind": "sft", "tokenizer": store.tokenizer})([learned, store[1]])]
+    settings = PretrainSettings(data=("a",), out="b", max_steps=1, samples=1)
+    question = conversations()[1]["conversations"][0]["content"]
+    assert [each.text for each in sample_prompts(settings, stores, "causal", 512)] == [question]
 
 
 def test_samples_of_steps_that_are_done_again_are_replaced(tmp_path):

@@ -141,6 +141,13 @@ def test_folders_and_globs_stand_for_their_files_in_order(tmp_path):
             find_sources([nothing])
 
 
+def test_what_a_data_set_of_the_hub_has_at_first_is_not_read_twice_though_only_one_name_tells_so():
+    check_sources(["hub:a/b", "hub:a/b:test", "hub:a/b:other:train", "hub:a/c"])
+    for twice in ("hub:a/b", "hub:a/b:train", "hub:a/b:default:train"):
+        with pytest.raises(UserError, match=f"more than once: hub:a/b and {twice};"):
+            check_sources(["hub:a/b", "hub:a/b:test", twice])
+
+
 def test_a_file_under_two_names_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "data" / "a.jsonl", LINES)

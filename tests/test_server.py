@@ -15,6 +15,7 @@ from running_server import MASKS, client_of, post, running, save_models
 from dataset.command_line import read
 from eval.chat import ChatSession, RawSession
 from eval.served_model import open_model
+from eval.server import Written
 from eval.server_settings import ServerSettings
 from eval.serving import open_chats, serve
 from eval.serving_settings import TextSampling
@@ -172,6 +173,7 @@ REFUSED = [  # a body, the status, and what the error says
         "only text",
     ),
     ({"messages": [MESSAGES[0] | {"colour": "red"}]}, 400, "messages.colour"),
+    ({"messages": [MESSAGES[0] | {"weight": 0}]}, 400, "messages.weight"),
     ({"messages": MESSAGES, "model": "gpt"}, 404, "causal, prefix"),
     ({"messages": MESSAGES, "temperature": "warm"}, 400, "temperature"),
     ({"messages": MESSAGES, "temperature": -1}, 400, "temperature"),
@@ -199,6 +201,12 @@ def test_a_body_that_cannot_be_answered_gets_one_clear_error(address, number):
     error = answer.json()["error"]
     assert answer.status_code == status and words in error["message"], error
     assert len(error["message"]) < 400 and "\n" not in error["message"] and error["type"]
+
+
+def test_no_answer_steers_the_terminal_in_which_it_is_shown():
+    said = {"content": "a\x9b2J\u202e\u2028", "role": "assistant"}
+    body = Written(said).body
+    assert json.loads(body) == said and b"a\\u009b2J\\u202e\\u2028" in body
 
 
 def test_unknown_addresses_methods_and_kinds_of_bodies_are_errors_of_the_same_form(address):

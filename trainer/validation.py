@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
@@ -191,7 +191,7 @@ def sample_prompts(
                 )
         return prompts
     drawn = (_drawn(document, kind, tokenizer, prompt_mask) for document in _spread(stores, settings.samples))
-    return list(islice((each for each in drawn if len(each.prompt.ids) <= room), settings.samples))
+    return list(islice((each for each in drawn if 0 < len(each.prompt.ids) <= room), settings.samples))
 
 
 def draw_samples(
@@ -245,5 +245,5 @@ def _question(before: Rendered, tokenizer: Tokenizer) -> str:
     """Return the content of the last message before an answer, whose header ends with a newline."""
     begin = max(before.starts.nonzero()[0], default=0)  # none where a form puts nothing before a message
     last = before.ids[int(begin) :]
-    content = last[: int((last == tokenizer.im_end_id).argmax())]
-    return tokenizer.decode(content, skip_special_tokens=True).partition("\n")[2]
+    content = takewhile(lambda token: token != tokenizer.im_end_id, last.tolist())
+    return tokenizer.decode(list(content), skip_special_tokens=True).partition("\n")[2]

@@ -234,7 +234,7 @@ SMALL = {
 }
 TRAINED = {"--max_steps": "2", "--batch_size": "2", "--max_seq_len": "64", "--samples": "1"}
 TRAINED |= {"--sample_tokens": "4", "--dtype": "float32", "--compile": "never"}
-TOO_LONG = ("scripts.ablate", "scripts.judge")
+TOO_LONG = ("scripts.ablate", "scripts.judge", "scripts.serve")  # the last serves until it is stopped
 
 
 def small(command: Command) -> list[str]:

@@ -17,7 +17,7 @@ from eval.chat import ChatSession, RawSession
 from eval.served_model import open_model
 from eval.server import Written
 from eval.server_settings import ServerSettings
-from eval.serving import open_chats, serve
+from eval.serving import _listen, open_chats, serve
 from eval.serving_settings import TextSampling
 from model.errors import UserError
 
@@ -207,6 +207,13 @@ def test_no_answer_steers_the_terminal_in_which_it_is_shown():
     said = {"content": "a\x9b2J\u202e\u2028", "role": "assistant"}
     body = Written(said).body
     assert json.loads(body) == said and b"a\\u009b2J\\u202e\\u2028" in body
+
+
+def test_no_part_of_an_answer_waits_until_the_one_before_it_has_arrived():
+    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_unknown_addresses_methods_and_kinds_of_bodies_are_errors_of_the_same_form(address):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -52,6 +53,7 @@ def start(log: Path, *command: str) -> subprocess.Popen:
             stdout=out,
             stderr=out,
             start_new_session=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in the background
         )
 
 

@@ -405,7 +405,7 @@ def test_a_grid_that_is_killed_goes_on_and_ends_with_the_same_numbers(tmp_path, 
     chance = random.Random(0)
     for _ in range(2):
         process, finished = start(killed, file, cluster), records(killed)
-        wait_for(lambda before=finished: records(killed) > before)
+        wait_for(lambda run=process, before=finished: records(killed) > before or not run.is_alive())
         time.sleep(chance.uniform(0, 0.2))
         process.kill()
         process.join()

@@ -90,6 +90,16 @@ def test_the_bench_of_decoding_measures_both_engines_on_every_task(tmp_path, mon
         assert line["ours"]["ratio"] == line["ours"]["sooner"] == [1, 1, 1]
 
 
+def test_the_bench_of_load_finds_that_clients_get_what_each_gets_alone(tmp_path, monkeypatch, capsys):
+    shape = ["--preset", "tiny", "--vocab_size", "600", "--clients", "3", "--context", "5"]
+    few = ["--new_tokens", "9", "--rounds", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["bench", "load", *shape, *few])
+    main()
+    table, record = capsys.readouterr().out, json.loads((tmp_path / "load.json").read_text())
+    assert record["as_alone"] == 3 and table.rstrip().endswith("3 of 3")
+    assert all(speed["tokens_per_second"] > 0 < speed["first_seconds"] for speed in record["turns"][0])
+
+
 def test_engines_answer_every_task_with_as_many_tokens(tmp_path):
     engines, _ = make_engines(from_preset("tiny", vocab_size=300), "float32", False, tmp_path)
     told = {name: [] for name in engines}

@@ -153,7 +153,7 @@ def _compare(
         engines = {who: engine for who, engine in engines.items() if who != "llama.cpp"}
     turns, bandwidths = [], []
     for _ in range(rounds):
-        turns.append({who: _measure(engine, task) for who, engine in engines.items()})
+        turns.append({who: measure_engine(engine, task) for who, engine in engines.items()})
         bandwidths.append(_bandwidth(matrix))
     line = {"name": name, "bytes_per_second": statistics.median(bandwidths)}
     for who in engines:
@@ -166,7 +166,8 @@ def _compare(
     return line
 
 
-def _measure(engine: "Engine", task: Workload) -> Speed:
+def measure_engine(engine: "Engine", task: Workload) -> Speed:
+    """Return what an engine needs for a task."""
     moments: list[tuple[float, int]] = []  # when tokens were told, and how many
     with PeakMemory() as memory:
         started = perf_counter()

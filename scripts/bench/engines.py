@@ -49,13 +49,15 @@ def make_engines(
         if fault := compiler_fault(torch.device("cpu")):
             raise UserError(f"nothing can be compiled here ({fault}); install g++, or give --compile false")
         form += "".join(f", decoding {steps.compile(for_one_row)}" for for_one_row in (True, False))
-    engines = {"ours": _ours(Generator(model, stop_ids=(), step=steps)), "theirs": _theirs(theirs)}
+    engines = {"ours": answering(Generator(model, stop_ids=(), step=steps)), "theirs": _theirs(theirs)}
     if find_spec("llama_cpp") and config.vocab_size > SMALLEST_VOCAB:
         engines["llama.cpp"] = _llama_cpp(folder, weights)
     return engines, form
 
 
-def _ours(generator: Generator) -> Engine:
+def answering(generator: Generator) -> Engine:
+    """Return a generator of ours as an engine."""
+
     def answer(task: Workload, tell: Tell) -> None:
         def told(token: int) -> bool:
             tell(1)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from dataset.blocks import COMPRESSIONS, ENDINGS, form_of
 from dataset.messages import shown
 from dataset.printing import printable
-from dataset.tables import HUB, usual_request
+from dataset.tables import HUB, on_hub
 from dataset.text_files import DEFAULT_RULES, TextRules
 from model.errors import UserError
 from model.files import opened
@@ -134,7 +134,11 @@ def check_sources(sources: Sequence[str]) -> None:
             raise UserError(f"data file is empty: {source}")
     names: dict[Any, list[str]] = {}
     for source in sources:
-        file = usual_request(source) if source.startswith(HUB) else os.stat(source)[ST_INO : ST_DEV + 1]
+        if source.startswith(HUB):  # of most data sets these are what is read where nothing is named
+            named = {key: value for key, value in on_hub(source).items() if value}
+            file = str({"name": "default", "split": "train"} | named)
+        else:
+            file = os.stat(source)[ST_INO : ST_DEV + 1]
         names.setdefault(file, []).append(source)
     if twice := [each for each in names.values() if len(each) > 1]:
         raise UserError(f"data named more than once: {' and '.join(twice[0])}; name each file once")

@@ -30,12 +30,6 @@ def on_hub(source: str) -> dict[str, Any]:
     return {"path": name, "name": config, "split": split}
 
 
-def usual_request(source: str) -> tuple[str, str, str]:
-    """Return what a name of the hub stands for where a data set has what most have: two may be the same."""
-    request = on_hub(source)
-    return request["path"], request["name"] or "default", request["split"] or "train"
-
-
 def parquet_rows(path: str) -> Iterator[bytes]:
     """Yield the rows of a parquet file as lines of JSON; raises `UserError` for one that cannot be read."""
     from pyarrow.parquet import ParquetFile  # `datasets` would take the name for a pattern, and open pictures

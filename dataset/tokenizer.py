@@ -30,14 +30,7 @@ from dataset.foreign_tokenizer import (
     quiet_panics,
     without_code,
 )
-from dataset.words import (
-    BYTE_OF_CHARACTER,
-    Words,
-    parts_of,
-    pre_tokenizer,
-    without_long_runs,
-    without_marks,
-)
+from dataset.words import BYTE_OF_CHARACTER, Words, parts_of, pre_tokenizer, without_long_runs, without_marks
 from model.errors import UserError, hub_advice
 from model.files import read_object
 

@@ -8,13 +8,7 @@ from itertools import chain
 import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
-from dataset.foreign_tokenizer import (
-    copy_of,
-    encode_after,
-    is_blank,
-    marks_of,
-    try_out,
-)
+from dataset.foreign_tokenizer import copy_of, encode_after, is_blank, marks_of, try_out
 from model.errors import UserError
 
 PART_CHARACTERS = 50_000  # longer texts are encoded in parts, cut before a space or full stop if there is one

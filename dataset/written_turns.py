@@ -7,16 +7,7 @@ import os
 import re
 from typing import Any
 
-from dataset.messages import (
-    ROLE_OF,
-    RecordError,
-    held_keys,
-    is_transcript,
-    parse_json,
-    read_json,
-    read_text,
-    speaker_of,
-)
+from dataset.messages import ROLE_OF, RecordError, held_keys, is_transcript, parse_json, read_json, read_text
 
 SPEAKERS, SAID = {"role", "from"}, {"content", "value", "tool_calls", "function_call"}
 BEGINS = re.compile(r"\s*(?:\[\s*)?\{")
@@ -32,11 +23,6 @@ def are_turns(value: Any) -> bool:
     return any(each.keys() & SPEAKERS and each.keys() & SAID for each in objects)
 
 
-def is_turn(value: Any) -> bool:
-    """Say whether a value is an object in which someone known speaks; others are what people write about."""
-    return isinstance(value, dict) and are_turns([value]) and str(speaker_of(value)).lower() in ROLE_OF
-
-
 def open_turns(value: Any) -> Any:
     """Return the messages of which a value is the JSON text, be it one or in a list; others stay."""
     if isinstance(value, list):
@@ -47,7 +33,8 @@ def open_turns(value: Any) -> Any:
         turns = read_json(value)
     except (ValueError, RecursionError):  # `read_said` refuses it where it is read
         return value
-    turns = [turns] if is_turn(turns) else turns
+    if isinstance(turns, dict) and str(turns.get("role", turns.get("from"))).lower() in ROLE_OF:
+        turns = [turns]  # in others nobody speaks whom a chat knows: people write about them
     return turns if are_turns(turns) else value
 
 

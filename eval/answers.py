@@ -149,11 +149,9 @@ def score_answers(
     prompts, scores = _prompts(served, questions), [None] * len(questions)
     encoded = [_encode_answer(served, question.answers[0]) for question in questions]
     generator = served.generator()
-    fitting = [
-        n for n, ids in enumerate(encoded) if len(prompts[n].ids) + len(ids) - 1 <= generator.max_tokens
-    ]
-    for place, scored in score_pairs(generator, [(prompts[n], encoded[n]) for n in fitting], batch_size):
-        scores[fitting[place]] = scored.total
+    fits = [n for n, ids in enumerate(encoded) if len(prompts[n].ids) + len(ids) - 1 <= generator.max_tokens]
+    for place, scored in score_pairs(generator, [(prompts[n], encoded[n]) for n in fits], batch_size):
+        scores[fits[place]] = scored.total
         report(1)
     return scores
 

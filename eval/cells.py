@@ -274,9 +274,7 @@ def _digest(run: str, settings: dict[str, Any]) -> str:
 
 @cache
 def _defaults(run: str) -> dict[str, Any]:
-    values = {
-        each.name: each.default for each in fields(PROGRAMS[run].settings) if each.default is not MISSING
-    }
+    values = {one.name: one.default for one in fields(PROGRAMS[run].settings) if one.default is not MISSING}
     plain = {key: asdict(value) if is_dataclass(value) else value for key, value in values.items()}
     return flatten(json.loads(json.dumps(plain)))
 

@@ -57,13 +57,13 @@ class Connection(H11Protocol):
     def _refuse(self, error: RefusedError) -> None:
         """Send an error as all others are sent, where no answer has begun, and close."""
         body = json.dumps(error.body()).encode()
-        headers = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(body))),
-            ("connection", "close"),
-        ]
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
         reason = HTTPStatus(error.status).phrase.encode()
-        response = h11.Response(status_code=error.status, headers=headers, reason=reason)
+        response = h11.Response(status_code=error.status, headers=[*headers.items()], reason=reason)
         is_open = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
         for event in (response, h11.Data(data=body), h11.EndOfMessage()) if is_open else ():
             self.transport.write(self.conn.send(event))

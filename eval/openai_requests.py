@@ -43,9 +43,7 @@ class RefusedError(ValueError):
     def body(self) -> dict[str, Any]:
         """Return the answer as clients read it."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {
-            "error": {"message": str(self), "type": kind, "param": self.param, "code": self.code},
-        }
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -179,9 +177,7 @@ class TextAsked(Asked):
         is_one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
         prompts = [self.prompt] if is_one else self.prompt
         if not 0 < len(prompts) <= MOST_CHOICES:
-            raise RefusedError(
-                f"prompt: expected 1 to {MOST_CHOICES} of them, got {len(prompts)}", param="prompt"
-            )
+            raise RefusedError(f"prompt: expected 1 to {MOST_CHOICES}, got {len(prompts)}", param="prompt")
         return prompts
 
 

@@ -67,8 +67,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)
-        # asyncio asks for it only of sockets that name their protocol; without it the body of an answer waits
-        # for a client to acknowledge the head, which takes 40 ms.
+        # Else the body of an answer waits until its head is acknowledged, which takes clients 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except (OSError, UnicodeError) as error:

@@ -115,9 +115,7 @@ class EvaluationSettings(ServingSettings):
     def __post_init__(self) -> None:
         """Refuse what makes no evaluation."""
         if not (self.data or self.loss_data or self.tasks):
-            raise UserError(
-                "nothing to measure: give --data (questions), --loss_data (token stores), or --tasks"
-            )
+            raise UserError("nothing to measure: give --data (questions), --loss_data (stores) or --tasks")
         idle, why = (OF_QUESTIONS, "with --tasks") if self.tasks else (OF_TASKS, "without --tasks")
         given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
         if changed := [f"--{name}" for name in idle if name in given]:

@@ -52,9 +52,7 @@ class Terminal:
             self.note(
                 f"{served.path}: {served.model.num_parameters():,} parameters, {served.prompt_mask} mask"
             )
-        self.note(
-            "/help lists the commands, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves"
-        )
+        self.note("/help lists commands, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves")
         bindings = KeyBindings()
         bindings.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
         reader = PromptSession(key_bindings=bindings, prompt_continuation="  ")

@@ -12,12 +12,7 @@ from typing import Literal
 
 from dataset.builtin.evaluation import Reserved, evaluation_splits
 from dataset.builtin.facts import LANGUAGES
-from dataset.builtin.training import (
-    drill_lists,
-    drill_questions,
-    pretraining_documents,
-    sft_conversations,
-)
+from dataset.builtin.training import drill_lists, drill_questions, pretraining_documents, sft_conversations
 from dataset.builtin.world import WorldSize, half_world
 
 EVALUATION_SPLITS = (

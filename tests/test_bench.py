@@ -249,7 +249,9 @@ def test_an_unknown_subject_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     error = capsys.readouterr().err
-    assert "expected what to measure (data, decode, train, optimizers, lengths, growth, entered," in error
+    assert (
+        "expected what to measure (data, decode, load, train, optimizers, lengths, growth, entered," in error
+    )
     assert error.endswith("agreement), got nothing\n")
 
 

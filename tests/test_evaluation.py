@@ -236,7 +236,7 @@ def test_a_folder_that_holds_anything_else_is_never_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({}, "nothing to measure: give --data .questions., --loss_data .token stores., or --tasks"),
+        ({}, "nothing to measure: give --data .questions., --loss_data .stores. or --tasks"),
         ({"tasks": ("a",), "data": ("b",), "answers": "none"}, "--data, --answers: nothing .* with --tasks"),
         ({"data": ("b",), "limit": 3}, "--limit: nothing is changed by it without --tasks"),
         ({"tasks": ("a",), "limit": 0}, "--limit: expected at least 1, got 0"),

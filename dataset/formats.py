@@ -26,6 +26,7 @@ from dataset.messages import (
     read_turns,
     refuse_media,
     shown,
+    turns_of,
 )
 from dataset.written_turns import are_turns, open_turns, read_said, with_prompt
 from model.errors import UserError
@@ -209,8 +210,7 @@ def read_answers(value: Any) -> list[Any]:
     answers = value.get("text") if isinstance(value, dict) else value
     if is_absent(answers):
         raise RecordError("no answer")
-    if isinstance(answers, str):
-        answers = [answers]
+    answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list):
         raise RecordError("answers are neither a text nor a list")
     if not answers:
@@ -337,8 +337,8 @@ def prompt_of(record: dict[str, Any]) -> tuple[ChatFormat, str]:
 def _prompt(record: dict[str, Any], question_position: QuestionPosition) -> list[Message]:
     name, key = prompt_of(record)
     if is_transcript(asked := record[key]):  # whose last words may be the name of who speaks next
-        return read_transcript(asked.rstrip().removesuffix("Assistant:"))
-    return read_turns(asked) if name in LISTS else _read_prompt(record, name, key, question_position)
+        record = record | {key: turns_of(asked.rstrip().removesuffix("Assistant:"))}
+    return read_turns(record[key]) if name in LISTS else _read_prompt(record, name, key, question_position)
 
 
 def with_tools(messages: list[Message], tools: Any) -> list[Message]:

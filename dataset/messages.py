@@ -124,9 +124,14 @@ def is_transcript(value: Any) -> bool:
 
 def read_transcript(text: str) -> list[Message]:
     """Return the messages of such a text."""
+    return [read_message(turn) for turn in turns_of(text)]
+
+
+def turns_of(text: str) -> list[dict[str, str]]:
+    """Return the same as records have messages."""
     _, *parts = SPEAKER.split(text)
     turns = zip(parts[::2], parts[1::2], strict=True)
-    return [read_message({"role": name, "content": said.strip()}) for name, said in turns]
+    return [{"role": name, "content": said.strip()} for name, said in turns]
 
 
 def read_objects(value: Any, name: str) -> list[dict[str, Any]]:

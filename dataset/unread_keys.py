@@ -60,8 +60,8 @@ def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[s
 
 
 def others(record: dict[str, Any], read: Collection[str]) -> set[str]:
-    """Return the keys that hold something, but those that are read and what repeats them."""
-    known = [record[key] for key in read if key in record]
+    """Return the keys that hold something, but those that are read and texts or lists that repeat them."""
+    known = [record[key] for key in read if not isinstance(record.get(key), int | float | None)]
     return {key for key in held_keys(record) if key not in read and record[key] not in known}
 
 

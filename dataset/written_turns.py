@@ -40,6 +40,8 @@ def open_turns(value: Any) -> Any:
 
 def read_said(value: Any, name: str, may_be_empty: bool = False) -> str:
     """Return a text that is said; raises `RecordError` for messages that could not be opened."""
+    if are_turns(value):
+        raise RecordError(f"{name} holds messages, and a text stands beside it; expected two texts")
     text = read_text(value, name, may_be_empty)
     if LIKE_TURNS.match(text):
         try:

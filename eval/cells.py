@@ -5,7 +5,7 @@ found by its address. Says what is to run, and proves beforehand that it can; ru
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from glob import escape, glob, has_magic
@@ -135,9 +135,7 @@ class Trial:
         return [cell for cell in self.cells.values() if cell.program.measures]
 
 
-def plan(
-    experiment: Experiment, seeds: Iterator[int] | range, tuned: dict[str, dict[str, Any]]
-) -> list[Trial]:
+def plan(experiment: Experiment, seeds: Iterable[int], tuned: dict[str, dict[str, Any]]) -> list[Trial]:
     """Return what every arm does with every seed, the A/A arm included where there are several.
 
     `tuned` holds settings of each arm besides those that it names. Raises `UserError` that names the stage

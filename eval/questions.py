@@ -27,7 +27,7 @@ from dataset.messages import (
 from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
 from dataset.unread_keys import BESIDE_PAIRS, dropped, of_objects, of_turns, others, unread_keys
-from dataset.written_turns import LIKE_TURNS
+from dataset.written_turns import LIKE_TURNS, are_turns
 from eval.choices import read_choices
 from eval.matching import final_answer
 from model.errors import UserError
@@ -157,28 +157,33 @@ def _load_file(
 def unread_of(record: dict[str, Any]) -> set[str]:
     """Return the keys of a record and of its messages that hold something and are not read."""
     record = opened(record, ASKED)
-    choices = read_choices(record)
+    choices, names = read_choices(record), NAMES - ({"task"} if _name(record, "kind") else set())
     if not (answers := (choices.right,) if choices else _accepted(record)):
-        thoughts = {*THOUGHTS} & {*held_keys(record)}  # of the answer, which are not compared
-        return unread_keys(record, format_of(record)) - NAMES | thoughts
+        return unread_keys(record, format_of(record)) - names | _beside_answer(record)
     read = choices.keys if choices else {key for key in ACCEPTED if _is_among(record.get(key), answers)}
     inside = _unread_inside(record, read, {"text", "label"} if choices else OF_ANSWERS)
     if key := next((key for key in TURNS if _turns(record.get(key))), None):
-        read = read | {key} | COMMON - BESIDE_PAIRS | NAMES
+        read = read | {key} | COMMON - BESIDE_PAIRS | names
         return others(record, read) | _unread_of_turns(key, _turns(record[key]), answers) | inside
     asked = _place(record, ASKED)
     beside = DETAILS["alpaca"] if asked == "instruction" else (_place(record, CONTEXTS),)
     inside |= of_turns("history", record.get("history")) | of_turns(asked, record[asked])
-    return others(record, read | {asked, *beside} | COMMON | NAMES) | inside
+    return others(record, read | {asked, *beside} | COMMON | names) | inside
+
+
+def _beside_answer(record: dict[str, Any]) -> set[str]:
+    """Return what stands beside the text of an answer, which alone is compared."""
+    last = {key: value[-1:] for key, value in record.items() if isinstance(value, list)}
+    held = {key: held_keys(turns[0]) for key, turns in last.items() if are_turns(turns)}
+    inside = {f"{key}.{each}" for key in held for each in held[key] if each in (*THOUGHTS, "tools")}
+    return {*THOUGHTS} & {*held_keys(record)} | inside
 
 
 def _unread_inside(record: dict[str, Any], keys: Collection[str], read: Collection[str]) -> set[str]:
     """Return the same of objects that answers or choices are; those of choices by letter are all read."""
     values = {key: record.get(key) for key in keys}
-    are_letters = [
-        key for key, value in values.items() if isinstance(value, dict) and not value.keys() & {*read}
-    ]
-    return set().union(*(of_objects(key, values[key], read) for key in values.keys() - are_letters))
+    letters = [key for key, value in values.items() if isinstance(value, dict) and not value.keys() & {*read}]
+    return set().union(*(of_objects(key, values[key], read) for key in values.keys() - letters))
 
 
 def _unread_of_turns(key: str, turns: list[dict[str, Any]], answers: Sequence[str]) -> set[str]:
@@ -214,13 +219,11 @@ def _parse(record: Record, path: str, question_position: QuestionPosition) -> Qu
         raise RecordError("nested too deeply") from None
 
 
-def _check_faults(
-    path: str, faults: Sequence[LeftOut], num_questions: int, max_reject_fraction: float
-) -> None:
+def _check_faults(path: str, faults: Sequence[LeftOut], num_questions: int, max_fraction: float) -> None:
     broken, count = [fault for fault in faults if fault.is_broken], num_questions + len(faults)
-    if broken and (are_too_many(len(broken), count, max_reject_fraction) or not num_questions):
+    if broken and (are_too_many(len(broken), count, max_fraction) or not num_questions):
         share = f"{len(broken)} of {count} records cannot be used"
-        limit = f", more than --max_reject_fraction {max_reject_fraction:g} allows" if num_questions else ""
+        limit = f", more than --max_reject_fraction {max_fraction:g} allows" if num_questions else ""
         raise UserError(f"{path}, line {broken[0].line}: {broken[0].reason}; {share}{limit}")
     if not num_questions:
         raise UserError(f"{path} holds no questions with answers; expected one JSON object per line")

@@ -234,9 +234,7 @@ def _attention(arms: Sequence[Values]) -> Iterator[Part]:
         sample, look = "One sample, mean of heads: ", "the token of the row looks at that of the column."
         yield f"{sample}the more ink, the more {look}"
         for arm in arms:
-            drawn = [
-                draw_attention(arm["name"], each["labels"], each["weights"]) for each in arm["attention"]
-            ]
+            drawn = [draw_attention(arm["name"], one["labels"], one["weights"]) for one in arm["attention"]]
             titles = [f"{arm['name']}, layer {each['layer']}" for each in arm["attention"]]
             yield Gallery(list(zip(drawn, titles, strict=True)))
 

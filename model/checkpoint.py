@@ -49,10 +49,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: str | Path,
-    model: LanguageModel,
-    stop_ids: Sequence[int] = (),
-    trained_on: str | None = None,
+    path: str | Path, model: LanguageModel, stop_ids: Sequence[int] = (), trained_on: str | None = None
 ) -> None:
     """Write a model directory without a tokenizer, whole or not at all.
 

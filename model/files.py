@@ -21,7 +21,7 @@ from model.systems import fcntl
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOCK = ".lock"
+LOCK, MOST_FOLDERS = ".lock", 300
 HARMLESS = "\u200c\u200d"  # joiners of emoji and of several scripts
 ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format, half surrogates, line and paragraph separators
 
@@ -261,6 +261,8 @@ def check_place(path: Path) -> None:
         str(path.absolute()).encode()
     except UnicodeEncodeError:
         raise UserError(f"--out {path}: expected a name in UTF-8; choose another") from None
+    if len(path.absolute().parts) > MOST_FOLDERS:
+        raise UserError(f"--out: expected at most {MOST_FOLDERS} folders in each other; choose another")
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path} is a file; expected the name of a folder")
     parent = next((folder for folder in path.absolute().parents if folder.exists()), None)

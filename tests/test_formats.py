@@ -459,6 +459,16 @@ def test_keys_of_preference_data_that_are_not_read_are_told(record, unread):
     assert unread_keys(record, "preference") == unread
 
 
+def test_nothing_that_stands_beside_a_transcript_is_lost():
+    asked = {"prompt": "Human: And its river?\n\nAssistant:", "chosen": "the Seine", "rejected": "the Rhine"}
+    chat = parse_messages(asked | {"history": [["Capital?", "Paris"]]}, preference="chosen")
+    assert [message.content for message in chat] == ["Capital?", "Paris", "And its river?", "the Seine"]
+    for key, beside in (("instruction", "input"), ("question", "context")):
+        record = {key: asked["prompt"], beside: "The Seine is a river."}
+        with pytest.raises(RecordError, match=f"^{key} holds messages, and a text stands beside it"):
+            parse_messages(record | {"chosen": "a", "rejected": "b"}, preference="chosen")
+
+
 @pytest.mark.parametrize(
     ("call", "reason"),
     [

@@ -67,6 +67,11 @@ def test_data_may_have_names_that_are_not_utf_8(prepare, tmp_path):
         prepare("pretrain", TEXTS, out=name.removesuffix(".jsonl"))
 
 
+def test_a_place_below_more_folders_than_python_makes_is_refused(prepare):
+    with pytest.raises(UserError, match="expected at most 300 folders in each other"):
+        prepare("pretrain", TEXTS, out="y/" * 1500 + "z")
+
+
 def test_a_chat_store_gives_back_what_was_rendered(prepare, tmp_path):
     manifest, _ = prepare("sft", CHATS)
     store = TokenStore(tmp_path / "store", TOKENIZER)

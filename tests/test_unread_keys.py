@@ -203,3 +203,17 @@ def test_a_flag_that_asks_for_loss_outside_answers_is_told(yes):
         assert unread_keys({"messages": [asked, said], "loss_mask": flags}, "messages") == told
     sides = {"prompt": "p", "chosen": [said], "rejected": [asked | {"weight": yes}, said]}
     assert unread_of_bad(sides) == {"rejected.weight outside answers"}
+
+
+def test_a_number_that_is_equal_to_one_that_is_read_is_told_too():
+    record = {"prompt": "p", "completion": "c", "weight": 1, "stars": 1, "good": True, "again": "p"}
+    assert unread_keys(record, "prompt_completion") == {"stars", "good"}
+
+
+def test_what_a_question_has_beside_its_answer_and_its_kind_is_told():
+    answer = {"role": "assistant", "content": "a", "reasoning_content": "as it is"}
+    assert unread_of({"messages": [{"role": "user", "content": "q"}, answer]}) == {
+        "messages.reasoning_content"
+    }
+    asked = {"question": "q", "answer": "a", "task": "sum"}
+    assert unread_of(asked) == set() and unread_of(asked | {"kind": "math"}) == {"task"}

@@ -90,10 +90,8 @@ class Cell:
     def words(self, work: Path, uses_gpu: bool) -> list[str]:
         """Return the command line that writes this cell's folder in `work`; it reads no recipe."""
         defaults = _defaults(self.run)
-        given = {
-            key: _placed(v, work) for key, v in self.settings.items() if v != defaults.get(key, defaults)
-        }
-        words = words_of(self.program.settings, given | {"out": str(folder_of(self.address, work))})
+        said = {key: _placed(v, work) for key, v in self.settings.items() if v != defaults.get(key, defaults)}
+        words = words_of(self.program.settings, said | {"out": str(folder_of(self.address, work))})
         start = [*LAUNCHER, GPU if uses_gpu else CPU, "-m"] if self.program.is_launched else ["python", "-m"]
         return [*start, self.program.module, *words]
 

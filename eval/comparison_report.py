@@ -90,9 +90,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         }
         for run in found.runs
     ]
-    paired = [
-        _named(each, *PAIR) | asdict(each.counts) | _named(each.counts, *PAIRED) for each in found.pairings
-    ]
+    pairs = [_named(of, *PAIR) | asdict(of.counts) | _named(of.counts, *PAIRED) for of in found.pairings]
     losses = []
     for store, of in found.losses.items():
         by_run = {run.label: loss for run, loss in zip(found.runs, of, strict=True)}
@@ -101,7 +99,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
             for name in ("nats_per_token", "bits_per_byte")
         }
         losses.append({"store": store, **_named(of[0], "targets", "text_bytes"), **values})
-    return {"runs": runs, "paired": paired, "losses": losses, "notes": [*found.notes, ONE_SEED]}
+    return {"runs": runs, "paired": pairs, "losses": losses, "notes": [*found.notes, ONE_SEED]}
 
 
 def _named(of: Any, *names: str) -> dict[str, Any]:

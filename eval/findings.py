@@ -92,9 +92,7 @@ def analyse(
     }
 
 
-def _remarks(
-    evidence: Evidence, scores: dict[tuple[str, str], Scores], former: Sequence[str]
-) -> Iterable[str]:
+def _remarks(evidence: Evidence, scores: dict[tuple[str, str], Scores], old: Sequence[str]) -> Iterable[str]:
     """Yield what is missing, what no comparison holds, and what makes its proof weaker."""
     arms = (*evidence.experiment.named, A_A)
     for arm in arms:
@@ -104,7 +102,7 @@ def _remarks(
     tasks = [f"{task} ({metric})" for (task, metric), each in scores.items() if trials - each.by_trial.keys()]
     if tasks:
         yield f"not every arm was measured, or on other targets, on {', '.join(tasks)}"
-    if others := [each for each in former if each != evidence.experiment.hash]:
+    if others := [each for each in old if each != evidence.experiment.hash]:
         yield f"{len(others)} other experiments were run here before ({', '.join(others)})"
     for stage in shared(evidence):
         yield f"all seeds share one training {stage}"

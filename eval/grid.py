@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
+from statistics import fmean
 from typing import Any
 
 from dataset.printing import Bars, about
@@ -108,9 +109,10 @@ class Grid:
         """Find out what is missing: cells that say something in the report, and what they are made from."""
         self.cells = {cell.address: cell for trial in self.trials for cell in trial.cells.values()}
         self.seconds: dict[str, list[float]] = {}
+        self.paces: dict[bool, list[float]] = {True: [], False: []}  # of a step; of what has no steps
         for cell in self.cells.values():
             if record := self.places.finished(cell):
-                self.seconds.setdefault(cell.stage, []).append(record["seconds"])
+                self._note(cell, record["seconds"])
             elif cell.tells:
                 self._want(cell)
         self.wanted = dict(self.waiting)
@@ -155,7 +157,7 @@ class Grid:
         del self.running[address]
         cell = self.cells[address]
         if self.places.has_output(cell) and (record := self.places.finished(cell)):
-            self.seconds.setdefault(cell.stage, []).append(record["seconds"])
+            self._note(cell, record["seconds"])
             return
         said = self.places.work / address / "failed.txt"
         words = "its process was killed"
@@ -165,14 +167,23 @@ class Grid:
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate from the cells of the same stage, None where none has ended yet."""
+        """An estimate from cells that have ended, None where they tell nothing of one that has not."""
         left = [*self.waiting.values(), *(self.cells[address] for address in self.running)]
-        known = [second for each in self.seconds.values() for second in each]
-        if not left or not known:
-            return None
-        means = {stage: sum(each) / len(each) for stage, each in self.seconds.items()}
-        total = sum(means.get(cell.stage, sum(known) / len(known)) for cell in left)
-        return total / min(self.workers.room, len(left))
+        guesses = [self._guess(cell) for cell in left]
+        return sum(guesses) / min(self.workers.room, len(left)) if left and all(guesses) else None
+
+    def _guess(self, cell: Cell) -> float:
+        """Return the seconds that its stage took before, or other trainings by their steps; 0: none."""
+        if known := self.seconds.get(cell.stage):
+            return fmean(known)
+        steps = cell.settings.get("max_steps") or 0
+        paces = self.paces[steps > 0]
+        return fmean(paces) * max(steps, 1) if paces else 0.0
+
+    def _note(self, cell: Cell, seconds: float) -> None:
+        self.seconds.setdefault(cell.stage, []).append(seconds)
+        steps = cell.settings.get("max_steps") or 0
+        self.paces[steps > 0].append(seconds / max(steps, 1))
 
 
 Show = Callable[[Grid, Cell | None], None]

@@ -124,9 +124,7 @@ class ChatAsked(Asked):
         """Most tokens of an answer."""
         lengths = {self.max_completion_tokens, self.max_tokens} - {None}
         if len(lengths) > 1:
-            raise RefusedError(
-                "max_tokens: expected max_completion_tokens alone, or the same", param="max_tokens"
-            )
+            raise RefusedError("max_tokens: expected the same as max_completion_tokens", param="max_tokens")
         return next(iter(lengths), None)
 
     @property

@@ -49,9 +49,7 @@ class Terminal:
     def run(self) -> None:
         """Talk until /quit or the end of input."""
         for served in (session.served for session in self.sessions):
-            self.note(
-                f"{served.path}: {served.model.num_parameters():,} parameters, {served.prompt_mask} mask"
-            )
+            self.note(f"{served.path}: {served.model.num_parameters():,} weights, {served.prompt_mask} mask")
         self.note("/help lists commands, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves")
         bindings = KeyBindings()
         bindings.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))

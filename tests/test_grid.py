@@ -51,6 +51,20 @@ def experiment_in(folder: Path, **changes):
     return load_experiment(str(file))
 
 
+def test_the_time_left_is_that_of_a_stage_before_or_that_of_trainings_by_their_steps(tmp_path):
+    experiment = load_experiment(str(ROOT / "configs" / "quickstart" / "quickstart.yaml"))
+    grid = Grid(plan(experiment, range(1), {}), Places(tmp_path / "cells", tmp_path / "work"), Workers(2))
+    trainings = {cell.stage: cell for cell in grid.waiting.values() if cell.settings.get("max_steps")}
+    for cell in [*grid.waiting.values()]:
+        if cell.stage not in trainings:
+            grid._note(grid.waiting.pop(cell.address), 4.0)
+    assert grid.seconds_left is None
+    grid._note(grid.waiting.pop(trainings["drill-lists"].address), 100.0)  # 400 steps
+    assert grid.seconds_left == (350 + 1100 + 2 * 1400) * 100 / 400 / 2
+    grid._note(grid.waiting.pop(trainings["sft"].address), 700.0)
+    assert grid.seconds_left == ((350 + 1100) * (100 / 400 + 700 / 1400) / 2 + 700) / 2
+
+
 def test_the_command_of_a_record_is_one_that_a_shell_takes_as_it_was_given():
     cell = dict.fromkeys(("address", "stage", "run", "settings"), "x")
     job = {"cell": cell, "command": ["python", "-m", "x", "--note=$(date) `a` 中"], "threads": 1}

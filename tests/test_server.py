@@ -180,7 +180,11 @@ REFUSED = [  # a body, the status, and what the error says
     ({"messages": MESSAGES, "seed": 10**400}, 400, "seed"),
     ({"messages": MESSAGES, "n": 99}, 400, "n: "),
     ({"messages": MESSAGES, "top_logprobs": 2}, 400, "without logprobs"),
-    ({"messages": MESSAGES, "max_tokens": 2, "max_completion_tokens": 3}, 400, "max_completion_tokens alone"),
+    (
+        {"messages": MESSAGES, "max_tokens": 2, "max_completion_tokens": 3},
+        400,
+        "the same as max_completion_tokens",
+    ),
     ({"messages": MESSAGES, "stop": [""]}, 400, "stop"),
     ({"messages": MESSAGES, "max_tokens": 0}, 400, "max_tokens"),
     ({"messages": MESSAGES, "prompt_mask": "none"}, 400, "prompt_mask"),

@@ -57,9 +57,7 @@ class BatchSettings(RowSettings):
         if kind != "pretrain" and self.packing == "best_fit":
             raise UserError("packing best_fit is for texts: pack fits conversations in best already")
         if kind == "preference" and not self.isolate_documents:
-            raise UserError(
-                "isolate_documents false would show an answer of a pair to the other; leave it out"
-            )
+            raise UserError("isolate_documents false would show an answer of a pair to the other; drop it")
         strategy = strategy_named(self.prompt_mask)
         if strategy.passages != "open" and not self.isolate_documents:
             raise UserError(

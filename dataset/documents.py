@@ -182,9 +182,7 @@ class Pairs(Conversations):
     def _build(self, pair: int) -> list[Piece]:
         sides = enumerate(self._fit(pair)[0])
         chosen = partial(choose_targets, supervise=self.settings.supervise)
-        return [
-            self._piece(2 * pair + n, each, chosen(each.codes, np.array([len(each)]))) for n, each in sides
-        ]
+        return [self._piece(2 * pair + n, one, chosen(one.codes, np.array([len(one)]))) for n, one in sides]
 
     def _fit(self, pair: int) -> tuple[list[Rendered], bool]:
         """Return the sides of a pair as they stand in a row, or none, and whether an answer was cut out.
@@ -263,9 +261,7 @@ def part(whole: Rendered, begin: int, end: int) -> Rendered:
 
 def joined(*parts: Rendered) -> Rendered:
     """Return parts of documents as one."""
-    return Rendered(
-        np.concatenate([each.ids for each in parts]), np.concatenate([each.codes for each in parts])
-    )
+    return Rendered(np.concatenate([one.ids for one in parts]), np.concatenate([one.codes for one in parts]))
 
 
 def is_same(one: Rendered, other: Rendered) -> bool:

@@ -15,6 +15,8 @@ NAMED_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 TRIED_OUT = " ".join(character * 40 + "!" for character in "a1 中é-\n")  # what costs regexes their patience
 TO_KEEP = "Ab  c!\n\n\td-1 2é中。２ﬁ\u00a0x "  # what some rules drop: capitals, spaces, accents, widths
+KEEPING, SPACE = ("Sequence", "NFC", "Prepend", "Replace", "ByteLevel"), {"String": " "}
+"""normalizers after which a text is what it was, where they replace spaces alone"""
 BYTE_PIECES = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
 _OF_PIECES = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
 DECODINGS = {
@@ -115,6 +117,21 @@ def try_out(content: tokenizers.Tokenizer, lacking: Collection[int]) -> None:
         raise UserError(
             f"the rules of the tokenizer lose parts of texts ({text!r} becomes {kept!r}); use another"
         )
+    changing = [rule for rule in _rules(content.normalizer) if rule.get("pattern", SPACE) != SPACE]
+    changing += [rule for rule in _rules(content.normalizer) if rule["type"] not in KEEPING]
+    changing += [rule for rule in _rules(content.pre_tokenizer) if rule.get("behavior") == "Removed"]
+    if changing:
+        raise UserError(f"the rules of the tokenizer change texts ({changing[0]}); use another")
+
+
+def _rules(rule: Any) -> Iterator[dict[str, Any]]:
+    """Yield a rule of the library, or each of several, as its file has them."""
+    known = (
+        rule if isinstance(rule, dict) else json.loads(rule.__getstate__()) if rule else {"type": "Sequence"}
+    )
+    yield known
+    for each in known.get("normalizers", known.get("pretokenizers", ())):
+        yield from _rules(each)
 
 
 def brought_template(files: Mapping[str, bytes]) -> str:

@@ -22,7 +22,6 @@ from dataset.messages import (
     read_message,
     read_text,
     read_tools,
-    read_transcript,
     read_turns,
     refuse_media,
     shown,
@@ -314,7 +313,7 @@ def read_side_of(record: dict[str, Any], name: str) -> list[Message]:
     """Return an answer of preference data, or the conversation that ends with it."""
     side = record[name]
     if is_transcript(side):
-        return read_transcript(side)
+        return read_turns(turns_of(side))
     if isinstance(side, str) and is_transcript(record.get("prompt")):
         side = side.strip()  # as what is said in the prompt
     return _read_side([side] if isinstance(side, dict) else side, name, "assistant")

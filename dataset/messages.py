@@ -122,13 +122,8 @@ def is_transcript(value: Any) -> bool:
     return isinstance(value, str) and SPEAKER.match(value) is not None
 
 
-def read_transcript(text: str) -> list[Message]:
-    """Return the messages of such a text."""
-    return [read_message(turn) for turn in turns_of(text)]
-
-
 def turns_of(text: str) -> list[dict[str, str]]:
-    """Return the same as records have messages."""
+    """Return the messages of such a text, as records have them."""
     _, *parts = SPEAKER.split(text)
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [{"role": name, "content": said.strip()} for name, said in turns]

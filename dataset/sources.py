@@ -135,8 +135,7 @@ def check_sources(sources: Sequence[str]) -> None:
     names: dict[Any, list[str]] = {}
     for source in sources:
         if source.startswith(HUB):  # of most data sets these are what is read where nothing is named
-            named = {key: value for key, value in on_hub(source).items() if value}
-            file = str({"name": "default", "split": "train"} | named)
+            file = str({"name": "default", "split": "train"} | {k: v for k, v in on_hub(source).items() if v})
         else:
             file = os.stat(source)[ST_INO : ST_DEV + 1]
         names.setdefault(file, []).append(source)

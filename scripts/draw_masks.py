@@ -25,7 +25,7 @@ class DrawMasksSettings:
     page: str | None = None
     """page in Markdown whose pictures of masks are drawn anew as well, such as docs/masks.md"""
     html: str | None = None
-    """write a page for a browser to this file instead, in which tokens tell what they see"""
+    """write a page for a browser to this file instead, or over it, in which tokens tell what they see"""
     model: str | None = None
     """model directory whose attention the page for a browser shows, too; needs --data"""
     data: str | None = None

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dataset.chat_form import OURS, Message
 from dataset.formats import FormatError, check_format, format_of, parse_messages
-from dataset.messages import LeftOutError, RecordError, read_message, read_transcript
+from dataset.messages import LeftOutError, RecordError, read_message, turns_of
 from dataset.truncation import BREAKS
 from dataset.unread_keys import unread_keys
 from eval.matching import MARKED_ANSWER
@@ -486,7 +486,10 @@ def test_long_white_space_is_read_in_the_time_that_other_text_takes():
     space, lines = " " * 50_000, "\n" * 50_000  # by the square of which, or its cube, it would take for ever
     for said, read in ((f"<tool_response>{space}x", None), (f"<tool_response>{space}x</tool_response>", "x")):
         assert read_message({"role": "tool", "content": said}).content == (read or said)
-    assert [m.content for m in read_transcript(f"Human: a{lines}b{lines}Assistant: c")] == [f"a{lines}b", "c"]
+    assert [turn["content"] for turn in turns_of(f"Human: a{lines}b{lines}Assistant: c")] == [
+        f"a{lines}b",
+        "c",
+    ]
     assert not [*BREAKS[1].finditer(f"a{space}b".encode())]
     assert MARKED_ANSWER.search(f"#### a{space}b")[1] == f"a{space}b"
 

@@ -293,6 +293,29 @@ def test_a_character_without_a_token_is_refused_in_place_of_being_lost():
     ],
 )
 def test_rules_that_lose_a_part_of_a_text_are_refused(normalizer, rules, becomes):
+    with pytest.raises(UserError, match=f"lose parts of texts.*{re.escape(becomes)}"):
+        _with_rules(normalizer, rules)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "rules"),
+    [
+        (normalizers.Replace("``", '"'), None),
+        (normalizers.Replace(Regex("[\u200b\u00ad]"), ""), None),
+        (None, pre_tokenizers.Sequence([pre_tokenizers.Split("@", "removed")])),
+    ],
+)
+def test_rules_that_change_what_no_trial_has_are_refused_by_their_names(normalizer, rules):
+    with pytest.raises(UserError, match="the rules of the tokenizer change texts .*'type': '(Replace|Split)"):
+        _with_rules(normalizer, rules)
+
+
+def test_rules_of_common_tokenizers_are_taken():
+    tokenizer = _with_rules(normalizers.Sequence([normalizers.NFC()]), pre_tokenizers.Digits())
+    assert tokenizer.decode(tokenizer.encode("a 12")) == "a 12"
+
+
+def _with_rules(normalizer, rules) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet, show_progress=False)
     backend = _foreign(models.BPE(), trainer, decoders.ByteLevel())
@@ -300,8 +323,7 @@ def test_rules_that_lose_a_part_of_a_text_are_refused(normalizer, rules, becomes
     backend.pre_tokenizer = pre_tokenizers.Sequence([rules, last]) if rules else last
     if normalizer:
         backend.normalizer = normalizer
-    with pytest.raises(UserError, match=f"lose parts of texts.*{re.escape(becomes)}"):
-        Tokenizer(backend)
+    return Tokenizer(backend)
 
 
 def test_a_text_has_the_same_ids_each_time_whatever_the_dropout_of_the_tokenizer():

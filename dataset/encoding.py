@@ -93,7 +93,7 @@ class PreparationSettings:
         if any(not 0 < weight < 1000 for weight in self.weights):
             raise UserError(f"weights: expected numbers between 0 and 1000, got {self.weights}")
         if not 0 <= self.validation_fraction < 1:
-            raise UserError(f"validation_fraction: expected less than 1, got {self.validation_fraction:g}")
+            raise UserError(f"validation_fraction: expected below 1, got {self.validation_fraction:g}")
         if self.num_workers < 0:
             raise UserError(f"num_workers: expected 0 (one for each core) or more, got {self.num_workers}")
         if self.kind == "pretrain" and self.format:

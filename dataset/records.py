@@ -177,7 +177,7 @@ class Rejects:
     def __post_init__(self) -> None:
         """Start at zero."""
         if not 0 <= self.max_fraction <= 1:
-            raise UserError(f"--max_reject_fraction: expected a share from 0 to 1, got {self.max_fraction}")
+            raise UserError(f"--max_reject_fraction: expected between 0 and 1, got {self.max_fraction}")
         self.num_records = self.num_left_out = 0
         self.reasons: Counter[str] = Counter()
         self.first = ""

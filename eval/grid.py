@@ -170,15 +170,15 @@ class Grid:
         """An estimate from cells that have ended, None where they tell nothing of one that has not."""
         left = [*self.waiting.values(), *(self.cells[address] for address in self.running)]
         guesses = [self._guess(cell) for cell in left]
-        return sum(guesses) / min(self.workers.room, len(left)) if left and all(guesses) else None
+        return sum(guesses) / min(self.workers.room, len(left)) if left and None not in guesses else None
 
-    def _guess(self, cell: Cell) -> float:
-        """Return the seconds that its stage took before, or other trainings by their steps; 0: none."""
+    def _guess(self, cell: Cell) -> float | None:
+        """Return the seconds that its stage took before, or other trainings by their steps, if any."""
         if known := self.seconds.get(cell.stage):
             return fmean(known)
         steps = cell.settings.get("max_steps") or 0
         paces = self.paces[steps > 0]
-        return fmean(paces) * max(steps, 1) if paces else 0.0
+        return fmean(paces) * max(steps, 1) if paces else None
 
     def _note(self, cell: Cell, seconds: float) -> None:
         self.seconds.setdefault(cell.stage, []).append(seconds)

@@ -1,7 +1,7 @@
 import json
-import math
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -19,12 +19,14 @@ from model.errors import UserError
 from model.loss import NO_TARGET, summed_cross_entropy
 from model.strategies import strategy_named
 from model.systems import own_bytes
-from scripts.bench import optimizers
+from scripts.bench import quality
 from scripts.bench.__main__ import main
 from scripts.bench.engines import Workload, make_engines
 from scripts.bench.entered import ROOT, Spy
 from scripts.bench.growth import Growth, draw, exponent
 from scripts.bench.measuring import measure
+from scripts.bench.reference_loop import Recipe, _train
+from scripts.bench.step_engines import Conditions
 from scripts.bench.train import full_rows
 from tests.serving import save_model, small_tokenizer, write_lines
 
@@ -179,69 +181,54 @@ def test_the_bench_of_training_compares_both_engines_and_both_masks(tmp_path, mo
 
 
 @pytest.mark.long
-def test_the_bench_of_optimizers_trains_with_both_over_the_same_rates(tmp_path, monkeypatch, capsys):
-    texts = [{"text": f"法国 {n} 巴黎 {n * n}"} for n in range(60)]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, texts)))
-    shape = ["--preset", "tiny", "--vocab_size", "280", "--max_seq_len", "24", "--batch_size", "2"]
+def test_the_bench_of_quality_tries_all_loops_and_goes_on_with_the_best(tmp_path, monkeypatch, capsys):
+    write_lines(tmp_path / "a.jsonl", *({"text": f"法国 {n} 巴黎 {n * n}"} for n in range(60)))
+    shape = ["--preset", "tiny", "--vocab_size", "280", "--max_seq_len", "24", "--minutes", "0.2"]
+    sizes = ["--shares", "0.5", "--seeds", "2", "--batch_sizes", "2", "64"]
     flags = ["--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
-    sizes = ["--steps", "44", "--share", "0.5", "--learning_rates", "0.001", "0.01"]
-    monkeypatch.setattr("sys.argv", ["bench", "optimizers", *flags, *shape, *sizes])
+    monkeypatch.setattr("sys.argv", ["bench", "quality", *flags, *shape, *sizes])
+    costs = {"never": (0.1, 1.0), "always": (0.1, 3.0)}
+    monkeypatch.setattr(quality, "_costs", lambda settings, work, form: costs[form])
+    rivals = quality._rivals
+    monkeypatch.setattr(quality, "_rivals", lambda settings: rivals(settings)[:1])  # the other is compiled
     main()
-    table, lines = capsys.readouterr().out, json.loads((tmp_path / "out/optimizers.json").read_text())
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["optimizers.json"]
-    keys = ("name", "steps", "learning_rate")
-    wanted = [(name, steps, rate) for name, steps in (("adamw", 44), ("muon", 22)) for rate in (0.001, 0.01)]
-    assert [tuple(line[key] for key in keys) for line in lines] == wanted
-    assert len({line["nats_per_token"] for line in lines}) == 4
-    assert "reach" in table and "AdamW's best loss in 50% of its steps" in table
+    table, lines = capsys.readouterr().out, json.loads((tmp_path / "out/quality.json").read_text())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["quality.json"]
+    ours, tried = lines[0], {line["name"]: line["bits_per_byte"] for line in lines[1:3]}
+    assert ours["steps"] == 50 and all(0 < line["bits_per_byte"] < 9 for line in lines)
+    names = [ours["name"], *tried, ours["name"], min(tried, key=tried.__getitem__)]
+    assert [line["name"] for line in lines] == names and all(name in table for name in names)
+
+
+def test_a_loop_of_others_ends_with_its_minutes_and_leaves_a_model_of_ours(tmp_path):
+    config = from_preset("tiny", vocab_size=600, max_position_embeddings=16)
+    conditions = Conditions(config, torch.device("cpu"), torch.float32, is_compiled=False)
+    words, store, data = (str(tmp_path / name) for name in ("tokenizer", "store", "a.jsonl"))
+    small_tokenizer().save(words)
+    write_lines(tmp_path / "a.jsonl", *({"text": f"Lima {n}"} for n in range(50)))
+    write_store(PreparationSettings("pretrain", (data,), words, store))
+    recipe, steps = Recipe("minimind's", 1e-3, 8, conditions, joins_texts=False), SimpleNamespace(value=0)
+    span = time.time(), time.time() + 2
+    _train(recipe, store, words, tmp_path / "out", span, 0, steps)
+    assert steps.value > 0 and load_checkpoint(tmp_path / "out").model.config == config
+
+
+@pytest.mark.parametrize("is_compiled, rates", [(False, (10, 5.5, 1)), (True, (0, 5.5, 1))])
+def test_rates_of_others_fall_to_a_tenth_with_their_minutes(is_compiled, rates):
+    conditions = Conditions(from_preset("tiny", vocab_size=300), None, torch.float32, is_compiled)
+    recipe = Recipe("", 10, 8, conditions, joins_texts=True)
+    assert [recipe.rate(progress) for progress in (0, 0.5, 1)] == pytest.approx(rates)
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        ["--share", "0"],
-        ["--share", "1.5"],
-        ["--steps", "26"],
-        ["--preset", "nope"],
-        ["--learning_rates", "0.1", "-1"],
-        ["--learning_rates", "0.1", "0.1"],
-    ],
+    "wrong", [["--minutes", "0"], ["--shares", "nan"], ["--preset", "nope"], ["--seeds", "0"]]
 )
-def test_optimizers_that_cannot_be_compared_are_refused_before_anything_is_done(wrong, monkeypatch, tmp_path):
+def test_minutes_that_nothing_can_reach_are_refused_before_anything_is_done(wrong, monkeypatch, tmp_path):
     flags = ["--data", "a.jsonl", "--out", str(tmp_path / "out"), *wrong]
-    monkeypatch.setattr("sys.argv", ["bench", "optimizers", *flags])
+    monkeypatch.setattr("sys.argv", ["bench", "quality", *flags])
     with pytest.raises((UserError, SystemExit)):
         main()
     assert not (tmp_path / "out").exists()
-
-
-def test_an_optimizer_that_diverges_is_a_result(monkeypatch, tmp_path):
-    def diverges(module, **flags):
-        (tmp_path / "adamw-9").mkdir()
-        (tmp_path / "adamw-9/not_finite-0.safetensors").touch()
-        raise UserError("not finite")
-
-    monkeypatch.setattr(optimizers, "call", diverges)
-    settings = optimizers.OptimizerBenchSettings(data=("a.jsonl",), out=str(tmp_path))
-    assert optimizers._train(settings, tmp_path, "adamw", 30, 9.0).nats_per_token == math.inf
-
-
-@pytest.mark.parametrize(
-    "adamw, muon, verdict",
-    [
-        (5.0, 5.0, "reaches"),
-        (5.0, 5.1, "does not"),
-        (math.inf, 5.0, "reaches"),
-        (math.inf, math.inf, "does not"),
-    ],
-)
-def test_what_diverged_reaches_nothing(adamw, muon, verdict, monkeypatch, tmp_path, capsys):
-    losses = (("adamw", math.inf), ("adamw", adamw), ("muon", muon), ("muon", math.inf))
-    lines = [optimizers.Line(name, 30, 0.1, loss) for name, loss in losses]
-    monkeypatch.setattr(optimizers, "_train_all", lambda settings, work: lines)
-    monkeypatch.setattr("sys.argv", ["bench", "optimizers", "--data", "a.jsonl", "--out", str(tmp_path)])
-    main()
-    assert f"muon {verdict}" in capsys.readouterr().out
 
 
 def test_an_unknown_subject_is_refused(monkeypatch, capsys):
@@ -249,9 +236,7 @@ def test_an_unknown_subject_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     error = capsys.readouterr().err
-    assert (
-        "expected what to measure (data, decode, load, train, optimizers, lengths, growth, entered," in error
-    )
+    assert "expected what to measure (data, decode, load, train, quality, lengths, growth, entered," in error
     assert error.endswith("agreement), got nothing\n")
 
 

@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: python -m scripts.bench data, … decode, … train, … optimizers"""
+"""Measurements that anyone can repeat: python -m scripts.bench data, … decode, … train, … quality"""

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from dataset.command_line import fail, run
 
-SUBJECTS = ("data", "decode", "load", "train", "optimizers", "lengths", "growth", "entered", "agreement")
+SUBJECTS = ("data", "decode", "load", "train", "quality", "lengths", "growth", "entered", "agreement")
 
 
 def main() -> None:

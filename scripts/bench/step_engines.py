@@ -13,7 +13,7 @@ from dataset.batches import Batch
 from model.config import ModelConfig
 from model.errors import UserError
 from model.transformer import LanguageModel
-from trainer.device import finish, keep_freed_memory, peak_megabytes
+from trainer.device import choose_precision, finish, keep_freed_memory, native_precision, peak_megabytes
 from trainer.optimizer import Optimizers
 from trainer.placement import compile_layers
 from trainer.settings import OptimizerSettings
@@ -35,6 +35,13 @@ class Conditions:
     dtype: torch.dtype
     """of matrix products; weights are float32"""
     is_compiled: bool
+
+
+def hardware(dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Return where trainings run here, and the precision of their products, `auto` as trainings choose it."""
+    uses_cpu = not torch.accelerator.is_available()
+    device = torch.device("cpu") if uses_cpu else torch.accelerator.current_accelerator()
+    return device, choose_precision(dtype, "no", native_precision(uses_cpu)).dtype
 
 
 Engine = Callable[[Batch], None]
@@ -63,24 +70,33 @@ def our_engine(conditions: Conditions) -> Engine:
 
 def their_engine(conditions: Conditions) -> Engine:
     """Step as a loop around `transformers.Qwen3ForCausalLM` does; a batch holds one document per row."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    shape = conditions.config.to_dict() | {"use_cache": False}
-    model = Qwen3ForCausalLM(Qwen3Config(**shape)).to(conditions.device)
+    model, loss_of = their_model(conditions)
     optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIMIZER.learning_rate, fused=True)
-    forward = torch.compile(model) if conditions.is_compiled else model
 
     def step(batch: Batch) -> None:
-        real = batch.document_ids >= 0
-        mask = None if bool(real.all()) else real.long()
-        with _autocast(conditions):
-            loss = forward(input_ids=batch.ids, attention_mask=mask, labels=batch.labels).loss
-        loss.backward()
+        loss_of(batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+def their_model(conditions: Conditions) -> tuple[torch.nn.Module, Callable[[Batch], torch.Tensor]]:
+    """Return a fresh model of transformers, and what gives its mean loss on a batch."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    shape = conditions.config.to_dict() | {"use_cache": False}
+    model = Qwen3ForCausalLM(Qwen3Config(**shape)).to(conditions.device)
+    forward = torch.compile(model) if conditions.is_compiled else model
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        real = batch.document_ids >= 0
+        mask = None if bool(real.all()) else real.long()
+        with _autocast(conditions):
+            return forward(input_ids=batch.ids, attention_mask=mask, labels=batch.labels).loss
+
+    return model, loss_of
 
 
 def _autocast(conditions: Conditions) -> torch.autocast:

@@ -114,16 +114,11 @@ def _find(settings: TrainBenchSettings, work: Path) -> Figures:
 
 
 def _conditions(settings: TrainBenchSettings) -> "Conditions":
-    import torch
-
     from model.config import from_preset
     from model.systems import compiler_fault
-    from scripts.bench.step_engines import Conditions
-    from trainer.device import choose_precision, native_precision
+    from scripts.bench.step_engines import Conditions, hardware
 
-    uses_cpu = not torch.accelerator.is_available()
-    device = torch.device("cpu") if uses_cpu else torch.accelerator.current_accelerator()
-    dtype = choose_precision(settings.dtype, "no", native_precision(uses_cpu)).dtype
+    device, dtype = hardware(settings.dtype)
     config = from_preset(settings.preset, vocab_size=settings.vocab_size)
     if settings.max_seq_len > config.max_position_embeddings:
         raise UserError(f"--max_seq_len: expected {config.max_position_embeddings} or less for this preset")

@@ -166,8 +166,7 @@ def _members(hint: Any) -> tuple:
 
 @functools.cache
 def _field_docstrings(cls: type) -> dict[str, str]:
-    """Return the string literal below each field, of a dataclass and of those that it extends or is
-    `described_by`."""
+    """Return the string literal below each field, of a class and of those it extends or is `described_by`."""
     helps = {}
     for base in (*getattr(cls, "described_by", ()), *reversed(cls.__mro__[:-1])):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
@@ -324,6 +323,9 @@ def _instance(cls: type[Settings], given: Any, flags: dict[str, _Flag], prefix: 
             arguments[name] = _instance(hints[name], given, flags, f"{key}.")
         else:
             value = given.get(key, flags[key].default)
+            numbers = [each for each in (value if flags[key].many else [value]) or () if type(each) is int]
+            if max(map(abs, numbers), default=0) >= 2**63:
+                raise UserError(f"--{key}: expected a number below 2^63, got more")
             arguments[name] = tuple(value) if flags[key].many is tuple and value is not None else value
     return cls(**arguments)
 

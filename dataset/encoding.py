@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from dataset.formats import (
 )
 from dataset.messages import LeftOutError, held_keys, read_text
 from dataset.preferences import parse_pair, unread_of_bad
-from dataset.records import Record, Rejects, accept, records_of
+from dataset.records import Record, Rejects, accept, records_of, text_key
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.token_store import Part
 from dataset.tokenizer import Tokenizer
@@ -41,6 +41,7 @@ from model.errors import UnfinishedError, UserError
 
 MOST_KEYS = 1000  # that are kept of a file
 MOST_BYTES_WAITING = 2**26
+MOST_WORKERS = 2**10
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Together = tuple[list[Message], ...]
@@ -94,8 +95,9 @@ class PreparationSettings:
             raise UserError(f"weights: expected numbers between 0 and 1000, got {self.weights}")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction: expected below 1, got {self.validation_fraction:g}")
-        if self.num_workers < 0:
-            raise UserError(f"num_workers: expected 0 (one for each core) or more, got {self.num_workers}")
+        if not 0 <= self.num_workers <= MOST_WORKERS:
+            wanted = f"expected 0 (one for each core) to {MOST_WORKERS}"
+            raise UserError(f"num_workers: {wanted}, got {self.num_workers}")
         if self.kind == "pretrain" and self.format:
             raise UserError(f"format {self.format} is one of chats; pretraining takes --text_column")
         of_texts = ("text_column", "document_separator", "text_marks")
@@ -139,6 +141,8 @@ class Encoded(NamedTuple):
     source: str
     size: int
     """bytes of the block"""
+    columns: Sequence[str] = ()
+    """keys that users name which some record has"""
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,9 @@ class Encoder:
         rejects = Rejects(self.settings.max_reject_fraction, listing)
         num_bytes = np.zeros((2, 2), dtype=np.int64)
         documents: tuple[list[Rendered], list[Rendered]] = ([], [])
-        marks, unread = Marks(), set()
+        marks, unread, found = Marks(), set(), set()
         records = _noting(records_of(job.block), unread)
-        accepted = accept(records, self._parser(job.chat_format, marks, unread), rejects)
+        accepted = accept(records, self._parser(job, marks, unread, found), rejects)
         for together in chain.from_iterable(accepted):
             place, copies = self._draw(together, job.weight)
             if copies:
@@ -172,6 +176,7 @@ class Encoder:
             sorted(unread),
             job.block.source,
             len(job.block.content),
+            sorted(found),
         )
 
     def _render(self, messages: list[Message], renderer: Renderer) -> Rendered:
@@ -179,18 +184,20 @@ class Encoder:
         return renderer.render_text(messages[0].content) if is_text else renderer.render(messages)
 
     def _parser(
-        self, chat_format: ChatFormat | None, marks: Marks, unread: set[str]
+        self, job: Job, marks: Marks, unread: set[str], found: set[str]
     ) -> Callable[[dict[str, Any]], list[Together]]:
         """Return the function from a record to the messages of documents; a text is one answer to nothing."""
         settings, columns = self.settings, read_columns(self.settings.columns)
+        chat_format, column = job.chat_format, text_key(job.block.source, settings.text_column)
 
         def parse_text(record: dict[str, Any]) -> list[Together]:
-            text = read_text(record.get(settings.text_column), settings.text_column)
-            _note(unread, (key for key in held_keys(record) if key != settings.text_column))
+            text = read_text(record.get(column), column)
+            _note(unread, (key for key in held_keys(record) if key != column))
             documents = marks.divide(text) if settings.text_marks == "split" else [text]
             return [([Message("assistant", document)],) for document in documents]
 
         def parse_chat(record: dict[str, Any]) -> list[Together]:
+            found.update(columns.values() & record.keys())
             given, record = record, rename(record, columns)
             if settings.format is None:
                 check_format(record, chat_format)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.blocks import read_blocks
+from dataset.blocks import form_of, read_blocks
 from dataset.encoding import MOST_KEYS, Encoded, Encoder, Job, PreparationSettings, map_in_order
 from dataset.formats import format_of, read_columns, rename
 from dataset.printing import reporting
@@ -41,7 +41,7 @@ SOURCE = {"path": str, "bytes": int, "documents": int, "unread_keys": list[str]}
 NOTES = {
     **{"records": int, "bytes": int, "rejects": dict[str, int], "stores": list[str], "request": dict},
     "marks": {"found": dict[str, int], "kept": dict[str, int], "records": int, "documents": int},
-    **{"sources": list[SOURCE], "lengths": dict.fromkeys(SHARES, float)},
+    **{"sources": list[SOURCE], "absent_columns?": list[str], "lengths": dict.fromkeys(SHARES, float)},
 }
 """what a manifest says of the preparation"""
 UNDECIDING = {"data", "out", "max_reject_fraction", "num_workers", "overwrite"}
@@ -71,7 +71,7 @@ def write_store(
     weights = settings.weights or (1.0,) * len(settings.data)
     named = zip(settings.data, weights, strict=True)
     sources = [(source, weight) for name, weight in named for source in find_sources([name])]
-    states = begin_reading([source for source, _ in sources], settings.text_rules)
+    states = begin_reading([source for source, _ in sources], settings.text_rules, settings.text_column)
     tokenizer = Tokenizer.load(settings.tokenizer)
     described = [describe_source(source) for source, _ in sources]
     request = _request(settings, tokenizer, described, [weight for _, weight in sources])
@@ -98,12 +98,14 @@ def _request(
         "weights": weights,
         "tokenizer": tokenizer.fingerprint,
         "sources": [source["sha256"] or source["path"] for source in sources],
+        "file_endings": [form_of(source["path"]) for source in sources],
     }
 
 
 def _finished(out: str, request: dict[str, Any]) -> dict[str, Any]:
     manifest = read_notes(out)
-    if differing := [key for key in request if request[key] != manifest["request"].get(key)]:
+    former = {"file_endings": request["file_endings"]} | manifest["request"]  # older stores do not tell
+    if differing := [key for key in request if request[key] != former.get(key)]:
         raise UserError(
             f"{out} was prepared with other {', '.join(differing)}; choose another --out, or --overwrite it"
         )
@@ -194,6 +196,7 @@ class _Output:
         if "marks" in position:
             self._marks.add(**position["marks"])
         self._unread: dict[str, list[str]] = position.get("unread", {})
+        self._named, self._columns = read_columns(settings.columns), {*position.get("columns", ())}
         self._num_bytes = np.array(position.get("bytes", [[0, 0], [0, 0]]))
         self._listing = open(journal.folder / "rejects.jsonl", "ab")  # noqa: SIM115
         self._listing.truncate(position["listing"])
@@ -215,6 +218,7 @@ class _Output:
                 self._documents[encoded.source] = self._documents.get(encoded.source, 0) + len(part.lengths)
         unread = {*self._unread.get(encoded.source, ()), *encoded.unread}
         self._unread[encoded.source] = sorted(unread)[:MOST_KEYS]
+        self._columns.update(encoded.columns)
         self._num_bytes += encoded.num_bytes
         self._rejects.merge(*encoded.account)
         if encoded.marks.found or encoded.marks.kept:
@@ -230,6 +234,7 @@ class _Output:
             "blocks": self.num_blocks,
             "documents": self._documents,
             "unread": self._unread,
+            "columns": sorted(self._columns),
             "bytes": self._num_bytes.tolist(),
             "listing": self._listing.tell(),
             "account": self._rejects.account(),
@@ -246,6 +251,7 @@ class _Output:
             source["documents"] = self._documents.get(source["path"], 0)
             source["unread_keys"] = self._unread.get(source["path"], [])
         counts = {"records": records, "rejects": reasons, "marks": vars(self._marks)}
+        counts["absent_columns"] = sorted({*self._named.values()} - self._columns)
         counts["stores"] = list(STORES[: len(self._writers)])
         for place in reversed(range(len(self._writers))):
             if not self._writers[place].position()["shards"]:

@@ -156,6 +156,11 @@ def _text(path: str, number: int, content: bytes) -> Record:
     return Record(value, fault, path, number)
 
 
+def text_key(source: str, text_column: str) -> str:
+    """Return the key of a text in the records of a source: our own for what stands in no record there."""
+    return "text" if form_of(source) == ".txt" else text_column
+
+
 def texts_of(record: dict[str, Any], text_column: str = "text") -> list[str]:
     """Return every text that a record of either kind holds; raises `RecordError` where there is none."""
     if record.get(text_column) is not None:

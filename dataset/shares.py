@@ -52,7 +52,7 @@ class Share(NamedTuple):
 
 def shares_of(folder: Path, sources: Sources, request: dict[str, Any]) -> list[Share]:
     """Return the shares of sources in `folder`: another of each for each state, and each request."""
-    of_all = {key: value for key, value in request.items() if key not in ("sources", "weights")}
+    of_all = {key: request[key] for key in request.keys() - {"sources", "weights", "file_endings"}}
     shares = []
     for (source, weight), state in zip(sources, request["sources"], strict=True):
         decides = json.dumps([of_all, source, weight, state], sort_keys=True)

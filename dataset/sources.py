@@ -158,33 +158,38 @@ def _check_file(path: str) -> int:
         return status.st_size
 
 
-def begin_reading(sources: Sequence[str], rules: TextRules) -> dict[str, tuple[int, ...]]:
+def begin_reading(
+    sources: Sequence[str], rules: TextRules, text_column: str = "text"
+) -> dict[str, list[int]]:
     """Check what is about to be read, and return the states of files for `check_unchanged` when it has been.
 
-    Raises `UserError` as `check_sources` does, and for a separator that is none or that no source heeds.
+    Raises `UserError` as `check_sources` does, and for a separator or column that none of the sources heeds.
     """
     check_sources(sources)
+    if text_column != "text" and {*map(form_of, sources)} == {".txt"}:
+        raise UserError(f"text_column {text_column}: .txt files have no columns; leave it out")
     if rules.separator != DEFAULT_RULES.separator:
         rules.check()
         if ".txt" not in map(form_of, sources):
             raise UserError(
                 f"document_separator {rules.separator}: none of the data is a .txt file; leave it out"
             )
-    return {source: _state(source) for source in sources if not source.startswith(HUB)}
+    return {source: state_of(source) for source in sources if not source.startswith(HUB)}
 
 
-def check_unchanged(states: dict[str, tuple[int, ...]]) -> None:
-    """Raise `UserError` if a file was written to, replaced or removed since `begin_reading`."""
-    if changed := [source for source, state in states.items() if _state(source) != state]:
+def check_unchanged(states: dict[str, list[int]]) -> None:
+    """Raise `UserError` if a file was written to, replaced or removed since `state_of` it was asked for."""
+    if changed := [source for source, state in states.items() if state_of(source) != state]:
         raise UserError(f"{changed[0]} changed while it was read; run the same command again once it stays")
 
 
-def _state(path: str) -> tuple[int, ...]:
+def state_of(path: str) -> list[int]:
+    """Return what changes when a file is written to or replaced; nothing of one that is not there."""
     try:
         status = os.stat(path)
     except OSError:
-        return ()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+        return []
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
 
 
 def size_of(source: str) -> int:

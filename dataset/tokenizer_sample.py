@@ -8,7 +8,7 @@ from hashlib import blake2b
 from dataset.blocks import read_blocks
 from dataset.chat_form import MOST_COPIES
 from dataset.printing import reporting
-from dataset.records import Rejects, accept, records_of, texts_of
+from dataset.records import Rejects, accept, records_of, text_key, texts_of
 from dataset.sources import begin_reading, check_unchanged, find_sources, size_of
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.tokenizer import check_vocab_size
@@ -77,7 +77,7 @@ class Sample:
     ) -> None:
         """Find the sources; raises `UserError` where there are none."""
         self.sources = find_sources(names)
-        self._states = begin_reading(self.sources, rules)
+        self._states = begin_reading(self.sources, rules, text_column)
         self._rules, self.marks = rules, Marks()
         self._text_column, self._max_reject_fraction = text_column, max_reject_fraction
         sizes = [size_of(s) * (PACKED_RATIO if s.endswith(PACKED) else 1) for s in self.sources]
@@ -117,8 +117,8 @@ class Sample:
                 report(rejects.num_records - before, len(block.content))
 
     def _texts_of(self, record: dict) -> list[str]:
-        texts = texts_of(record, self._text_column)
-        if self._rules.marks == "keep" or record.get(self._text_column) is None:
+        texts = texts_of(record, column := text_key(self._reading, self._text_column))
+        if self._rules.marks == "keep" or record.get(column) is None:
             return texts
         return self.marks.divide(texts[0])
 

@@ -42,6 +42,8 @@ def _loaded(text: str, loader: "type[_Loader]") -> Any:
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, ScalarEvent) and "\0" in event.value:
             raise ValueError("a text holds the character NUL, which no name or flag can have")
+        if isinstance(event, ScalarEvent) and (event.value, event.style) == ("<<", None):
+            raise ValueError("keys that << merges are not read; write them again")
         starts, ends = (isinstance(event, kind) for kind in (CollectionStartEvent, CollectionEndEvent))
         depth += starts - ends
         if isinstance(event, yaml.AliasEvent):
@@ -61,7 +63,7 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError(f"{name} stands twice, in lines {lines[name]} and {line}; keep one of them")
             lines[name] = line
         values = super().construct_mapping(node, deep)
-        if len(values) < len(node.value):  # yes and true are one key, and so may be what << merges
+        if len(values) < len(node.value):  # yes and true are one key
             raise ValueError(
                 f"a key stands twice in what begins in line {node.start_mark.line + 1}; keep one"
             )

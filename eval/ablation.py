@@ -1,5 +1,6 @@
 """An experiment from its file to its report: tuning, the grid of cells look by look, findings."""
 
+import sys
 from collections.abc import Sequence
 from itertools import product
 from statistics import fmean
@@ -29,7 +30,9 @@ def run_experiment(
     were looked at before. Raises `UserError` where a stage refuses its settings, before anything runs, and
     where an arm was measured with no seed.
     """
-    plan(experiment, range(experiment.looks[-1]), {})
+    planned = plan(experiment, range(experiment.looks[-1]), {})
+    if idle := experiment.stages.keys() - {stage for trial in planned for stage in trial.cells}:
+        print(f"not run, as nothing that is measured uses them: {', '.join(sorted(idle))}", file=sys.stderr)
     tuned, tuning, failed = tune(experiment, places, workers, show)
     remarks = [f"in tuning {address} failed ({words})" for address, words in failed.items()]
     for look in experiment.looks:

@@ -13,11 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from dataset.blocks import form_of
 from dataset.builtin.splits import BuildWorldSettings
 from dataset.builtin.tasks import BuildTaskSettings
 from dataset.command_line import read, words_of
 from dataset.encoding import PreparationSettings
-from dataset.sources import describe_source
+from dataset.sources import describe_source, state_of
 from dataset.tables import HUB
 from dataset.tokenizer_sample import TokenizerSettings
 from eval.experiment import A_A, OTHER_SEEDS, Experiment, Stages
@@ -86,6 +87,12 @@ class Cell:
     def tells(self) -> bool:
         """Whether its record says something of an arm: scores, or the course of a training."""
         return self.program.measures or self.program.trains
+
+    @property
+    def files(self) -> dict[str, list[int]]:
+        """The user's files that it reads, each with its state when the address was made."""
+        own = [path for _, paths in _paths(self.settings) for path in paths if path and path[0] != "@"]
+        return {file: state for path in own for file, state in _content(path)[1].items()}
 
     def words(self, work: Path, uses_gpu: bool) -> list[str]:
         """Return the command line that writes this cell's folder in `work`; it reads no recipe."""
@@ -181,7 +188,10 @@ def trial_of(stages: Stages, arm: str, named: dict[str, Any], seed: int, shift: 
     if not used:
         measuring = ", ".join(name for name, program in PROGRAMS.items() if program.measures)
         raise UserError(f"stages: expected one that measures ({measuring}), got none")
-    return Trial(arm, seed, {stage: cell for stage, cell in cells.items() if cell.address in used})
+    trial = Trial(arm, seed, {stage: cell for stage, cell in cells.items() if cell.address in used})
+    if idle := [key for key in named if key.partition(".")[0] not in trial.cells]:
+        raise UserError(f"arm {arm}: {idle[0]} changes nothing, as nothing that is measured uses that stage")
+    return trial
 
 
 def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell]) -> Cell:
@@ -189,6 +199,8 @@ def _cell(stage: str, given: dict[str, Any], seed: int, former: dict[str, Cell])
     threads = 1 if threads is None else threads
     if type(threads) is not int or threads < 1:
         raise UserError(f"threads: expected 1 or more, got {threads}")
+    if "out" in given:
+        raise UserError("out: each cell has a folder of its own; leave it out (links gives folders names)")
     if not isinstance(run, str) or run not in PROGRAMS:
         raise UserError(f"run: expected one of {', '.join(PROGRAMS)}, got {run}")
     program, addresses = PROGRAMS[run], {name: cell.address for name, cell in former.items()}
@@ -255,6 +267,14 @@ def _references(settings: dict[str, Any]) -> Iterator[str]:
                 yield each[1:].partition("/")[0]
 
 
+def _paths(settings: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the settings that name files or folders; a number of documents may be called validation, too."""
+    for key in SOURCES & settings.keys():
+        paths = settings[key] if isinstance(settings[key], list) else [settings[key]]
+        if all(isinstance(path, str) for path in paths):
+            yield key, paths
+
+
 def _digest(run: str, settings: dict[str, Any]) -> str:
     """Return the hash of a command and its settings, files of the user's told by their content.
 
@@ -262,9 +282,8 @@ def _digest(run: str, settings: dict[str, Any]) -> str:
     """
     defaults = _defaults(run)
     named = {key: value for key, value in settings.items() if value != defaults.get(key)}
-    for key in SOURCES & named.keys():
-        paths = named[key] if isinstance(named[key], list) else [named[key]]
-        named[key] = [path if path.startswith("@") else _content(path) for path in paths]
+    for key, paths in [*_paths(named)]:
+        named[key] = [path if path.startswith("@") else _content(path)[0] for path in paths]
     return sha256(json.dumps([run, named], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -276,16 +295,26 @@ def _defaults(run: str) -> dict[str, Any]:
 
 
 @cache
-def _content(path: str) -> str:
-    """Return a digest of a file or folder, an adapter's base included; raises `UserError` where none is."""
+def _content(path: str) -> tuple[str, dict[str, list[int]]]:
+    """Return a digest of a file or folder, an adapter's base included, and the states of its files before it.
+
+    How a file is read decides too, and so do the names in a folder or of a glob. Raises `UserError` where
+    none is.
+    """
     from model.adapter import base_folders  # imports torch, which takes seconds
 
     if path == FRESH or path.startswith(HUB):
-        return path
+        return path, {}
     places = [Path(each) for each in _expanded(path)]
     places += [base for place in places for base in base_folders(place)]
-    files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
     if not all(place.exists() for place in places):
         raise UserError(f"{path}: expected a file or folder, or @ and the name of an earlier stage")
-    digests = [describe_source(str(file))["sha256"] for file in files if file.is_file()]
-    return sha256(json.dumps(digests).encode()).hexdigest()
+    digests, states = [], {}
+    for place in places:
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file():
+                states[str(file)] = state_of(str(file))
+                name = file.name if file == place else str(file.relative_to(place))
+                name = form_of(path).removeprefix(".jsonl") if file == Path(path) else name
+                digests.append(describe_source(str(file))["sha256"] + name)
+    return sha256(json.dumps(digests).encode()).hexdigest(), states

@@ -26,7 +26,8 @@ def read_choices(record: dict[str, Any]) -> Choices | None:
     given = record[places[0]] if places else _lettered(record)
     chosen = [key for key in CHOSEN if not is_absent(record.get(key))][:1]
     right = record[chosen[0]] if chosen else None
-    if not given or (right is None and record.get("answers")):
+    is_place_of_none = type(right) is int and [] in map(record.get, CHOICES)
+    if not is_place_of_none and (not given or (right is None and record.get("answers"))):
         return None
     texts, labels = _labelled(given)
     if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):

@@ -198,6 +198,8 @@ def announcements(asked: QuestionSet, max_new_tokens: int | None) -> Iterator[st
         yield f"questions not asked, as --max_questions says: {asked.not_asked:,}"
     if asked.unread_keys:
         yield f"keys that are not read: {shown(asked.unread_keys)}"
+    if asked.absent_columns:
+        yield f"keys of --columns that no record has: {shown(asked.absent_columns)}"
     for is_broken, what in ((False, "without an answer"), (True, "broken")):
         if group := [record for record in asked.left_out if record.is_broken == is_broken]:
             first = f"{group[0].file} line {group[0].line}: {group[0].reason}"

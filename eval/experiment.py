@@ -18,6 +18,7 @@ neither, and imports no torch.
 
 import json
 import re
+import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -26,14 +27,17 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dataset.printing import printable
 from dataset.yaml_file import read_yaml
-from model.errors import UserError
+from model.errors import UserError, brief
 from model.typed_json import read_as
 from trainer.settings import flatten
 
 Form = TypeVar("Form")
 A_A = "A/A"
 """arm that is the baseline with other seeds: what differences mean nothing"""
+LONGEST_NAME = 255
+"""bytes of the name of a folder, as file systems have it"""
 OTHER_SEEDS = 10_000
 """added to the seeds of the A/A arm"""
 ENOUGH_SEEDS = 8
@@ -105,6 +109,8 @@ class Experiment:
         used = {*range(self.seeds), *range(OTHER_SEEDS, OTHER_SEEDS + self.seeds)}
         if self.tuning_seed in used:
             raise UserError(f"tuning_seed: expected one that no arm is measured with, got {self.tuning_seed}")
+        if empty := [key for key, values in self.tune.items() if not values]:
+            raise UserError(f"tune: {empty[0]}: expected values, got none")
         for arm, settings in self.named.items():
             if both := self.tune.keys() & settings:
                 raise UserError(f"tune: arm {arm} names {min(both)} itself; leave one of them out")
@@ -127,6 +133,9 @@ class Experiment:
         names = Counter(link_name(stage, arm) for stage in self.links for arm in ("", *self.named))
         if taken := [name for name, count in names.items() if count > 1 or name in FOLDERS]:
             raise UserError(f"links: {taken[0]} would name several folders; rename a stage or an arm")
+        if long := [name for name in names if len(name.encode()) > LONGEST_NAME]:
+            wanted = f"expected names of up to {LONGEST_NAME} bytes"
+            raise UserError(f"links: {wanted}, got {brief(long[0])}; rename an arm")
         for pair in self.pairs:
             if len(pair) != 2 or not {*pair} <= self.named.keys() or pair[0] == pair[1]:
                 raise UserError(f"contrasts: expected pairs of different arms, got {' and '.join(pair)}")
@@ -192,8 +201,9 @@ def load_experiment(path: str, seeds: int | None = None) -> Experiment:
         content["arms"] = _flat(content["arms"], path, "arms")
     if seeds is not None:
         content["seeds"] = seeds
-        if isinstance(decision := content.get("decision"), dict):
-            content["decision"] = {key: value for key, value in decision.items() if key != "looks"}
+        if isinstance(decision := content.get("decision"), dict) and decision.pop("looks", None):
+            words = f"--seeds {seeds}: decided once, after all of them, not by the looks of {path}"
+            print(printable(words), file=sys.stderr)
     return _as(Experiment, content, path)
 
 

@@ -56,7 +56,8 @@ def analyse(
     comparisons = [each for pair in experiment.pairs for each in _compare(evidence, scores, pair, alpha)]
     decided = {(each["arm"], each["baseline"]) for each in comparisons if each["is_primary"]}
     if missing := [" and ".join(pair) for pair in experiment.pairs if tuple(pair) not in decided]:
-        raise UserError(f"primary: {missing[0]} have no scores in common on {experiment.primary}")
+        scores = f"{experiment.primary.metric} of {experiment.primary.task}"
+        raise UserError(f"primary: {missing[0]} have no {scores} in common")
     _adjust(evidence, comparisons, alpha)
     a_a = list(_compare(evidence, scores, (A_A, experiment.baseline), alpha)) if evidence.whole(A_A) else []
     _adjust(evidence, a_a, alpha)

@@ -131,10 +131,10 @@ class Grid:
             while self.waiting or self.running:
                 self._start_ready(start)
                 show(self, None)
-                while not (ended := [each for each, job in self.running.items() if job.done()]):
+                while self.running and not any(job.done() for job in self.running.values()):
                     time.sleep(LOOK_EVERY_SECONDS)
                     show(self, None)
-                for address in ended:
+                for address in [each for each, job in self.running.items() if job.done()]:
                     self._end(address)
                     show(self, self.cells[address])
         finally:

@@ -123,9 +123,11 @@ def check_recipes(recipes: Mapping[str, Recipe]) -> str:
 
     Raises `UserError` for recipes that cannot be judged against one another.
     """
-    a, b = recipes[A], recipes[B]
-    if a.primary != b.primary:
-        raise UserError(f"expected one primary metric of A and B, got {a.primary} and {b.primary}")
+    a, b = (recipes[name].primary for name in (A, B))
+    if a != b:
+        raise UserError(
+            f"expected one primary metric of A and B, got {a.metric} of {a.task} and {b.metric} of {b.task}"
+        )
     trials = trials_of(recipes, range(2))
     check_different(trials, [(A, B)])
     measured = [[cell.address for cell in trial.measured] for trial in trials[:2]]

@@ -17,6 +17,8 @@ from model.typed_json import read_file
 
 EXPERIMENTS = "experiments.json"
 COMMIT = re.compile("[0-9a-f]*(-dirty)?")
+TASKS = {"data", "loss_data"}
+"""what is measured, in files and stores whose names are those of tasks"""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class Places:
             fault = f"commit: expected one, got {brief(record['commit'])}"
         if fault:
             raise UserError(f"{file} is damaged ({fault}); {advice}")
-        for key in (cell.settings.keys() & record["settings"].keys()) - UNDECIDING - SOURCES:
+        free = UNDECIDING | SOURCES - (TASKS if cell.program.measures else set())
+        for key in (cell.settings.keys() & record["settings"].keys()) - free:
             there, wanted = record["settings"][key], cell.settings[key]
-            if there != wanted:
+            if _names(there) != _names(wanted) if key in TASKS else there != wanted:
                 raise UserError(f"{file} was made with {key} {there}, which is {wanted} now; {advice}")
         # A report offers the command to a shell: what a stranger's record says of it is not read.
         return record | {"command": shlex.join(cell.words(self.work, uses_gpu=GPU in record["command"]))}
@@ -60,6 +63,12 @@ class Places:
     def has_output(self, cell: Cell) -> bool:
         """Say whether the folder of a finished cell is here, and not its record alone."""
         return (self.work / cell.address / "done").exists()
+
+
+def _names(paths: Any) -> list[Any]:
+    """Return the names of files without their folders; what is none in a damaged record stays."""
+    paths = paths if isinstance(paths, list) else [paths]
+    return [os.path.basename(path) if isinstance(path, str) else path for path in paths]
 
 
 def check_out(out: Path, mark: str) -> None:
@@ -89,6 +98,7 @@ def write_job(places: Places, cell: Cell, uses_gpu: bool) -> Path:
         "record": str(places.record(cell.address)),
         "output": str(folder_of(cell.address, places.work)),
         "threads": cell.threads,
+        "files": cell.files,
         "measures": cell.program.measures,
         "trains": cell.program.trains,
     }

@@ -91,6 +91,8 @@ class QuestionSet:
     """keys that hold something in the files and are not read"""
     not_asked: int = 0
     """questions beyond `max_questions` of their file"""
+    absent_columns: tuple[str, ...] = ()
+    """keys that users name which no record has"""
 
 
 def load_questions(
@@ -107,22 +109,23 @@ def load_questions(
     `max_questions` of a file are kept. `columns` name keys of the records by ours.
     """
     check_sources(paths)
-    files = [
-        _load_file(path, _renamed(path, columns), question_position, max_reject_fraction, max_questions)
-        for path in paths
-    ]
+    found: set[str] = set()
+    how = (question_position, max_reject_fraction, max_questions)
+    files = [_load_file(path, _renamed(path, columns, found), *how) for path in paths]
     return QuestionSet(
         tuple(question for file in files for question in file.questions),
         tuple(record for file in files for record in file.left_out),
         sum(file.from_chats for file in files),
         tuple(dict.fromkeys(key for file in files for key in file.unread_keys)),
         sum(file.not_asked for file in files),
+        tuple(sorted({*columns.values()} - found)),
     )
 
 
-def _renamed(path: str, columns: Mapping[str, str]) -> Iterator[Record]:
+def _renamed(path: str, columns: Mapping[str, str], found: set[str]) -> Iterator[Record]:
     for record in read_records([path]):
         if record.value is not None:
+            found |= columns.values() & record.value.keys()
             renamed = rename(record.value, columns)
             unread = (*record.unread, *sorted(dropped(record.value, renamed, columns)))
             record = record._replace(value=renamed, unread=unread)

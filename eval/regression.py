@@ -13,7 +13,7 @@ from typing import Literal
 from dataset.command_line import parse, run
 from dataset.printing import printable
 from model.config import DeviceName
-from model.errors import UserError
+from model.errors import UserError, brief
 from trainer.settings import OptimizerSettings, ScheduleSettings
 
 
@@ -56,23 +56,25 @@ class RegressionSettings:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
         for name, least in MULTIPLES.items():
-            if (value := getattr(self, name)) < least or value % least:
-                raise UserError(f"--{name}: expected {least} or a multiple of it, got {value}")
-        if self.orders < 0 or self.orders == 1:
-            raise UserError(f"--orders: expected 0, or 2 or more to compare, got {self.orders}")
+            if not least <= (value := getattr(self, name)) <= MOST or value % least:
+                wanted = f"{least} or a multiple of it, up to {MOST:,}"
+                raise UserError(f"--{name}: expected {wanted}, got {value}")
+        if not 0 <= self.orders <= MOST or self.orders == 1:
+            raise UserError(f"--orders: expected 0, or 2 to {MOST:,} to compare, got {self.orders}")
 
 
-MULTIPLES = {"hidden_size": 32} | dict.fromkeys(
-    ("dimensions", "examples", "max_steps", "batch_size", "evaluation_tasks", "log_every_steps"), 1
-)
+COUNTS = "dimensions examples max_steps batch_size evaluation_tasks log_every_steps num_hidden_layers"
+MULTIPLES = {"hidden_size": 32} | dict.fromkeys(COUNTS.split(), 1)
 """what settings must be multiples of"""
+MOST = 10**6
+"""that any of them may be"""
 
 
 def main() -> None:
     """Train and measure, unless that is done, and print the error."""
     settings = parse(RegressionSettings, "Train a decoder on in-context linear regression, and measure it.")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("in-context regression takes one process, got several; start it with one")
+    if (number := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(f"in-context regression takes one process, got WORLD_SIZE={brief(number)}")
     from eval.in_context import find, train_and_save
 
     if summary := find(settings):

@@ -8,6 +8,7 @@ A cell that was killed runs its command again, which goes on from what lies ther
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dataset.printing import prepare_streams, printable
+from dataset.sources import check_unchanged
 from eval.forks import Fork
 from eval.records import ITEMS, NAMED, POINT, TRAINING, not_finite
 from model.errors import UserError
@@ -38,7 +40,7 @@ ON_CPU = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no", "ACC
 """what the launcher sets by that file"""
 JOB = {
     **{"cell": NAMED, "command": list[str], "record": str, "output": str},
-    **{"threads": int, "measures": bool, "trains": bool},
+    **{"threads": int, "measures": bool, "trains": bool, "files": dict[str, list[int]]},
 }
 """job.json"""
 MESSAGE = {"content": str}
@@ -64,6 +66,7 @@ def run_cell(folder: str, is_left: Callable[[], bool] = lambda: False, forks: bo
         try:
             if status := _run(job, log, lock, is_left, forks):
                 raise UserError(_last_words(log) or f"exit code {status}")
+            _check_files(job)
             result = _result(job, Path(job["output"]))
         except (UserError, OSError) as error:
             raise _failed(place, str(error)) from None
@@ -74,6 +77,15 @@ def run_cell(folder: str, is_left: Callable[[], bool] = lambda: False, forks: bo
             record.parent.mkdir(parents=True, exist_ok=True)
             write_json(record, _record(job) | {"seconds": seconds, **made_by, "result": result}, indent=None)
         own(place / "done").touch()
+
+
+def _check_files(job: dict[str, Any]) -> None:
+    """Raise `UserError` where a file of the user's is no longer what the cell's address tells of it."""
+    try:
+        check_unchanged(job["files"])
+    except UserError:
+        shutil.rmtree(job["output"], ignore_errors=True)
+        raise
 
 
 def _run(job: dict[str, Any], log: Path, lock: int, is_left: Callable[[], bool], forks: bool) -> int:

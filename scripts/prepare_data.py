@@ -58,6 +58,8 @@ def main() -> None:
             print(f"  {name:<20}" + ("\n" + " " * 22).join(lines))
     for files, keys in unread_keys(manifest["sources"]):
         print(f"{files}: keys not read: {keys}", file=sys.stderr)
+    if absent := manifest.get("absent_columns"):
+        print(f"keys of --columns that no record has: {shown(absent)}", file=sys.stderr)
     for source in (each for each in manifest["sources"] if not each["documents"]):
         print(printable(f"{source['path']}: no document was made of it"), file=sys.stderr)
 

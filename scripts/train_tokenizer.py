@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dataset.blocks import form_of
 from dataset.command_line import parse, run
 from dataset.printing import printable
 from dataset.sources import describe_source
@@ -85,7 +86,8 @@ def is_tokenizer(path: str | Path) -> bool:
 def _request(settings: TokenizerSettings, sources: list[str]) -> dict[str, Any]:
     """Return all that decides which tokenizer is trained."""
     digests = [described["sha256"] or described["path"] for described in map(describe_source, sources)]
-    return {name: getattr(settings, name) for name in DECIDING} | {"sources": digests}
+    told = {"sources": digests, "file_endings": [*map(form_of, sources)]}
+    return {name: getattr(settings, name) for name in DECIDING} | told
 
 
 def _is_finished(settings: TokenizerSettings, sources: list[str]) -> bool:
@@ -93,8 +95,9 @@ def _is_finished(settings: TokenizerSettings, sources: list[str]) -> bool:
     path = Path(settings.out) / REQUEST
     if settings.overwrite or not (is_tokenizer(settings.out) and path.is_file()):
         return False
-    written = {"prompt_copies": 1} | read_object(path, "--overwrite the tokenizer")
     request = _request(settings, sources)
+    former = {"prompt_copies": 1, "file_endings": request["file_endings"]}  # of what older ones do not tell
+    written = former | read_object(path, "--overwrite the tokenizer")
     if differing := [name for name in request if written.get(name) != request[name]]:
         raise UserError(
             f"--out {settings.out} exists already, trained with other {', '.join(differing)}; choose "

@@ -158,7 +158,7 @@ def test_what_a_command_leaves_damaged_fails_its_cell_with_a_line(tmp_path, name
     cell = {"address": "only-1", "stage": "only", "run": "quick", "settings": {}}
     places = {"record": str(tmp_path / "record.json"), "output": str(out)}
     job = {"cell": cell, "command": ["python", "-c", ""], "threads": 1, "measures": True, "trains": True}
-    (tmp_path / "job.json").write_text(json.dumps(job | places))
+    (tmp_path / "job.json").write_text(json.dumps(job | places | {"files": {}}))
     for file, values in (("summary.json", RESULT["training"]), ("items.json", RESULT["items"])):
         (out / file).write_text(json.dumps(values))
     (out / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
@@ -179,7 +179,7 @@ def test_what_a_command_said_last_is_left_as_a_terminal_may_show_it(tmp_path):
     places = {"record": str(tmp_path / "record.json"), "output": str(tmp_path)}
     cell = {"address": "only-1", "stage": "only", "run": "quick", "settings": {}}
     job = {"cell": cell, "command": says, "threads": 1, "measures": True, "trains": True}
-    (tmp_path / "job.json").write_text(json.dumps(job | places))
+    (tmp_path / "job.json").write_text(json.dumps(job | places | {"files": {}}))
     with pytest.raises(UserError, match="is gone"):
         run_cell(str(tmp_path))
     assert (tmp_path / "failed.txt").read_text() == "error: \\x1b[2J is gone\n"

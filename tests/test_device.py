@@ -47,6 +47,23 @@ def test_a_compiler_of_the_launcher_is_refused(monkeypatch):
         device.find_device(PretrainSettings(data=("d",), out="o", max_steps=1))
 
 
+def test_variables_that_accelerate_cannot_read_are_one_line(monkeypatch):
+    def reads(**settings):
+        int("abc")
+
+    monkeypatch.setattr(device, "Accelerator", reads)
+    with pytest.raises(UserError, match="accelerate cannot read its environment variables: invalid literal"):
+        device.find_device(PretrainSettings(data=("d",), out="o", max_steps=1))
+
+
+@pytest.mark.parametrize(
+    "word, is_asked", [("1", True), ("True", True), ("yes", True), ("0", False), ("", False)]
+)
+def test_a_cpu_is_asked_for_in_the_words_of_accelerate(word, is_asked, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", word)
+    assert device.is_cpu_asked() == is_asked
+
+
 def test_a_precision_of_the_launcher_that_is_not_known_is_refused():
     with pytest.raises(UserError, match="expected one of no, bf16, fp16 .* got fp8"):
         choose_precision("auto", "fp8", NATIVE)

@@ -84,6 +84,25 @@ def test_the_content_of_a_file_decides_not_its_name(tmp_path):
     assert address("a.jsonl", "one") == address("b.jsonl", "one") != address("a2.jsonl", "two")
 
 
+def test_how_a_file_is_read_decides_and_so_do_names_in_a_folder(tmp_path):
+    def address(name: str, data: Path) -> str:
+        (file := tmp_path / name).parent.mkdir(exist_ok=True)
+        file.write_text('{"text": "one"}')
+        stages = STAGES | {"chats": STAGES["chats"] | {"data": [str(data)]}}
+        return plan(load(tmp_path, stages=stages), range(1), {})[0].cells["chats"].address
+
+    one, other = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    assert address("a.txt", one) != address("a.jsonl", other)
+    assert address("1/a.jsonl", tmp_path / "1") != address("2/b.jsonl", tmp_path / "2")
+
+
+def test_a_number_of_documents_is_no_file(tmp_path):
+    built = {"run": "build_task", "task": "lookup", "validation": 5, "train": 50}
+    stages = {"built": built} | STAGES
+    stages["chats"] = STAGES["chats"] | {"data": ["@built/train.jsonl"]}
+    assert plan(load(tmp_path, stages=stages), range(1), {})[0].cells["built"].settings["validation"] == 5
+
+
 def test_a_recipe_counts_by_what_it_says(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("batch_size: 8\n")
@@ -176,6 +195,19 @@ def test_the_hash_is_that_of_what_the_file_says(tmp_path):
             {"stages": STAGES | {"work": {**STAGES["world"]}}, "links": ["work"]},
             "links: work would name several",
         ),
+        (
+            {"arms": {"a": {}, "b" * 300: {"second.prompt_mask": "prefix"}}, "links": ["second"]},
+            "links: expected names of up to 255 bytes, got 'second-bbb",
+        ),
+        ({"tune": {"second.batch_size": []}}, "tune: second.batch_size: expected values, got none"),
+        (
+            {"stages": STAGES | {"second": STAGES["second"] | {"out": "mine"}}},
+            "stage second: out: each cell has a folder of its own",
+        ),
+        (
+            {"stages": STAGES | {"idle": {**STAGES["world"]}}, "arms": {"a": {}, "b": {"idle.seed": 3}}},
+            "arm b: idle.seed changes nothing, as nothing that is measured uses that stage",
+        ),
         ({"decision": {"equivalence": -0.5}}, "decision.equivalence: expected more than 0"),
         ({"tune": {"second.batch_size": [8]}, "tuning_seed": 1}, "tuning_seed: expected one that no arm"),
         ({"tune": {"second.prompt_mask": ["prefix"]}}, "tune: arm prefix names second.prompt_mask itself"),
@@ -254,6 +286,13 @@ def test_a_rule_of_another_type_is_one_line_also_where_the_seeds_are_given(tmp_p
     file.write_text(file.read_text() + yaml.safe_dump({"decision": decision}))
     with pytest.raises(UserError, match="which.yaml.decision: expected an object"):
         load_experiment(str(file), seeds=3)
+
+
+def test_looks_that_a_number_of_seeds_replaces_are_told(tmp_path, capsys):
+    load(tmp_path, seeds=16, decision={"looks": [8, 16]})
+    experiment = load_experiment(str(tmp_path / "which.yaml"), seeds=4)
+    assert experiment.looks == (4,)
+    assert capsys.readouterr().err.startswith("--seeds 4: decided once, after all of them, not by the looks")
 
 
 def test_a_claim_whose_interval_holds_0_says_so(tmp_path):

@@ -16,7 +16,7 @@ from forked_runs import MOST_SECONDS, SERVER, start_server
 from quick_cell import QuickSettings
 
 from eval.ablation import run_experiment
-from eval.cells import PROGRAMS, Program, plan
+from eval.cells import PROGRAMS, Program, _content, plan
 from eval.evidence import Evidence
 from eval.experiment import load_experiment
 from eval.findings import analyse
@@ -133,6 +133,49 @@ def test_a_cell_that_fails_is_reported_and_stops_only_what_needs_it(tmp_path):
     arms["broken"] = {"second.gain": 1.0}
     results, ended = run_in(tmp_path, experiment_in(tmp_path, arms=arms))
     assert len(ended) == 3 and {each["status"] for each in results["cells"]} == {"finished"}
+
+
+def test_a_grid_ends_where_all_that_is_left_needs_what_failed(tmp_path):
+    stages = {"first": {"run": "quick", "fails": True}, "second": {"run": "quick", "model": "@first"}}
+    with pytest.raises(UserError, match="first-[0-9a-f]*, which failed"):
+        run_in(tmp_path, experiment_in(tmp_path, stages=stages, seeds=1))
+
+
+def test_a_stage_that_nothing_measured_uses_is_named(tmp_path, capsys):
+    stages = {"first": {"run": "quick"}, "idle": {"run": "build_world"}}
+    arms, primary = {"a": {}, "b": {"first.gain": 1.0}}, {"task": "task"}
+    run_in(tmp_path, experiment_in(tmp_path, stages=stages, arms=arms, primary=primary, seeds=1))
+    assert "not run, as nothing that is measured uses them: idle" in capsys.readouterr().err
+
+
+def test_a_file_that_changes_before_its_cell_ends_fails_the_cell_and_counts_as_it_was(tmp_path):
+    file, places = tmp_path / "mine.jsonl", Places(tmp_path / "cells", tmp_path / "work")
+    file.write_text("eight")
+    stages = {"first": {"run": "quick", "data": str(file), "seconds": 0.5}}
+    arms, primary = {"a": {}, "b": {"first.gain": 1.0}}, {"task": "task"}
+    experiment = experiment_in(tmp_path, stages=stages, arms=arms, primary=primary, seeds=1)
+
+    def change(grid: Grid, cell: object) -> None:
+        file.write_text("three" if grid.running else "eight")
+
+    with pytest.raises(UserError, match="mine.jsonl changed while it was read; run the same command again"):
+        run_experiment(experiment, places, Workers(4), "the command", change)
+    assert not list(places.records.glob("*")) and begun(tmp_path) == 2
+    _content.cache_clear()  # as in another process
+    assert len(run_in(tmp_path, experiment)[1]) == 2 and begun(tmp_path) == 4
+
+
+def test_scores_of_a_file_with_another_name_are_those_of_another_task(tmp_path, store):
+    given_in(tmp_path, experiment_in(tmp_path), store)
+    file = next((tmp_path / "cells").glob("second-*.json"))
+    record = json.loads(file.read_text())
+    record["settings"]["data"] = "elsewhere/hub:same"
+    file.write_text(json.dumps(record))
+    run_in(tmp_path, experiment_in(tmp_path))
+    record["settings"]["data"] = "hub:other"
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="was made with data hub:other, which is hub:same now; take it away"):
+        run_in(tmp_path, experiment_in(tmp_path))
 
 
 def test_an_arm_that_lacks_a_seed_is_no_ground_for_a_claim_and_others_keep_theirs(tmp_path, store):

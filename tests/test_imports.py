@@ -14,7 +14,7 @@ from training_runs import SHAPE, SHORT, data, line
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("model", "dataset", "trainer", "eval", "scripts")  # each may import itself and those before it
 COMMANDS = sorted(f"scripts.{file.stem}" for file in (ROOT / "scripts").glob("[!_]*.py"))
-SUBJECTS = ("data", "decode", "train", "optimizers", "growth", "entered", "agreement")
+SUBJECTS = ("data", "decode", "train", "quality", "growth", "entered", "agreement")
 COMMANDS += [f"scripts.bench {subject}" for subject in SUBJECTS]
 COMMANDS += ["trainer.pretrain", "trainer.sft", "eval.regression"]
 HEAVY = ("torch", "transformers", "matplotlib", "datasets", "accelerate", "wandb")

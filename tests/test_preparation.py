@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from dataset.formats import parse_messages
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from dataset.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from dataset.tokenizer_sample import Sample
 from model.errors import UnfinishedError, UserError
 
 TOKENIZER = train_tokenizer(["法国的首都是巴黎 Paris is the capital"], 320)
@@ -323,6 +325,33 @@ def test_a_text_column_can_be_named(settings_of, tmp_path):
     data = write_lines(tmp_path / "a.jsonl", [{"body": "法国"}])
     write_store(settings_of(data, kind="pretrain", text_column="body"))
     assert "法国" in texts_of(TokenStore(tmp_path / "out"))[0]
+
+
+def test_texts_of_txt_files_need_no_column_beside_those_of_records(settings_of, tmp_path):
+    (tmp_path / "b.txt").write_text("Lima\n")
+    data = [write_lines(tmp_path / "a.jsonl", [{"body": "法国"}]), str(tmp_path / "b.txt")]
+    assert write_store(settings_of(*data, kind="pretrain", text_column="body"))[0]["rejects"] == {}
+    assert list(Sample(data, "body", 10**6, 0.01).texts()) == ["法国", "Lima"]
+    with pytest.raises(UserError, match="text_column body: .txt files have no columns; leave it out"):
+        write_store(settings_of(data[1], kind="pretrain", text_column="body", out="other"))
+
+
+def test_the_same_bytes_that_are_read_in_another_form_are_other_data(settings_of, tmp_path):
+    data = write_lines(tmp_path / "a.txt", [{"text": "法国"}])
+    write_store(settings_of(data, kind="pretrain"))
+    shutil.copy(data, other := str(tmp_path / "a.jsonl"))
+    with pytest.raises(UserError, match="was prepared with other file_endings; choose another --out, or"):
+        write_store(settings_of(other, kind="pretrain"))
+    Path(data).rename(moved := tmp_path / "b.txt")
+    assert write_store(settings_of(str(moved), kind="pretrain"))[1], "a name alone decides nothing"
+
+
+def test_columns_that_no_record_has_are_told(settings_of, tmp_path):
+    record = {"q": "Hi", "a": "Ho"}
+    data = [write_lines(tmp_path / f"{n}.jsonl", [record | more]) for n, more in ((1, {}), (2, {"s": "S"}))]
+    columns = ("question=q", "answer=a", "system=s", "tools=x")
+    assert write_store(settings_of(*data, columns=columns))[0]["absent_columns"] == ["x"]
+    assert write_store(settings_of(data[0], columns=columns, out="b"))[0]["absent_columns"] == ["s", "x"]
 
 
 def test_a_long_text_is_encoded_in_parts_as_it_would_be_whole(settings_of, tmp_path, monkeypatch):

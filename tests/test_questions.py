@@ -280,6 +280,19 @@ def test_keys_that_columns_drop_are_named(tmp_path):
     )
 
 
+def test_columns_that_no_record_has_are_told(tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", {"q": "Q", "a": "A"})
+    columns = {"question": "q", "answer": "a", "system": "s"}
+    assert load_questions([path], columns=columns).absent_columns == ("s",)
+
+
+def test_a_place_among_no_choices_is_no_answer():
+    asked = {"question": "Which?", "choices": []}
+    with pytest.raises(RecordError, match="choices are not a list of two or more texts"):
+        parse_question(asked | {"answer": 0}, "x", "x")
+    assert parse_question(asked | {"answer": "Lima"}, "x", "x").answers == ("Lima",)
+
+
 @pytest.mark.parametrize("label", [0, 1, False])
 def test_a_label_beside_the_choices_of_a_chat_is_no_preference(label):
     asked = {"messages": [{"role": "user", "content": "Which?"}], "choices": ["a", "b"], "answer": 1}

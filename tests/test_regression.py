@@ -8,7 +8,7 @@ import torch
 from forked_commands import call
 
 from eval.in_context import Regression, draw_tasks, find, generator_of, train_and_save
-from eval.regression import RegressionSettings
+from eval.regression import RegressionSettings, main
 from eval.running import ON_CPU
 from model.errors import UserError
 
@@ -109,8 +109,10 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
     ("changes", "message"),
     [
         ({"seed": -1}, "--seed: expected 0 to"),
-        ({"examples": 0}, "--examples: expected 1 or a multiple of it, got 0"),
-        ({"hidden_size": 48}, "--hidden_size: expected 32 or a multiple of it, got 48"),
+        ({"examples": 0}, "--examples: expected 1 or a multiple of it, up to 1,000,000, got 0"),
+        ({"orders": 10**18}, "--orders: expected 0, or 2 to 1,000,000 to compare"),
+        ({"num_hidden_layers": 10**18}, "--num_hidden_layers: expected 1 or a multiple of it, up to"),
+        ({"hidden_size": 48}, "--hidden_size: expected 32 or a multiple of it, up to 1,000,000, got 48"),
     ],
 )
 def test_what_cannot_be_drawn_or_built_is_one_line(changes, message):
@@ -131,3 +133,10 @@ def test_examples_of_a_set_share_a_position_and_the_query_follows():
     tasks = draw_tasks(generator_of("a test"), 2, replace(SHORT, prompt_mask="sets"))
     assert tasks.position_ids.tolist() == [[0] * SHORT.examples + [1]] * 2
     assert tasks.part_ids[0].tolist() == [*range(SHORT.examples), -1]
+
+
+def test_several_processes_are_refused_by_what_the_launcher_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    monkeypatch.setattr("sys.argv", ["regression", "--out", str(tmp_path / "run")])
+    with pytest.raises(UserError, match="takes one process, got WORLD_SIZE='abc'"):
+        main()

@@ -380,11 +380,19 @@ def test_training_from_the_command_line_writes_a_tokenizer(tmp_path, monkeypatch
             main()
         assert message in f"{caught.value} {capsys.readouterr().err}"
     request = json.loads(written["request.json"])
-    assert request.pop("prompt_copies") == 1
+    assert request.pop("prompt_copies") == 1 and request.pop("file_endings") == [".jsonl"]
     (tmp_path / "tok" / "request.json").write_text(json.dumps(request))  # as it was before there were any
     monkeypatch.setattr("sys.argv", argv)
     main()
     assert "trained already" in capsys.readouterr().out
+    shutil.copy(data, renamed := data.with_suffix(".txt"))
+    monkeypatch.setattr("sys.argv", ["x", "--data", str(renamed), *argv[3:]])
+    main()
+    assert "trained already" in capsys.readouterr().out, "that one did not tell how its data was read"
+    (tmp_path / "tok" / "request.json").write_bytes(written["request.json"])
+    with pytest.raises(UserError, match="trained with other file_endings; choose another, or"):
+        main()
+    renamed.unlink()
     monkeypatch.setattr("sys.argv", [*argv, "--prompt_copies", "2", "--overwrite"])
     main()
     assert Tokenizer.load(tmp_path / "tok").prompt_copies == 2

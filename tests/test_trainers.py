@@ -174,6 +174,12 @@ def test_a_model_of_texts_learns_prompts_of_two_copies_and_one_of_chats_does_not
         (["--samples", -1], "--samples: expected 0 or more, got -1"),
         (["--sample_tokens", 0], "--sample_tokens: expected more than 0, got 0"),
         (["--init", "somewhere"], "--model and --init: expected one of them, got both"),
+        (["--samples", 10**30], "--samples: expected a number below 2^63, got more"),
+        (
+            ["--optimizer.learning_rate", 1e300],
+            "--optimizer.learning_rate: expected more than 0, up to 1e+06",
+        ),
+        (["--optimizer.weight_decay", 1e300], "--optimizer.weight_decay: expected 0 to 1e+06, got 1e+300"),
         (["--schedule.decay_fraction", 2], "fractions between 0 and 1"),
         (["--packing", "none", "--isolate_documents", "false"], "changes nothing of packing none"),
     ],

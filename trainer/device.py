@@ -117,13 +117,17 @@ def find_device(settings: TrainSettings) -> Device:
         raise UserError(f"expected dynamo_backend no from the launcher, got {compiler}; use --compile")
     if uses_cpu:
         keep_freed_memory()
-    accelerator = Accelerator(
-        cpu=uses_cpu,
-        mixed_precision="no",  # `compute_in` does it: accelerate's is of the process, and no float16 on CPUs
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        log_with=None if settings.tracker == "none" else _checked_tracker(settings.tracker),
-        project_dir=settings.out,
-    )
+    tracker = None if settings.tracker == "none" else _checked_tracker(settings.tracker)
+    try:
+        accelerator = Accelerator(
+            cpu=uses_cpu,
+            mixed_precision="no",  # `compute_in` does it: that is of the process, and no float16 on CPUs
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            log_with=tracker,
+            project_dir=settings.out,
+        )
+    except ValueError as error:  # what it reads, it reads by int() and the like
+        raise UserError(f"accelerate cannot read its environment variables: {error}") from None
     _check_processes(accelerator.num_processes, sharding is not None, uses_cpu)
     description = _describe(accelerator, precision) + (", sharded by FSDP2" if sharding else "")
     return Device(accelerator, precision.dtype, sharding, description)
@@ -151,7 +155,7 @@ def find_sharding(setting: str) -> Sharding | None:
 
 def is_cpu_asked() -> bool:
     """Say whether the launcher was told to compute on the CPU."""
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "t", "yes", "y", "on", "1")
 
 
 def _check_processes(number: int, shards: bool, uses_cpu: bool) -> None:

@@ -1,7 +1,6 @@
 """What a training can be told: frozen dataclasses whose fields are flags, YAML keys and help texts alike."""
 
 import json
-import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ FRESH = "fresh"
 LENGTHS = ("max_steps", "epochs", "max_tokens")
 MAY_BE_ZERO = ("samples", "label_smoothing")
 MOST = 10**15  # of anything counted, so that products of a few stay numbers
+LARGEST_RATE, LARGEST_NORM = 1e6, 1e30  # so that what float32 makes of them and of products stays finite
 
 
 def free(default: Any = MISSING) -> Any:
@@ -45,12 +45,14 @@ class OptimizerSettings:
     """how far the bias of each expert moves towards equal loads after a step; default: 0.001"""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_gradient_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--optimizer.{name}: expected more than 0, got {getattr(self, name)}")
+        for name, most in (("learning_rate", LARGEST_RATE), ("max_gradient_norm", LARGEST_NORM)):
+            if not 0 < getattr(self, name) <= most:
+                got = getattr(self, name)
+                raise UserError(f"--optimizer.{name}: expected more than 0, up to {most:g}, got {got}")
         for name in ("weight_decay", "router_bias_rate"):
-            if not 0 <= (getattr(self, name) or 0) < math.inf:
-                raise UserError(f"--optimizer.{name}: expected 0 or more, got {getattr(self, name)}")
+            if not 0 <= (getattr(self, name) or 0) <= LARGEST_RATE:
+                wanted = f"expected 0 to {LARGEST_RATE:g}"
+                raise UserError(f"--optimizer.{name}: {wanted}, got {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(

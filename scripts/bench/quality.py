@@ -9,16 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig, from_preset
 from model.errors import UserError
-from model.systems import compiler_fault
 from scripts.bench.measuring import BenchSettings, Figures, bench, call, refuse_below, spread
-from scripts.bench.reference_loop import Recipe, train
-from scripts.bench.step_engines import Conditions, hardware
-from trainer.validation import Likelihood
+
+if TYPE_CHECKING:
+    from scripts.bench.reference_loop import Recipe
 
 VALIDATION_SHARE = 0.05
 PROBES = 4, 10
@@ -58,8 +56,6 @@ class QualityBenchSettings(BenchSettings):
             value = getattr(self, name)
             if not all(0 < each < math.inf for each in (value if isinstance(value, tuple) else (value,))):
                 raise UserError(f"--{name}: expected finite numbers above 0, got {value}")
-        if fault := compiler_fault(torch.device("cpu")):
-            raise UserError(f"nothing can be compiled here ({fault}); install g++")
         self.shape()
 
     def shape(self) -> ModelConfig:
@@ -84,11 +80,11 @@ def main() -> None:
 
 
 def _find(settings: QualityBenchSettings, work: Path) -> Figures:
+    rivals, lines = _rivals(settings), []
     split = {"validation_fraction": VALIDATION_SHARE, "tokenizer": work / "tokenizer"}
     sizes = {"vocab_size": settings.vocab_size, "out": work / "tokenizer"}
     call("scripts.train_tokenizer", data=settings.data, **sizes)
     call("scripts.prepare_data", kind="pretrain", data=settings.data, out=work / "stores", **split)
-    rivals, lines = _rivals(settings), []
     for seed in range(settings.seeds):
         for share in settings.shares:
             lines.append(_ours(settings, work, share, seed))
@@ -102,9 +98,17 @@ def _find(settings: QualityBenchSettings, work: Path) -> Figures:
     return Figures([asdict(line) for line in lines], HEADER, rows)
 
 
-def _rivals(settings: QualityBenchSettings) -> list[list[Recipe]]:
-    """Return what the other loops are tried with."""
+def _rivals(settings: QualityBenchSettings) -> list[list["Recipe"]]:
+    """Return what the other loops are tried with; raises `UserError` where nothing can be compiled."""
+    import torch
+
+    from model.systems import compiler_fault
+    from scripts.bench.reference_loop import Recipe
+    from scripts.bench.step_engines import Conditions, hardware
+
     (device, dtype), shape = hardware("auto"), settings.shape()
+    if fault := compiler_fault(device):
+        raise UserError(f"nothing can be compiled here ({fault}); install g++")
     plain = Conditions(shape, device, torch.float32 if device.type == "cpu" else dtype, is_compiled=False)
     fast = Conditions(shape, device, dtype, is_compiled=True)
     return [
@@ -113,7 +117,9 @@ def _rivals(settings: QualityBenchSettings) -> list[list[Recipe]]:
     ]
 
 
-def _theirs(settings: QualityBenchSettings, work: Path, recipe: Recipe, seed: int) -> Line:
+def _theirs(settings: QualityBenchSettings, work: Path, recipe: "Recipe", seed: int) -> Line:
+    from scripts.bench.reference_loop import train
+
     with _nothing_compiled(work) as out:
         print(f"{recipe.name}, seed {seed} …", flush=True)
         steps = train(recipe, work / "stores", work / "tokenizer", out, settings.minutes, seed)
@@ -151,6 +157,8 @@ def _run(settings: QualityBenchSettings, work: Path, out: Path, form: str, steps
 
 def _bits_per_byte(work: Path, model: Path) -> float:
     """Return the loss of a model on the texts that are held out."""
+    from trainer.validation import Likelihood
+
     store, out = work / "stores/validation", work / "evaluation"
     call("scripts.evaluate", model=model, loss_data=store, out=out, overwrite=True)
     [loss] = json.loads((out / "results.json").read_text())["losses"].values()

@@ -346,8 +346,8 @@ def test_no_change_of_the_input_makes_a_traceback(template, tmp_path, capfd, sha
     ("name", "flag", "value", "said"),
     [
         ("export", "--out", "/", "--out / is the root of all folders"),
-        ("rows", "--max_seq_len", "9" * 400, "max_seq_len: expected at most 1,048,576 tokens"),
-        ("pretrain", "--batch_size", "9" * 400, "--batch_size: expected at most"),
+        ("rows", "--max_seq_len", "9" * 18, "max_seq_len: expected at most 1,048,576 tokens"),
+        ("pretrain", "--batch_size", "9" * 400, "--batch_size: expected a number below 2^63, got more"),
         ("chats", "--validation_fraction", "9" * 400, "a value among the flags cannot be read"),
     ],
 )

@@ -144,7 +144,7 @@ def read_message(turn: dict[str, Any]) -> Message:
     """Return a message with what it thinks, calls and offers; raises `RecordError` with the reason."""
     speaker = speaker_of(turn)
     role = _role(speaker)
-    content, passages = _content(turn.get("value") if turn.get("content") is None else turn["content"])
+    content, passages = _content(turn.get("value") if is_absent(turn.get("content")) else turn["content"])
     refuse_media(turn)
     calls = _calls(turn)
     if role == "assistant" and speaker.lower() in CALLERS:
@@ -166,7 +166,7 @@ def read_message(turn: dict[str, Any]) -> Message:
 
 def speaker_of(turn: dict[str, Any]) -> Any:
     """Return what a message calls its role."""
-    return turn.get("from") if turn.get("role") is None else turn["role"]
+    return turn.get("from") if is_absent(turn.get("role")) else turn["role"]
 
 
 def is_trained(holder: dict[str, Any]) -> bool:

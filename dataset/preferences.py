@@ -9,7 +9,7 @@ from typing import Any
 from dataset.chat_form import Message
 from dataset.formats import BESIDE_MESSAGES, QuestionPosition, ending_with, is_in_full, opened, read_side_of
 from dataset.messages import LeftOutError, RecordError, half_of, is_absent
-from dataset.unread_keys import idle_flags, of_turns, others
+from dataset.unread_keys import idle_flags, of_texts, of_turns, others
 from dataset.written_turns import with_prompt
 
 SCORES = (
@@ -48,7 +48,8 @@ def unread_of_bad(record: dict[str, Any]) -> set[str]:
     """Return what of the bad answer of a pair is not read: keys in it, and another one beside it."""
     given = opened({name: record[name] for name in BAD if not is_absent(record.get(name))})
     name = next(iter(given))
-    return others(given, {name}) | of_turns(name, given[name]) | idle_flags(f"{name}.", given[name])
+    inside = of_turns(name, given[name]) | of_texts(name, given[name])
+    return others(given, {name}) | inside | idle_flags(f"{name}.", given[name])
 
 
 def _are_equal(record: dict[str, Any], one: str, other: str) -> bool:

@@ -36,12 +36,15 @@ from dataset.messages import (
     TURN_KEYS,
     held_keys,
     is_absent,
+    is_transcript,
     speaker_of,
 )
 from dataset.written_turns import are_turns
 
 BESIDE_PAIRS = {"history", "is_impossible"}
 """of what stands beside any chat, what is not read beside a list of messages"""
+PROMPTS = {prompt for pairs in PAIRS.values() for prompt, _ in pairs}
+"""keys of a text that is asked, whose calls stay text"""
 SYNONYMS = {"from": "role", "value": "content"}
 """keys of a message that are read where it lacks the others"""
 
@@ -54,6 +57,9 @@ def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[s
     answers = {name for name in held & {*OF_SEVERAL} if not are_turns(record[name])}
     inside = [of_turns(name, record[name]) for name in held - answers]
     inside += [of_objects(name, record[name], {"text"}) for name in answers]
+    texts = held - PROMPTS - {*LISTS}
+    texts |= {n for n in held & PROMPTS if chat_format == "preference" and is_transcript(record[n])}
+    inside += [of_texts(name, record[name]) for name in texts]
     inside += [idle_flags(f"{name}.", record[name]) for name in held - answers]
     inside += [idle_flags("", _flagged(record[name], record.get("loss_mask"))) for name in held & {*LISTS}]
     return others(record, read).union(*inside)
@@ -99,14 +105,28 @@ def _of_turn(turn: dict[str, Any]) -> Iterator[str]:
         if key not in TURN_KEYS or not (is_absent(other) or other == turn[key]):
             yield key
     for key in ("content", "value"):
-        said = turn.get(key)
+        said, text = turn.get(key), "".join(_texts(turn.get(key)))
         if isinstance(said, list):
             yield from of_objects(key, said, PART_KEYS)
-        elif isinstance(said, str):
-            calls = [said] if str(speaker_of(turn)).lower() in CALLERS else CALL.findall(said)
-            yield from (each for call in calls for each in _of_calls(key, call))
+        calls = [text] if str(speaker_of(turn)).lower() in CALLERS else CALL.findall(text)
+        yield from (each for call in calls for each in _of_calls(key, call))
     for key in turn.keys() & {"tool_calls", "function_call"}:
         yield from _of_calls(key, turn[key])
+
+
+def of_texts(name: str, value: Any) -> set[str]:
+    """Return the same of tool calls that are written in texts, which may be several or in parts."""
+    calls = (call for text in _texts(value) for call in CALL.findall(text))
+    return {key for call in calls for key in _of_calls(name, call)}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a list, or in lists and parts in it, or the one that a value is."""
+    value = value.get("text") if isinstance(value, dict) else value
+    if isinstance(value, str):
+        yield value
+    for each in value if isinstance(value, list) else ():
+        yield from _texts(each)
 
 
 def _of_calls(name: str, value: Any) -> Iterator[str]:

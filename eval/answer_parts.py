@@ -2,6 +2,7 @@
 
 from dataset.chat_form import Message
 from dataset.messages import RecordError, split_calls
+from dataset.unread_keys import of_texts
 
 THINK, END_OF_THOUGHT, CALL = "<think>", "</think>", "<tool_call>"
 
@@ -23,6 +24,8 @@ def parts_of(text: str, is_whole: bool = True) -> Message:
     try:
         content, calls = split_calls(rest, ())
     except RecordError:
+        content, calls = rest, ()
+    if calls and of_texts("", rest):  # a call takes no other keys along
         content, calls = rest, ()
     return Message("assistant", content, thought, calls)
 

@@ -26,7 +26,7 @@ from dataset.messages import (
 )
 from dataset.records import Record, are_too_many, read_records
 from dataset.sources import check_sources
-from dataset.unread_keys import BESIDE_PAIRS, dropped, of_objects, of_turns, others, unread_keys
+from dataset.unread_keys import BESIDE_PAIRS, dropped, of_objects, of_texts, of_turns, others, unread_keys
 from dataset.written_turns import LIKE_TURNS, are_turns
 from eval.choices import read_choices
 from eval.matching import final_answer
@@ -170,7 +170,8 @@ def unread_of(record: dict[str, Any]) -> set[str]:
         return others(record, read) | _unread_of_turns(key, _turns(record[key]), answers) | inside
     asked = _place(record, ASKED)
     beside = DETAILS["alpaca"] if asked == "instruction" else (_place(record, CONTEXTS),)
-    inside |= of_turns("history", record.get("history")) | of_turns(asked, record[asked])
+    inside |= of_turns("history", record.get("history")) | of_texts("history", record.get("history"))
+    inside |= of_turns(asked, record[asked])
     return others(record, read | {asked, *beside} | COMMON | names) | inside
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from dataset.chat_form import OURS, Message
 from dataset.formats import format_of, parse_messages
-from dataset.messages import RecordError
+from dataset.messages import FLAGS, RecordError, held_keys
 from dataset.records import Record, read_records
 from dataset.sources import check_sources
 from dataset.tokenizer import Tokenizer
@@ -38,8 +38,10 @@ def save_transcript(path: str | Path, sessions: Sequence[ChatSession]) -> int:
 
 
 def is_replaced(path: str | Path, sessions: Sequence[ChatSession]) -> bool:
-    """Say whether a file holds messages that a transcript of these sessions in its place would not."""
+    """Say whether a file holds messages or keys that a transcript of these sessions would not."""
     records = _read(Path(path)) if Path(path).is_file() else []
+    if any({*held_keys(record.value)} - {"conversations", *OF_TRANSCRIPTS} for record in records):
+        return True
     former = [record.value.get("conversations") for record in records]
     now = [_record(session)["conversations"] for session in sessions]
     return len(former) > len(now) or any(
@@ -79,7 +81,8 @@ def _read(path: Path) -> list[Record]:
 def _not_taken_up(record: dict[str, Any]) -> set[str]:
     """Return what no session holds: other keys, and where passages stand, which some masks tell apart."""
     has_passages = any(message.passages for message in parse_messages(record))
-    return {*unread_keys(record, format_of(record)), *["marks of passages"] * has_passages}
+    flags = {name for name in held_keys(record) if name in FLAGS}
+    return {*unread_keys(record, format_of(record)), *flags, *["marks of passages"] * has_passages}
 
 
 def _spoken(session: ChatSession) -> list[Turn]:

@@ -17,6 +17,11 @@ ANSWERS = {  # text, then thought, content and calls
         2,
     ),
     "1 < 2 <thin <tool_call> no call": ("", "1 < 2 <thin <tool_call> no call", 0),
+    'a<tool_call>{"name": "f", "arguments": {}, "note": "x"}</tool_call>': (
+        "",
+        'a<tool_call>{"name": "f", "arguments": {}, "note": "x"}</tool_call>',
+        0,
+    ),
     "a <tool_call>\n{broken\n</tool_call>": ("", "a <tool_call>\n{broken\n</tool_call>", 0),
 }
 

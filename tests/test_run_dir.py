@@ -79,6 +79,15 @@ def test_a_save_that_never_became_the_last_one_takes_no_place(run_dir):
     assert kept(run_dir) == [4]
 
 
+def test_a_save_of_a_training_that_has_ended_is_not_taken_for_one_that_a_kill_left(run_dir):
+    save(run_dir, 3)
+    (run_dir.path / "latest").unlink()
+    assert run_dir.latest is None, "a kill may have come before it"
+    (run_dir.path / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match="latest is gone, and step-00000003 is there; write the name of an"):
+        _ = run_dir.latest
+
+
 def test_a_checkpoint_whose_removal_is_killed_is_no_longer_there(run_dir, monkeypatch):
     save(run_dir, 3)
 

@@ -179,6 +179,11 @@ def test_only_a_transcript_is_ever_replaced(tmp_path):
     assert len(json.loads(path.read_text(encoding="utf-8"))["answer_ids"]) == 1
     path.write_text('{"conversations": 5, "answer_ids": []}\n')
     assert is_replaced(path, [session])
+    save_transcript(path, [session])
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for more in ({"note": "precious"}, {"weight": 0}):
+        path.write_text(json.dumps(record | more) + "\n")
+        assert is_replaced(path, [session]) and load_transcript(path, [session]) == [*more]
     path.write_text('{"text": "precious"}\n')
     with pytest.raises(UserError, match="something else"):
         save_transcript(path, [session])

@@ -166,6 +166,44 @@ def test_what_a_call_that_is_text_holds_beside_its_arguments_is_told():
     }
 
 
+NOTED = '<tool_call>{"name": "f", "arguments": {}, "note": "x"}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"prompt": "q", "completion": NOTED}, {"completion.note"}),
+        ({"prompt": NOTED, "completion": "a"}, set()),
+        ({"prompt": f"\n\nHuman: q\n\nAssistant: {NOTED}\n\nHuman: p", "completion": "a"}, set()),
+        ({"instruction": "q", "output": NOTED}, {"output.note"}),
+        ({"question": "q", "answers": {"text": [NOTED], "answer_start": [0]}}, {"answers.note"}),
+        ({"prompt": "q", "completion": "a", "history": [["b", NOTED]]}, {"history.note"}),
+        (
+            {"messages": [{"from": "user", "value": "q"}, {"from": "gpt", "value": ["a", {"text": NOTED}]}]},
+            {"messages.value.note"},
+        ),
+    ],
+)
+def test_what_a_call_holds_beside_its_arguments_is_told_wherever_it_is_written(record, told):
+    assert unread_keys(record, format_of(record)) - {"answers.answer_start"} == told
+    said = [message.content for message in parse_messages(record)]
+    assert any(NOTED in text for text in said) != bool(told)
+
+
+def test_what_calls_of_a_pair_hold_beside_their_arguments_is_told():
+    pair = {"chosen": f"a {NOTED}", "rejected": f"b {NOTED}"}
+    told = {"chosen.note", "rejected.note"}
+    assert read_pair({"prompt": "q"} | pair)[1] == told
+    asked = {key: f"\n\nHuman: q\n\nAssistant: {answer}" for key, answer in pair.items()}
+    assert read_pair(asked)[1] == told
+
+
+def test_the_text_of_a_message_whose_content_is_nan_stands_under_value():
+    turn = {"role": "tool", "content": float("nan"), "value": "here"}
+    messages = [{"role": "user", "content": "q"}, turn, {"role": "assistant", "content": "a"}]
+    assert parse_messages({"messages": messages})[1].content == "here"
+
+
 def test_a_text_inside_of_a_text_of_its_own_is_told_and_never_takes_its_place():
     def read(value: dict) -> list[tuple[dict, tuple[str, ...]]]:
         return [(inner, unread) for inner, unread in expand({"data": [value]})]

@@ -86,8 +86,10 @@ class RunDirectory:
     def latest(self) -> Path | None:
         """The last completed checkpoint, None before the first; raises `UserError` where nothing tells."""
         folder = self._named_in("latest", self.way_back)
-        if folder is None and (number := len(self._folders())) > 1:
-            raise UserError(f"{self.path / 'latest'} is gone, and {number} saves are there; {self.way_back}")
+        # A kill between the first save's name and this file leaves one save, and no summary yet.
+        if folder is None and len(saves := self._folders()) > (not (self.path / "summary.json").exists()):
+            there = f"{self.path / 'latest'} is gone, and {saves[-1].name} is there"
+            raise UserError(f"{there}; {self.way_back}")
         return folder
 
     def _named_in(self, pointer: str, advice: str) -> Path | None:

@@ -55,8 +55,8 @@ class Recipe:
         packing = "pack" if self.joins_texts else "none"
         chosen = BatchSettings(length, packing, isolate_documents=not self.joins_texts, seed=seed)
         stream = BatchStream(documents_of(open_stores([store]), chosen))
-        for epoch in count():
-            yield from stream.batches(epoch, rows_per_step=min(self.batch_size, MOST_ROWS))
+        for n in count():
+            yield from stream.batches(n, rows_per_step=self.batch_size // -(-self.batch_size // MOST_ROWS))
 
 
 def train(recipe: Recipe, store: Path, tokenizer: Path, out: Path, minutes: float, seed: int) -> int:
@@ -88,7 +88,7 @@ def _train(
     model, loss_of = their_model(recipe.conditions)
     optimizer = torch.optim.AdamW(model.parameters(), fused=recipe.conditions.is_compiled)
     config, (began, end) = recipe.conditions.config, span
-    passes = max(1, recipe.batch_size // MOST_ROWS)
+    passes = -(-recipe.batch_size // MOST_ROWS)
     for number, batch in enumerate(recipe.batches(store, seed, config.max_position_embeddings), 1):
         (loss_of(batch.to(recipe.conditions.device)) / passes).backward()
         if (now := time.time()) >= end:

@@ -184,19 +184,19 @@ def test_the_bench_of_training_compares_both_engines_and_both_masks(tmp_path, mo
 def test_the_bench_of_quality_tries_all_loops_and_goes_on_with_the_best(tmp_path, monkeypatch, capsys):
     write_lines(tmp_path / "a.jsonl", *({"text": f"法国 {n} 巴黎 {n * n}"} for n in range(60)))
     shape = ["--preset", "tiny", "--vocab_size", "280", "--max_seq_len", "24", "--minutes", "0.2"]
-    sizes = ["--shares", "0.5", "--seeds", "2", "--batch_sizes", "2", "64"]
+    sizes = ["--shares", "0.5", "--seeds", "2", "--batch_sizes", "2", "64", "--own_batch_sizes", "2", "4"]
     flags = ["--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", ["bench", "quality", *flags, *shape, *sizes])
     costs = {"never": (0.1, 1.0), "always": (0.1, 3.0)}
-    monkeypatch.setattr(quality, "_costs", lambda settings, work, form: costs[form])
+    monkeypatch.setattr(quality, "_costs", lambda settings, work, rows, form: costs[form])
     rivals = quality._rivals
     monkeypatch.setattr(quality, "_rivals", lambda settings: rivals(settings)[:1])  # the other is compiled
     main()
     table, lines = capsys.readouterr().out, json.loads((tmp_path / "out/quality.json").read_text())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["quality.json"]
-    ours, tried = lines[0], {line["name"]: line["bits_per_byte"] for line in lines[1:3]}
-    assert ours["steps"] == 50 and all(0 < line["bits_per_byte"] < 9 for line in lines)
-    names = [ours["name"], *tried, ours["name"], min(tried, key=tried.__getitem__)]
+    ours, tried = ({line["name"]: line["bits_per_byte"] for line in each} for each in (lines[:2], lines[2:4]))
+    assert lines[0]["steps"] == 50 and all(0 < line["bits_per_byte"] < 9 for line in lines)
+    names = [*ours, *tried, min(ours, key=ours.__getitem__), min(tried, key=tried.__getitem__)]
     assert [line["name"] for line in lines] == names and all(name in table for name in names)
 
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scripts.bench.reference_loop import Recipe
 
 VALIDATION_SHARE = 0.05
-PROBES = 4, 10
+PROBES = 5, 30
 """steps of the two short trainings by which ours is told how many it has time for"""
 WARM_UP_STEPS = 20
 """of ours, of which one is spent on raising the rate"""
@@ -40,9 +40,11 @@ class QualityBenchSettings(BenchSettings):
     shares: tuple[float, ...] = (0.125, 0.5)
     """parts of these minutes that our trainings take, each with a schedule of its own"""
     seeds: int = 3
-    """trainings of each kind; with the first one, the other loops are tried with all that follows"""
+    """trainings of each kind; with the first one, each is tried with all that follows"""
     config: str = "configs/pretrain_cpu.yaml"
-    """recipe of our trainings, but for shape, length of rows, steps and warm-up"""
+    """recipe of our trainings, but for shape, rows, steps and warm-up"""
+    own_batch_sizes: tuple[int, ...] = (8, 4)
+    """rows of a step that ours is tried with"""
     max_seq_len: int = 340
     """tokens of a row, for all"""
     batch_sizes: tuple[int, ...] = (8, 32, 256)
@@ -51,7 +53,7 @@ class QualityBenchSettings(BenchSettings):
     """peaks that the compiled loop around transformers is tried with, at eight rows a step"""
 
     def __post_init__(self) -> None:
-        refuse_below(self, seeds=1, batch_sizes=1, max_seq_len=16)
+        refuse_below(self, seeds=1, own_batch_sizes=1, batch_sizes=1, max_seq_len=16)
         for name in ("minutes", "shares", "learning_rates"):
             value = getattr(self, name)
             if not all(0 < each < math.inf for each in (value if isinstance(value, tuple) else (value,))):
@@ -60,8 +62,7 @@ class QualityBenchSettings(BenchSettings):
 
     def shape(self) -> ModelConfig:
         """Return the shape of all models."""
-        room = {"vocab_size": self.vocab_size, "max_position_embeddings": self.max_seq_len}
-        return from_preset(self.preset, **room)
+        return from_preset(self.preset, vocab_size=self.vocab_size, max_position_embeddings=self.max_seq_len)
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,12 @@ def _find(settings: QualityBenchSettings, work: Path) -> Figures:
     sizes = {"vocab_size": settings.vocab_size, "out": work / "tokenizer"}
     call("scripts.train_tokenizer", data=settings.data, **sizes)
     call("scripts.prepare_data", kind="pretrain", data=settings.data, out=work / "stores", **split)
+    kinds = [[partial(_ours, share, rows) for rows in settings.own_batch_sizes] for share in settings.shares]
+    kinds += [[partial(_theirs, recipe) for recipe in recipes] for recipes in rivals]
     for seed in range(settings.seeds):
-        for share in settings.shares:
-            lines.append(_ours(settings, work, share, seed))
-        for place, recipes in enumerate(rivals):
-            tried = [_theirs(settings, work, recipe, seed) for recipe in recipes]
-            best = min(range(len(tried)), key=lambda each: tried[each].bits_per_byte)
-            rivals[place] = [recipes[best]]
+        for place, tries in enumerate(kinds):
+            tried = [train(settings, work, seed) for train in tries]
+            kinds[place] = [min(zip(tried, tries, strict=True), key=lambda each: each[0].bits_per_byte)[1]]
             lines += tried
     names = dict.fromkeys(line.name for line in lines)
     rows = [(name, _cells([line for line in lines if line.name == name])) for name in names]
@@ -117,7 +117,7 @@ def _rivals(settings: QualityBenchSettings) -> list[list["Recipe"]]:
     ]
 
 
-def _theirs(settings: QualityBenchSettings, work: Path, recipe: "Recipe", seed: int) -> Line:
+def _theirs(recipe: "Recipe", settings: QualityBenchSettings, work: Path, seed: int) -> Line:
     from scripts.bench.reference_loop import train
 
     with _nothing_compiled(work) as out:
@@ -126,32 +126,32 @@ def _theirs(settings: QualityBenchSettings, work: Path, recipe: "Recipe", seed: 
         return Line(recipe.name, settings.minutes, steps, _bits_per_byte(work, out))
 
 
-def _ours(settings: QualityBenchSettings, work: Path, share: float, seed: int) -> Line:
+def _ours(share: float, rows: int, settings: QualityBenchSettings, work: Path, seed: int) -> Line:
     """Train for about a share of the minutes, in the form that takes more steps in them."""
     seconds = 60 * settings.minutes * share
-    costs = {form: _costs(settings, work, form) for form in ("always", "never")}
-    steps, form = max((int((seconds - rest) / step), form) for form, (step, rest) in costs.items())
+    costs = {form: _costs(settings, work, rows, form) for form in ("always", "never")}
+    steps, form = max((max(1, int((seconds - rest) / step)), form) for form, (step, rest) in costs.items())
     with _nothing_compiled(work) as out:
-        took = _run(settings, work, out, form, max(1, steps), seed)
-        return Line(f"ours, {share:g} of them", took / 60, max(1, steps), _bits_per_byte(work, out))
+        took = _run(settings, work, out, steps, batch_size=rows, compile=form, seed=seed)
+        return Line(f"ours, {share:g}, {rows} rows", took / 60, steps, _bits_per_byte(work, out))
 
 
 @cache
-def _costs(settings: QualityBenchSettings, work: Path, form: str) -> tuple[float, float]:
+def _costs(settings: QualityBenchSettings, work: Path, rows: int, form: str) -> tuple[float, float]:
     """Return the seconds of a step of ours, and of all else that a training takes."""
     walls = []
     for steps in PROBES:
         with _nothing_compiled(work) as out:
-            walls.append(_run(settings, work, out, form, steps, seed=0))
+            walls.append(_run(settings, work, out, steps, batch_size=rows, compile=form))
     step = max(1e-3, (walls[1] - walls[0]) / (PROBES[1] - PROBES[0]))
     return step, walls[0] - PROBES[0] * step
 
 
-def _run(settings: QualityBenchSettings, work: Path, out: Path, form: str, steps: int, seed: int) -> float:
+def _run(settings: QualityBenchSettings, work: Path, out: Path, steps: int, **own: str | int) -> float:
     """Train as a user does, and return the seconds it took."""
     flags = {"model.preset": settings.preset, "model.max_position_embeddings": settings.max_seq_len}
-    flags |= {"max_seq_len": settings.max_seq_len, "max_steps": steps, "compile": form, "seed": seed}
-    flags |= {"schedule.warmup_steps": steps // WARM_UP_STEPS, "config": settings.config}
+    flags |= {"max_seq_len": settings.max_seq_len, "max_steps": steps, "config": settings.config}
+    flags |= {"schedule.warmup_steps": steps // WARM_UP_STEPS, **own}
     return call("trainer.pretrain", data=work / "stores", out=out, samples=0, **flags).seconds
 
 

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,13 +128,15 @@ class _Cutter:
             return
         while found := self.record_end.search(self._pending, max(BLOCK_BYTES, self._searched)):
             yield self._take(found.end())
-        self._searched = max(0, len(self._pending) - SEPARATOR_BYTES)
+        self._searched = self._open_end()
         if len(self._pending) > LONGEST_RECORD_BYTES:
             yield from self._enter_giant()
 
     def _enter_giant(self) -> Iterator[Block]:
         """Yield the records before one that is too long to hold, and say so; its rest is passed over."""
-        ends = [found.end() for found in self.record_end.finditer(self._pending, 0, BLOCK_BYTES)]
+        found = takewhile(lambda end: end.start() < BLOCK_BYTES, self.record_end.finditer(self._pending))
+        ends = [each.end() for each in found]
+        del found  # which holds what is pending
         if ends:
             yield self._take(ends[-1])
         yield Block(self.source, self.line, b"", f"longer than {LONGEST_RECORD_BYTES >> 20} MB")
@@ -141,10 +144,19 @@ class _Cutter:
         self._leave_giant()
 
     def _leave_giant(self) -> bool:
-        found = self.record_end.search(self._pending, 1)
-        self._take(found.end() if found else max(0, len(self._pending) - SEPARATOR_BYTES))
+        begin = not self._pending.startswith(b"\n")  # another first byte only says whether a line begins
+        found = self.record_end.search(self._pending, begin)
+        self._take(found.end() if found else self._open_end())
+        if not found and self._pending[2:].isspace():
+            del self._pending[2:-SEPARATOR_BYTES]
         self._in_giant = not found
         return not self._in_giant
+
+    def _open_end(self) -> int:
+        """Return where what may begin to end a record begins, or a byte before: its last line may be long."""
+        near = max(0, len(self._pending) - SEPARATOR_BYTES)
+        newline = self._pending.rfind(b"\n", max(0, near - 2 * CHUNK_BYTES))
+        return min(near, max(0, newline - 1)) if newline >= 0 else near
 
     def _take(self, end: int) -> Block:
         with memoryview(self._pending) as view:

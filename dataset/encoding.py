@@ -32,14 +32,14 @@ from dataset.formats import (
 )
 from dataset.messages import LeftOutError, held_keys, read_text
 from dataset.preferences import parse_pair, unread_of_bad
-from dataset.records import Record, Rejects, accept, records_of, text_key
+from dataset.records import Rejects, accept, records_of, text_key
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.token_store import Part
 from dataset.tokenizer import Tokenizer
-from dataset.unread_keys import dropped, unread_keys
+from dataset.unread_keys import dropped, note, noting, unread_keys
 from model.errors import UnfinishedError, UserError
 
-MOST_KEYS = 1000  # that are kept of a file
+AFTER_TARGETS = "messages after the last answer with loss"
 MOST_BYTES_WAITING = 2**26
 MOST_WORKERS = 2**10
 Item = TypeVar("Item")
@@ -158,7 +158,7 @@ class Encoder:
         num_bytes = np.zeros((2, 2), dtype=np.int64)
         documents: tuple[list[Rendered], list[Rendered]] = ([], [])
         marks, unread, found = Marks(), set(), set()
-        records = _noting(records_of(job.block), unread)
+        records = noting(records_of(job.block), unread)
         accepted = accept(records, self._parser(job, marks, unread, found), rejects)
         for together in chain.from_iterable(accepted):
             place, copies = self._draw(together, job.weight)
@@ -192,7 +192,7 @@ class Encoder:
 
         def parse_text(record: dict[str, Any]) -> list[Together]:
             text = read_text(record.get(column), column)
-            _note(unread, (key for key in held_keys(record) if key != column))
+            note(unread, (key for key in held_keys(record) if key != column))
             documents = marks.divide(text) if settings.text_marks == "split" else [text]
             return [([Message("assistant", document)],) for document in documents]
 
@@ -203,12 +203,13 @@ class Encoder:
                 check_format(record, chat_format)
             if settings.kind == "preference":
                 chats = parse_pair(record, settings.question_position)
-                _note(unread, unread_of_bad(record))
+                note(unread, unread_of_bad(record))
             else:
                 ways = (settings.question_position, chat_format, settings.preference)
                 chats = (parse_messages(record, *ways),)
             together = tuple(map(_until_target, chats))
-            _note(unread, unread_keys(record, chat_format) | dropped(given, record, columns))
+            late = {AFTER_TARGETS} if sum(map(len, together)) < sum(map(len, chats)) else set()
+            note(unread, unread_keys(record, chat_format) | dropped(given, record, columns) | late)
             return [together]
 
         return parse_text if settings.kind == "pretrain" else parse_chat
@@ -239,17 +240,6 @@ class Encoder:
 def _renderer(tokenizer: str, fingerprint: str) -> Renderer:
     """Return a renderer that is opened once in a process for each state of a tokenizer directory."""
     return Renderer(Tokenizer.load(tokenizer))
-
-
-def _noting(records: Iterable[Record], unread: set[str]) -> Iterator[Record]:
-    for record in records:
-        _note(unread, record.unread)
-        yield record
-
-
-def _note(unread: set[str], keys: Iterable[str]) -> None:
-    if len(unread) < MOST_KEYS:
-        unread.update(keys)
 
 
 def _count_bytes(messages: list[Message]) -> tuple[int, int]:

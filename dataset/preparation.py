@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dataset.blocks import form_of, read_blocks
-from dataset.encoding import MOST_KEYS, Encoded, Encoder, Job, PreparationSettings, map_in_order
+from dataset.encoding import Encoded, Encoder, Job, PreparationSettings, map_in_order
 from dataset.formats import format_of, read_columns, rename
 from dataset.printing import reporting
 from dataset.records import Rejects, records_of
@@ -29,6 +29,7 @@ from dataset.sources import begin_reading, check_unchanged, describe_source, fin
 from dataset.text_files import Marks
 from dataset.token_store import ADVICE, SHARES, StoreWriter, TokenStore, read_manifest
 from dataset.tokenizer import Tokenizer
+from dataset.unread_keys import MOST_KEYS
 from model.errors import UserError
 from model.files import LOCK, flush_written, resumable_folder, write_text
 from model.systems import num_cores

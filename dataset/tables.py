@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
+from dataset.messages import shown
 from dataset.printing import printable
 from model.errors import UnfinishedError, UserError
 from model.files import opened
@@ -18,6 +19,9 @@ MOST_JSON_BYTES = 2**27
 """of JSON in one piece, which is held whole"""
 LIKE_OURS = re.compile(r"\.jsonl(\.gz|\.zst)?$|\.json$")
 """names of files of the hub that are read as local ones are"""
+NO_DATA = ("README.md", "LICENSE", ".gitattributes", ".gitignore", "dataset_infos.json")
+LEAVING_OUT = dict.fromkeys(("skiprows", "nrows", "usecols", "comment", "field")) | {"skipfooter": 0}
+"""what the card of a data set can say to leave a part of its files out, and what says nothing"""
 ROWS_AT_ONCE = 1000  # of a parquet file; else whole row groups are held
 
 
@@ -59,6 +63,8 @@ def hub_parts(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
         builder = datasets.load_dataset_builder(**request)
         if builder.name == "csv":
             builder.config.keep_default_na, builder.config.na_values = False, [""]
+            builder.config.on_bad_lines = "error"
+        _tell_left_out(source, builder)
         splits = _files_of_json(builder) or builder.as_streaming_dataset()
         split = split or _split_among(source, list(splits))
         if split not in splits:
@@ -84,6 +90,21 @@ def _files_of_json(builder: Any) -> dict[str, list[str]]:
     whole = [name for name in names if name.endswith(".json")]
     is_read = all(map(LIKE_OURS.search, names)) and all(xgetsize(name) <= MOST_JSON_BYTES for name in whole)
     return splits if is_read else {}
+
+
+def _tell_left_out(source: str, builder: Any) -> None:
+    """Say which files of a data set are not read, and what its card says to leave out of those that are."""
+    from fsspec.core import url_to_fs
+
+    system, root = url_to_fs(builder.base_path)
+    files = [name.removeprefix(root).strip("/") for name in system.find(root)]
+    read = {name.rpartition(f"{root}/")[2] for names in builder.config.data_files.values() for name in names}
+    unread = [name for name in files if name not in read and name.rpartition("/")[2] not in NO_DATA]
+    if unread and read & {*files}:
+        print(printable(f"{source}: not read are the files {shown(unread)}"), file=sys.stderr)
+    said = {key: getattr(builder.config, key, nothing) for key, nothing in LEAVING_OUT.items()}
+    if said := {key: value for key, value in said.items() if value != LEAVING_OUT[key]}:
+        print(printable(f"{source}: its card leaves parts of files out: {said}"), file=sys.stderr)
 
 
 def _within(context: Callable[[], AbstractContextManager[None]], chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -4,14 +4,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from dataset.blocks import read_blocks
 from dataset.chat_form import MOST_COPIES
+from dataset.formats import format_of
+from dataset.messages import held_keys
+from dataset.preferences import BAD
 from dataset.printing import reporting
 from dataset.records import Rejects, accept, records_of, text_key, texts_of
 from dataset.sources import begin_reading, check_unchanged, find_sources, size_of
 from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
 from dataset.tokenizer import check_vocab_size
+from dataset.unread_keys import note, noting, unread_keys
 from model.errors import UserError
 
 HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.02, 1_000_000  # of the documents; of each language at most
@@ -83,25 +88,31 @@ class Sample:
         sizes = [size_of(s) * (PACKED_RATIO if s.endswith(PACKED) else 1) for s in self.sources]
         self._total_bytes, self._max_bytes = sum(sizes), max_bytes
         self._share = min(1.0, max_bytes / max(self._total_bytes, 1))
+        self.is_drawn = self._share < 1
         self.held_out: Texts = {}
         self.records, self.rejects = 0, {}
         self.unread: list[str] = []
         """sources not read to their end, as those before held more text than their size let expect"""
+        self.unread_keys: set[str] = set()
+        self.taken_bytes = self.read_bytes = 0
+        """of text that is trained on, and of all that was read"""
 
     def texts(self) -> Iterator[str]:
         """Yield the texts; raises `UserError` for too many unusable records."""
         self.marks = Marks()
-        rejects, held_out, num_bytes = Rejects(self._max_reject_fraction), defaultdict(list), 0
+        rejects, held_out = Rejects(self._max_reject_fraction), defaultdict(list)
         sizes: Counter[str] = Counter()
+        self.taken_bytes = self.read_bytes = 0
         for texts in self._documents(rejects):
             size = sum(len(text.encode()) for text in texts)
+            self.read_bytes += size
             place = _uniform("".join(texts))
             if place < HELD_OUT_SHARE:
                 _hold_out(held_out, sizes, texts)
             elif place < HELD_OUT_SHARE + (1 - HELD_OUT_SHARE) * self._share:
-                num_bytes += size
+                self.taken_bytes += size
                 yield from texts
-            if num_bytes >= self._max_bytes:
+            if self.taken_bytes >= self._max_bytes:
                 self.unread = self.sources[self.sources.index(self._reading) :]
                 break
         rejects.check()
@@ -113,14 +124,22 @@ class Sample:
         with reporting(self._total_bytes, "reading") as report:
             for block in (block for source in self.sources for block in read_blocks(source, self._rules)):
                 before, self._reading = rejects.num_records, block.source
-                yield from accept(records_of(block), self._texts_of, rejects)
+                yield from accept(noting(records_of(block), self.unread_keys), self._texts_of, rejects)
                 report(rejects.num_records - before, len(block.content))
 
     def _texts_of(self, record: dict) -> list[str]:
         texts = texts_of(record, column := text_key(self._reading, self._text_column))
-        if self._rules.marks == "keep" or record.get(column) is None:
+        is_chat = record.get(column) is None
+        note(self.unread_keys, _unread_of_chat(record) if is_chat else {*held_keys(record)} - {column})
+        if self._rules.marks == "keep" or is_chat:
             return texts
         return self.marks.divide(texts[0])
+
+
+def _unread_of_chat(record: dict[str, Any]) -> set[str]:
+    chat_format = format_of(record)
+    bad = {*BAD} & {*held_keys(record)} if chat_format == "preference" else set()
+    return unread_keys(record, chat_format) | bad
 
 
 def language_of(text: str) -> str:

@@ -4,7 +4,7 @@ How what is read is read stands in `dataset/formats.py` and `dataset/messages.py
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from dataset.formats import (
@@ -22,6 +22,7 @@ from dataset.formats import (
     opened,
     pair_of,
     prompt_of,
+    read_answers,
     read_side_of,
 )
 from dataset.messages import (
@@ -39,14 +40,30 @@ from dataset.messages import (
     is_transcript,
     speaker_of,
 )
+from dataset.records import Record
 from dataset.written_turns import are_turns
 
+MOST_KEYS = 1000
+"""that are noted of a file"""
 BESIDE_PAIRS = {"history", "is_impossible"}
 """of what stands beside any chat, what is not read beside a list of messages"""
 PROMPTS = {prompt for pairs in PAIRS.values() for prompt, _ in pairs}
 """keys of a text that is asked, whose calls stay text"""
 SYNONYMS = {"from": "role", "value": "content"}
 """keys of a message that are read where it lacks the others"""
+
+
+def note(noted: set[str], keys: Iterable[str]) -> None:
+    """Add keys to those that are noted, as long as these are not too many."""
+    if len(noted) < MOST_KEYS:
+        noted.update(keys)
+
+
+def noting(records: Iterable[Record], noted: set[str]) -> Iterator[Record]:
+    """Yield records, and note the keys of what they stood inside of."""
+    for record in records:
+        note(noted, record.unread)
+        yield record
 
 
 def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
@@ -57,12 +74,17 @@ def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[s
     answers = {name for name in held & {*OF_SEVERAL} if not are_turns(record[name])}
     inside = [of_turns(name, record[name]) for name in held - answers]
     inside += [of_objects(name, record[name], {"text"}) for name in answers]
+    inside += [{f"{name} after the first"} for name in answers if _differ(read_answers(record[name]))]
     texts = held - PROMPTS - {*LISTS}
     texts |= {n for n in held & PROMPTS if chat_format == "preference" and is_transcript(record[n])}
     inside += [of_texts(name, record[name]) for name in texts]
     inside += [idle_flags(f"{name}.", record[name]) for name in held - answers]
     inside += [idle_flags("", _flagged(record[name], record.get("loss_mask"))) for name in held & {*LISTS}]
     return others(record, read).union(*inside)
+
+
+def _differ(values: list[Any]) -> bool:
+    return values != values[:1] * len(values)
 
 
 def others(record: dict[str, Any], read: Collection[str]) -> set[str]:

@@ -72,6 +72,8 @@ class Evaluation:
     """of each metric by task: a split, or split/kind"""
     unscored: int = 0
     """questions whose right answer does not fit into the context with them, and has no log-likelihood"""
+    notes: tuple[str, ...] = ()
+    """what was told of questions and stores of which a part is not measured"""
 
     def __post_init__(self) -> None:
         """Refuse what no evaluation finds (`ValueError`)."""
@@ -113,14 +115,22 @@ def evaluate(
         settings.max_questions,
         read_columns(settings.columns, QUESTION_KEYS),
     )
-    for line in announcements(asked, settings.max_new_tokens if settings.answers == "generate" else None):
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
         tell(line)
+
+    if (free := sum(not question.choices for question in asked.questions)) and settings.answers == "generate":
+        tell(f"answers to generate: {free:,}, of up to {settings.max_new_tokens} tokens each")
+    for line in announcements(asked):
+        note(line)
     if any(len(question.messages) > 2 for question in asked.questions) and served.forgets:
         tell(served.forgets)
     predictions = _predict(served, asked.questions, settings, report)
     losses = {
         path: store_likelihood(
-            served, store, batches, settings.batch_size, partial(report, f"targets of {path}"), tell
+            served, store, batches, settings.batch_size, partial(report, f"targets of {path}"), note
         )
         for path, store in stores.items()
     }
@@ -135,6 +145,7 @@ def evaluate(
         broken,
         means(tasks_of(predictions)),
         sum(prediction.log_likelihood is None for prediction in predictions),
+        tuple(notes),
     )
     return Found(evaluation, tuple(predictions), asked.left_out)
 
@@ -184,14 +195,8 @@ def store_likelihood(
     return measure(served.model, reported(), TextBytes(served.tokenizer))
 
 
-def announcements(asked: QuestionSet, max_new_tokens: int | None) -> Iterator[str]:
-    """Yield what a user is to know before a long computation: what is asked, and what is not.
-
-    `max_new_tokens` is None where no answers are generated.
-    """
-    free = sum(not question.choices for question in asked.questions)
-    if free and max_new_tokens is not None:
-        yield f"answers to generate: {free:,}, of up to {max_new_tokens} tokens each"
+def announcements(asked: QuestionSet) -> Iterator[str]:
+    """Yield what a user is to know of the questions: what is not asked, and how the others are read."""
     if asked.from_chats:
         yield f"chats whose last answer is taken as the right one: {asked.from_chats:,}"
     if asked.not_asked:

@@ -1,5 +1,9 @@
 # Sourced by quickstart.sh and test.sh: one virtual environment in .venv, installed once per content of the requirement files.
 
+quoted() { # a foreign text as the shell reads it, without what would steer a terminal
+    LC_ALL=C printf %q "$1"
+}
+
 is_suitable() { # can this interpreter make our environment?
     "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
@@ -12,8 +16,8 @@ find_python() { # $PYTHON, or the first suitable interpreter by name
             return
         fi
     done
-    echo "error: Python 3.11 or newer with its venv module is needed and was not found (tried ${PYTHON:-python3});" \
-        "install it, or name it: PYTHON=/path/to/python bash $0" >&2
+    echo "error: Python 3.11 or newer with its venv module is needed and was not found" \
+        "(tried $(quoted "${PYTHON:-python3}")); install it, or name it: PYTHON=/path/to/python bash $(quoted "$0")" >&2
     return 2
 }
 

@@ -35,6 +35,8 @@ def main() -> None:
         return measure_tasks(served, settings)
     if evaluation := find(served, settings):
         print(printable(f"{settings.out} holds this evaluation already"))
+        for note in evaluation.notes:
+            tell(note)
     else:
         has_one_row = settings.batch_size == 1 or settings.prompt_lookup > 0
         served = served.in_form(settings.dtype, settings.compile, has_one_row, tell)

@@ -12,7 +12,7 @@ case "${QUICKSTART_SCALE:-full}" in
 full) experiment=quickstart suffix="" ;;
 smoke) experiment=smoke suffix="-smoke" ;;
 *)
-    echo "error: QUICKSTART_SCALE: expected full or smoke, got $QUICKSTART_SCALE" >&2
+    echo "error: QUICKSTART_SCALE: expected full or smoke, got $(quoted "$QUICKSTART_SCALE")" >&2
     exit 2
     ;;
 esac
@@ -22,4 +22,4 @@ python -m scripts.ablate --config "configs/quickstart/$experiment.yaml" --out "$
     ${QUICKSTART_SEEDS:+--seeds "$QUICKSTART_SEEDS"}
 echo
 echo "Talk with a model (in a shell of your own, first: source .venv/bin/activate):"
-for model in "$out"/sft-*; do echo "  python -m scripts.chat --model $model"; done
+for model in "$out"/sft-*; do echo "  python -m scripts.chat --model $(quoted "$model")"; done

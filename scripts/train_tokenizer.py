@@ -14,6 +14,7 @@ from typing import Any
 
 from dataset.blocks import form_of
 from dataset.command_line import parse, run
+from dataset.messages import shown
 from dataset.printing import printable
 from dataset.sources import describe_source
 from dataset.text_files import TextRules, counts
@@ -57,6 +58,8 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
         tokenizer.save(folder)
         write_json(folder / REQUEST, request)
     print(f"{printable(settings.out)}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
+    if sample.is_drawn:
+        print(f"drawn by --max_bytes: {sample.taken_bytes:,} of {sample.read_bytes:,} bytes of text")
     if sample.unread:
         reached, *after = sample.unread
         more = f" and {len(after):,} files after it" if after else ""
@@ -65,6 +68,8 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
     if sample.rejects:
         reasons = "; ".join(f"{count:,} {printable(reason)}" for reason, count in sample.rejects.items())
         print(f"of {sample.records:,} records not used: {reasons}")
+    if sample.unread_keys:
+        print(f"keys not read: {shown(sorted(sample.unread_keys), most=20)}")
     if sample.marks.found:
         print(f"marks in texts, not trained on: {counts(sample.marks.found)}")
     return tokenizer

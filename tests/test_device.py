@@ -109,7 +109,9 @@ def test_wandb_is_offline_unless_a_login_left_its_key(monkeypatch, tmp_path, wri
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     if written:
         (tmp_path / "netrc").write_text(written)
-    assert device._checked_tracker("wandb") == "wandb"
+    assert device._checked_tracker("wandb", str(tmp_path)) == "wandb"
+    with pytest.raises(UserError, match="^--tracker wandb: expected --out without control characters, got /"):
+        device._checked_tracker("wandb", str(tmp_path / "\x1b[31m/run"))
     assert os.environ.get("WANDB_MODE") == ("offline" if is_offline else None)
 
 
@@ -122,7 +124,7 @@ def test_swanlab_is_offline_unless_a_login_left_its_key(monkeypatch, tmp_path, i
     monkeypatch.setenv("SWANLAB_SAVE_DIR", str(tmp_path))
     if is_logged_in:
         (tmp_path / ".netrc").write_text("machine api.swanlab.cn login user password key")
-    assert device._checked_tracker("swanlab") == "swanlab"
+    assert device._checked_tracker("swanlab", ".") == "swanlab"
     assert os.environ.get("SWANLAB_MODE") == (None if is_logged_in else "offline")
 
 

@@ -140,6 +140,7 @@ def test_what_is_left_out_is_counted_and_listed_beside_the_results(tmp_path, sto
         and "line 3: no question and answers under the keys nothing" in told[3]
     )
     assert (found.evaluation.unanswerable, found.evaluation.broken) == (1, 1)
+    assert list(evaluation.load(asked.out).notes) == told[1:4]
     lines = (Path(asked.out) / "rejects.jsonl").read_text().splitlines()
     assert [(record["line"], record["is_broken"]) for record in map(json.loads, lines)] == [
         (2, False),

@@ -149,7 +149,7 @@ def test_without_answers_only_likelihoods_are_found_and_choices_still_made(tmp_p
     assert evaluation.load(out) == found.evaluation
     assert evaluation.load_predictions(out) == found.predictions
     assert found.evaluation.facts.settings["answers"] == "none"
-    assert not list(evaluation.announcements(load_questions([str(data)]), None))
+    assert not list(evaluation.announcements(load_questions([str(data)])))
 
 
 def test_an_evaluation_of_an_earlier_version_is_still_read(tmp_path):

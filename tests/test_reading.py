@@ -18,6 +18,7 @@ from dataset.formats import RecordError
 from dataset.preparation import PreparationSettings, write_store
 from dataset.records import read_records, texts_of
 from dataset.sources import check_sources, find_sources
+from dataset.text_files import TextRules
 from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
 
@@ -105,6 +106,21 @@ def test_a_text_in_csv_of_the_hub_is_never_taken_for_nothing(tmp_path):
     write(tmp_path / "train.csv", f"text,n\n{rows}".encode())
     texts = ["N/A", "None", "null", None, "x"]
     assert values(f"hub:{tmp_path}") == [{"text": text, "n": n} for n, text in enumerate(texts)]
+
+
+def test_what_is_not_read_of_the_hub_is_named(tmp_path, capsys):
+    for name in ("train.csv", "more/\x1b.jsonl", "b.csv"):
+        write(tmp_path / name, b"text\none\ntwo\n")
+    card = "---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  {}\n---\n"
+    write(tmp_path / "README.md", card.format("nrows: 1").encode())
+    assert values(f"hub:{tmp_path}") == [{"text": "one"}]
+    files, rows = capsys.readouterr().err.splitlines()
+    assert files == f"hub:{tmp_path}: not read are the files b.csv, more/\\x1b.jsonl"
+    assert rows == f"hub:{tmp_path}: its card leaves parts of files out: {{'nrows': 1}}"
+    write(tmp_path / "train.csv", b"text\none\ntwo,three\n")
+    write(tmp_path / "README.md", card.format("on_bad_lines: skip").encode())
+    with pytest.raises(UserError, match="cannot be read: .*Expected 1 fields in line 3, saw 2"):
+        values(f"hub:{tmp_path}")
 
 
 def test_a_split_and_a_configuration_of_the_hub_can_be_named(tmp_path, capsys):
@@ -388,6 +404,25 @@ def test_a_record_too_long_to_hold_costs_itself(tmp_path, monkeypatch):
     assert [value for value in values(source) if value] == [{"text": "a"}] * 5
     paragraphs = b"a\n\n" + b"x" * 2**21 + b"\n \nb"
     assert values(write(tmp_path / "a.txt", paragraphs)) == [{"text": "a"}, None, {"text": "b"}]
+
+
+@pytest.mark.parametrize("separator", ["blank_line", "@@"])
+def test_documents_around_one_too_long_are_kept_however_their_ends_are_cut(tmp_path, monkeypatch, separator):
+    sizes = {"SEPARATOR_BYTES": 4, "CHUNK_BYTES": 50, "BLOCK_BYTES": 60, "LONGEST_RECORD_BYTES": 400}
+    for name, size in sizes.items():
+        monkeypatch.setattr(f"dataset.blocks.{name}", size)
+    draw = random.Random(0)
+    for _ in range(300):
+        kept, content = [], ""
+        for n in range(draw.randint(1, 6)):
+            spaces, is_long = " " * draw.choice([0, 3, 10, 40]), draw.random() < 0.3
+            text = (
+                "".join(draw.choice(["g", "g\n", "g  "]) for _ in range(800)) + "g" if is_long else f"{n}\nk"
+            )
+            kept.append(None if is_long else {"text": text})
+            content += text + "\n" + spaces + (separator if separator == "@@" else "") + "\n"
+        source = write(tmp_path / "a.txt", content.encode())
+        assert [each.value for each in read_records([source], TextRules(separator))] == kept
 
 
 def test_long_records_come_whole(tmp_path):

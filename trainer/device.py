@@ -19,6 +19,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 from torch import nn
 
+from dataset.printing import printable
 from model.errors import UserError
 from model.systems import native_bfloat16, own_bytes, resource
 from trainer.settings import TrainSettings
@@ -117,7 +118,7 @@ def find_device(settings: TrainSettings) -> Device:
         raise UserError(f"expected dynamo_backend no from the launcher, got {compiler}; use --compile")
     if uses_cpu:
         keep_freed_memory()
-    tracker = None if settings.tracker == "none" else _checked_tracker(settings.tracker)
+    tracker = None if settings.tracker == "none" else _checked_tracker(settings.tracker, settings.out)
     try:
         accelerator = Accelerator(
             cpu=uses_cpu,
@@ -179,18 +180,14 @@ def _check_processes(number: int, shards: bool, uses_cpu: bool) -> None:
 def choose_precision(dtype: str, launcher_precision: str, native: Precision) -> Precision:
     """Reconcile --dtype, the launcher's mixed precision, and what the machine multiplies natively."""
     if launcher_precision not in PRECISIONS:
-        expected = ", ".join(PRECISIONS)
-        raise UserError(
-            f"expected one of {expected} as the launcher's mixed precision, got {launcher_precision}"
-        )
+        wanted = f"expected one of {', '.join(PRECISIONS)} as the launcher's mixed precision"
+        raise UserError(f"{wanted}, got {launcher_precision}")
     asked = PRECISIONS[launcher_precision]
     if dtype == "auto":
         return Precision(asked, "by --mixed_precision of the launcher") if asked else native
     if asked not in (None, chosen := getattr(torch, dtype)):
-        raise UserError(
-            f"--dtype {dtype} contradicts --mixed_precision {launcher_precision} of the launcher; "
-            "drop one of them"
-        )
+        both = f"--dtype {dtype} contradicts --mixed_precision {launcher_precision} of the launcher"
+        raise UserError(f"{both}; drop one of them")
     return Precision(chosen, "by --dtype")
 
 
@@ -212,12 +209,14 @@ def _describe(accelerator: Accelerator, precision: Precision) -> str:
     return f"{processes}{place}, {str(precision.dtype).removeprefix('torch.')} ({precision.reason})"
 
 
-def _checked_tracker(name: str) -> str:
+def _checked_tracker(name: str, out: str) -> str:
     """Return the tracker for accelerate; one that would ask for a key works offline where there is none."""
     if name not in LOGGER_TYPE_TO_CLASS:
         raise UserError(f"--tracker: expected none or one of {', '.join(LOGGER_TYPE_TO_CLASS)}, got {name}")
     if name in LoggerType.list() and name not in map(str, get_available_trackers()):
         raise UserError(f"--tracker {name} is not installed; install it with pip, or use --tracker none")
+    if name != "tensorboard" and printable(place := os.path.realpath(out)) != place:  # others print it raw
+        raise UserError(f"--tracker {name}: expected --out without control characters, got {place}")
     if name == "wandb" and not (os.environ.get("WANDB_API_KEY") or _is_logged_in_to_wandb()):
         os.environ.setdefault("WANDB_MODE", "offline")
     if name == "swanlab" and not (os.environ.get("SWANLAB_API_KEY") or _is_logged_in_to_swanlab()):

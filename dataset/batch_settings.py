@@ -30,10 +30,8 @@ class RowSettings:
 
     def __post_init__(self) -> None:
         if self.packing == "none" and not self.isolate_documents:
-            raise UserError(
-                "isolate_documents false changes nothing of packing none, whose rows hold one document; "
-                "leave it out, or choose another packing"
-            )
+            fault = "isolate_documents false changes nothing of packing none, whose rows hold one document"
+            raise UserError(f"{fault}; leave it out, or choose another packing")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
         if self.max_seq_len < SHORTEST_ROW:
@@ -60,10 +58,8 @@ class BatchSettings(RowSettings):
             raise UserError("isolate_documents false would show an answer of a pair to the other; drop it")
         strategy = strategy_named(self.prompt_mask)
         if strategy.passages != "open" and not self.isolate_documents:
-            raise UserError(
-                f"prompt_mask {self.prompt_mask} gives passages positions of a document of its own; expected "
-                "isolate_documents true with it, got false"
-            )
+            fault = f"prompt_mask {self.prompt_mask} gives passages positions of a document of its own"
+            raise UserError(f"{fault}; expected isolate_documents true with it, got false")
         losses = strategy.text_losses if kind == "pretrain" else strategy.losses
         allowed = tuple(each for each in losses if (kind, each) != ("preference", "all"))
         if not allowed:

@@ -208,10 +208,8 @@ def _unpacker(name: str) -> tuple[Callable[[], Any], type[Exception]]:
 def check_whole(place: str, fault: str, max_reject_fraction: float) -> None:
     """Raise `UserError` for the fault of a file that breaks off, unless everything may be lost."""
     if fault.startswith(BROKEN_OFF) and max_reject_fraction < 1:
-        raise UserError(
-            f"{place}: {fault}, and how much is lost cannot be known; get the file anew, or take what can "
-            "be read with --max_reject_fraction 1"
-        )
+        fault = f"{place}: {fault}, and how much is lost cannot be known"
+        raise UserError(f"{fault}; get the file anew, or take what can be read with --max_reject_fraction 1")
 
 
 def as_json_lines(source: str, chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -63,9 +63,8 @@ class Documents:
         """Return the rows of an epoch; raises `UserError` for more than can be numbered."""
         pieces = len(self.lengths) + int(self.lengths.sum(dtype=np.int64)) // self.settings.max_seq_len
         if pieces > MOST_PIECES:
-            raise UserError(
-                f"expected at most {MOST_PIECES} pieces of documents, got {pieces}; train on fewer stores"
-            )
+            wanted = f"expected at most {MOST_PIECES} pieces of documents, got {pieces}"
+            raise UserError(f"{wanted}; train on fewer stores")
         ways = {"pack": self.pack, "best_fit": best_fit, "none": one_per_row}
         return ways[self.settings.packing](self.lengths, self.settings.max_seq_len, self.settings.seed, epoch)
 

@@ -292,9 +292,8 @@ def map_in_order(
         while waiting:
             yield waiting.popleft()[0].result()
     except BrokenProcessPool:
-        raise UnfinishedError(
-            "a process died, out of memory? The same command goes on; --num_workers 1 takes less"
-        ) from None
+        fault = "a process died, out of memory? The same command goes on"
+        raise UnfinishedError(f"{fault}; --num_workers 1 takes less") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

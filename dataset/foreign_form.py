@@ -94,9 +94,8 @@ class WholeForm(ChatForm):
         """Yield a prompt as one text of the form; `UserError` for anything else, or what it refuses."""
         self.check(messages)
         if not in_prompt:
-            raise UserError(
-                f"the chat template of the tokenizer serves chats only, no training: {self.fault}"
-            )
+            fault = "the chat template of the tokenizer serves chats only"
+            raise UserError(f"{fault}, no training: {self.fault}")
         told = [{"role": m.role, "content": self.any_mark.sub(_split, m.content)} for m in messages]
         try:
             text = self.probe.text(*told, asks=True)

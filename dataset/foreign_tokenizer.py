@@ -114,9 +114,8 @@ def try_out(content: tokenizers.Tokenizer, lacking: Collection[int]) -> None:
         ids = content.encode(text, add_special_tokens=False).ids
         kept = content.decode(ids, skip_special_tokens=False)
     if kept not in (text, f" {text}"):
-        raise UserError(
-            f"the rules of the tokenizer lose parts of texts ({text!r} becomes {kept!r}); use another"
-        )
+        fault = f"the rules of the tokenizer lose parts of texts ({text!r} becomes {kept!r})"
+        raise UserError(f"{fault}; use another")
     changing = [rule for rule in _rules(content.normalizer) if rule.get("pattern", SPACE) != SPACE]
     changing += [rule for rule in _rules(content.normalizer) if rule["type"] not in KEEPING]
     changing += [rule for rule in _rules(content.pre_tokenizer) if rule.get("behavior") == "Removed"]

@@ -110,10 +110,8 @@ def read_columns(columns: Sequence[str], more: Collection[str] = ()) -> dict[str
     """
     named, ours = dict(column.partition("=")[::2] for column in columns), NAMEABLE | {*more}
     if len(named) < len(columns) or not all(named.values()) or named.keys() - ours:
-        raise UserError(
-            f"columns: expected OURS=THEIRS, each of ours once out of {', '.join(sorted(ours))}, "
-            f"got {' '.join(columns)}"
-        )
+        wanted = f"columns: expected OURS=THEIRS, each of ours once out of {', '.join(sorted(ours))}"
+        raise UserError(f"{wanted}, got {' '.join(columns)}")
     return named
 
 
@@ -189,10 +187,8 @@ def _completed(record: dict[str, Any], messages: list[Message]) -> list[Message]
 def check_format(record: dict[str, Any], chat_format: ChatFormat | None) -> None:
     """Raise `FormatError` if a record is in another format than the first of its file."""
     if (found := format_of(record)) not in (None, chat_format):
-        raise FormatError(
-            f"a record in the format {found} in a file of {chat_format}; split the file, or name the format "
-            "to keep with --format"
-        )
+        fault = f"a record in the format {found} in a file of {chat_format}"
+        raise FormatError(f"{fault}; split the file, or name the format to keep with --format")
 
 
 def reading_prompt(context: str, question: str, question_position: QuestionPosition = "last") -> str:

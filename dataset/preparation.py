@@ -107,9 +107,8 @@ def _finished(out: str, request: dict[str, Any]) -> dict[str, Any]:
     manifest = read_notes(out)
     former = {"file_endings": request["file_endings"]} | manifest["request"]  # older stores do not tell
     if differing := [key for key in request if request[key] != former.get(key)]:
-        raise UserError(
-            f"{out} was prepared with other {', '.join(differing)}; choose another --out, or --overwrite it"
-        )
+        fault = f"{out} was prepared with other {', '.join(differing)}"
+        raise UserError(f"{fault}; choose another --out, or --overwrite it")
     for store in manifest["stores"]:
         TokenStore(Path(out) / store)  # raises where it is damaged
     return manifest

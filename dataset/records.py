@@ -225,10 +225,8 @@ class Rejects:
             rejected - self.num_left_out, self.num_records, self.max_fraction
         ):
             others = f" (and {rejected - 1} more)" if rejected > 1 else ""
-            raise UserError(
-                f"{self.first}{others}; {rejected} of {self.num_records} records cannot be used, "
-                f"more than --max_reject_fraction {self.max_fraction:g} allows"
-            )
+            fault = f"{self.first}{others}; {rejected} of {self.num_records} records cannot be used"
+            raise UserError(f"{fault}, more than --max_reject_fraction {self.max_fraction:g} allows")
 
 
 def are_too_many(num_broken: int, num_records: int, max_fraction: float) -> bool:

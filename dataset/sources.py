@@ -87,10 +87,8 @@ def _data_among(files: list[str], root: Path, name: str) -> list[str]:
     products = _products_around(files, root)
     outside = [file for file in files if not products[file]]
     if not (data := list(filter(form_of, outside))):
-        raise UserError(
-            f"no data files in {name}: expected names that end in {', '.join(ENDINGS)}, outside tokenizers "
-            "and token stores"
-        )
+        wanted = f"no data files in {name}: expected names that end in {', '.join(ENDINGS)}"
+        raise UserError(f"{wanted}, outside tokenizers and token stores")
     for folder in dict.fromkeys(filter(None, products.values())):
         print(f"{printable(str(folder))} is {_product(folder)}: not read as data", file=sys.stderr)
     if others := sorted({_ending(file) for file in outside if not form_of(file)}):
@@ -171,9 +169,8 @@ def begin_reading(
     if rules.separator != DEFAULT_RULES.separator:
         rules.check()
         if ".txt" not in map(form_of, sources):
-            raise UserError(
-                f"document_separator {rules.separator}: none of the data is a .txt file; leave it out"
-            )
+            fault = f"document_separator {rules.separator}: none of the data is a .txt file"
+            raise UserError(f"{fault}; leave it out")
     return {source: state_of(source) for source in sources if not source.startswith(HUB)}
 
 

@@ -66,10 +66,8 @@ class TextRules(NamedTuple):
     def check(self) -> None:
         """Raise `UserError` for a separator that is neither known nor a line."""
         if not self.separator.strip() or len(self.separator.splitlines()) > 1:
-            raise UserError(
-                f"document_separator: expected {', '.join(SEPARATORS)} or the text of a line, "
-                f"got {self.separator!r}"
-            )
+            wanted = f"document_separator: expected {', '.join(SEPARATORS)} or the text of a line"
+            raise UserError(f"{wanted}, got {self.separator!r}")
 
     def record_end(self, beginning: str) -> re.Pattern[bytes]:
         """Return what ends a document in a .txt file that begins so.

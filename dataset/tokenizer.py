@@ -114,10 +114,8 @@ class Tokenizer:
             tokenizer = cls(backend, files, room)
             tokenizer.text_begin  # noqa: B018 - the rules are tried
         if (size := tokenizer.own_vocab_size) > room:
-            raise UserError(
-                f"{path}: the tokenizer has {size} tokens but the model takes {room}; they do not belong "
-                "together, copy both from one place"
-            )
+            fault = f"{path}: the tokenizer has {size} tokens but the model takes {room}"
+            raise UserError(f"{fault}; they do not belong together, copy both from one place")
         return tokenizer
 
     def save(self, path: str | Path, is_whole: bool = False) -> None:

@@ -64,9 +64,8 @@ class _Loader(yaml.SafeLoader):
             lines[name] = line
         values = super().construct_mapping(node, deep)
         if len(values) < len(node.value):  # yes and true are one key
-            raise ValueError(
-                f"a key stands twice in what begins in line {node.start_mark.line + 1}; keep one"
-            )
+            fault = f"a key stands twice in what begins in line {node.start_mark.line + 1}"
+            raise ValueError(f"{fault}; keep one")
         return values
 
 

@@ -93,9 +93,8 @@ def open_runs(paths: Sequence[str | Path]) -> list[Evaluated]:
 def _open(path: Path, folder: Path) -> Evaluated:
     evaluation, predictions = load(folder), load_predictions(folder)
     if tuple(tabulate(predictions)) != evaluation.cells:
-        raise UserError(
-            f"{folder}: {RESULTS} counts other predictions than lie there; evaluate again, with --overwrite"
-        )
+        fault = f"{folder}: {RESULTS} counts other predictions than lie there"
+        raise UserError(f"{fault}; evaluate again, with --overwrite")
     answered = tuple(prediction for prediction in predictions if prediction.is_correct is not None)
     unanswered = len(predictions) - len(answered)
     model = path if path != folder else _model_of(folder, evaluation)

@@ -71,10 +71,8 @@ def compare_paired(
     Holm corrects together. Raises `ValueError` for other shapes and for what is not finite.
     """
     if baseline.shape != arm.shape or arm.shape[1:] != clusters.shape or not arm.size:
-        raise ValueError(
-            f"expected two arms of (seeds, items) and clusters of (items,), got {baseline.shape}, "
-            f"{arm.shape} and {clusters.shape}; measure both on the same items"
-        )
+        wanted = f"expected two arms of (seeds, items) and clusters of (items,), got {baseline.shape}"
+        raise ValueError(f"{wanted}, {arm.shape} and {clusters.shape}; measure both on the same items")
     differences = arm - baseline  # (S, N)
     if not np.isfinite(differences).all():
         raise ValueError("expected numbers, got some that are not finite; leave their items out")

@@ -305,10 +305,8 @@ def find(served: ServedModel, settings: EvaluationSettings) -> Evaluation | None
         raise
     if there.facts == wanted or settings.overwrite:
         return there if there.facts == wanted else None
-    raise UserError(
-        f"--out {settings.out} holds another evaluation: {'; '.join(differences(there.facts, wanted))}; "
-        "choose another folder, or replace it with --overwrite"
-    )
+    fault = f"--out {settings.out} holds another evaluation: {'; '.join(differences(there.facts, wanted))}"
+    raise UserError(f"{fault}; choose another folder, or replace it with --overwrite")
 
 
 def load(folder: str | Path) -> Evaluation:

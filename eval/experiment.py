@@ -117,9 +117,8 @@ class Experiment:
         if not 0 < self.decision.alpha < 1:
             raise UserError(f"decision.alpha: expected more than 0 and below 1, got {self.decision.alpha}")
         if len(self.named) < prod(map(len, self.grid.values())):
-            raise UserError(
-                f"grid: expected arms with names of their own, got {', '.join(self.named)} for several"
-            )
+            wanted = "grid: expected arms with names of their own"
+            raise UserError(f"{wanted}, got {', '.join(self.named)} for several")
         if len(self.named) < 2:
             raise UserError("arms: expected two or more, got one, which compares nothing")
         if A_A in self.named:

@@ -188,10 +188,8 @@ def find(settings: RegressionSettings) -> dict[str, Any] | None:
     wanted, there = json.loads(json.dumps(asdict(settings))), summary["settings"]
     for name in wanted.keys() - FREE:
         if there.get(name) != wanted[name]:
-            raise UserError(
-                f"{settings.out} holds a run with {name} {there.get(name)}, asked was {wanted[name]}; "
-                "choose another --out"
-            )
+            fault = f"{settings.out} holds a run with {name} {there.get(name)}, asked was {wanted[name]}"
+            raise UserError(f"{fault}; choose another --out")
     return summary
 
 

@@ -57,9 +57,8 @@ class Rule:
     def __post_init__(self) -> None:
         """Refuse what cannot end."""
         if list(self.looks) != sorted({*self.looks}) or min(self.looks, default=0) < ENOUGH_SEEDS:
-            raise UserError(
-                f"--rule.looks: expected rising numbers of seeds from {ENOUGH_SEEDS} on, got {self.looks}"
-            )
+            wanted = f"--rule.looks: expected rising numbers of seeds from {ENOUGH_SEEDS} on"
+            raise UserError(f"{wanted}, got {self.looks}")
         if not 0 < self.alpha < 1:
             raise UserError(f"--rule.alpha: expected more than 0 and below 1, got {self.alpha}")
         if self.bound is not None and self.bound <= 0:
@@ -125,9 +124,8 @@ def check_recipes(recipes: Mapping[str, Recipe]) -> str:
     """
     a, b = (recipes[name].primary for name in (A, B))
     if a != b:
-        raise UserError(
-            f"expected one primary metric of A and B, got {a.metric} of {a.task} and {b.metric} of {b.task}"
-        )
+        wanted = "expected one primary metric of A and B"
+        raise UserError(f"{wanted}, got {a.metric} of {a.task} and {b.metric} of {b.task}")
     trials = trials_of(recipes, range(2))
     check_different(trials, [(A, B)])
     measured = [[cell.address for cell in trial.measured] for trial in trials[:2]]
@@ -162,10 +160,8 @@ def fix(file: Path, rule: Rule, primary: Primary) -> Fixed:
     if not file.exists():
         save(file, fixed, None)
     elif (former := _fixed(file)) != fixed:
-        raise UserError(
-            f"{file} fixed {json.dumps(asdict(former))}; a rule that changes after a look proves nothing: "
-            "keep it, or judge seeds that nobody has seen (--first_seed)"
-        )
+        fault = f"{file} fixed {json.dumps(asdict(former))}; a rule that changes after a look proves nothing"
+        raise UserError(f"{fault}: keep it, or judge seeds that nobody has seen (--first_seed)")
     return fixed
 
 

@@ -38,10 +38,8 @@ def write_store_by_tasks(
     """
     folder = beside(Path(settings.out).resolve(), "shares")
     if any_split := [name for name in settings.data if name.startswith(HUB) and not on_hub(name)["split"]]:
-        raise UserError(
-            f"{any_split[0]}: expected a split after it with --cluster, as {any_split[0]}:train; else only "
-            "the log of a task would tell which splits are not read"
-        )
+        wanted = f"{any_split[0]}: expected a split after it with --cluster, as {any_split[0]}:train"
+        raise UserError(f"{wanted}; else only the log of a task would tell which splits are not read")
 
     def encode(
         settings: PreparationSettings, sources: Sources, request: dict[str, Any], num_done: int

@@ -116,10 +116,8 @@ def choose_mask(trained: str, wanted: str | None, allow_mismatch: bool) -> str:
     if wanted is not None:
         strategy_named(wanted)
     if allow_mismatch and wanted in (None, trained):
-        raise UserError(
-            f"--allow_mask_mismatch changes nothing here: the model is served with its own mask, {trained}; "
-            "leave it out, or name another mask with --prompt_mask"
-        )
+        fault = "--allow_mask_mismatch changes nothing here: the model is served with its own mask"
+        raise UserError(f"{fault}, {trained}; leave it out, or name another mask with --prompt_mask")
     if wanted not in (None, trained) and not allow_mismatch:
         raise UserError(
             f"the model was trained with prompt_mask {trained} but is asked to run with {wanted}; "

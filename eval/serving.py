@@ -72,6 +72,5 @@ def _listen(host: str, port: int) -> socket.socket:
         return listener
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no name of a machine"
-        raise UserError(
-            f"--host {host} --port {port}: cannot listen there ({reason}); choose another, or port 0"
-        ) from None
+        fault = f"--host {host} --port {port}: cannot listen there ({reason})"
+        raise UserError(f"{fault}; choose another, or port 0") from None

@@ -130,9 +130,8 @@ class EvaluationSettings(ServingSettings):
             raise UserError("--max_questions, --answers and --columns change nothing without --data")
         read_columns(self.columns, QUESTION_KEYS)
         if not 0 <= self.max_reject_fraction <= 1:
-            raise UserError(
-                f"--max_reject_fraction: expected a share between 0 and 1, got {self.max_reject_fraction}"
-            )
+            wanted = "--max_reject_fraction: expected a share between 0 and 1"
+            raise UserError(f"{wanted}, got {self.max_reject_fraction}")
         if not 0 <= self.prompt_lookup <= MOST_GUESSES:
             raise UserError(f"--prompt_lookup: expected 0 to {MOST_GUESSES}, got {self.prompt_lookup}")
         if self.prompt_lookup and (not self.data or self.answers == "none"):

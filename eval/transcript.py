@@ -124,10 +124,8 @@ def _answer_ids(record: dict[str, Any], answers: int, tokenizer: Tokenizer) -> S
     except ValueError:
         found = ()
     if len(found) != answers or any(i >= tokenizer.vocab_size for ids in found for i in ids):
-        raise RecordError(
-            f"answer_ids are not a list of ids below {tokenizer.vocab_size} for each answer; "
-            "without the key, texts are taken"
-        )
+        fault = f"answer_ids are not a list of ids below {tokenizer.vocab_size} for each answer"
+        raise RecordError(f"{fault}; without the key, texts are taken")
     return found
 
 

@@ -162,9 +162,8 @@ def _read_factors(folder: Path) -> dict[str, Factors]:
         with open_tensors(folder / WEIGHTS) as file:
             for name in file.keys():  # noqa: SIM118 - safe_open cannot be iterated
                 if (match := NAME.fullmatch(name)) is None:
-                    raise UserError(
-                        f"{folder}: unknown {name}; expected factors of layers, lora_A and lora_B"
-                    )
+                    fault = f"{folder}: unknown {name}"
+                    raise UserError(f"{fault}; expected factors of layers, lora_A and lora_B")
                 found[match[1]][match[2]] = as_weight(name, file.get_tensor(name))
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy the adapter again") from error

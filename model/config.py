@@ -197,10 +197,8 @@ class ModelConfig:
                 f"{self.num_hidden_layers}; name every layer"
             )
         if (self.local_pattern == ALL) == ("sliding_attention" in self.layer_types):
-            raise UserError(
-                f"sliding_window ({self.sliding_window}) and layer_types contradict each other: a window or "
-                "chunks need sliding layers, and they need one of these"
-            )
+            fault = f"sliding_window ({self.sliding_window}) and layer_types contradict each other"
+            raise UserError(f"{fault}: a window or chunks need sliding layers, and they need one of these")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""

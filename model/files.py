@@ -236,9 +236,8 @@ def locked(folder: Path, waits: bool = False) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError:
             lock.seek(0)
-            raise UserError(
-                f"--out {folder} is being written by process {lock.read()}; wait for it or stop it"
-            ) from None
+            fault = f"--out {folder} is being written by process {lock.read()}"
+            raise UserError(f"{fault}; wait for it or stop it") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -250,9 +249,8 @@ def check_free(path: str | Path, overwrite: bool = False) -> None:
     path = Path(path)
     check_place(path)
     if path.exists() and any(path.iterdir()) and not overwrite:
-        raise UserError(
-            f"--out {path} exists already; choose another (--overwrite, if offered, replaces its like)"
-        )
+        fault = f"--out {path} exists already"
+        raise UserError(f"{fault}; choose another (--overwrite, if offered, replaces its like)")
 
 
 def check_place(path: Path) -> None:

@@ -89,10 +89,8 @@ class Generator:
                 "conversations with it, which makes room, or leave it out (--raw writes no marks of turns)"
             )
         if len(prompt.ids) > self.max_tokens:
-            raise UserError(
-                f"prompt has {len(prompt.ids)} tokens but the model takes {self.max_tokens}; "
-                "shorten it or raise max_position_embeddings"
-            )
+            fault = f"prompt has {len(prompt.ids)} tokens but the model takes {self.max_tokens}"
+            raise UserError(f"{fault}; shorten it or raise max_position_embeddings")
         room = self.max_tokens - len(prompt.ids) + 1  # the last token of an answer is never fed
         return Answer(request.sampling, prompt, room, self.stop_ids, request.is_stop)
 

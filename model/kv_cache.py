@@ -89,10 +89,8 @@ class KVCache:
         Raises `UserError` when the row would pass `max_position_embeddings`.
         """
         if used > self.max_tokens:
-            raise UserError(
-                f"the context needs {used} tokens but the model takes {self.max_tokens}; "
-                "shorten it or raise max_position_embeddings"
-            )
+            fault = f"the context needs {used} tokens but the model takes {self.max_tokens}"
+            raise UserError(f"{fault}; shorten it or raise max_position_embeddings")
         self._make_room(used)
         self.used = used
 
@@ -162,9 +160,8 @@ class KVCache:
         goes_on = (layout.position_ids == expected) | ~real | (layout.part_ids is not None)
         is_one_document = (layout.document_ids == layout.document_ids[:, :1]) | ~real
         if not bool((goes_on & is_one_document).all()):
-            raise ValueError(
-                f"the cache holds {self.lengths.tolist()} tokens; expected rows of one document that go on"
-            )
+            fault = f"the cache holds {self.lengths.tolist()} tokens"
+            raise ValueError(f"{fault}; expected rows of one document that go on")
 
         # The first new token has another block than the last one of the row.
         last = self._slots_of((self.lengths - 1).clamp(min=0))
@@ -172,10 +169,8 @@ class KVCache:
         split = (self.lengths > 0) & real[:, 0] & (after >= 0) & (before == after)
         if bool(split.any()):
             row = int(split.nonzero()[0])
-            raise ValueError(
-                f"block {int(after[row])} of row {row} is cut after {int(self.lengths[row])} "
-                "tokens: a bidirectional block must be computed in one call"
-            )
+            fault = f"block {int(after[row])} of row {row} is cut after {int(self.lengths[row])} tokens"
+            raise ValueError(f"{fault}: a bidirectional block must be computed in one call")
 
     def _make_room(self, used: int) -> None:
         """Grow until there are slots for `used` tokens and for padding."""
@@ -233,9 +228,8 @@ class KVCache:
         split = (before >= 0) & (before == after) & (self.lengths > length)
         if bool(split.any()):
             row = int(split.nonzero()[0])
-            raise ValueError(
-                f"block {int(before[row])} of row {row} is cut after {length} tokens; cut before it"
-            )
+            fault = f"block {int(before[row])} of row {row} is cut after {length} tokens"
+            raise ValueError(f"{fault}; cut before it")
 
     def _index_of(self, rows: list[int]) -> Tensor:
         return torch.tensor(rows, dtype=torch.long, device=self.lengths.device)

@@ -90,9 +90,8 @@ def store_weights(model: LanguageModel, weights: Weights) -> str:
     linears = [(module, name, child) for module, name, child in parts if type(child) is nn.Linear]
     odd = [child.in_features for _, _, child in linears if child.in_features % INT8_COLUMNS]
     if weights == "int8" and odd:
-        raise UserError(
-            f"int8 needs layers of a multiple of {INT8_COLUMNS} inputs, got {odd[0]}; use bfloat16"
-        )
+        fault = f"int8 needs layers of a multiple of {INT8_COLUMNS} inputs, got {odd[0]}"
+        raise UserError(f"{fault}; use bfloat16")
     on_cpu = model.model.embed_tokens.weight.device.type == "cpu"
     widens = weights == "bfloat16" and native_bfloat16(on_cpu) is None
     for module, name, child in linears:

@@ -36,9 +36,8 @@ class WeightFiles:
                 if re.search(skipped, name):
                     continue
                 if dtype not in DTYPES:
-                    raise UserError(
-                        f"{name} holds values that are no weights ({dtype}, not {', '.join(DTYPES)})"
-                    )
+                    fault = f"{name} holds values that are no weights"
+                    raise UserError(f"{fault} ({dtype}, not {', '.join(DTYPES)})")
                 if 0 in shape:  # of which a header of a few bytes may tell 2^60
                     raise UserError(f"{name} holds no values (shape {shape}); copy the model again")
                 if name in self.shapes:
@@ -121,10 +120,8 @@ def check_memory(shapes: Shapes, path: Path) -> None:
     """Raise `UserError` where weights of these shapes do not fit into memory as float32."""
     needed, free = 4 * sum(map(math.prod, shapes.values())), _free_memory()
     if needed > free:
-        raise UserError(
-            f"{path} needs {needed / 1e9:,.1f} GB of memory as float32 but {free / 1e9:,.1f} GB are free; "
-            "close other programs or use a larger machine"
-        )
+        fault = f"{path} needs {needed / 1e9:,.1f} GB of memory as float32 but {free / 1e9:,.1f} GB are free"
+        raise UserError(f"{fault}; close other programs or use a larger machine")
 
 
 def _free_memory() -> int:

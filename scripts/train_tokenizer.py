@@ -104,10 +104,8 @@ def _is_finished(settings: TokenizerSettings, sources: list[str]) -> bool:
     former = {"prompt_copies": 1, "file_endings": request["file_endings"]}  # of what older ones do not tell
     written = former | read_object(path, "--overwrite the tokenizer")
     if differing := [name for name in request if written.get(name) != request[name]]:
-        raise UserError(
-            f"--out {settings.out} exists already, trained with other {', '.join(differing)}; choose "
-            "another, or --overwrite it"
-        )
+        fault = f"--out {settings.out} exists already, trained with other {', '.join(differing)}"
+        raise UserError(f"{fault}; choose another, or --overwrite it")
     return True
 
 

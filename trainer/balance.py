@@ -27,9 +27,8 @@ class Balance:
         Raises `UserError` for the rate of a model without biases.
         """
         if rate is not None and not model.config.router_bias:
-            raise UserError(
-                "--optimizer.router_bias_rate: expected a model with router_bias, got one without"
-            )
+            wanted = "--optimizer.router_bias_rate: expected a model with router_bias"
+            raise UserError(f"{wanted}, got one without")
         self._routers = [part for part in model.modules() if isinstance(part, Router)]
         self._rate, self._summed = USUAL_RATE if rate is None else rate, summed
         self._chosen: dict[nn.Module, Tensor] = {}

@@ -162,10 +162,8 @@ def is_cpu_asked() -> bool:
 def _check_processes(number: int, shards: bool, uses_cpu: bool) -> None:
     """Raise `UserError` unless all processes that were meant are there."""
     if number != (world := int(os.environ.get("WORLD_SIZE", 1))):
-        raise UserError(
-            f"expected WORLD_SIZE={world} processes, accelerate sees {number}; "
-            "start them with accelerate launch or torchrun"
-        )
+        wanted = f"expected WORLD_SIZE={world} processes, accelerate sees {number}"
+        raise UserError(f"{wanted}; start them with accelerate launch or torchrun")
     # On CPUs accelerate launch sets the address for several processes, and starts one.
     is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ
     if number == 1 and is_launched and uses_cpu and "MASTER_ADDR" in os.environ:

@@ -77,15 +77,11 @@ def make_inputs(
     """Build the streams; raises `UserError` where data, model and settings do not fit."""
     longest = start.model.config.max_position_embeddings
     if settings.max_seq_len > longest:
-        raise UserError(
-            f"--max_seq_len is {settings.max_seq_len} but the model takes {longest} tokens; lower it, "
-            "or train a model with a larger --model.max_position_embeddings"
-        )
+        fault = f"--max_seq_len is {settings.max_seq_len} but the model takes {longest} tokens"
+        raise UserError(f"{fault}; lower it, or train a model with a larger --model.max_position_embeddings")
     if (family := start.model.config.architecture) in WITH_ENCODER and start.prompt_mask == "causal":
-        raise UserError(
-            f"--prompt_mask: architecture {family} reads the blocks of a prompt by its encoder; expected a "
-            "mask that has blocks, as prefix, got causal"
-        )
+        fault = f"--prompt_mask: architecture {family} reads the blocks of a prompt by its encoder"
+        raise UserError(f"{fault}; expected a mask that has blocks, as prefix, got causal")
     others = [TokenStore(path, stores[0].tokenizer) for path in settings.validation]
     names = [store.path.name for store in others]
     if len({*names, "training"}) <= len(names):
@@ -94,9 +90,8 @@ def make_inputs(
         if store.highest_id >= (room := start.model.config.vocab_size):
             raise UserError(f"{store.path} holds token {store.highest_id} but the model knows {room}")
         if store.kind != kind:
-            raise UserError(
-                f"{store.path} holds {store.kind} data; expected what prepare_data --kind {kind} writes"
-            )
+            fault = f"{store.path} holds {store.kind} data"
+            raise UserError(f"{fault}; expected what prepare_data --kind {kind} writes")
     rows = {field.name: getattr(settings, field.name) for field in fields(RowSettings)}
     together = BatchSettings(**rows, prompt_mask=start.prompt_mask, supervise=settings.supervise)
     alone = replace(together, isolate_documents=True)
@@ -144,17 +139,14 @@ def start_from(
     if not is_same and checkpoint.trained_on == TRAINED_ON["pretrain"]:  # no text holds a prompt
         is_same = own.text_fingerprint == tokenizer.text_fingerprint
     if not is_same:
-        raise UserError(
-            f"--data was prepared with another tokenizer than {path} has; prepare it with that of the model"
-        )
+        fault = f"--data was prepared with another tokenizer than {path} has"
+        raise UserError(f"{fault}; prepare it with that of the model")
     origin, fingerprint = f"weights of {path}", checkpoint.fingerprint
     if highest_id >= room:
         added = " ".join(map(tokenizer.token_text, range(room, tokenizer.vocab_size)))
         if not grows:
-            raise UserError(
-                f"--lora.rank: the data holds some of {added}, for which {path} has no rows, and frozen ones "
-                "would learn nothing; train all weights first"
-            )
+            fault = f"--lora.rank: the data holds some of {added}, for which {path} has no rows"
+            raise UserError(f"{fault}, and frozen ones would learn nothing; train all weights first")
         resize_token_embeddings(checkpoint.model, tokenizer.vocab_size)
         origin += f", grown from {room} to {tokenizer.vocab_size} tokens as the data holds some of {added}"
     if own.fingerprint != tokenizer.fingerprint:

@@ -77,9 +77,8 @@ class ModelSettings:
         ours = ("preset", *WEIGHTLESS)
         given = {name: value for name, value in vars(self).items() if value is not None and name not in ours}
         if self.vocab_size is not None and self.vocab_size < num_tokens:
-            raise UserError(
-                f"--model.vocab_size: the tokenizer has {num_tokens} tokens, got room for {self.vocab_size}"
-            )
+            fault = f"--model.vocab_size: the tokenizer has {num_tokens} tokens"
+            raise UserError(f"{fault}, got room for {self.vocab_size}")
         config = self.placed(from_preset(self.preset, **({"vocab_size": num_tokens} | given)))
         self._check_effects(config)
         return config
@@ -135,9 +134,8 @@ class ModelSettings:
         if len(set(layers)) < len(layers):
             raise UserError(f"--model.sliding_layers: expected each layer once, got {_words(layers)}")
         if not layers or not set(layers) <= set(range(num_layers)):
-            raise UserError(
-                f"--model.sliding_layers: expected layers from 0 to {num_layers - 1}, got {_words(layers)}"
-            )
+            wanted = f"--model.sliding_layers: expected layers from 0 to {num_layers - 1}"
+            raise UserError(f"{wanted}, got {_words(layers)}")
         return tuple("sliding_attention" if n in layers else "full_attention" for n in range(num_layers))
 
 

@@ -67,17 +67,15 @@ class RunDirectory:
     def check_shared(self) -> None:
         """Raise `UserError` unless this process sees the folder that the main process holds."""
         if not self.path.exists():
-            raise UserError(
-                f"--out {self.path} is not there on {platform.node()}; expected a folder that all nodes share"
-            )
+            fault = f"--out {self.path} is not there on {platform.node()}"
+            raise UserError(f"{fault}; expected a folder that all nodes share")
 
     def _check_place(self) -> None:
         if not self.path.is_dir():
             return check_place(self.path)
         if not os.access(self.path, os.W_OK):
-            raise UserError(
-                f"--out {self.path} cannot be written; make it writable, or choose another folder"
-            )
+            fault = f"--out {self.path} cannot be written"
+            raise UserError(f"{fault}; make it writable, or choose another folder")
         others = {entry.name for entry in self.path.iterdir()}
         if others and not others & {MARK, LOCK}:  # a kill in the first instant leaves the lock alone
             raise UserError(f"--out {self.path} holds {min(others)} and no run; choose a new folder")

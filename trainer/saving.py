@@ -165,10 +165,8 @@ def keep_rows_per_step(inputs: Inputs, world: int) -> Inputs:
     if world == first_world or rows == at_once * settings.gradient_accumulation:
         return inputs
     if rows % world:
-        raise UserError(
-            f"--out {settings.out} takes {rows} rows a step, which {world} processes cannot share evenly; "
-            f"start a number of processes that divides {rows} (it was {first_world})"
-        )
+        fault = f"--out {settings.out} takes {rows} rows a step, which {world} processes cannot share evenly"
+        raise UserError(f"{fault}; start a number of processes that divides {rows} (it was {first_world})")
     if rows % at_once:
         raise UserError(
             f"--out {settings.out} takes {rows} rows a step: expected a --batch_size that divides the "
@@ -190,18 +188,16 @@ def check_resumable(
     if run_dir.latest is None:
         return
     if resume == "never":
-        raise UserError(
-            f"--out {run_dir.path} holds a run; choose another folder, or --resume auto to continue it"
-        )
+        fault = f"--out {run_dir.path} holds a run"
+        raise UserError(f"{fault}; choose another folder, or --resume auto to continue it")
     (saved, progress), given = read_saved(run_dir), json.loads(json.dumps(facts))
     if is_length_free(progress.step, saved["total_steps"], given["total_steps"], schedule):
         saved["total_steps"] = given["total_steps"]
     differing = [key for key in saved | given if saved.get(key) != given.get(key)]
     if differing:
         changes = "; ".join(f"{key} was {saved.get(key)}, is {given.get(key)}" for key in differing)
-        raise UserError(
-            f"--out {run_dir.path} holds a run with other settings ({changes}); choose another folder"
-        )
+        fault = f"--out {run_dir.path} holds a run with other settings ({changes})"
+        raise UserError(f"{fault}; choose another folder")
 
 
 def is_length_free(step: int, former: int, total: int, schedule: ScheduleSettings) -> bool:

@@ -55,9 +55,8 @@ class OptimizerSettings:
                 raise UserError(f"--optimizer.{name}: {wanted}, got {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(
-                    f"--optimizer.{name}: expected 0 or more and below 1, got {getattr(self, name)}"
-                )
+                wanted = f"--optimizer.{name}: expected 0 or more and below 1"
+                raise UserError(f"{wanted}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -196,22 +195,18 @@ class TrainSettings(RowSettings):
         given = [f"--{name} {value}" for name, value in lengths.items() if value is not None]
         if len(given) != 1:
             names = " or ".join(f"--{name}" for name in lengths)
-            raise UserError(
-                f"expected one of {names}, got {' and '.join(given) or 'none'}; null takes one back"
-            )
+            wanted = f"expected one of {names}, got {' and '.join(given) or 'none'}"
+            raise UserError(f"{wanted}; null takes one back")
 
     def _check_adapter(self) -> None:
         if self.init == FRESH:
             raise UserError("--lora.rank: expected --init with a model to adapt, got fresh")
         if self.lora.dropout and self.gradient_checkpointing:
-            raise UserError(
-                "--lora.dropout: expected it without --gradient_checkpointing, which computes layers again, "
-                "and would leave out other inputs"
-            )
+            wanted = "--lora.dropout: expected it without --gradient_checkpointing"
+            raise UserError(f"{wanted}, which computes layers again, and would leave out other inputs")
         if self.optimizer.router_bias_rate is not None:
-            raise UserError(
-                "--optimizer.router_bias_rate: expected it without --lora.rank; routers are frozen"
-            )
+            wanted = "--optimizer.router_bias_rate: expected it without --lora.rank"
+            raise UserError(f"{wanted}; routers are frozen")
 
     def _check_numbers(self) -> None:
         for name, value in vars(self).items():

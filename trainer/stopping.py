@@ -79,6 +79,5 @@ def explaining(run_dir: RunDirectory) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, DistError) or "gloo" in str(error)):
             raise
-        raise UserError(
-            f"another process of this training is gone (it has said why if it could); {run_dir.last_save}"
-        ) from error
+        fault = "another process of this training is gone (it has said why if it could)"
+        raise UserError(f"{fault}; {run_dir.last_save}") from error

@@ -66,9 +66,9 @@ def test_the_command_that_it_prints_answers(finished):
     assert done.returncode == 0 and not said and done.stdout.endswith("\n")
 
 
-def test_an_unknown_scale_is_one_line_and_exit_code_2(tmp_path):
-    done = run_quickstart(tmp_path, QUICKSTART_SCALE="huge")
-    assert (
-        done.returncode == 2 and done.stderr == "error: QUICKSTART_SCALE: expected full or smoke, got huge\n"
-    )
+@pytest.mark.parametrize("scale, shown", [("huge", "huge"), ("\x1b[1m\a\u202e", r"$'\E[1m\a\342\200\256'")])
+def test_an_unknown_scale_is_one_line_and_exit_code_2(tmp_path, scale, shown):
+    done = run_quickstart(tmp_path, QUICKSTART_SCALE=scale)
+    said = f"error: QUICKSTART_SCALE: expected full or smoke, got {shown}\n"
+    assert (done.returncode, done.stderr) == (2, said)
     assert not list(tmp_path.iterdir())

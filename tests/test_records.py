@@ -96,6 +96,15 @@ def test_keys_around_nested_records_are_told(prepare, tmp_path):
     assert prepare(path)["sources"][0]["unread_keys"] == inner
 
 
+def test_messages_after_the_last_target_and_further_answers_are_told(prepare, tmp_path):
+    ended = [CHAT[0], CHAT[1], CHAT[0], CHAT[1] | {"weight": 0}]
+    told = ["messages after the last answer with loss"]
+    assert prepare(write(tmp_path / "a.jsonl", {"messages": ended}))["sources"][0]["unread_keys"] == told
+    asked = {"question": "Q", "answers": ["A", "A", "B"]}
+    manifest = prepare(write(tmp_path / "b.jsonl", asked, asked | {"answers": ["A", "A"]}))
+    assert manifest["sources"][0]["unread_keys"] == ["answers after the first"]
+
+
 def test_no_text_is_taken_for_a_byte_order_mark(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\ufeff\n\n\ufefb\n\nb", encoding="utf-8")  # an Arabic letter of the same three bytes

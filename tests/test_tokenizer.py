@@ -422,6 +422,26 @@ def test_a_sample_is_drawn_from_all_over_the_data_and_never_what_is_held_out(tmp
     assert {text[0] for text in some} == {"a", "b"}
 
 
+@pytest.mark.parametrize(
+    "record, unread",
+    [
+        ({"text": "{}", "messages": [{"role": "user", "content": "hi"}]}, "messages"),
+        ({"prompt": "{}", "chosen": "a", "rejected": "b"}, "rejected"),
+        ({"question": "{}", "answers": ["a", "b"], "\x1b": "c"}, r"\x1b, answers after the first"),
+    ],
+)
+def test_what_a_tokenizer_is_not_trained_on_is_told(tmp_path, monkeypatch, capsys, record, unread):
+    lines = [json.dumps(record).replace("{}", f"said {n}") for n in range(300)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    flags = ["--vocab_size", "280", "--max_bytes", "2000", "--out", str(tmp_path / "tok")]
+    monkeypatch.setattr("sys.argv", ["x", "--data", str(tmp_path / "a.jsonl"), *flags])
+    main()
+    said = capsys.readouterr().out.splitlines()
+    assert f"keys not read: {unread}" in said
+    [drawn] = [line for line in said if line.startswith("drawn by --max_bytes: ")]
+    assert drawn.endswith(" bytes of text") and 100 < int(drawn.split()[3].replace(",", "")) < 1500
+
+
 def test_what_a_sample_does_not_reach_is_told(tmp_path, monkeypatch, capsys):
     files = [tmp_path / f"{name}.jsonl.gz" for name in "abc"]
     for file in files:  # holds far more than its size lets expect

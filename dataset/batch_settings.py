@@ -66,8 +66,6 @@ class BatchSettings(RowSettings):
             masks = " or ".join(get_args(TextMask))
             raise UserError(f"prompt_mask {self.prompt_mask} needs conversations; pretraining takes {masks}")
         if self.supervise is not None and self.supervise not in allowed:
-            raise UserError(
-                f"supervise {self.supervise} does not go with prompt_mask {self.prompt_mask} on {kind} data; "
-                f"choose {' or '.join(allowed)}"
-            )
+            pair = f"supervise {self.supervise} does not go with prompt_mask {self.prompt_mask}"
+            raise UserError(f"{pair} on {kind} data; choose {' or '.join(allowed)}")
         return replace(self, supervise=self.supervise or allowed[0])

@@ -234,10 +234,9 @@ def as_json_lines(source: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
                     yield from chunks
                     return
             if len(content) > MOST_JSON_BYTES:
-                raise UserError(
-                    f"{source}: expected at most {MOST_JSON_BYTES >> 20} MB of JSON in one piece; convert it "
-                    "to .jsonl, a record on each line: jq -c '.[]' a.json > a.jsonl"
-                )
+                wanted = f"{source}: expected at most {MOST_JSON_BYTES >> 20} MB of JSON in one piece"
+                advice = "convert it to .jsonl, a record on each line: jq -c '.[]' a.json > a.jsonl"
+                raise UserError(f"{wanted}; {advice}")
         text = content.decode("utf-8-sig")
         if is_bomb(text):
             raise UserError(f"{source}: hardly anything but brackets; expected records of text")

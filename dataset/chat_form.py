@@ -173,10 +173,10 @@ class ChatForm:
         """Raise `UserError` if this form cannot write one of the messages."""
         unknown = [part for part in self.unknown if any(part in each.holds() for each in messages)]
         if unknown:
-            raise UserError(
-                f"the chat template of the tokenizer has no form of {', '.join(unknown)} that can be taken "
-                "over; leave them out, or use another tokenizer"
+            fault = (
+                f"no form of {', '.join(unknown)} can be taken over from the chat template of the tokenizer"
             )
+            raise UserError(f"{fault}; leave them out, or use another tokenizer")
 
 
 def _divided(content: str, passages: Sequence[tuple[int, int]], copies: int) -> list[str]:

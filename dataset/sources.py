@@ -54,11 +54,15 @@ def _files_in(folder: Path) -> list[str]:
         hidden += [name for name in folders + [*filter(form_of, files)] if name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]  # half-made stores among them
         entries += [Path(place, name) for name in folders + files if not name.startswith(".")]
-    if hidden:
-        print(f"{printable(str(folder))}: not read, as hidden, are {shown(sorted(hidden))}", file=sys.stderr)
+    _tell_hidden(str(folder), hidden)
     for link in sorted(entry for entry in entries if entry.is_symlink() and os.path.isdir(entry)):
         print(f"{printable(str(link))} is a link to a folder: name it to read it", file=sys.stderr)
     return [str(entry) for entry in sorted(entries) if not os.path.isdir(entry)]
+
+
+def _tell_hidden(place: str, names: Iterable[str]) -> None:
+    if hidden := sorted(Path(name).name for name in names):
+        print(f"{printable(place)}: not read, as hidden, are {shown(hidden)}", file=sys.stderr)
 
 
 def _matches(pattern: Path) -> list[str]:
@@ -70,6 +74,8 @@ def _matches(pattern: Path) -> list[str]:
             except OSError as error:
                 _refuse(error)
     found = sorted(glob(str(pattern), recursive=True))
+    hidden = {*glob(str(pattern), recursive=True, include_hidden=True)} - {*found}
+    _tell_hidden(str(pattern), filter(form_of, hidden))
     files = [each for each in found if not os.path.isdir(each)]
     read = {folder for file in files for folder in Path(file).parents}
     for folder in filter(os.path.isdir, found):

@@ -20,8 +20,8 @@ MOST_JSON_BYTES = 2**27
 LIKE_OURS = re.compile(r"\.jsonl(\.gz|\.zst)?$|\.json$")
 """names of files of the hub that are read as local ones are"""
 NO_DATA = ("README.md", "LICENSE", ".gitattributes", ".gitignore", "dataset_infos.json")
-LEAVING_OUT = dict.fromkeys(("skiprows", "nrows", "usecols", "comment", "field")) | {"skipfooter": 0}
-"""what the card of a data set can say to leave a part of its files out, and what says nothing"""
+TOLD_APART = {"name", "version", "data_dir", "data_files", "description", "features"}
+"""what a card says beside how its files are read"""
 ROWS_AT_ONCE = 1000  # of a parquet file; else whole row groups are held
 
 
@@ -61,10 +61,11 @@ def hub_parts(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
     explaining, split = partial(_explaining, HUB + request["path"], UnfinishedError), request.pop("split")
     with explaining():
         builder = datasets.load_dataset_builder(**request)
+        for name in {"on_bad_lines", "on_bad_files"} & vars(builder.config).keys():
+            setattr(builder.config, name, "error")
+        _tell_unread(source, builder)
         if builder.name == "csv":
             builder.config.keep_default_na, builder.config.na_values = False, [""]
-            builder.config.on_bad_lines = "error"
-        _tell_left_out(source, builder)
         splits = _files_of_json(builder) or builder.as_streaming_dataset()
         split = split or _split_among(source, list(splits))
         if split not in splits:
@@ -92,8 +93,8 @@ def _files_of_json(builder: Any) -> dict[str, list[str]]:
     return splits if is_read else {}
 
 
-def _tell_left_out(source: str, builder: Any) -> None:
-    """Say which files of a data set are not read, and what its card says to leave out of those that are."""
+def _tell_unread(source: str, builder: Any) -> None:
+    """Say which files of a data set are not read, and how its card says that others are."""
     from fsspec.core import url_to_fs
 
     system, root = url_to_fs(builder.base_path)
@@ -102,9 +103,10 @@ def _tell_left_out(source: str, builder: Any) -> None:
     unread = [name for name in files if name not in read and name.rpartition("/")[2] not in NO_DATA]
     if unread and read & {*files}:
         print(printable(f"{source}: not read are the files {shown(unread)}"), file=sys.stderr)
-    said = {key: getattr(builder.config, key, nothing) for key, nothing in LEAVING_OUT.items()}
-    if said := {key: value for key, value in said.items() if value != LEAVING_OUT[key]}:
-        print(printable(f"{source}: its card leaves parts of files out: {said}"), file=sys.stderr)
+    usual = vars(type(builder.config)(name="usual"))
+    said = {key: value for key, value in vars(builder.config).items() if value != usual.get(key)}
+    if said := {key: value for key, value in said.items() if key not in TOLD_APART}:
+        print(printable(f"{source}: its card says what is read of a file, and how: {said}"), file=sys.stderr)
 
 
 def _within(context: Callable[[], AbstractContextManager[None]], chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from dataset.tokenizer import check_vocab_size
 from dataset.unread_keys import note, noting, unread_keys
 from model.errors import UserError
 
-HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.02, 1_000_000  # of the documents; of each language at most
+HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.02, 1_000_000  # of the documents; about the most of a language
 PACKED, PACKED_RATIO = (".gz", ".zst", ".parquet"), 4  # a guess of how much text is in a compressed file
 
 Texts = dict[str, list[str]]
@@ -107,8 +107,10 @@ class Sample:
             size = sum(len(text.encode()) for text in texts)
             self.read_bytes += size
             place = _uniform("".join(texts))
-            if place < HELD_OUT_SHARE:
-                _hold_out(held_out, sizes, texts)
+            if place < HELD_OUT_SHARE and (languages := _with_room(texts, sizes)):
+                for text, language in zip(texts, languages, strict=True):
+                    held_out[language].append(text)
+                    sizes[language] += len(text)
             elif place < HELD_OUT_SHARE + (1 - HELD_OUT_SHARE) * self._share:
                 self.taken_bytes += size
                 yield from texts
@@ -150,12 +152,10 @@ def language_of(text: str) -> str:
     return "en" if sum(map(str.isascii, text)) >= 0.95 * len(text) else "other"
 
 
-def _hold_out(held_out: Texts, sizes: Counter[str], texts: list[str]) -> None:
-    for text in texts:
-        language = language_of(text)
-        if sizes[language] < HELD_OUT_CHARACTERS:
-            held_out[language].append(text)
-            sizes[language] += len(text)
+def _with_room(texts: list[str], sizes: Counter[str]) -> list[str]:
+    """Return the languages of the texts of a document, or none where enough is held out of one of them."""
+    languages = [*map(language_of, texts)]
+    return [] if any(sizes[each] >= HELD_OUT_CHARACTERS for each in languages) else languages
 
 
 def _uniform(text: str) -> float:

@@ -116,7 +116,19 @@ def test_what_is_not_read_of_the_hub_is_named(tmp_path, capsys):
     assert values(f"hub:{tmp_path}") == [{"text": "one"}]
     files, rows = capsys.readouterr().err.splitlines()
     assert files == f"hub:{tmp_path}: not read are the files b.csv, more/\\x1b.jsonl"
-    assert rows == f"hub:{tmp_path}: its card leaves parts of files out: {{'nrows': 1}}"
+    assert rows == f"hub:{tmp_path}: its card says what is read of a file, and how: {{'nrows': 1}}"
+    parquet(tmp_path / "train.parquet", ROWS[:3])
+    filtered = card.format("filters: [[n, '>', 0]]").replace("train.csv", "train.parquet")
+    write(tmp_path / "README.md", filtered.encode())
+    assert values(f"hub:{tmp_path}") == ROWS[1:3]
+    assert "what is read of a file, and how: {'filters': [['n', '>', 0]]}" in capsys.readouterr().err
+    write(tmp_path / "broken.parquet", (tmp_path / "train.parquet").read_bytes()[:-9])
+    skipping = filtered.replace("train.parquet", "'*.parquet'").replace(
+        "filters: [[n, '>', 0]]", "on_bad_files: skip"
+    )
+    write(tmp_path / "README.md", skipping.encode())
+    with pytest.raises(UserError, match="cannot be read"):
+        values(f"hub:{tmp_path}")
     write(tmp_path / "train.csv", b"text\none\ntwo,three\n")
     write(tmp_path / "README.md", card.format("on_bad_lines: skip").encode())
     with pytest.raises(UserError, match="cannot be read: .*Expected 1 fields in line 3, saw 2"):
@@ -193,6 +205,8 @@ def test_what_is_hidden_in_a_folder_is_not_read_and_named(tmp_path, capsys):
         write(tmp_path / name, LINES)
     assert find_sources([str(tmp_path)]) == [data]
     assert capsys.readouterr().err == f"{tmp_path}: not read, as hidden, are .b.jsonl, .cache\n"
+    assert find_sources([str(tmp_path / "**")]) == [data]
+    assert capsys.readouterr().err == f"{tmp_path}/**: not read, as hidden, are .b.jsonl, c.jsonl\n"
 
 
 def test_a_folder_that_a_glob_finds_is_named_unless_its_files_are_found_too(tmp_path, capsys):

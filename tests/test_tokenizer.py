@@ -422,6 +422,16 @@ def test_a_sample_is_drawn_from_all_over_the_data_and_never_what_is_held_out(tmp
     assert {text[0] for text in some} == {"a", "b"}
 
 
+def test_what_is_not_held_out_as_enough_is_is_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset.tokenizer_sample.HELD_OUT_CHARACTERS", 50)
+    texts = [f"said {n}" for n in range(2000)]
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    sample = Sample([str(tmp_path / "a.txt")], "text", 10**9, 0.01)
+    trained = list(sample.texts())
+    [held_out] = sample.held_out.values()
+    assert 5 <= len(held_out) <= 8 and sorted(trained + held_out) == sorted(texts)
+
+
 @pytest.mark.parametrize(
     "record, unread",
     [

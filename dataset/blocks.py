@@ -49,7 +49,7 @@ class Block(NamedTuple):
 def form_of(path: str | Path) -> str:
     """Return the ending that says how a file is read, without that of its compression; "" if unknown."""
     name = Path(path).name
-    for ending in ENDINGS:
+    for ending in () if str(path).startswith(HUB) else ENDINGS:
         if name.endswith(ending):
             return Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
     return ""

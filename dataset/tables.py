@@ -1,6 +1,7 @@
 """Tables, of parquet files and of the hub, as lines of JSON: the one place that imports `datasets`."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ MOST_JSON_BYTES = 2**27
 LIKE_OURS = re.compile(r"\.jsonl(\.gz|\.zst)?$|\.json$")
 """names of files of the hub that are read as local ones are"""
 NO_DATA = ("README.md", "LICENSE", ".gitattributes", ".gitignore", "dataset_infos.json")
+ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|7z|rar)(\.\w+)?$", re.IGNORECASE)
 TOLD_APART = {"name", "version", "data_dir", "data_files", "description", "features"}
 """what a card says beside how its files are read"""
 ROWS_AT_ONCE = 1000  # of a parquet file; else whole row groups are held
@@ -98,11 +100,17 @@ def _tell_unread(source: str, builder: Any) -> None:
     from fsspec.core import url_to_fs
 
     system, root = url_to_fs(builder.base_path)
+    root = os.path.realpath(root) if os.path.isdir(root) else root
     files = [name.removeprefix(root).strip("/") for name in system.find(root)]
     read = {name.rpartition(f"{root}/")[2] for names in builder.config.data_files.values() for name in names}
     unread = [name for name in files if name not in read and name.rpartition("/")[2] not in NO_DATA]
     if unread and read & {*files}:
         print(printable(f"{source}: not read are the files {shown(unread)}"), file=sys.stderr)
+    if packed := sorted(filter(ARCHIVE.search, read)):
+        said = f"{source}: not read of archives ({shown(packed)}) are files that begin with . or __"
+        print(
+            printable(f"{said}, or lie in such folders, nor those in .tar without an ending"), file=sys.stderr
+        )
     usual = vars(type(builder.config)(name="usual"))
     said = {key: value for key, value in vars(builder.config).items() if value != usual.get(key)}
     if said := {key: value for key, value in said.items() if key not in TOLD_APART}:

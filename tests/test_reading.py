@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import random
+import zipfile
 
 import pyarrow
 import pyarrow.parquet
@@ -133,6 +134,22 @@ def test_what_is_not_read_of_the_hub_is_named(tmp_path, capsys):
     write(tmp_path / "README.md", card.format("on_bad_lines: skip").encode())
     with pytest.raises(UserError, match="cannot be read: .*Expected 1 fields in line 3, saw 2"):
         values(f"hub:{tmp_path}")
+
+
+def test_what_is_not_read_of_archives_and_behind_links_is_named_too(tmp_path, capsys):
+    folder = tmp_path / "of.txt"  # whose name says nothing of how it is read
+    write(folder / "more.jsonl", LINES)
+    with zipfile.ZipFile(folder / "train.zip", "w") as archive:
+        for name in ("a.csv", "__b.csv", ".c/d.csv"):
+            archive.writestr(name, "text\none\n\n\ntwo\n")
+    (tmp_path / "link").symlink_to(folder)
+    for name in ("of.txt", "link"):
+        assert values(f"hub:{tmp_path / name}") == [{"text": "one"}, {"text": "two"}]
+        files, members = capsys.readouterr().err.splitlines()
+        assert files == f"hub:{tmp_path / name}: not read are the files more.jsonl"
+        assert members.startswith(
+            f"hub:{tmp_path / name}: not read of archives (train.zip) are files that begin"
+        )
 
 
 def test_a_split_and_a_configuration_of_the_hub_can_be_named(tmp_path, capsys):

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from dataset.blocks import COMPRESSIONS, ENDINGS, form_of
 from dataset.messages import shown
 from dataset.printing import printable
-from dataset.tables import HUB, on_hub
+from dataset.tables import HUB, hub_state, on_hub
 from dataset.text_files import DEFAULT_RULES, TextRules
 from model.errors import UserError
 from model.files import opened
@@ -51,13 +51,18 @@ def _files_in(folder: Path) -> list[str]:
     entries: list[Path] = []
     hidden: list[str] = []
     for place, folders, files in os.walk(folder, onerror=_refuse):
-        hidden += [name for name in folders + [*filter(form_of, files)] if name.startswith(".")]
+        hidden += [name for name in folders + [*filter(_ends, files)] if name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]  # half-made stores among them
         entries += [Path(place, name) for name in folders + files if not name.startswith(".")]
     _tell_hidden(str(folder), hidden)
     for link in sorted(entry for entry in entries if entry.is_symlink() and os.path.isdir(entry)):
         print(f"{printable(str(link))} is a link to a folder: name it to read it", file=sys.stderr)
     return [str(entry) for entry in sorted(entries) if not os.path.isdir(entry)]
+
+
+def _ends(file: str) -> bool:
+    """Say whether a hidden file may be data by its name, as .gitignore and the like are not."""
+    return bool(form_of(file) or Path(file).suffix)
 
 
 def _tell_hidden(place: str, names: Iterable[str]) -> None:
@@ -75,7 +80,7 @@ def _matches(pattern: Path) -> list[str]:
                 _refuse(error)
     found = sorted(glob(str(pattern), recursive=True))
     hidden = {*glob(str(pattern), recursive=True, include_hidden=True)} - {*found}
-    _tell_hidden(str(pattern), filter(form_of, hidden))
+    _tell_hidden(str(pattern), filter(_ends, hidden))
     files = [each for each in found if not os.path.isdir(each)]
     read = {folder for file in files for folder in Path(file).parents}
     for folder in filter(os.path.isdir, found):
@@ -201,9 +206,9 @@ def size_of(source: str) -> int:
 
 
 def describe_source(source: str) -> dict[str, Any]:
-    """Return what tells this state of a source from another: name, size in bytes, sha256 (files only)."""
+    """Return what tells this state of a source from another: name, bytes of a file, sha256 (of its state)."""
     if source.startswith(HUB):
-        return {"path": source, "bytes": 0, "sha256": ""}
+        return {"path": source, "bytes": 0, "sha256": hub_state(source)}
     with opened(source) as file:
         digest = file_digest(file, "sha256").hexdigest()
         return {"path": str(source), "bytes": file.tell(), "sha256": digest}

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 from dataset.messages import shown
@@ -22,6 +23,7 @@ LIKE_OURS = re.compile(r"\.jsonl(\.gz|\.zst)?$|\.json$")
 """names of files of the hub that are read as local ones are"""
 NO_DATA = ("README.md", "LICENSE", ".gitattributes", ".gitignore", "dataset_infos.json")
 ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|7z|rar)(\.\w+)?$", re.IGNORECASE)
+OF_ARCHIVES = "names and folders that begin with . or __, nor names without an ending in .tar"
 TOLD_APART = {"name", "version", "data_dir", "data_files", "description", "features"}
 """what a card says beside how its files are read"""
 ROWS_AT_ONCE = 1000  # of a parquet file; else whole row groups are held
@@ -54,17 +56,11 @@ def hub_parts(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
     `datasets` would take texts for dates where a file of JSON has nothing else in their place, and texts such
     as N/A in one of CSV for nothing. Raises `UnfinishedError`, also later, as the hub may answer next time.
     """
-    import datasets
     from datasets.utils.file_utils import xopen
 
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it raises says the same
-    request = on_hub(source)
-    explaining, split = partial(_explaining, HUB + request["path"], UnfinishedError), request.pop("split")
+    explaining = _explaining_hub(source)
     with explaining():
-        builder = datasets.load_dataset_builder(**request)
-        for name in {"on_bad_lines", "on_bad_files"} & vars(builder.config).keys():
-            setattr(builder.config, name, "error")
+        builder, split = _builder(source), on_hub(source)["split"]
         _tell_unread(source, builder)
         if builder.name == "csv":
             builder.config.keep_default_na, builder.config.na_values = False, [""]
@@ -82,6 +78,35 @@ def hub_parts(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
             yield "", _within(explaining, map(_line, table))
 
 
+def hub_state(source: str) -> str:
+    """Return a digest of which data set of the hub this is, of the state of its files and of its card."""
+    with _explaining_hub(source)():
+        return sha256(f"{source} {_builder(source).hash}".encode()).hexdigest()
+
+
+def tell_unread(source: str) -> None:
+    """Say which files of a data set of the hub are not read, and how its card says that others are."""
+    with _explaining_hub(source)():
+        _tell_unread(source, _builder(source))
+
+
+def _explaining_hub(source: str) -> Callable[[], AbstractContextManager[None]]:
+    return partial(_explaining, HUB + on_hub(source)["path"], UnfinishedError)
+
+
+def _builder(source: str) -> Any:
+    """Return what reads a data set of the hub; damaged files and lines are errors, whatever its card says."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it raises says the same
+    request = on_hub(source)
+    builder = datasets.load_dataset_builder(request["path"], request["name"])
+    for name in {"on_bad_lines", "on_bad_files"} & vars(builder.config).keys():
+        setattr(builder.config, name, "error")
+    return builder
+
+
 def _files_of_json(builder: Any) -> dict[str, list[str]]:
     """Return the files of each split of a data set where all are such as we read, else nothing."""
     from datasets.utils.file_utils import xgetsize
@@ -96,25 +121,30 @@ def _files_of_json(builder: Any) -> dict[str, list[str]]:
 
 
 def _tell_unread(source: str, builder: Any) -> None:
-    """Say which files of a data set are not read, and how its card says that others are."""
     from fsspec.core import url_to_fs
 
     system, root = url_to_fs(builder.base_path)
-    root = os.path.realpath(root) if os.path.isdir(root) else root
-    files = [name.removeprefix(root).strip("/") for name in system.find(root)]
-    read = {name.rpartition(f"{root}/")[2] for names in builder.config.data_files.values() for name in names}
-    unread = [name for name in files if name not in read and name.rpartition("/")[2] not in NO_DATA]
-    if unread and read & {*files}:
-        print(printable(f"{source}: not read are the files {shown(unread)}"), file=sys.stderr)
-    if packed := sorted(filter(ARCHIVE.search, read)):
-        said = f"{source}: not read of archives ({shown(packed)}) are files that begin with . or __"
-        print(
-            printable(f"{said}, or lie in such folders, nor those in .tar without an ending"), file=sys.stderr
-        )
+    plain = os.path.realpath if os.path.isdir(root) else str  # a file may have several names
+    files = {plain(name): name.removeprefix(root).strip("/") for name in system.find(root)}
+    named = [name for names in builder.config.data_files.values() for name in names]
+    read = {plain(name.rpartition("::")[2].rpartition("://")[2]) for name in named}
+    unread = [name for file, name in files.items() if file not in read]
+    others = sorted(read - files.keys())
+    if plain is str and len(others) == len(read):  # the hub calls its files otherwise than is known here
+        unread, others = [], []
+    packed = [files.get(file, file) for file in sorted(filter(ARCHIVE.search, read))]
     usual = vars(type(builder.config)(name="usual"))
-    said = {key: value for key, value in vars(builder.config).items() if value != usual.get(key)}
-    if said := {key: value for key, value in said.items() if key not in TOLD_APART}:
-        print(printable(f"{source}: its card says what is read of a file, and how: {said}"), file=sys.stderr)
+    options = {k: v for k, v in vars(builder.config).items() if k not in TOLD_APART and v != usual.get(k)}
+    told = {
+        "not read are the files": shown(each for each in unread if each.rpartition("/")[2] not in NO_DATA),
+        "its card has others read": shown(others),
+        "of archives its card has read": shown(name.partition("::")[0] for name in named if "::" in name),
+        f"of archives are not read {OF_ARCHIVES}": shown(packed),
+        "its card says what is read of a file, and how": str(options or ""),
+    }
+    for what, names in told.items():
+        if names:
+            print(printable(f"{source}: {what}: {names}"), file=sys.stderr)
 
 
 def _within(context: Callable[[], AbstractContextManager[None]], chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from dataset.blocks import PACKED_BYTES, as_json_lines, read_blocks
 from dataset.formats import RecordError
 from dataset.preparation import PreparationSettings, write_store
 from dataset.records import read_records, texts_of
-from dataset.sources import check_sources, find_sources
+from dataset.sources import check_sources, describe_source, find_sources
 from dataset.text_files import TextRules
 from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
@@ -116,7 +116,7 @@ def test_what_is_not_read_of_the_hub_is_named(tmp_path, capsys):
     write(tmp_path / "README.md", card.format("nrows: 1").encode())
     assert values(f"hub:{tmp_path}") == [{"text": "one"}]
     files, rows = capsys.readouterr().err.splitlines()
-    assert files == f"hub:{tmp_path}: not read are the files b.csv, more/\\x1b.jsonl"
+    assert files == f"hub:{tmp_path}: not read are the files: b.csv, more/\\x1b.jsonl"
     assert rows == f"hub:{tmp_path}: its card says what is read of a file, and how: {{'nrows': 1}}"
     parquet(tmp_path / "train.parquet", ROWS[:3])
     filtered = card.format("filters: [[n, '>', 0]]").replace("train.csv", "train.parquet")
@@ -146,10 +146,16 @@ def test_what_is_not_read_of_archives_and_behind_links_is_named_too(tmp_path, ca
     for name in ("of.txt", "link"):
         assert values(f"hub:{tmp_path / name}") == [{"text": "one"}, {"text": "two"}]
         files, members = capsys.readouterr().err.splitlines()
-        assert files == f"hub:{tmp_path / name}: not read are the files more.jsonl"
-        assert members.startswith(
-            f"hub:{tmp_path / name}: not read of archives (train.zip) are files that begin"
-        )
+        assert files == f"hub:{tmp_path / name}: not read are the files: more.jsonl"
+        assert members.startswith(f"hub:{tmp_path / name}: of archives are not read names and folders that")
+        assert members.endswith(": train.zip")
+
+
+def test_a_data_set_of_the_hub_that_has_changed_is_another_source(tmp_path):
+    write(tmp_path / "train.jsonl", LINES)
+    first, same, split = (describe_source(f"hub:{tmp_path}{of}")["sha256"] for of in ("", "", ":train"))
+    write(tmp_path / "train.jsonl", LINES[::-1])
+    assert first == same != split and describe_source(f"hub:{tmp_path}")["sha256"] != first
 
 
 def test_a_split_and_a_configuration_of_the_hub_can_be_named(tmp_path, capsys):
@@ -218,12 +224,12 @@ def test_a_linked_folder_that_is_not_read_is_named(tmp_path, capsys):
 
 def test_what_is_hidden_in_a_folder_is_not_read_and_named(tmp_path, capsys):
     data = write(tmp_path / "a.jsonl", LINES)
-    for name in (".b.jsonl", ".cache/c.jsonl", ".DS_Store"):
+    for name in (".b.jsonl", ".cache/c.jsonl", ".d.csv", ".DS_Store"):
         write(tmp_path / name, LINES)
     assert find_sources([str(tmp_path)]) == [data]
-    assert capsys.readouterr().err == f"{tmp_path}: not read, as hidden, are .b.jsonl, .cache\n"
+    assert capsys.readouterr().err == f"{tmp_path}: not read, as hidden, are .b.jsonl, .cache, .d.csv\n"
     assert find_sources([str(tmp_path / "**")]) == [data]
-    assert capsys.readouterr().err == f"{tmp_path}/**: not read, as hidden, are .b.jsonl, c.jsonl\n"
+    assert capsys.readouterr().err == f"{tmp_path}/**: not read, as hidden, are .b.jsonl, .d.csv, c.jsonl\n"
 
 
 def test_a_folder_that_a_glob_finds_is_named_unless_its_files_are_found_too(tmp_path, capsys):

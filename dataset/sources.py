@@ -24,6 +24,8 @@ from model.files import opened
 
 PRODUCTS = {"a token store": ("manifest.json", "ids-00000.bin"), "a tokenizer": ("tokenizer.json",)}
 """files that tell a folder which is no data, though its files end as data do; a model has its tokenizer"""
+UNTOLD = {".DS_Store", ".git", ".gitignore", ".gitattributes", ".gitkeep"}
+"""hidden files and folders that nobody takes for data"""
 
 
 def find_sources(names: Sequence[str]) -> list[str]:
@@ -51,18 +53,13 @@ def _files_in(folder: Path) -> list[str]:
     entries: list[Path] = []
     hidden: list[str] = []
     for place, folders, files in os.walk(folder, onerror=_refuse):
-        hidden += [name for name in folders + [*filter(_ends, files)] if name.startswith(".")]
+        hidden += [name for name in folders + [*{*files} - UNTOLD] if name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]  # half-made stores among them
         entries += [Path(place, name) for name in folders + files if not name.startswith(".")]
     _tell_hidden(str(folder), hidden)
     for link in sorted(entry for entry in entries if entry.is_symlink() and os.path.isdir(entry)):
         print(f"{printable(str(link))} is a link to a folder: name it to read it", file=sys.stderr)
     return [str(entry) for entry in sorted(entries) if not os.path.isdir(entry)]
-
-
-def _ends(file: str) -> bool:
-    """Say whether a hidden file may be data by its name, as .gitignore and the like are not."""
-    return bool(form_of(file) or Path(file).suffix)
 
 
 def _tell_hidden(place: str, names: Iterable[str]) -> None:
@@ -80,7 +77,7 @@ def _matches(pattern: Path) -> list[str]:
                 _refuse(error)
     found = sorted(glob(str(pattern), recursive=True))
     hidden = {*glob(str(pattern), recursive=True, include_hidden=True)} - {*found}
-    _tell_hidden(str(pattern), filter(_ends, hidden))
+    _tell_hidden(str(pattern), (name for name in hidden if Path(name).name not in UNTOLD))
     files = [each for each in found if not os.path.isdir(each)]
     read = {folder for file in files for folder in Path(file).parents}
     for folder in filter(os.path.isdir, found):

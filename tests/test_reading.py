@@ -224,12 +224,15 @@ def test_a_linked_folder_that_is_not_read_is_named(tmp_path, capsys):
 
 def test_what_is_hidden_in_a_folder_is_not_read_and_named(tmp_path, capsys):
     data = write(tmp_path / "a.jsonl", LINES)
-    for name in (".b.jsonl", ".cache/c.jsonl", ".d.csv", ".DS_Store"):
+    for name in (".b.jsonl", ".cache/c.jsonl", ".jsonl", ".DS_Store"):
         write(tmp_path / name, LINES)
     assert find_sources([str(tmp_path)]) == [data]
-    assert capsys.readouterr().err == f"{tmp_path}: not read, as hidden, are .b.jsonl, .cache, .d.csv\n"
+    assert capsys.readouterr().err == f"{tmp_path}: not read, as hidden, are .b.jsonl, .cache, .jsonl\n"
     assert find_sources([str(tmp_path / "**")]) == [data]
-    assert capsys.readouterr().err == f"{tmp_path}/**: not read, as hidden, are .b.jsonl, .d.csv, c.jsonl\n"
+    assert (
+        capsys.readouterr().err
+        == f"{tmp_path}/**: not read, as hidden, are .b.jsonl, .cache, .jsonl, c.jsonl\n"
+    )
 
 
 def test_a_folder_that_a_glob_finds_is_named_unless_its_files_are_found_too(tmp_path, capsys):

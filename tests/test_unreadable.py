@@ -85,7 +85,9 @@ def test_files_of_other_endings_in_a_folder_are_told_of(tmp_path, capsys):
     packed = write(tmp_path / "b.jsonl.gz", gzip.compress(LINE))
     write(tmp_path / "c.csv.gz")
     assert find_sources([str(tmp_path)]) == [data, packed]
-    assert capsys.readouterr().err == f"{tmp_path}: not read are files of .csv, .csv.gz, no ending\n"
+    hidden, others = capsys.readouterr().err.splitlines()
+    assert hidden == f"{tmp_path}: not read, as hidden, are .hidden.csv"
+    assert others == f"{tmp_path}: not read are files of .csv, .csv.gz, no ending"
 
 
 def test_a_file_that_changes_while_it_is_read_is_told_of(tmp_path, monkeypatch):

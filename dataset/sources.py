@@ -53,7 +53,7 @@ def _files_in(folder: Path) -> list[str]:
     entries: list[Path] = []
     hidden: list[str] = []
     for place, folders, files in os.walk(folder, onerror=_refuse):
-        hidden += [name for name in folders + [*{*files} - UNTOLD] if name.startswith(".")]
+        hidden += [name for name in {*folders, *files} - UNTOLD if name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]  # half-made stores among them
         entries += [Path(place, name) for name in folders + files if not name.startswith(".")]
     _tell_hidden(str(folder), hidden)
@@ -77,7 +77,7 @@ def _matches(pattern: Path) -> list[str]:
                 _refuse(error)
     found = sorted(glob(str(pattern), recursive=True))
     hidden = {*glob(str(pattern), recursive=True, include_hidden=True)} - {*found}
-    _tell_hidden(str(pattern), (name for name in hidden if Path(name).name not in UNTOLD))
+    _tell_hidden(str(pattern), (name for name in hidden if UNTOLD.isdisjoint(Path(name).parts)))
     files = [each for each in found if not os.path.isdir(each)]
     read = {folder for file in files for folder in Path(file).parents}
     for folder in filter(os.path.isdir, found):

@@ -224,7 +224,7 @@ def test_a_linked_folder_that_is_not_read_is_named(tmp_path, capsys):
 
 def test_what_is_hidden_in_a_folder_is_not_read_and_named(tmp_path, capsys):
     data = write(tmp_path / "a.jsonl", LINES)
-    for name in (".b.jsonl", ".cache/c.jsonl", ".jsonl", ".DS_Store"):
+    for name in (".b.jsonl", ".cache/c.jsonl", ".jsonl", ".DS_Store", ".git/e.jsonl"):
         write(tmp_path / name, LINES)
     assert find_sources([str(tmp_path)]) == [data]
     assert capsys.readouterr().err == f"{tmp_path}: not read, as hidden, are .b.jsonl, .cache, .jsonl\n"

@@ -36,6 +36,7 @@ COPIES_OF = {text: copies for copies in range(1, MOST_COPIES + 1) for text in ou
 COPIES_OF |= {MARKS_PASSAGES + text: copies for text, copies in COPIES_OF.items()}
 """how often each of our templates writes the text of a user"""
 
+OUR_FOOTERS = dict.fromkeys(("system", "user", "tool"), "<|im_end|>\n")
 THOUGHT = ("<think>\n", "\n</think>\n\n")
 """around what an answer thinks first"""
 
@@ -77,9 +78,7 @@ class ChatForm:
 
     headers: dict[str, str] = field(default_factory=lambda: {role: f"<|im_start|>{role}\n" for role in ROLES})
     """before the content of each role"""
-    footers: dict[str, str] = field(
-        default_factory=lambda: dict.fromkeys(("system", "user", "tool"), "<|im_end|>\n")
-    )
+    footers: dict[str, str] = field(default_factory=OUR_FOOTERS.copy)
     """after it, of all but answers"""
     end: str = "<|im_end|>"
     """the token that ends an answer, and is a target"""
@@ -171,11 +170,9 @@ class ChatForm:
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raise `UserError` if this form cannot write one of the messages."""
-        unknown = [part for part in self.unknown if any(part in each.holds() for each in messages)]
-        if unknown:
-            fault = (
-                f"no form of {', '.join(unknown)} can be taken over from the chat template of the tokenizer"
-            )
+        if unknown := [part for part in self.unknown if any(part in each.holds() for each in messages)]:
+            names = ", ".join(unknown)
+            fault = f"no form of {names} can be taken over from the chat template of the tokenizer"
             raise UserError(f"{fault}; leave them out, or use another tokenizer")
 
 

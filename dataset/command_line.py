@@ -244,16 +244,14 @@ def _each_flag(line: list[str]) -> list[tuple[str, list[str]]]:
 def _over(former: _Words, later: _Words, rivals: _Rivals) -> _Words:
     """Return words by key: the later ones, and those of the former ones that go with them."""
 
-    def excluded_by(key: str, words: _Words) -> set[str]:
-        value = words[key][-1] if words[key] else ""
-        return set() if value == "null" else set(rivals(key, value))
+    def excludes(key: str, words: list[str], other: str) -> bool:
+        value = words[-1] if words else ""
+        return value != "null" and other in rivals(key, value)
 
-    excluded = {
-        key
-        for key in former
-        if any(key in excluded_by(each, later) and each in excluded_by(key, former) for each in later)
-    }
-    return {key: words for key, words in former.items() if key not in excluded} | later
+    def goes_with(key: str, words: list[str]) -> bool:
+        return not any(excludes(each, later[each], key) and excludes(key, words, each) for each in later)
+
+    return {key: words for key, words in former.items() if goes_with(key, words)} | later
 
 
 def _recipe_words(path: str, flags: dict[str, _Flag]) -> _Words:

@@ -17,23 +17,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+import dataset.formats as formats
 from dataset.batch_settings import Kind
 from dataset.blocks import BLOCK_BYTES, Block
 from dataset.chat_form import OURS, Message
 from dataset.conversation import Rendered, Renderer
-from dataset.formats import (
-    ChatFormat,
-    Preference,
-    QuestionPosition,
-    check_format,
-    parse_messages,
-    read_columns,
-    rename,
-)
 from dataset.messages import LeftOutError, held_keys, read_text
 from dataset.preferences import parse_pair, unread_of_bad
 from dataset.records import Rejects, accept, records_of, text_key
-from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
+from dataset.text_files import Marks, ReadingSettings
 from dataset.token_store import Part
 from dataset.tokenizer import Tokenizer
 from dataset.unread_keys import dropped, note, noting, unread_keys
@@ -49,7 +41,7 @@ Together = tuple[list[Message], ...]
 
 
 @dataclass(frozen=True)
-class PreparationSettings:
+class PreparationSettings(ReadingSettings):
     """What `scripts.prepare_data` is asked for."""
 
     kind: Kind
@@ -61,31 +53,20 @@ class PreparationSettings:
     """tokenizer directory"""
     out: str
     """token store to write"""
-    format: ChatFormat | None = None
+    format: formats.ChatFormat | None = None
     """chat format of the records (not of texts); each file's first record tells it otherwise"""
-    text_column: str = "text"
-    """key of the text in a record (pretrain)"""
-    document_separator: str = DEFAULT_RULES.separator
-    """what ends a document of a .txt file: blank_line, line, file, or any other text, as a line of its own"""
-    text_marks: TextMarks = DEFAULT_RULES.marks
-    """split: marks of documents and turns that texts spell, as <|endoftext|>, end documents, also those of
-    .txt files in place of blank lines; keep: they are text (pretrain)"""
     columns: tuple[str, ...] = ()
     """keys of the records by our names: question=prompt answer=response (not of texts)"""
-    preference: Preference | None = None
+    preference: formats.Preference | None = None
     """chosen: train on the good answers of preference data, which is refused otherwise (sft)"""
-    question_position: QuestionPosition = "last"
+    question_position: formats.QuestionPosition = "last"
     """where the question stands in records of context, question and answers (not of texts)"""
     weights: tuple[float, ...] = ()
     """how often each of --data is stored: 2 twice, 0.5 a half of its documents; once by default"""
     validation_fraction: float = 0.0
     """share of the documents to keep apart in OUT/validation; more data moves none from side to side"""
-    max_reject_fraction: float = 0.01
-    """share of the records that may be unusable; more is an error"""
     num_workers: int = 0
     """processes that encode; 0 = one for each core"""
-    overwrite: bool = False
-    """replace what lies at --out"""
 
     def __post_init__(self) -> None:
         """Check what no type can say."""
@@ -106,12 +87,7 @@ class PreparationSettings:
         for other in idle[self.kind]:
             if (value := getattr(self, other)) != getattr(PreparationSettings, other):
                 raise UserError(f"{other} {value} changes nothing of {self.kind} data; leave it out")
-        read_columns(self.columns)
-
-    @property
-    def text_rules(self) -> TextRules:
-        """Return how texts become documents."""
-        return TextRules(self.document_separator, self.text_marks)
+        formats.read_columns(self.columns)
 
 
 class Job(NamedTuple):
@@ -119,7 +95,7 @@ class Job(NamedTuple):
 
     block: Block
     weight: float
-    chat_format: ChatFormat | None
+    chat_format: formats.ChatFormat | None
     tokenizer: str
     """fingerprint"""
 
@@ -166,18 +142,9 @@ class Encoder:
                 rendered = [self._render(messages, renderer) for messages in together]
                 documents[place].extend(rendered * copies)
                 num_bytes[place] += copies * np.sum([_count_bytes(messages) for messages in together], axis=0)
-        parts = tuple(map(self._gather, documents))
-        return Encoded(
-            parts,
-            num_bytes,
-            rejects.account(),
-            listing.getvalue(),
-            marks,
-            sorted(unread),
-            job.block.source,
-            len(job.block.content),
-            sorted(found),
-        )
+        told = (rejects.account(), listing.getvalue(), marks, sorted(unread))
+        of_block = (job.block.source, len(job.block.content), sorted(found))
+        return Encoded(tuple(map(self._gather, documents)), num_bytes, *told, *of_block)
 
     def _render(self, messages: list[Message], renderer: Renderer) -> Rendered:
         is_text = self.settings.kind == "pretrain"
@@ -187,7 +154,7 @@ class Encoder:
         self, job: Job, marks: Marks, unread: set[str], found: set[str]
     ) -> Callable[[dict[str, Any]], list[Together]]:
         """Return the function from a record to the messages of documents; a text is one answer to nothing."""
-        settings, columns = self.settings, read_columns(self.settings.columns)
+        settings, columns = self.settings, formats.read_columns(self.settings.columns)
         chat_format, column = job.chat_format, text_key(job.block.source, settings.text_column)
 
         def parse_text(record: dict[str, Any]) -> list[Together]:
@@ -198,15 +165,15 @@ class Encoder:
 
         def parse_chat(record: dict[str, Any]) -> list[Together]:
             found.update(columns.values() & record.keys())
-            given, record = record, rename(record, columns)
+            given, record = record, formats.rename(record, columns)
             if settings.format is None:
-                check_format(record, chat_format)
+                formats.check_format(record, chat_format)
             if settings.kind == "preference":
                 chats = parse_pair(record, settings.question_position)
                 note(unread, unread_of_bad(record))
             else:
                 ways = (settings.question_position, chat_format, settings.preference)
-                chats = (parse_messages(record, *ways),)
+                chats = (formats.parse_messages(record, *ways),)
             together = tuple(map(_until_target, chats))
             late = {AFTER_TARGETS} if sum(map(len, together)) < sum(map(len, chats)) else set()
             note(unread, unread_keys(record, chat_format) | dropped(given, record, columns) | late)

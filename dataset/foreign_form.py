@@ -253,8 +253,6 @@ def _proofs(probe: _Probe, form: ChatForm) -> Iterator[tuple[list[Message], str]
     """Yield prompts of several turns and what the template writes of them."""
     starts = [[]] if "system messages" in form.unknown else [[], [SYSTEM]]
     for turns in ([*start, ASKED, SAID, AGAIN, SAID, ASKED] for start in starts):
-        told = [
-            turn | {"content": f"{(number, 'é', '中')[number % 3]}. Hello"}
-            for number, turn in enumerate(turns)
-        ]
+        said = (f"{(number, 'é', '中')[number % 3]}. Hello" for number in range(len(turns)))
+        told = [turn | {"content": content} for turn, content in zip(turns, said, strict=True)]
         yield [Message(**turn) for turn in told], probe.text(*told, asks=True)

@@ -125,11 +125,10 @@ def try_out(content: tokenizers.Tokenizer, lacking: Collection[int]) -> None:
 
 def _rules(rule: Any) -> Iterator[dict[str, Any]]:
     """Yield a rule of the library, or each of several, as its file has them."""
-    known = (
-        rule if isinstance(rule, dict) else json.loads(rule.__getstate__()) if rule else {"type": "Sequence"}
-    )
-    yield known
-    for each in known.get("normalizers", known.get("pretokenizers", ())):
+    if not isinstance(rule, dict):
+        rule = json.loads(rule.__getstate__()) if rule else {"type": "Sequence"}
+    yield rule
+    for each in rule.get("normalizers", rule.get("pretokenizers", ())):
         yield from _rules(each)
 
 

@@ -39,12 +39,8 @@ ChatFormat = Literal[
 PAIRS: dict[ChatFormat, tuple[tuple[str, str], ...]] = {
     "alpaca": (("instruction", "output"), ("instruction", "response")),
     "prompt_completion": (
-        ("prompt", "completion"),
-        ("prompt", "response"),
-        ("prompt", "answer"),
-        ("query", "response"),
-        ("input", "output"),
-        ("input", "ideal"),
+        *(("prompt", answer) for answer in ("completion", "response", "answer")),
+        *(("query", "response"), ("input", "output"), ("input", "ideal")),
     ),
     "reading": (("question", "answers"), ("question", "answer"), ("question", "response")),
 }
@@ -216,19 +212,15 @@ def read_answers(value: Any) -> list[Any]:
 def _no_format(record: dict[str, Any]) -> str:
     """Say which keys a record has and which it should have."""
     if isinstance(record.get("completions"), list):
-        return (
-            "several completions, as UltraFeedback rates them; take its binarized form with --preference "
-            "chosen, or write the best one as output"
-        )
+        fault = "several completions, as UltraFeedback rates them; take its binarized form"
+        return f"{fault} with --preference chosen, or write the best one as output"
     if len(found := _pairs(record)) > 1:
         ways = ", ".join(" + ".join(pair) for _, pair in found)
         return f"could be read as {ways}; say which with --columns or --format"
     hint = "; --kind pretrain trains on text" if "text" in record or len(record) == 1 else ""
-    return (
-        f"no chat format has the keys {shown(sorted(record)) or '(none)'}; expected messages, conversations, "
-        "instruction + output, prompt + completion, question + answers, or chosen + rejected; "
-        f"--columns question=KEY answer=KEY names others{hint}"
-    )
+    fault = f"no chat format has the keys {shown(sorted(record)) or '(none)'}; expected messages"
+    others = "instruction + output, prompt + completion, question + answers, or chosen + rejected"
+    return f"{fault}, conversations, {others}; --columns question=KEY answer=KEY names others{hint}"
 
 
 def _read_pair(

@@ -214,10 +214,8 @@ def _content(value: Any) -> tuple[str, tuple[tuple[int, int], ...]]:
     passages = []
     if isinstance(value, list):
         texts = [_part(part) for part in value]
-        ends = [*accumulate(map(len, texts))]
-        passages = [
-            (end - len(text), end) for text, end in zip(texts, ends, strict=True) if isinstance(text, Passage)
-        ]
+        ends = zip(texts, accumulate(map(len, texts)), strict=True)
+        passages = [(end - len(text), end) for text, end in ends if isinstance(text, Passage)]
         value = "".join(texts)
     return read_text(value, "content", may_be_empty=True), tuple(passages)
 

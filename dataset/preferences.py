@@ -12,19 +12,15 @@ from dataset.messages import LeftOutError, RecordError, half_of, is_absent
 from dataset.unread_keys import idle_flags, of_texts, of_turns, others
 from dataset.written_turns import with_prompt
 
-SCORES = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen-rating", "rejected-rating"),
-    ("chosen_rating", "rejected_rating"),
-)
-"""keys under which data tell how good either answer is"""
+Pair = tuple[list[Message], list[Message]]
+"""the conversations that end with the good answer and with the bad one"""
+
+SCORES = ("score_chosen", "chosen_score", "chosen-rating", "chosen_rating")
+"""keys under which data tell how good an answer is; of the other one they say `rejected`"""
 BAD = ("rejected", *BESIDE_MESSAGES)
 
 
-def parse_pair(
-    record: dict[str, Any], question_position: QuestionPosition = "last"
-) -> tuple[list[Message], list[Message]]:
+def parse_pair(record: dict[str, Any], question_position: QuestionPosition = "last") -> Pair:
     """Return the conversations of a pair, the good one first; answers before they part carry no loss.
 
     Raises `RecordError` with the reason, `LeftOutError` where neither answer is better than the other.
@@ -39,7 +35,7 @@ def parse_pair(
         bad = [*good[:-1], *said]  # the good answer ends the messages
     else:
         bad = ending_with(record, name, question_position)
-    if good == bad or any(_are_equal(record, *keys) for keys in SCORES):
+    if good == bad or any(_are_equal(record, key) for key in SCORES):
         raise LeftOutError("neither answer of a pair is better")
     return _parted(good, bad)
 
@@ -52,11 +48,11 @@ def unread_of_bad(record: dict[str, Any]) -> set[str]:
     return others(given, {name}) | inside | idle_flags(f"{name}.", given[name])
 
 
-def _are_equal(record: dict[str, Any], one: str, other: str) -> bool:
-    return not is_absent(record.get(one)) and record[one] == record.get(other)
+def _are_equal(record: dict[str, Any], key: str) -> bool:
+    return not is_absent(record.get(key)) and record[key] == record.get(key.replace("chosen", "rejected"))
 
 
-def _parted(good: list[Message], bad: list[Message]) -> tuple[list[Message], list[Message]]:
+def _parted(good: list[Message], bad: list[Message]) -> Pair:
     """Return both sides, without loss where they are the same; raises `RecordError` unless answers differ."""
     said = ([replace(message, is_trained=True) for message in side] for side in (good, bad))
     place = next((n for n, (one, other) in enumerate(zip(*said, strict=False)) if one != other), None)

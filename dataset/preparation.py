@@ -72,7 +72,7 @@ def write_store(
     weights = settings.weights or (1.0,) * len(settings.data)
     named = zip(settings.data, weights, strict=True)
     sources = [(source, weight) for name, weight in named for source in find_sources([name])]
-    states = begin_reading([source for source, _ in sources], settings.text_rules, settings.text_column)
+    states = begin_reading([source for source, _ in sources], settings)
     tokenizer = Tokenizer.load(settings.tokenizer)
     described = [describe_source(source) for source, _ in sources]
     request = _request(settings, tokenizer, described, [weight for _, weight in sources])
@@ -82,9 +82,9 @@ def write_store(
     with resumable_folder(settings.out, overwrite=is_store) as folder:
         # A preparation may have been killed between its last file and the renaming of the folder.
         if not ((folder / "manifest.json").is_file() and read_notes(folder)["request"] == request):
-            journal = _Journal(folder, request)
+            output = _Output(settings, tokenizer, _Journal(folder, request))
             blocks = partial(encode, settings, sources, request)
-            _write(settings, blocks, tokenizer, journal, {"sources": described, "request": request})
+            _write(output, blocks, {"sources": described, "request": request})
         check_unchanged(states)
         (folder / JOURNAL).unlink(missing_ok=True)
         return read_notes(folder), False
@@ -98,7 +98,7 @@ def _request(
     return {key: value for key, value in given.items() if key not in UNDECIDING} | {
         "weights": weights,
         "tokenizer": tokenizer.fingerprint,
-        "sources": [source["sha256"] or source["path"] for source in sources],
+        "sources": [source["sha256"] for source in sources],
         "file_endings": [form_of(source["path"]) for source in sources],
     }
 
@@ -152,19 +152,12 @@ def _digest(content: str) -> str:
     return blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def _write(
-    settings: PreparationSettings,
-    blocks_from: Callable[[int], Iterator[Encoded]],
-    tokenizer: Tokenizer,
-    journal: _Journal,
-    notes: dict[str, Any],
-) -> None:
+def _write(output: "_Output", blocks_from: Callable[[int], Iterator[Encoded]], notes: dict[str, Any]) -> None:
     """Append what the journal does not hold yet, then write the manifests."""
     total_bytes = sum(size_of(source["path"]) for source in notes["sources"])
-    with closing(_Output(settings, tokenizer, journal)) as output:
-        blocks = blocks_from(output.num_blocks)
+    with closing(output):
         with reporting(total_bytes, "preparing") as report:
-            for encoded in blocks:
+            for encoded in blocks_from(output.num_blocks):
                 output.append(encoded)
                 report(encoded.account[0], encoded.size)
         output.finish(notes)

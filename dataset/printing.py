@@ -35,6 +35,11 @@ def _shown(character: str) -> str:
     return character if is_seen(character) else character.encode("unicode_escape").decode()
 
 
+def tell(line: str) -> None:
+    """Print a line, in which foreign names may stand, on standard error."""
+    print(printable(line), file=sys.stderr)
+
+
 def prepare_streams(stdout_is_log: bool = False) -> None:
     """Let output show what its encoding lacks as escapes, and replace closed streams.
 

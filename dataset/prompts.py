@@ -21,21 +21,17 @@ def raw_prompt(text: str, tokenizer: Tokenizer, prompt_mask: str) -> Prompt:
 def prompt_of_ids(ids: Sequence[int], prompt_mask: str) -> Prompt:
     """Return the same of a text that is given as its tokens."""
     no_marks = torch.zeros(len(ids), dtype=torch.bool)
-    return prompt_under(prompt_mask, tuple(ids), no_marks, no_marks)
+    return prompt_under(prompt_mask, ids, no_marks, no_marks)
 
 
 def prompt_of(rendered: Rendered, prompt_mask: str) -> Prompt:
     """Return a conversation that ends before an answer as a prompt, under the mask that training gave it."""
     answers, starts = torch.from_numpy(rendered.targets), torch.from_numpy(rendered.starts)
-    return prompt_under(prompt_mask, tuple(rendered.ids.tolist()), answers, starts, rendered.passages)
+    return prompt_under(prompt_mask, rendered.ids.tolist(), answers, starts, rendered.passages)
 
 
 def prompt_under(
-    prompt_mask: str,
-    ids: tuple[int, ...],
-    answers: Tensor,
-    starts: Tensor,
-    passages: np.ndarray | None = None,
+    prompt_mask: str, ids: Sequence[int], answers: Tensor, starts: Tensor, passages: np.ndarray | None = None
 ) -> Prompt:
     """Return the prompt whose answer is still to come, under the blocks and parts that training gave it.
 
@@ -45,7 +41,7 @@ def prompt_under(
     parts = None if passages is None else parts_of(prompt_mask, passages)
     positions = positions_of(parts, len(ids)).tolist()
     places = () if parts is None else tuple(zip(positions, parts.tolist(), strict=True))
-    return Prompt(ids, tuple(blocks.tolist()), places)
+    return Prompt(tuple(ids), tuple(blocks.tolist()), places)
 
 
 def layout_of(rendered: Rendered, prompt_mask: str) -> Layout:

@@ -6,6 +6,7 @@ What a record says is `dataset/formats.py`'s.
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, TextIO, TypeVar
@@ -147,13 +148,10 @@ def _texts(block: Block) -> Iterator[Record]:
 
 
 def _text(path: str, number: int, content: bytes) -> Record:
-    try:
-        value, fault = {"text": content.decode("utf-8-sig").strip()}, ""
-    except UnicodeDecodeError:
-        value, fault = None, not_utf8(content)
-    if content.count(0) > len(content) // 4:  # in UTF-16 every other byte of English
-        value, fault = None, not_utf8(content)
-    return Record(value, fault, path, number)
+    with suppress(UnicodeDecodeError):
+        if content.count(0) <= len(content) // 4:  # in UTF-16 every other byte of English
+            return Record({"text": content.decode("utf-8-sig").strip()}, "", path, number)
+    return Record(None, not_utf8(content), path, number)
 
 
 def text_key(source: str, text_column: str) -> str:
@@ -221,9 +219,8 @@ class Rejects:
         if not self.num_records:
             raise UserError("the data files hold no records")
         rejected = self.reasons.total()
-        if rejected == self.num_records or are_too_many(
-            rejected - self.num_left_out, self.num_records, self.max_fraction
-        ):
+        broken = rejected - self.num_left_out
+        if rejected == self.num_records or are_too_many(broken, self.num_records, self.max_fraction):
             others = f" (and {rejected - 1} more)" if rejected > 1 else ""
             fault = f"{self.first}{others}; {rejected} of {self.num_records} records cannot be used"
             raise UserError(f"{fault}, more than --max_reject_fraction {self.max_fraction:g} allows")

@@ -93,7 +93,7 @@ def encode_share(settings: PreparationSettings, share: Share) -> None:
 
 def _check_state(share: Share, partial: Path) -> None:
     """Raise `UserError` for a source that is no longer what the share is named after, whose blocks go."""
-    if (describe_source(share.source)["sha256"] or share.source) != share.state:
+    if describe_source(share.source)["sha256"] != share.state:
         partial.unlink(missing_ok=True)
         raise UserError(f"{share.source} changed meanwhile; run the same command again once it stays")
 

@@ -4,7 +4,6 @@ What stands in them is read by `dataset/blocks.py`.
 """
 
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from glob import glob, has_magic
@@ -16,9 +15,9 @@ from typing import Any, NoReturn
 
 from dataset.blocks import COMPRESSIONS, ENDINGS, form_of
 from dataset.messages import shown
-from dataset.printing import printable
+from dataset.printing import tell
 from dataset.tables import HUB, hub_state, on_hub
-from dataset.text_files import DEFAULT_RULES, TextRules
+from dataset.text_files import DEFAULT_RULES, ReadingSettings
 from model.errors import UserError
 from model.files import opened
 
@@ -58,13 +57,13 @@ def _files_in(folder: Path) -> list[str]:
         entries += [Path(place, name) for name in folders + files if not name.startswith(".")]
     _tell_hidden(str(folder), hidden)
     for link in sorted(entry for entry in entries if entry.is_symlink() and os.path.isdir(entry)):
-        print(f"{printable(str(link))} is a link to a folder: name it to read it", file=sys.stderr)
+        tell(f"{link} is a link to a folder: name it to read it")
     return [str(entry) for entry in sorted(entries) if not os.path.isdir(entry)]
 
 
 def _tell_hidden(place: str, names: Iterable[str]) -> None:
     if hidden := sorted(Path(name).name for name in names):
-        print(f"{printable(place)}: not read, as hidden, are {shown(hidden)}", file=sys.stderr)
+        tell(f"{place}: not read, as hidden, are {shown(hidden)}")
 
 
 def _matches(pattern: Path) -> list[str]:
@@ -82,7 +81,7 @@ def _matches(pattern: Path) -> list[str]:
     read = {folder for file in files for folder in Path(file).parents}
     for folder in filter(os.path.isdir, found):
         if Path(folder) not in read and os.listdir(folder):
-            print(f"{printable(folder)} is a folder: name it to read it", file=sys.stderr)
+            tell(f"{folder} is a folder: name it to read it")
     return files
 
 
@@ -98,9 +97,9 @@ def _data_among(files: list[str], root: Path, name: str) -> list[str]:
         wanted = f"no data files in {name}: expected names that end in {', '.join(ENDINGS)}"
         raise UserError(f"{wanted}, outside tokenizers and token stores")
     for folder in dict.fromkeys(filter(None, products.values())):
-        print(f"{printable(str(folder))} is {_product(folder)}: not read as data", file=sys.stderr)
+        tell(f"{folder} is {_product(folder)}: not read as data")
     if others := sorted({_ending(file) for file in outside if not form_of(file)}):
-        print(f"{printable(name)}: not read are files of {printable(', '.join(others))}", file=sys.stderr)
+        tell(f"{name}: not read are files of {', '.join(others)}")
     return data
 
 
@@ -164,19 +163,18 @@ def _check_file(path: str) -> int:
         return status.st_size
 
 
-def begin_reading(
-    sources: Sequence[str], rules: TextRules, text_column: str = "text"
-) -> dict[str, list[int]]:
+def begin_reading(sources: Sequence[str], settings: ReadingSettings) -> dict[str, list[int]]:
     """Check what is about to be read, and return the states of files for `check_unchanged` when it has been.
 
     Raises `UserError` as `check_sources` does, and for a separator or column that none of the sources heeds.
     """
     check_sources(sources)
-    if text_column != "text" and {*map(form_of, sources)} == {".txt"}:
-        raise UserError(f"text_column {text_column}: .txt files have no columns; leave it out")
+    column, rules, forms = settings.text_column, settings.text_rules, {*map(form_of, sources)}
+    if column != "text" and forms == {".txt"}:
+        raise UserError(f"text_column {column}: .txt files have no columns; leave it out")
     if rules.separator != DEFAULT_RULES.separator:
         rules.check()
-        if ".txt" not in map(form_of, sources):
+        if ".txt" not in forms:
             fault = f"document_separator {rules.separator}: none of the data is a .txt file"
             raise UserError(f"{fault}; leave it out")
     return {source: state_of(source) for source in sources if not source.startswith(HUB)}

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -11,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 from dataset.messages import shown
-from dataset.printing import printable
+from dataset.printing import tell
 from model.errors import UnfinishedError, UserError
 from model.files import opened
 
@@ -144,7 +143,7 @@ def _tell_unread(source: str, builder: Any) -> None:
     }
     for what, names in told.items():
         if names:
-            print(printable(f"{source}: {what}: {names}"), file=sys.stderr)
+            tell(f"{source}: {what}: {names}")
 
 
 def _within(context: Callable[[], AbstractContextManager[None]], chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -158,8 +157,7 @@ def _split_among(source: str, splits: list[str]) -> str:
         raise ValueError(f"it has no split train; name one of {', '.join(splits)}")
     read = "train" if "train" in splits else splits[0]
     if others := [split for split in splits if split != read]:
-        said = f"{source}: {read} is read; not read are the splits {', '.join(others)}"
-        print(printable(said), file=sys.stderr)
+        tell(f"{source}: {read} is read; not read are the splits {', '.join(others)}")
     return read
 
 

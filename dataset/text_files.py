@@ -85,6 +85,28 @@ class TextRules(NamedTuple):
 DEFAULT_RULES = TextRules()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadingSettings:
+    """How what reads texts, or chats, out of files takes them."""
+
+    text_column: str = "text"
+    """key of the text in a record (not of chats)"""
+    document_separator: str = DEFAULT_RULES.separator
+    """what ends a document of a .txt file: blank_line, line, file, or any other text, as a line of its own"""
+    text_marks: TextMarks = DEFAULT_RULES.marks
+    """split: marks of documents and turns that texts spell, as <|endoftext|>, end documents, also those of
+    .txt files in place of blank lines; keep: they are text (not of chats)"""
+    max_reject_fraction: float = 0.01
+    """share of the records that may be unusable; more is an error"""
+    overwrite: bool = False
+    """replace what lies at --out"""
+
+    @property
+    def text_rules(self) -> TextRules:
+        """Return how texts become documents."""
+        return TextRules(self.document_separator, self.text_marks)
+
+
 @dataclass
 class Marks:
     """Divides texts at the marks that they spell, and counts those."""
@@ -135,9 +157,8 @@ def not_utf8(content: bytes) -> str:
         return "not UTF-8"
     foreign = [character for character in text if not character.isascii()]
     num_han = sum("\u3000" <= character <= "\u9fff" or character > "\uff00" for character in foreign)
-    return "not UTF-8" + ": looks like GBK (convert it: iconv -f GB18030 -t UTF-8)" * (
-        num_han > len(foreign) // 2
-    )
+    guess = ": looks like GBK (convert it: iconv -f GB18030 -t UTF-8)"
+    return "not UTF-8" + guess * (num_han > len(foreign) // 2)
 
 
 def _end_mark(text: str) -> str:

@@ -93,10 +93,8 @@ class TokenStore:
         lengths = [self._read("lengths", n, 0, shard["documents"]) for n, shard in enumerate(shards)]
         self._first_of_shard = [0, *accumulate(map(len, lengths))]
         self.lengths = np.concatenate(lengths)
-        self._begins = [
-            np.cumsum(np.append(0, np.add.reduceat(each, range(0, len(each), STRIDE), dtype=np.int64)))
-            for each in lengths
-        ]
+        strides = (np.add.reduceat(each, range(0, len(each), STRIDE), dtype=np.int64) for each in lengths)
+        self._begins = [np.cumsum(np.append(0, each)) for each in strides]
         sizes = [shard["tokens"] for shard in shards]
         if not self.lengths.all() or [begins[-1] for begins in self._begins] != sizes:
             raise UserError(f"the lengths in {self.path} are damaged; {ADVICE}")

@@ -16,20 +16,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+import dataset.foreign_tokenizer as foreign
 from dataset.chat_form import COPIES_OF, ROLES, ChatForm, our_templates
 from dataset.foreign_form import read_form
-from dataset.foreign_tokenizer import (
-    BYTE_PIECES,
-    NAMED_FILES,
-    brought_template,
-    copy_of,
-    decoding_of,
-    encode_after,
-    marks_of,
-    named_tokens,
-    quiet_panics,
-    without_code,
-)
 from dataset.words import BYTE_OF_CHARACTER, Words, parts_of, pre_tokenizer, without_long_runs, without_marks
 from model.errors import UserError, hub_advice
 from model.files import read_object
@@ -40,7 +29,7 @@ TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
 RESERVED = tuple(f"<|reserved_{slot}|>" for slot in range(6))
 SPECIAL_TOKENS = MARKERS + TAGS + RESERVED  # ids 0 … 15 of a tokenizer that is trained here
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template_training.jinja")
-FILES = ("tokenizer.json", *NAMED_FILES, *TEMPLATE_FILES)
+FILES = ("tokenizer.json", *foreign.NAMED_FILES, *TEMPLATE_FILES)
 SMALLEST_VOCAB, LARGEST_VOCAB = 256 + len(SPECIAL_TOKENS), 2**24
 
 
@@ -63,7 +52,7 @@ class Tokenizer:
 
         Raises `UserError` if it is another kind.
         """
-        self.decoding = decoding_of(backend)
+        self.decoding = foreign.decoding_of(backend)
         self.own_vocab_size = _size(backend)
         if self.own_vocab_size > LARGEST_VOCAB:
             raise UserError(f"expected ids below {LARGEST_VOCAB}, got a token {self.own_vocab_size - 1}")
@@ -71,14 +60,14 @@ class Tokenizer:
         backend.no_padding()
         backend.model.dropout = None  # with which a text has other ids each time
         self._files, self._backend, self._own = dict(files or {}), backend, backend
-        template, self._named = brought_template(self._files), named_tokens(self._files)
+        template, self._named = foreign.brought_template(self._files), foreign.named_tokens(self._files)
         self.prompt_copies = COPIES_OF.get(template, 1)
         self._template = "" if template in COPIES_OF else template  # of one from elsewhere
-        added = {token.content for token in marks_of(backend).values()}
+        added = {token.content for token in foreign.marks_of(backend).values()}
         endoftext = next((t for t in (ENDOFTEXT, self._named.get("eos_token")) if t in added), ENDOFTEXT)
         wanted = (endoftext, *(() if self._template else (IM_START, IM_END)), *TAGS)
         if lacking := [text for text in wanted if text not in added]:
-            self._own = copy_of(backend, list(backend.get_added_tokens_decoder().values()))
+            self._own = foreign.copy_of(backend, list(backend.get_added_tokens_decoder().values()))
             backend.add_tokens([AddedToken(t, special=t not in TAGS, normalized=False) for t in lacking])
         self.vocab_size, self._room = _size(backend), room
         self._words = Words(without_marks(backend))
@@ -100,17 +89,17 @@ class Tokenizer:
             raise UserError(f"no tokenizer in {path}: expected a directory with tokenizer.json{advice}")
         present = [each for each in map(file.with_name, FILES) if each.is_file()]
         for each in present:
-            if each.name in NAMED_FILES:
+            if each.name in foreign.NAMED_FILES:
                 read_object(each, "copy the tokenizer again")
         try:
-            files = {each.name: without_code(each.name, each.read_bytes()) for each in present}
-            with quiet_panics():
+            files = {each.name: foreign.without_code(each.name, each.read_bytes()) for each in present}
+            with foreign.quiet_panics():
                 backend = tokenizers.Tokenizer.from_buffer(files[file.name])
         except UserError:
             raise
         except Exception as error:  # the library raises nothing more precise
             raise UserError(f"{file} is not a tokenizer: {error}") from None
-        with quiet_panics():
+        with foreign.quiet_panics():
             tokenizer = cls(backend, files, room)
             tokenizer.text_begin  # noqa: B018 - the rules are tried
         if (size := tokenizer.own_vocab_size) > room:
@@ -146,14 +135,14 @@ class Tokenizer:
         }
         described = [(json.dumps(values, indent=2) + "\n").encode() for values in (config, names)]
         templates = [template.encode() for template in our_templates(self.prompt_copies)]
-        return dict(zip((*NAMED_FILES, *TEMPLATE_FILES), described + templates, strict=True))
+        return dict(zip((*foreign.NAMED_FILES, *TEMPLATE_FILES), described + templates, strict=True))
 
     @cached_property
     def form(self) -> ChatForm:
         """Return how conversations are written; raises `UserError` where the template cannot be read."""
         if not self._template:
             return ChatForm(prompt_copies=self.prompt_copies)
-        marks = {token.content for token in marks_of(self._own).values()}
+        marks = {token.content for token in foreign.marks_of(self._own).values()}
         return read_form(self._template, self._named, marks)
 
     @cached_property
@@ -177,7 +166,7 @@ class Tokenizer:
         if text in self.added_ids:
             return [self.added_ids[text]]
         backend = self._own if self._template else self._backend
-        return encode_after(backend, self._words.inside if before is None else before, text)
+        return foreign.encode_after(backend, self._words.inside if before is None else before, text)
 
     def encode(self, text: str, begins: bool = False) -> list[int]:
         """Return the ids of content: the text of a mark in it is encoded as the characters it is.
@@ -217,13 +206,13 @@ class Tokenizer:
     @cached_property
     def added_ids(self) -> dict[str, int]:
         """Return the id of each added token by its text: marks and tags, never text of a person's."""
-        marks = marks_of(self._backend).items()
+        marks = foreign.marks_of(self._backend).items()
         return {token.content: token_id for token_id, token in marks if token_id < self._room}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Return the ids that `skip_special_tokens` leaves out of decoded text; tags are never among them."""
-        marks = marks_of(self._backend).items()
+        marks = foreign.marks_of(self._backend).items()
         return frozenset(i for i, token in marks if token.special and token.content not in TAGS)
 
     @property
@@ -250,8 +239,8 @@ class Tokenizer:
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
         if self.decoding != "byte-level":
-            pieces = self._backend.get_vocab().items()
-            return {i: BYTE_PIECES.get(piece) or piece.replace("▁", " ").encode() for piece, i in pieces}
+            pieces, byte_of = self._backend.get_vocab().items(), foreign.BYTE_PIECES
+            return {i: byte_of.get(piece) or piece.replace("▁", " ").encode() for piece, i in pieces}
         vocab, byte_of = self._backend.get_vocab(with_added_tokens=False), BYTE_OF_CHARACTER
         known = {i: bytes(byte_of[c] for c in t) for t, i in vocab.items() if byte_of.keys() >= set(t)}
         added = self._backend.get_added_tokens_decoder()

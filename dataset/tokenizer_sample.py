@@ -1,9 +1,10 @@
 """What a tokenizer is trained on: a sample of documents, and others that are held out to measure it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 from dataset.blocks import read_blocks
@@ -14,7 +15,7 @@ from dataset.preferences import BAD
 from dataset.printing import reporting
 from dataset.records import Rejects, accept, records_of, text_key, texts_of
 from dataset.sources import begin_reading, check_unchanged, find_sources, size_of
-from dataset.text_files import DEFAULT_RULES, Marks, TextMarks, TextRules
+from dataset.text_files import Marks, ReadingSettings
 from dataset.tokenizer import check_vocab_size
 from dataset.unread_keys import note, noting, unread_keys
 from model.errors import UserError
@@ -26,7 +27,7 @@ Texts = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
-class TokenizerSettings:
+class TokenizerSettings(ReadingSettings):
     """What `scripts.train_tokenizer` is asked for."""
 
     data: tuple[str, ...]
@@ -37,12 +38,6 @@ class TokenizerSettings:
     """tokens, bytes and special tokens included"""
     isolate_han: bool = True
     """keep each Han character apart before merging; without it tokens run across Chinese words"""
-    text_column: str = "text"
-    """key of the text in a record"""
-    document_separator: str = DEFAULT_RULES.separator
-    """what ends a document of a .txt file, as for scripts.prepare_data"""
-    text_marks: TextMarks = DEFAULT_RULES.marks
-    """split: marks that texts spell are not trained on; keep: they are text"""
     max_bytes: int = 300_000_000
     """bytes of text to train on; of more, documents from all over the data are taken"""
     prompt_copies: int = 1
@@ -50,10 +45,6 @@ class TokenizerSettings:
     template, so that whatever renders with this tokenizer does the same"""
     compare: tuple[str, ...] = ()
     """what to report beside it: tokenizer directories, or sizes of vocabularies to train on the same text"""
-    max_reject_fraction: float = 0.01
-    """share of the records that may be unusable; more is an error"""
-    overwrite: bool = False
-    """replace what lies at --out"""
 
     def __post_init__(self) -> None:
         """Check what no type can say, before the work begins."""
@@ -72,22 +63,13 @@ class Sample:
     that texts spell are left out, those of chats are text.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        text_column: str,
-        max_bytes: int,
-        max_reject_fraction: float,
-        rules: TextRules = DEFAULT_RULES,
-    ) -> None:
+    def __init__(self, settings: TokenizerSettings) -> None:
         """Find the sources; raises `UserError` where there are none."""
-        self.sources = find_sources(names)
-        self._states = begin_reading(self.sources, rules, text_column)
-        self._rules, self.marks = rules, Marks()
-        self._text_column, self._max_reject_fraction = text_column, max_reject_fraction
+        self.sources, self._settings = find_sources(settings.data), settings
+        self.marks, self._states = Marks(), begin_reading(self.sources, settings)
         sizes = [size_of(s) * (PACKED_RATIO if s.endswith(PACKED) else 1) for s in self.sources]
-        self._total_bytes, self._max_bytes = sum(sizes), max_bytes
-        self._share = min(1.0, max_bytes / max(self._total_bytes, 1))
+        self._total_bytes = sum(sizes)
+        self._share = min(1.0, settings.max_bytes / max(self._total_bytes, 1))
         self.is_drawn = self._share < 1
         self.held_out: Texts = {}
         self.records, self.rejects = 0, {}
@@ -100,7 +82,7 @@ class Sample:
     def texts(self) -> Iterator[str]:
         """Yield the texts; raises `UserError` for too many unusable records."""
         self.marks = Marks()
-        rejects, held_out = Rejects(self._max_reject_fraction), defaultdict(list)
+        rejects, held_out = Rejects(self._settings.max_reject_fraction), defaultdict(list)
         sizes: Counter[str] = Counter()
         self.taken_bytes = self.read_bytes = 0
         for texts in self._documents(rejects):
@@ -114,7 +96,7 @@ class Sample:
             elif place < HELD_OUT_SHARE + (1 - HELD_OUT_SHARE) * self._share:
                 self.taken_bytes += size
                 yield from texts
-            if self.taken_bytes >= self._max_bytes:
+            if self.taken_bytes >= self._settings.max_bytes:
                 self.unread = self.sources[self.sources.index(self._reading) :]
                 break
         rejects.check()
@@ -123,17 +105,18 @@ class Sample:
         self.held_out = dict(held_out)
 
     def _documents(self, rejects: Rejects) -> Iterator[list[str]]:
+        rules = self._settings.text_rules
         with reporting(self._total_bytes, "reading") as report:
-            for block in (block for source in self.sources for block in read_blocks(source, self._rules)):
+            for block in chain.from_iterable(read_blocks(each, rules) for each in self.sources):
                 before, self._reading = rejects.num_records, block.source
                 yield from accept(noting(records_of(block), self.unread_keys), self._texts_of, rejects)
                 report(rejects.num_records - before, len(block.content))
 
     def _texts_of(self, record: dict) -> list[str]:
-        texts = texts_of(record, column := text_key(self._reading, self._text_column))
+        texts = texts_of(record, column := text_key(self._reading, self._settings.text_column))
         is_chat = record.get(column) is None
         note(self.unread_keys, _unread_of_chat(record) if is_chat else {*held_keys(record)} - {column})
-        if self._rules.marks == "keep" or is_chat:
+        if self._settings.text_marks == "keep" or is_chat:
             return texts
         return self.marks.divide(texts[0])
 

@@ -164,19 +164,10 @@ def _byte_table(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
 
 def _places(answer: bytes, text: bytes) -> tuple[list[int], list[int]]:
     """Return where an answer stands in a text, and at which of the places it is no part of a word."""
-    places = []
-    at = text.find(answer) if answer else -1
-    while at >= 0:
-        places.append(at)
-        at = text.find(answer, at + len(answer))
-    begins, ends = answer[:1].isalnum(), answer[-1:].isalnum()
-    words = [
-        at
-        for at in places
-        if not (begins and text[max(at - 1, 0) : at].isalnum())
-        and not (ends and text[at + len(answer) :][:1].isalnum())
-    ]
-    return places, words
+    places = [found.start() for found in re.finditer(re.escape(answer), text)] if answer else []
+    before, after = rb"(?<![A-Za-z0-9])" * answer[:1].isalnum(), rb"(?![A-Za-z0-9])" * answer[-1:].isalnum()
+    word = re.compile(before + re.escape(answer) + after)
+    return places, [at for at in places if word.match(text, at)]
 
 
 def _cuts(chat: _Chat, begin: int, last: int, excess: int) -> list[tuple[int, int]] | None:

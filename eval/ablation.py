@@ -1,11 +1,11 @@
 """An experiment from its file to its report: tuning, the grid of cells look by look, findings."""
 
-import sys
 from collections.abc import Sequence
 from itertools import product
 from statistics import fmean
 from typing import Any
 
+from dataset.printing import tell
 from eval.cells import Cell, Trial, plan, trial_of
 from eval.evidence import Evidence, primary_of
 from eval.experiment import Experiment
@@ -32,7 +32,7 @@ def run_experiment(
     """
     planned = plan(experiment, range(experiment.looks[-1]), {})
     if idle := experiment.stages.keys() - {stage for trial in planned for stage in trial.cells}:
-        print(f"not run, as nothing that is measured uses them: {', '.join(sorted(idle))}", file=sys.stderr)
+        tell(f"not run, as nothing that is measured uses them: {', '.join(sorted(idle))}")
     tuned, tuning, failed = tune(experiment, places, workers, show)
     remarks = [f"in tuning {address} failed ({words})" for address, words in failed.items()]
     for look in experiment.looks:

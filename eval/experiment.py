@@ -18,7 +18,6 @@ neither, and imports no torch.
 
 import json
 import re
-import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -27,7 +26,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dataset.printing import printable
+from dataset.printing import tell
 from dataset.yaml_file import read_yaml
 from model.errors import UserError, brief
 from model.typed_json import read_as
@@ -201,8 +200,7 @@ def load_experiment(path: str, seeds: int | None = None) -> Experiment:
     if seeds is not None:
         content["seeds"] = seeds
         if isinstance(decision := content.get("decision"), dict) and decision.pop("looks", None):
-            words = f"--seeds {seeds}: decided once, after all of them, not by the looks of {path}"
-            print(printable(words), file=sys.stderr)
+            tell(f"--seeds {seeds}: decided once, after all of them, not by the looks of {path}")
     return _as(Experiment, content, path)
 
 

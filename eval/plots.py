@@ -1,6 +1,5 @@
 """Masks as text and as PNG files, and where trained models look; decides no visibility."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,7 +12,7 @@ import torch
 from rich.cells import cell_len
 from torch import Tensor
 
-from dataset.printing import printable
+from dataset.printing import printable, tell
 from eval.tables import padded
 from model.config import WITH_ENCODER, ModelConfig
 from model.encoder_decoder import is_source
@@ -263,11 +262,9 @@ def _drawable(labels: Sequence[str]) -> list[str]:
 
 @cache  # two pictures of the same tokens say it once
 def _tell_missing(count: int, example: str) -> None:
-    print(
-        f"note: no font here draws {example}: {count} tokens have numbers in the pictures; "
-        "install a font that does, for Chinese fonts-noto-cjk (apt) or google-noto-sans-cjk-fonts (dnf)",
-        file=sys.stderr,
-    )
+    fonts = "for Chinese fonts-noto-cjk (apt) or google-noto-sans-cjk-fonts (dnf)"
+    fault = f"no font here draws {example}: {count} tokens have numbers in the pictures"
+    tell(f"note: {fault}; install a font that does, {fonts}")
 
 
 @cache

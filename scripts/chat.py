@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from dataset.command_line import parse, run
-from dataset.printing import printable
+from dataset.printing import printable, tell
 from eval.serving_settings import ServingSettings, TextSampling
 from model.errors import UserError
 
@@ -78,7 +78,7 @@ def _answer_once(sessions: "list[TextSession]", question: str) -> None:
         print()
         if isinstance(session, ChatSession) and session.last.finish_reason == "length":
             limits = "--max_new_tokens, or the end of the context"
-            print(f"note: cut after {session.last.tokens} tokens ({limits})", file=sys.stderr)
+            tell(f"note: cut after {session.last.tokens} tokens ({limits})")
         if session.sampling.log_probabilities:
             from eval.chat_reports import describe_probabilities  # draws masks, too: slow to import
 
@@ -108,14 +108,13 @@ def _sessions(settings: ChatSettings) -> "list[TextSession]":
         from eval.engines.llama_engine import open_gguf as opened
     sampling = TextSampling(**{field.name: getattr(settings, field.name) for field in fields(TextSampling)})
     served = [opened(settings.model, settings.prompt_mask, settings.allow_mask_mismatch)]
-    tell = partial(print, file=sys.stderr)
     if settings.allow_mask_mismatch:
         tell(f"note: running with {served[0].prompt_mask}, not with the mask of its training")
     if settings.compare is not None:
         served.append(opened(settings.compare))
     for each in () if settings.raw else served:
         for note in each.notes():
-            tell(f"note: {printable(note)}")
+            tell(f"note: {note}")
     served = [each.in_form(settings.dtype, settings.compile, True, tell) for each in served]
     if settings.raw:
         return [RawSession(each, sampling) for each in served]

@@ -14,7 +14,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from dataset.command_line import parse, run
-from dataset.printing import printable
+from dataset.printing import printable, tell
 from eval.serving_settings import EvaluationSettings
 from model.errors import UserError
 
@@ -63,11 +63,6 @@ def measure_tasks(served: "ServedModel", settings: EvaluationSettings) -> None:
         save_tasks(served, settings, found)
     tell(served.speed)
     print(as_text(task_table(found), get_terminal_size().columns))
-
-
-def tell(line: str) -> None:
-    """Print a line about what is going on."""
-    print(printable(line), file=sys.stderr)
 
 
 def counting() -> Callable[[str, int], None]:

@@ -17,7 +17,7 @@ from dataset.blocks import form_of
 from dataset.command_line import parse, run
 from dataset.messages import shown
 from dataset.preparation import PreparationSettings, read_notes, write_store
-from dataset.printing import printable
+from dataset.printing import printable, tell
 from dataset.text_files import Marks, counts
 from eval.cluster import ClusterSettings
 from eval.tables import grouped
@@ -57,11 +57,11 @@ def main() -> None:
             lines = textwrap.wrap(printable(value), 80 - 22)
             print(f"  {name:<20}" + ("\n" + " " * 22).join(lines))
     for files, keys in unread_keys(manifest["sources"]):
-        print(f"{files}: keys not read: {keys}", file=sys.stderr)
+        tell(f"{files}: keys not read: {keys}")
     if absent := manifest.get("absent_columns"):
-        print(f"keys of --columns that no record has: {shown(absent)}", file=sys.stderr)
+        tell(f"keys of --columns that no record has: {shown(absent)}")
     for source in (each for each in manifest["sources"] if not each["documents"]):
-        print(printable(f"{source['path']}: no document was made of it"), file=sys.stderr)
+        tell(f"{source['path']}: no document was made of it")
 
 
 def _written(settings: PrepareSettings) -> tuple[dict[str, Any], bool]:

@@ -8,7 +8,7 @@ if not __package__:
     sys.exit(2)
 
 from dataset.command_line import parse, run
-from dataset.printing import printable
+from dataset.printing import tell
 from eval.server_settings import ServerSettings
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     from eval.serving import serve
 
     signal.signal(signal.SIGTERM, lambda *_: None)  # raised again when all is answered: then it ends well
-    serve(settings, lambda line: print(printable(line), file=sys.stderr, flush=True))
+    serve(settings, tell)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataset.command_line import parse, run
 from dataset.messages import shown
 from dataset.printing import printable
 from dataset.sources import describe_source
-from dataset.text_files import TextRules, counts
+from dataset.text_files import counts
 from dataset.tokenizer import FILES, Tokenizer, train_tokenizer
 from dataset.tokenizer_sample import Sample, Texts, TokenizerSettings
 from model.errors import UserError
@@ -32,9 +32,7 @@ DECIDING += ("max_bytes", "prompt_copies")
 def main() -> None:
     """Train the tokenizer that the command line asks for and print what it makes of text it has not seen."""
     settings = parse(TokenizerSettings, "Train a byte-level BPE tokenizer on text or chat files.")
-    rules = TextRules(settings.document_separator, settings.text_marks)
-    limits = (settings.max_bytes, settings.max_reject_fraction)
-    sample = Sample(settings.data, settings.text_column, *limits, rules)
+    sample = Sample(settings)
     others = {name: Tokenizer.load(name) for name in settings.compare if not name.isdecimal()}
     if _is_finished(settings, sample.sources):
         print(f"{printable(settings.out)}: trained already, nothing to do")
@@ -90,7 +88,7 @@ def is_tokenizer(path: str | Path) -> bool:
 
 def _request(settings: TokenizerSettings, sources: list[str]) -> dict[str, Any]:
     """Return all that decides which tokenizer is trained."""
-    digests = [described["sha256"] or described["path"] for described in map(describe_source, sources)]
+    digests = [described["sha256"] for described in map(describe_source, sources)]
     told = {"sources": digests, "file_endings": [*map(form_of, sources)]}
     return {name: getattr(settings, name) for name in DECIDING} | told
 

@@ -20,7 +20,7 @@ from dataset.formats import parse_messages
 from dataset.preparation import PreparationSettings, write_store
 from dataset.token_store import TokenStore
 from dataset.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
-from dataset.tokenizer_sample import Sample
+from dataset.tokenizer_sample import Sample, TokenizerSettings
 from model.errors import UnfinishedError, UserError
 
 TOKENIZER = train_tokenizer(["法国的首都是巴黎 Paris is the capital"], 320)
@@ -331,7 +331,7 @@ def test_texts_of_txt_files_need_no_column_beside_those_of_records(settings_of, 
     (tmp_path / "b.txt").write_text("Lima\n")
     data = [write_lines(tmp_path / "a.jsonl", [{"body": "法国"}]), str(tmp_path / "b.txt")]
     assert write_store(settings_of(*data, kind="pretrain", text_column="body"))[0]["rejects"] == {}
-    assert list(Sample(data, "body", 10**6, 0.01).texts()) == ["法国", "Lima"]
+    assert list(Sample(TokenizerSettings(tuple(data), "tok", text_column="body")).texts()) == ["法国", "Lima"]
     with pytest.raises(UserError, match="text_column body: .txt files have no columns; leave it out"):
         write_store(settings_of(data[1], kind="pretrain", text_column="body", out="other"))
 

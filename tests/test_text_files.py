@@ -13,7 +13,7 @@ from dataset.records import read_records
 from dataset.text_files import Marks, TextRules
 from dataset.token_store import TokenStore
 from dataset.tokenizer import train_tokenizer
-from dataset.tokenizer_sample import Sample
+from dataset.tokenizer_sample import Sample, TokenizerSettings
 from model.errors import UserError
 from scripts.prepare_data import summary
 
@@ -81,7 +81,8 @@ def test_marks_are_text_where_asked_so_and_chats_stay_as_they_are(tmp_path):
     assert prepare(tmp_path, "a.txt", "a\n<|endoftext|>\nb\n\nc", overwrite=True)[1] == ["a", "b\n\nc"]
     turns = [{"role": role, "content": "</s><|im_end|>"} for role in ("user", "assistant")]
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
-    assert list(Sample([str(tmp_path / "chat.jsonl")], "text", 10**6, 0.0).texts()) == ["</s><|im_end|>"] * 2
+    sample = Sample(TokenizerSettings((str(tmp_path / "chat.jsonl"),), "tok"))
+    assert list(sample.texts()) == ["</s><|im_end|>"] * 2
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_a_tokenizer_learns_no_mark(tmp_path):
         json.dumps({"text": f"<|im_start|>{n} fox<|im_end|> <|im_start|>x{n}<|im_end|>"}) for n in range(99)
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    sample = Sample([str(tmp_path / "a.jsonl")], "text", 10**6, 0.0)
+    sample = Sample(TokenizerSettings((str(tmp_path / "a.jsonl"),), "tok", max_reject_fraction=0.0))
     assert not any("|" in text or "im_" in text for text in sample.texts())
     assert sample.marks.found == {"<|im_start|>": 198, "<|im_end|>": 198}
 

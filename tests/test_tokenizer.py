@@ -412,7 +412,8 @@ def test_a_sample_is_drawn_from_all_over_the_data_and_never_what_is_held_out(tmp
         files.append(str(path))
     all_texts = {json.loads(line)["text"] for path in files for line in open(path)}  # noqa: SIM115
     sizes = sum(Path(path).stat().st_size for path in files)
-    whole, part = (Sample(files, "text", max_bytes, 0.01) for max_bytes in (10**9, sizes // 10))
+    wanted = (TokenizerSettings(tuple(files), "tok", max_bytes=size) for size in (10**9, sizes // 10))
+    whole, part = map(Sample, wanted)
     everything, some = set(whole.texts()), list(part.texts())
     held_out = set(whole.held_out["other"] if "other" in whole.held_out else whole.held_out["zh"])
     assert everything | held_out == all_texts and not everything & held_out
@@ -426,7 +427,7 @@ def test_what_is_not_held_out_as_enough_is_is_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr("dataset.tokenizer_sample.HELD_OUT_CHARACTERS", 50)
     texts = [f"said {n}" for n in range(2000)]
     (tmp_path / "a.txt").write_text("\n\n".join(texts))
-    sample = Sample([str(tmp_path / "a.txt")], "text", 10**9, 0.01)
+    sample = Sample(TokenizerSettings((str(tmp_path / "a.txt"),), "tok"))
     trained = list(sample.texts())
     [held_out] = sample.held_out.values()
     assert 5 <= len(held_out) <= 8 and sorted(trained + held_out) == sorted(texts)

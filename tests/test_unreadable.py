@@ -17,7 +17,7 @@ from dataset.preparation import PreparationSettings, write_store
 from dataset.records import read_records
 from dataset.sources import check_sources, find_sources
 from dataset.tokenizer import train_tokenizer
-from dataset.tokenizer_sample import Sample
+from dataset.tokenizer_sample import Sample, TokenizerSettings
 from eval.questions import load_questions
 from model.errors import UserError
 
@@ -93,7 +93,7 @@ def test_files_of_other_endings_in_a_folder_are_told_of(tmp_path, capsys):
 def test_a_file_that_changes_while_it_is_read_is_told_of(tmp_path, monkeypatch):
     source = tmp_path / "a.jsonl"
     write(source, LINE * 9)
-    texts = Sample([str(source)], "text", 10**6, 0.01).texts()
+    texts = Sample(TokenizerSettings((str(source),), "tok")).texts()
     next(texts, None)
     source.write_bytes(LINE * 10)
     with pytest.raises(UserError, match="a.jsonl changed while it was read; run the same command again"):
@@ -210,7 +210,7 @@ def test_a_file_that_breaks_off_is_no_smaller_file(tmp_path):
     ):
         write_store(PreparationSettings("pretrain", *paths))
     assert write_store(PreparationSettings("pretrain", *paths, max_reject_fraction=1.0))[0]["documents"] > 900
-    sample = Sample([source], "text", 10**6, 0.01)
+    sample = Sample(TokenizerSettings((source,), "tok"))
     with pytest.raises(UserError, match="compressed data ends early, and how much is lost"):
         list(sample.texts())
     questions = write(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dataset.command_line import parse
-from dataset.printing import printable
+from dataset.printing import printable, tell
 from model.errors import UserError
 from model.systems import own_bytes
 
@@ -93,7 +93,7 @@ def call(module: str, **flags: object) -> "Cost":
     words: list[str] = []
     for name, value in flags.items():
         words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    print(printable(f"{module} {' '.join(words)} …"), file=sys.stderr)
+    tell(f"{module} {' '.join(words)} …")
     return measure([sys.executable, "-m", module, *words])
 
 

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser
 
 import model.systems  # noqa: F401 - every command says here which systems it does not run on
-from dataset.printing import prepare_streams, printable, show_traceback
+from dataset.printing import clear_environment, prepare_streams, printable, show_traceback
 from dataset.yaml_file import read_yaml
 from model.errors import UserError, brief, in_a_line
 
@@ -91,6 +91,7 @@ def run(main: Callable[[], None], stdout_is_log: bool = False) -> None:
     Where standard output is a log, lines that cannot be written are dropped.
     """
     prepare_streams(stdout_is_log and not {"-h", "--help"} & {*sys.argv})
+    clear_environment()
     # threads that spin while they wait are many times slower beside other load; read when torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

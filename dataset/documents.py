@@ -70,14 +70,17 @@ class Documents:
 
     def figures(self, plan: RowPlan, positions: int) -> dict[str, Any]:
         """Return what became of the documents in the rows of the first epoch, which have `positions`."""
-        targets, tokens = plan.sum_rows(self.count_targets(0, plan.pieces)), int(plan.row_tokens.sum())
+        targets = plan.sum_rows(self.count_targets(0, plan.pieces))
+        documents, tokens = int(np.count_nonzero(self.lengths)), int(plan.row_tokens.sum())
+        alone = int(self.lengths.sum(dtype=np.int64)) - tokens  # in a row, and therefore in none
         return {
-            "documents": int(np.count_nonzero(self.lengths)),
+            "documents": documents,
             "documents_left_out": int(np.count_nonzero(self.lengths == 0)),
             "answers_too_long": self.num_too_long,
             "answers_cut_out": self.num_cut_out,
             "answers_of_oldest_rounds": self.num_of_rounds,
             "documents_shortened": self.num_shortened,
+            "tokens_after_cuts": len(plan.pieces) - documents + alone,
             "rows": len(plan),
             "tokens": tokens,
             "targets": int(targets.sum()),
@@ -116,9 +119,8 @@ class Conversations(Documents):
         # conversation is known only when it is truncated. Its length is then another, 0 where nothing is.
         parts = chain.from_iterable(store.parts(TOKENS_AT_ONCE) for store in stores)
         targets = np.concatenate([self._count(part.codes, part.lengths) for part in parts])
-        self.lengths, self._targets = (
-            each.reshape(-1, self.sides).sum(1, dtype=np.int32) for each in (self.lengths, targets)
-        )
+        counted = (each.reshape(-1, self.sides).sum(1, dtype=np.int32) for each in (self.lengths, targets))
+        self.lengths, self._targets = counted
         for document in np.flatnonzero(self.lengths > settings.max_seq_len).tolist():
             self._truncate(document)
         self.lengths[self._targets == 0] = 0

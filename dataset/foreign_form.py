@@ -180,11 +180,8 @@ def _read_results(probe: _Probe, form: ChatForm) -> dict[str, Any]:
     before, between, after = _cut(probe.text(*RESULTS, asks=True), "Pone", "Pother")
     header = before.rpartition(form.end + form.gap)[2]
     footer = after.removesuffix(form.headers["assistant"] + form.opening)
-    return {
-        "headers": form.headers | {"tool": header},
-        "footers": form.footers | {"tool": footer},
-        "between_results": None if between == footer + header else between,
-    }
+    around = {"headers": form.headers | {"tool": header}, "footers": form.footers | {"tool": footer}}
+    return around | {"between_results": None if between == footer + header else between}
 
 
 def _read_tools(probe: _Probe, form: ChatForm) -> dict[str, Any]:

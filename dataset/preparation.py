@@ -198,10 +198,8 @@ class _Output:
         self._rejects.merge(*position["account"])
         places = position.get("stores", [None, None])
         names = STORES if settings.validation_fraction else STORES[:1]
-        self._writers = [
-            StoreWriter(journal.folder / name, settings.kind, tokenizer, place)
-            for name, place in zip(names, places, strict=False)
-        ]
+        stores = ((journal.folder / name, place) for name, place in zip(names, places, strict=False))
+        self._writers = [StoreWriter(store, settings.kind, tokenizer, place) for store, place in stores]
 
     def append(self, encoded: Encoded) -> None:
         """Add a block's documents and rejects."""

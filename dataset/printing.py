@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from model.files import is_seen
 
 LINE_EVERY_SECONDS = 10.0
+LINES_AND_BYTES = "\n\t" + "".join(map(chr, range(0xDC80, 0xDD00)))  # of functions of a shell, of paths
 MOST_DAYS = 9999
 """where `about` stops counting: --max_steps may be any number"""
 
@@ -57,6 +58,12 @@ def prepare_streams(stdout_is_log: bool = False) -> None:
         elif mode == "w" and getattr(sys, name) is getattr(sys, f"__{name}__"):
             is_log = stdout_is_log or name == "stderr"
             setattr(sys, name, _on(_Output(getattr(sys, name).fileno(), is_log), getattr(sys, name)))
+
+
+def clear_environment() -> None:
+    """Let variables hold escapes in place of what steers a terminal: libraries print them as they are."""
+    for name, value in os.environ.items():
+        os.environ[name] = printable(value, keep=LINES_AND_BYTES)
 
 
 def show_traceback(error: BaseException) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from dataset.blocks import COMPRESSIONS, ENDINGS, form_of
 from dataset.messages import shown
 from dataset.printing import tell
-from dataset.tables import HUB, hub_state, on_hub
+from dataset.tables import HUB, hub_state, on_hub, tell_unread
 from dataset.text_files import DEFAULT_RULES, ReadingSettings
 from model.errors import UserError
 from model.files import opened
@@ -127,29 +127,29 @@ def _product(folder: Path) -> str:
 def check_sources(sources: Sequence[str]) -> None:
     """Raise `UserError` unless every source is a file of a known form that is not empty, or on the hub.
 
-    None may be named twice, by whatever path: its documents would be read, and counted, twice.
+    None may be named twice, by whatever path: its documents would be read, and counted, twice. What is not
+    read of data sets of the hub is told.
     """
-    for source in sources:
-        if source.startswith(HUB):
-            continue
-        size = _check_file(source)
-        if not form_of(source):
-            raise UserError(f"{source}: expected a file that ends in {', '.join(ENDINGS)}")
-        if not size:
-            raise UserError(f"data file is empty: {source}")
     names: dict[Any, list[str]] = {}
     for source in sources:
         if source.startswith(HUB):  # of most data sets these are what is read where nothing is named
             file = str({"name": "default", "split": "train"} | {k: v for k, v in on_hub(source).items() if v})
         else:
-            file = os.stat(source)[ST_INO : ST_DEV + 1]
+            status = _check_file(source)
+            if not form_of(source):
+                raise UserError(f"{source}: expected a file that ends in {', '.join(ENDINGS)}")
+            if not status.st_size:
+                raise UserError(f"data file is empty: {source}")
+            file = status[ST_INO : ST_DEV + 1]
         names.setdefault(file, []).append(source)
     if twice := [each for each in names.values() if len(each) > 1]:
         raise UserError(f"data named more than once: {' and '.join(twice[0])}; name each file once")
+    for source in (each for each in sources if each.startswith(HUB)):
+        tell_unread(source)
 
 
-def _check_file(path: str) -> int:
-    """Return the size of a file; raises `UserError` for what is none, without waiting for it."""
+def _check_file(path: str) -> os.stat_result:
+    """Return the state of a file; raises `UserError` for what is none, without waiting for it."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -160,7 +160,7 @@ def _check_file(path: str) -> int:
     if not S_ISREG(status.st_mode):
         raise UserError(f"{path}: expected a file, got a folder, pipe or device")
     with opened(path):
-        return status.st_size
+        return status
 
 
 def begin_reading(sources: Sequence[str], settings: ReadingSettings) -> dict[str, list[int]]:

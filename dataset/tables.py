@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from typing import Any
 
@@ -16,15 +16,14 @@ from model.files import opened
 
 HUB = "hub:"
 CHUNK_BYTES = 2**20
-MOST_JSON_BYTES = 2**27
-"""of JSON in one piece, which is held whole"""
-LIKE_OURS = re.compile(r"\.jsonl(\.gz|\.zst)?$|\.json$")
-"""names of files of the hub that are read as local ones are"""
+MOST_JSON_BYTES = 2**27  # of JSON in one piece, which is held whole
+LIKE_OURS = re.compile(r"\.jsonl(\.gz|\.zst)?$|\.json$")  # files of the hub that are read as local ones are
 NO_DATA = ("README.md", "LICENSE", ".gitattributes", ".gitignore", "dataset_infos.json")
 ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|7z|rar)(\.\w+)?$", re.IGNORECASE)
 OF_ARCHIVES = "names and folders that begin with . or __, nor names without an ending in .tar"
 TOLD_APART = {"name", "version", "data_dir", "data_files", "description", "features"}
 """what a card says beside how its files are read"""
+tell_once = cache(tell)  # evaluations check their sources twice
 ROWS_AT_ONCE = 1000  # of a parquet file; else whole row groups are held
 
 
@@ -60,7 +59,6 @@ def hub_parts(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
     explaining = _explaining_hub(source)
     with explaining():
         builder, split = _builder(source), on_hub(source)["split"]
-        _tell_unread(source, builder)
         if builder.name == "csv":
             builder.config.keep_default_na, builder.config.na_values = False, [""]
         splits = _files_of_json(builder) or builder.as_streaming_dataset()
@@ -86,7 +84,9 @@ def hub_state(source: str) -> str:
 def tell_unread(source: str) -> None:
     """Say which files of a data set of the hub are not read, and how its card says that others are."""
     with _explaining_hub(source)():
-        _tell_unread(source, _builder(source))
+        for what, names in _unread(_builder(source)).items():
+            if names:
+                tell_once(f"{source}: {what}: {names}")
 
 
 def _explaining_hub(source: str) -> Callable[[], AbstractContextManager[None]]:
@@ -119,7 +119,7 @@ def _files_of_json(builder: Any) -> dict[str, list[str]]:
     return splits if is_read else {}
 
 
-def _tell_unread(source: str, builder: Any) -> None:
+def _unread(builder: Any) -> dict[str, str]:
     from fsspec.core import url_to_fs
 
     system, root = url_to_fs(builder.base_path)
@@ -134,16 +134,13 @@ def _tell_unread(source: str, builder: Any) -> None:
     packed = [files.get(file, file) for file in sorted(filter(ARCHIVE.search, read))]
     usual = vars(type(builder.config)(name="usual"))
     options = {k: v for k, v in vars(builder.config).items() if k not in TOLD_APART and v != usual.get(k)}
-    told = {
+    return {
         "not read are the files": shown(each for each in unread if each.rpartition("/")[2] not in NO_DATA),
         "its card has others read": shown(others),
         "of archives its card has read": shown(name.partition("::")[0] for name in named if "::" in name),
         f"of archives are not read {OF_ARCHIVES}": shown(packed),
         "its card says what is read of a file, and how": str(options or ""),
     }
-    for what, names in told.items():
-        if names:
-            tell(f"{source}: {what}: {names}")
 
 
 def _within(context: Callable[[], AbstractContextManager[None]], chunks: Iterator[bytes]) -> Iterator[bytes]:

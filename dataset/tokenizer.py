@@ -128,12 +128,8 @@ class Tokenizer:
         """Return what stands beside `tokenizer.json` of a tokenizer whose form is ours."""
         names = {"bos_token": self.endoftext_id, "eos_token": self.im_end_id, "pad_token": self.pad_id}
         names = {name: self.token_bytes(token_id).decode() for name, token_id in names.items()}
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **names,
-            "clean_up_tokenization_spaces": False,
-        }
-        described = [(json.dumps(values, indent=2) + "\n").encode() for values in (config, names)]
+        about = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "clean_up_tokenization_spaces": False}
+        described = [(json.dumps(values, indent=2) + "\n").encode() for values in (about, names)]
         templates = [template.encode() for template in our_templates(self.prompt_copies)]
         return dict(zip((*foreign.NAMED_FILES, *TEMPLATE_FILES), described + templates, strict=True))
 

@@ -20,7 +20,7 @@ from dataset.preparation import Sources, write_store
 from dataset.printing import LINE_EVERY_SECONDS, Bars
 from dataset.shares import FAILED, Share, encode_shares, read_share, shares_of
 from dataset.sources import size_of
-from dataset.tables import HUB, on_hub, tell_unread
+from dataset.tables import HUB, on_hub
 from eval.cluster import ClusterSettings, executor_of
 from eval.running import LOOK_EVERY_SECONDS
 from model.errors import UnfinishedError, UserError
@@ -41,9 +41,6 @@ def write_store_by_tasks(
     if any_split := [name for name in of_hub if not on_hub(name)["split"]]:
         wanted = f"{any_split[0]}: expected a split after it with --cluster, as {any_split[0]}:train"
         raise UserError(f"{wanted}; else only the log of a task would tell which splits are not read")
-
-    for name in of_hub:
-        tell_unread(name)  # which tasks say in logs alone
 
     def encode(
         settings: PreparationSettings, sources: Sources, request: dict[str, Any], num_done: int

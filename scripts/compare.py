@@ -132,8 +132,8 @@ def draw_masks(runs: Sequence["Evaluated"], settings: CompareSettings, width: in
     out = Path(settings.out)
     save_masks(out / "masks.png", panels, tokens)
     save_attention(out / "attention.png", {label: look.maps for label, look in looks.items()}, tokens)
-    pictures = f"{out / 'masks.png'}, {out / 'attention.png'}"
-    print(printable(f"{pictures}: who sees whom, and where the models look"))
+    drawn = f"{out / 'masks.png'}, {out / 'attention.png'}"
+    print(printable(f"{drawn}: who sees whom, and where the models look"))
 
 
 if __name__ == "__main__":

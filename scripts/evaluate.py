@@ -96,10 +96,8 @@ def show(found: "Evaluation") -> None:
 
 def remarks(found: "Evaluation", totals: Sequence["Tally"]) -> Iterator[str]:
     """Yield what a table does not say: how answers ended, what was left out, and the losses."""
-    questions, stopped, too_long, chosen, unfinished = (
-        sum(getattr(cell, name) for cell in totals)
-        for name in ("questions", "stopped", "too_long", "chosen", "unfinished")
-    )
+    names = ("questions", "stopped", "too_long", "chosen", "unfinished")
+    questions, stopped, too_long, chosen, unfinished = (sum(getattr(c, n) for c in totals) for n in names)
     rule = found.facts.settings.get("choice_by")
     if free := questions - chosen:
         yield f"answers that ended by themselves: {stopped / free:.1%} of {free:,}"

@@ -65,8 +65,8 @@ def main() -> None:
 
 
 def _written(settings: PrepareSettings) -> tuple[dict[str, Any], bool]:
-    names = [field.name for field in fields(PreparationSettings)]
-    preparation = PreparationSettings(**{name: getattr(settings, name) for name in names})
+    own = {field.name: getattr(settings, field.name) for field in fields(PreparationSettings)}
+    preparation = PreparationSettings(**own)
     if settings.cluster == "none":
         return write_store(preparation)
     from eval.preparing import write_store_by_tasks

@@ -86,12 +86,10 @@ def print_table(
         named_block, target = "causal" if block < 0 else str(block), tokens[t] if label >= 0 else ""
         row = (str(position), tokens[t], role, str(document), named_block, target)
         table.add_row(*row, end_section=documents[t + 1] != document)
+    held = f"{batch.num_real} tokens, {len(pieces)} documents, {batch.num_targets} labels"
+    padding, rows = batch.ids.numel() - batch.num_real, len(stream.plan(settings.epoch))
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(table)
-    console.print(
-        f"row {settings.row} of {len(stream.plan(settings.epoch))}: {batch.num_real} tokens, "
-        f"{len(pieces)} documents, {batch.num_targets} labels, {batch.ids.numel() - batch.num_real} padding"
-    )
+    console.print(table, f"row {settings.row} of {rows}: {held}, {padding} padding", sep="\n")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ from model.files import check_free, read_object, whole_folder, write_json
 
 SMALLEST_SHARE = 0.01  # of the text that is measured: of a language with less the rate would say nothing
 REQUEST = "request.json"
-DECIDING = ("vocab_size", "isolate_han", "text_column", "document_separator", "text_marks")
-DECIDING += ("max_bytes", "prompt_copies")
+UNDECIDING = ("data", "out", "compare", "max_reject_fraction", "overwrite")
 
 
 def main() -> None:
@@ -34,8 +33,8 @@ def main() -> None:
     settings = parse(TokenizerSettings, "Train a byte-level BPE tokenizer on text or chat files.")
     sample = Sample(settings)
     others = {name: Tokenizer.load(name) for name in settings.compare if not name.isdecimal()}
-    if _is_finished(settings, sample.sources):
-        print(f"{printable(settings.out)}: trained already, nothing to do")
+    if (told := _finished(settings, sample.sources)) is not None:
+        print("\n".join((f"{printable(settings.out)}: trained already, nothing to do", *told)))
         if not settings.compare:
             return
         tokenizer = Tokenizer.load(settings.out)
@@ -52,25 +51,30 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
     check_free(settings.out, replaces)
     started, request = time.monotonic(), _request(settings, sample.sources)
     tokenizer = _train(sample, settings, settings.vocab_size)
+    told = [*_told(sample, settings.max_bytes)]
     with whole_folder(settings.out, replaces) as folder:
         tokenizer.save(folder)
-        write_json(folder / REQUEST, request)
-    print(f"{printable(settings.out)}: {tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s")
+        write_json(folder / REQUEST, request | {"told": told})
+    size = f"{tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s"
+    print("\n".join((f"{printable(settings.out)}: {size}", *told)))
+    return tokenizer
+
+
+def _told(sample: Sample, max_bytes: int) -> Iterator[str]:
+    """Yield lines that say what of the data was not trained on."""
     if sample.is_drawn:
-        print(f"drawn by --max_bytes: {sample.taken_bytes:,} of {sample.read_bytes:,} bytes of text")
+        yield f"drawn by --max_bytes: {sample.taken_bytes:,} of {sample.read_bytes:,} bytes of text"
     if sample.unread:
         reached, *after = sample.unread
         more = f" and {len(after):,} files after it" if after else ""
-        limit = f"--max_bytes {settings.max_bytes:,}"
-        print(f"not read, as {limit} was reached: the end of {printable(reached)}{more}")
+        yield f"not read, as --max_bytes {max_bytes:,} was reached: the end of {printable(reached)}{more}"
     if sample.rejects:
         reasons = "; ".join(f"{count:,} {printable(reason)}" for reason, count in sample.rejects.items())
-        print(f"of {sample.records:,} records not used: {reasons}")
+        yield f"of {sample.records:,} records not used: {reasons}"
     if sample.unread_keys:
-        print(f"keys not read: {shown(sorted(sample.unread_keys), most=20)}")
+        yield f"keys not read: {shown(sorted(sample.unread_keys), most=20)}"
     if sample.marks.found:
-        print(f"marks in texts, not trained on: {counts(sample.marks.found)}")
-    return tokenizer
+        yield f"marks in texts, not trained on: {counts(sample.marks.found)}"
 
 
 def _train(sample: Sample, settings: TokenizerSettings, vocab_size: int) -> Tokenizer:
@@ -90,21 +94,21 @@ def _request(settings: TokenizerSettings, sources: list[str]) -> dict[str, Any]:
     """Return all that decides which tokenizer is trained."""
     digests = [described["sha256"] for described in map(describe_source, sources)]
     told = {"sources": digests, "file_endings": [*map(form_of, sources)]}
-    return {name: getattr(settings, name) for name in DECIDING} | told
+    return {name: value for name, value in vars(settings).items() if name not in UNDECIDING} | told
 
 
-def _is_finished(settings: TokenizerSettings, sources: list[str]) -> bool:
-    """Say whether this very tokenizer lies at `out`; raises `UserError` for one of another request."""
+def _finished(settings: TokenizerSettings, sources: list[str]) -> list[str] | None:
+    """Return what was told of this very tokenizer if it lies at `out`; raises `UserError` for another one."""
     path = Path(settings.out) / REQUEST
     if settings.overwrite or not (is_tokenizer(settings.out) and path.is_file()):
-        return False
+        return None
     request = _request(settings, sources)
     former = {"prompt_copies": 1, "file_endings": request["file_endings"]}  # of what older ones do not tell
     written = former | read_object(path, "--overwrite the tokenizer")
     if differing := [name for name in request if written.get(name) != request[name]]:
         fault = f"--out {settings.out} exists already, trained with other {', '.join(differing)}"
         raise UserError(f"{fault}; choose another, or --overwrite it")
-    return True
+    return [printable(str(line)) for line in written.get("told") or ()]
 
 
 def print_report(tokenizers: dict[str, Tokenizer], texts_of_language: Texts) -> None:

@@ -131,6 +131,19 @@ def test_text_is_all_target_but_for_the_first_token_of_each_fragment(tmp_path):
     assert sorted(seen) == list(range(43))
 
 
+@pytest.mark.parametrize("packing", ["pack", "best_fit", "none"])
+@pytest.mark.parametrize("lengths", [[17], [17, 33, 5, 16, 40], [3, 9], [16, 32, 17, 1]])
+def test_every_token_of_a_text_carries_loss_or_is_counted_as_first_of_its_text_or_after_a_cut(
+    tmp_path, lengths, packing
+):
+    stream = stream_of(tmp_path, lengths, kind="pretrain", max_seq_len=16, packing=packing)
+    targets = sum(batch.num_targets for batch in stream.batches(epoch=0))
+    told = stream.describe()["tokens_after_cuts"]
+    assert targets + told + len(lengths) == sum(lengths)
+    if packing != "pack":
+        assert told == sum((length - 1) // 16 for length in lengths)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(3, 16), min_size=1, max_size=25),

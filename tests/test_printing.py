@@ -1,12 +1,13 @@
 """Foreign text on a terminal, and streams that lack characters or are closed."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-from dataset.printing import printable
+from dataset.printing import clear_environment, printable
 from model.files import as_json
 
 
@@ -49,6 +50,19 @@ def program(text: str, redirection: str) -> subprocess.CompletedProcess:
 def test_a_character_that_the_terminal_lacks_is_printed_as_an_escape():
     done = program("é 家", "")
     assert (done.stdout, done.stderr, done.returncode) == (b"\xe9 \\u5bb6\n", b"", 0)
+
+
+def test_no_variable_of_the_environment_is_left_that_a_library_could_steer_a_terminal_with(monkeypatch):
+    monkeypatch.setenv("OURS", "ev\x1b[31mil\u202e\x9b")
+    monkeypatch.setenv("SHELLS", "() {\n\techo 家\n}")
+    monkeypatch.setenv("FOLDER", "/home/j\udce9r\udc9b")
+    clear_environment()
+    assert os.environ["OURS"] == r"ev\x1b[31mil\u202e\x9b"
+    assert (os.environ["SHELLS"], os.environ["FOLDER"]) == ("() {\n\techo 家\n}", "/home/j\udce9r\udc9b")
+    code = "from dataset.command_line import run; run(lambda: __import__('pyarrow').default_memory_pool())"
+    variables = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "ev\x1b[31mil"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=variables)
+    assert rb"ev\x1b[31mil" in done.stderr and b"\x1b" not in done.stderr
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])

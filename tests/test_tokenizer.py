@@ -358,7 +358,7 @@ def test_an_unknown_special_token_is_a_user_error():
 def test_training_from_the_command_line_writes_a_tokenizer(tmp_path, monkeypatch, capsys):
     data = tmp_path / "texts.jsonl"
     chat = {"conversations": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "Hi"}]}
-    data.write_text("".join(json.dumps(record) + "\n" for record in [{"text": "法国"}, chat]))
+    data.write_text("".join(json.dumps(record) + "\n" for record in [{"text": "法国", "n": 1}, chat, []]))
     argv = ["x", "--data", str(data), "--vocab_size", "280", "--out", str(tmp_path / "tok")]
     monkeypatch.setattr("sys.argv", argv)
     main()
@@ -367,7 +367,8 @@ def test_training_from_the_command_line_writes_a_tokenizer(tmp_path, monkeypatch
     written = {path.name: path.read_bytes() for path in (tmp_path / "tok").iterdir()}
     (tmp_path / ".tok.partial").mkdir()  # what a killed run left
     main()
-    assert capsys.readouterr().out == f"{tmp_path}/tok: trained already, nothing to do\n"
+    said = "of 3 records not used: 1 not a JSON object\nkeys not read: n\n"
+    assert capsys.readouterr().out == f"{tmp_path}/tok: trained already, nothing to do\n{said}"
     shutil.rmtree(tmp_path / "tok")
     main()
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "tok").iterdir()}

@@ -27,16 +27,12 @@ def describe_inputs(
     settings, start, config = inputs.settings, inputs.start, inputs.start.model.config
     sliding = [number for number, pattern in enumerate(config.layer_patterns) if pattern != ALL]
     noun = inputs.stream.documents.noun
-    lost = {
-        "documents left out": figures["documents_left_out"],
-        "documents shortened": figures["documents_shortened"],
-        "rows without target": figures["rows_without_target"],
-    }
+    names = ("documents_left_out", "documents_shortened", "rows_without_target", "tokens_after_cuts")
     return [
         f"data       {figures['documents']:,} {noun}, {figures['tokens']:,} tokens in "
         f"{figures['rows']:,} rows of {settings.max_seq_len}",
         f"           {figures['real_share']:.1%} real, {figures['target_share']:.1%} with loss",
-        "           " + ", ".join(f"{name} {count:,}" for name, count in lost.items()),
+        "           " + ", ".join(f"{name.replace('_', ' ')} {figures[name]:,}" for name in names),
         f"           answers too long {figures['answers_too_long']:,}, answers cut out of their context "
         f"{figures['answers_cut_out']:,}, of oldest rounds {figures['answers_of_oldest_rounds']:,}",
         *(f"           {name}: {words}" for name, s in inputs.validation.items() if (words := left_out(s))),

@@ -97,8 +97,9 @@ class TextBytes:
 def left_out(stream: BatchStream) -> str:
     """Say what of a store no row holds, as it is too long; "" where that is nothing."""
     figures = stream.describe()
-    names = {name: name.replace("_", " ") for name in ("documents_left_out", "documents_shortened")}
-    names |= {"answers_too_long": "answers too long", "answers_cut_out": "answers cut out of their context"}
+    plain = ("documents_left_out", "documents_shortened", "answers_too_long", "tokens_after_cuts")
+    names = {name: name.replace("_", " ") for name in plain}
+    names |= {"answers_cut_out": "answers cut out of their context"}
     names |= {"answers_of_oldest_rounds": "answers of oldest rounds"}
     return ", ".join(f"{words} {figures[name]:,}" for name, words in names.items() if figures[name])
 

@@ -29,12 +29,17 @@ def conversations(files):
 
 
 @pytest.mark.parametrize("position", ["last", "first"])
-def test_lists_hold_the_number_that_is_asked_once_and_the_question_stands_where_it_is_wanted(position):
+def test_lists_hold_the_numbers_that_are_asked_once_and_the_question_stands_where_it_is_wanted(position):
+    asked = []
     for prompt, answer in conversations(build_task(replace(SMALL, question_position=position))):
         lines = prompt.split("\n")
         body, question = lines if position == "last" else lines[::-1]
-        assert re.fullmatch(r"[a-z] \d\d(, [a-z] \d\d){3,9}", body) and re.fullmatch(r"[a-z]\?", question)
-        assert re.findall(rf"\b{question[0]} (\d\d)", body) == [answer]
+        assert re.fullmatch(r"[a-z] \d\d(, [a-z] \d\d){3,9}", body)
+        assert re.fullmatch(r"[a-z]( [a-z]){0,3}\?", question)
+        found = [re.findall(rf"\b{letter} \d\d", body) for letter in question[:-1].split()]
+        assert [[entry] for entry in answer.split(", ")] == found
+        asked.append(len(found))
+    assert {*asked[:-60]} == {1, 2, 3, 4} and {*asked[-60:]} == {1}, "a training asks for several"
 
 
 @pytest.mark.parametrize("options", ["last", "first"])

@@ -31,8 +31,8 @@ class BuildTaskSettings:
     out: str
     """folder to write; files of this task that stand there already are replaced"""
     task: Literal["copy", "lookup", "reasoning"]
-    """copy: say a row of letters again; lookup: the number of a letter in a list; reasoning: questions of
-    the package reasoning-gym"""
+    """copy: say a row of letters again; lookup: the numbers of letters in a list, of several in training, of
+    one in questions; reasoning: questions of the package reasoning-gym"""
     question_position: QuestionPosition = "last"
     """where the question stands; reasoning takes only last, as its texts end with their questions"""
     options: Literal["none", "first", "last"] = "none"
@@ -83,6 +83,8 @@ class Text:
     body: str
     asked: tuple[Asked, ...]
     kind: str
+    taught: Asked | None = None
+    """what a training asks in place of the first"""
 
 
 def build_task(settings: BuildTaskSettings) -> Files:
@@ -104,12 +106,22 @@ def draw_copies(rng: Random) -> Iterator[Text]:
 
 
 def draw_lists(rng: Random) -> Iterator[Text]:
-    """Draw lists of 4 to 10 letters with a number each, and ask for two of them."""
+    """Draw lists of 4 to 10 letters with a number each, and ask for two of them, one by one.
+
+    A training asks for one to four at once: of one answer a conversation, small models learn no lookup.
+    """
     while True:
         keys = rng.sample(ascii_lowercase, rng.randint(4, 10))
-        values = dict(zip(keys, map(str, rng.sample(range(10, 100), len(keys))), strict=True))
-        asked = tuple(Asked(f"{key}?", values[key]) for key in rng.sample(keys, 2))
-        yield Text(", ".join(f"{key} {value}" for key, value in values.items()), asked, "lookup")
+        numbers = rng.sample(range(10, 100), len(keys))
+        entries = [f"{key} {number}" for key, number in zip(keys, numbers, strict=True)]
+        asked = tuple(_for([entry]) for entry in rng.sample(entries, 2))
+        several = _for(rng.sample(entries, rng.randint(1, 4)))
+        yield Text(", ".join(entries), asked, "lookup", several)
+
+
+def _for(entries: list[str]) -> Asked:
+    """Ask for entries of a list by their letters."""
+    return Asked(" ".join(entry[0] for entry in entries) + "?", ", ".join(entries))
 
 
 def with_options(text: Text) -> Text:
@@ -117,11 +129,12 @@ def with_options(text: Text) -> Text:
     rng, numbers = Random(text.body), text.body.replace(",", "").split()[1::2]
     asked = []
     for each in text.asked:
-        options = [each.answer, *rng.sample([n for n in numbers if n != each.answer], 3)]
+        number = each.answer[2:]
+        options = [number, *rng.sample([n for n in numbers if n != number], 3)]
         rng.shuffle(options)
         listed = ", ".join(map(" ".join, zip(LETTERS, options, strict=True)))
-        asked.append(Asked(each.question, LETTERS[options.index(each.answer)], listed))
-    return replace(text, asked=tuple(asked))
+        asked.append(Asked(each.question, LETTERS[options.index(number)], listed))
+    return replace(text, asked=tuple(asked), taught=None)
 
 
 def draw_reasoning(rng: Random) -> Iterator[Text]:
@@ -184,7 +197,7 @@ def _content_parts(text: str, is_list: bool, is_last: bool) -> Iterator[dict]:
 
 
 def _talk(text: Text, settings: BuildTaskSettings) -> dict:
-    asked = text.asked[0]
+    asked = text.taught or text.asked[0]
     reply = {"role": "assistant", "content": asked.answer}
     return {"conversations": [_prompt(text, asked, settings), reply]}
 

@@ -82,11 +82,13 @@ def hub_state(source: str) -> str:
 
 
 def tell_unread(source: str) -> None:
-    """Say which files of a data set of the hub are not read, and how its card says that others are."""
+    """Say which files and splits of a data set of the hub are not read, and how its card says others are."""
     with _explaining_hub(source)():
-        for what, names in _unread(_builder(source)).items():
-            if names:
-                tell_once(f"{source}: {what}: {names}")
+        told = _unread(builder := _builder(source))
+        if not on_hub(source)["split"]:
+            _split_among(source, [*map(str, builder.config.data_files)])
+        for what, names in ((what, names) for what, names in told.items() if names):
+            tell_once(f"{source}: {what}: {names}")
 
 
 def _explaining_hub(source: str) -> Callable[[], AbstractContextManager[None]]:
@@ -154,7 +156,7 @@ def _split_among(source: str, splits: list[str]) -> str:
         raise ValueError(f"it has no split train; name one of {', '.join(splits)}")
     read = "train" if "train" in splits else splits[0]
     if others := [split for split in splits if split != read]:
-        tell(f"{source}: {read} is read; not read are the splits {', '.join(others)}")
+        tell_once(f"{source}: {read} is read; not read are the splits {', '.join(others)}")
     return read
 
 

@@ -165,6 +165,7 @@ def test_a_split_and_a_configuration_of_the_hub_can_be_named(tmp_path, capsys):
     for split, rows in {"train": ROWS[:5], "test": ROWS[5:8], "validation": ROWS[8:9]}.items():
         parquet(tmp_path / f"{split}.parquet", rows)
     assert values(f"hub:{tmp_path}") == ROWS[:5]
+    check_sources([f"hub:{tmp_path}"])  # as what lies there already does
     said = capsys.readouterr().err.splitlines()
     assert said == [f"hub:{tmp_path}: train is read; not read are the splits validation, test"]
     assert values(f"hub:{tmp_path}:test") == ROWS[5:8]

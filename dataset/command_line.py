@@ -29,6 +29,7 @@ from dataset.printing import clear_environment, prepare_streams, printable, show
 from dataset.yaml_file import read_yaml
 from model.errors import UserError, brief, in_a_line
 
+clear_environment()  # before anything is imported that prints variables
 Settings = TypeVar("Settings")
 _Words = dict[str, list[str]]
 _Rivals = Callable[[str, str], Iterable[str]]
@@ -91,7 +92,6 @@ def run(main: Callable[[], None], stdout_is_log: bool = False) -> None:
     Where standard output is a log, lines that cannot be written are dropped.
     """
     prepare_streams(stdout_is_log and not {"-h", "--help"} & {*sys.argv})
-    clear_environment()
     # threads that spin while they wait are many times slower beside other load; read when torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

@@ -19,8 +19,10 @@ CHUNK_BYTES = 2**20
 MOST_JSON_BYTES = 2**27  # of JSON in one piece, which is held whole
 LIKE_OURS = re.compile(r"\.jsonl(\.gz|\.zst)?$|\.json$")  # files of the hub that are read as local ones are
 NO_DATA = ("README.md", "LICENSE", ".gitattributes", ".gitignore", "dataset_infos.json")
-ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|7z|rar)(\.\w+)?$", re.IGNORECASE)
-OF_ARCHIVES = "names and folders that begin with . or __, nor names without an ending in .tar"
+READERS = ("json", "csv", "text", "parquet", "arrow")
+"""of `datasets`, those that account for all they read; that of samples in .tar leaves out fields and links"""
+CUT_UNSEEN = re.compile(r"\.(zstd?|tar|tgz|tbz2?|txz)(\.\w+)?$", re.IGNORECASE)
+"""names of what ends early for `datasets` without a word where it is cut"""
 TOLD_APART = {"name", "version", "data_dir", "data_files", "description", "features"}
 """what a card says beside how its files are read"""
 tell_once = cache(tell)  # evaluations check their sources twice
@@ -61,7 +63,7 @@ def hub_parts(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
         builder, split = _builder(source), on_hub(source)["split"]
         if builder.name == "csv":
             builder.config.keep_default_na, builder.config.na_values = False, [""]
-        splits = _files_of_json(builder) or builder.as_streaming_dataset()
+        splits = _files_of_json(builder) or _accounted(builder).as_streaming_dataset()
         split = split or _split_among(source, list(splits))
         if split not in splits:
             raise ValueError(f"it has no split {split}; name one of {', '.join(splits)}")
@@ -121,6 +123,20 @@ def _files_of_json(builder: Any) -> dict[str, list[str]]:
     return splits if is_read else {}
 
 
+def _accounted(builder: Any) -> Any:
+    """Return a builder; raises `ValueError` for what it may lose a part of without a word."""
+    names = [
+        part for names in builder.config.data_files.values() for name in names for part in name.split("::")
+    ]
+    if builder.name not in READERS:
+        raise ValueError(f"its files would be read as {builder.name}; expected {', '.join(READERS)}")
+    if cut := next(filter(CUT_UNSEEN.search, names), ""):
+        raise ValueError(
+            f"whether {cut} is whole would not be seen; unpack it, or name files of .jsonl.zst alone"
+        )
+    return builder
+
+
 def _unread(builder: Any) -> dict[str, str]:
     from fsspec.core import url_to_fs
 
@@ -133,14 +149,14 @@ def _unread(builder: Any) -> dict[str, str]:
     others = sorted(read - files.keys())
     if plain is str and len(others) == len(read):  # the hub calls its files otherwise than is known here
         unread, others = [], []
-    packed = [files.get(file, file) for file in sorted(filter(ARCHIVE.search, read))]
+    packed = [files.get(file, file) for file in sorted(read) if file.lower().endswith(".zip")]
     usual = vars(type(builder.config)(name="usual"))
     options = {k: v for k, v in vars(builder.config).items() if k not in TOLD_APART and v != usual.get(k)}
     return {
         "not read are the files": shown(each for each in unread if each.rpartition("/")[2] not in NO_DATA),
         "its card has others read": shown(others),
         "of archives its card has read": shown(name.partition("::")[0] for name in named if "::" in name),
-        f"of archives are not read {OF_ARCHIVES}": shown(packed),
+        "of archives are not read names and folders that begin with . or __": shown(packed),
         "its card says what is read of a file, and how": str(options or ""),
     }
 

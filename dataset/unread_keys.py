@@ -7,24 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from dataset.formats import (
-    BESIDE_MESSAGES,
-    COMMON,
-    DETAILS,
-    HOLDERS,
-    LISTS,
-    OF_SEVERAL,
-    PAIRS,
-    PREFERENCE,
-    ChatFormat,
-    format_of,
-    is_in_full,
-    opened,
-    pair_of,
-    prompt_of,
-    read_answers,
-    read_side_of,
-)
+import dataset.formats as formats
 from dataset.messages import (
     CALL,
     CALL_KEYS,
@@ -47,7 +30,7 @@ MOST_KEYS = 1000
 """that are noted of a file"""
 BESIDE_PAIRS = {"history", "is_impossible"}
 """of what stands beside any chat, what is not read beside a list of messages"""
-PROMPTS = {prompt for pairs in PAIRS.values() for prompt, _ in pairs}
+PROMPTS = {prompt for pairs in formats.PAIRS.values() for prompt, _ in pairs}
 """keys of a text that is asked, whose calls stay text"""
 SYNONYMS = {"from": "role", "value": "content"}
 """keys of a message that are read where it lacks the others"""
@@ -66,20 +49,21 @@ def noting(records: Iterable[Record], noted: set[str]) -> Iterator[Record]:
         yield record
 
 
-def unread_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
+def unread_keys(record: dict[str, Any], chat_format: formats.ChatFormat | None) -> set[str]:
     """Return the keys of a record and of its messages that hold something and are not read."""
-    record = opened(record)
+    record = formats.opened(record)
     read = _read_keys(record, chat_format)
-    held = (HOLDERS - {"rejected", *BESIDE_MESSAGES}) & read & record.keys()
-    answers = {name for name in held & {*OF_SEVERAL} if not are_turns(record[name])}
+    held = (formats.HOLDERS - {"rejected", *formats.BESIDE_MESSAGES}) & read & record.keys()
+    answers = {name for name in held & {*formats.OF_SEVERAL} if not are_turns(record[name])}
     inside = [of_turns(name, record[name]) for name in held - answers]
     inside += [of_objects(name, record[name], {"text"}) for name in answers]
-    inside += [{f"{name} after the first"} for name in answers if _differ(read_answers(record[name]))]
-    texts = held - PROMPTS - {*LISTS}
+    inside += [{f"{name} after the first"} for name in answers if _differ(formats.read_answers(record[name]))]
+    texts = held - PROMPTS - {*formats.LISTS}
     texts |= {n for n in held & PROMPTS if chat_format == "preference" and is_transcript(record[n])}
     inside += [of_texts(name, record[name]) for name in texts]
     inside += [idle_flags(f"{name}.", record[name]) for name in held - answers]
-    inside += [idle_flags("", _flagged(record[name], record.get("loss_mask"))) for name in held & {*LISTS}]
+    flagged = (_flagged(record[name], record.get("loss_mask")) for name in held & {*formats.LISTS})
+    inside += [idle_flags("", each) for each in flagged]
     return others(record, read).union(*inside)
 
 
@@ -172,22 +156,23 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         yield from _objects(each)
 
 
-def _read_keys(record: dict[str, Any], chat_format: ChatFormat | None) -> set[str]:
-    if chat_format in PAIRS:
-        prompt, answer = pair_of(record, chat_format)
+def _read_keys(record: dict[str, Any], chat_format: formats.ChatFormat | None) -> set[str]:
+    if chat_format in formats.PAIRS:
+        prompt, answer = formats.pair_of(record, chat_format)
         thoughts = () if are_turns(record.get(answer)) else THOUGHTS
-        return COMMON | {prompt, answer, *DETAILS.get(chat_format, ()), *thoughts}
+        return formats.COMMON | {prompt, answer, *formats.DETAILS.get(chat_format, ()), *thoughts}
     if chat_format != "preference":
-        return COMMON - BESIDE_PAIRS | {next((name for name in LISTS if record.get(name)), "messages")}
-    rest = {key: value for key, value in record.items() if key not in PREFERENCE}
+        held = (name for name in formats.LISTS if record.get(name))
+        return formats.COMMON - BESIDE_PAIRS | {next(held, "messages")}
+    rest = {key: value for key, value in record.items() if key not in formats.PREFERENCE}
     if record.get("chosen") is None:
-        return PREFERENCE | _read_keys(rest, format_of(rest))
+        return formats.PREFERENCE | _read_keys(rest, formats.format_of(rest))
     if not held_keys(rest):  # two texts alone
-        return PREFERENCE
-    if is_in_full(answer := read_side_of(record, "chosen")):
+        return formats.PREFERENCE
+    if formats.is_in_full(answer := formats.read_side_of(record, "chosen")):
         said = [message.content for message in answer]
         repeated = {key for key, value in rest.items() if value in said or value == record["chosen"]}
-        return PREFERENCE | COMMON - BESIDE_PAIRS | repeated
-    name, key = prompt_of(rest)
-    beside = COMMON - BESIDE_PAIRS if name in LISTS else COMMON | {*DETAILS.get(name, ())}
-    return PREFERENCE | beside | {key}
+        return formats.PREFERENCE | formats.COMMON - BESIDE_PAIRS | repeated
+    name, key = formats.prompt_of(rest)
+    common = formats.COMMON - (BESIDE_PAIRS if name in formats.LISTS else set())
+    return formats.PREFERENCE | common | {key, *formats.DETAILS.get(name, ())}

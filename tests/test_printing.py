@@ -63,6 +63,10 @@ def test_no_variable_of_the_environment_is_left_that_a_library_could_steer_a_ter
     variables = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "ev\x1b[31mil"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=variables)
     assert rb"ev\x1b[31mil" in done.stderr and b"\x1b" not in done.stderr
+    variables = os.environ | {"OPENBLAS_VERBOSE": "2", "OPENBLAS_CORETYPE": "\x1b[31mfoo"}
+    for command in ("prepare_data", "ablate", "judge", "show_batch"):  # with numpy, imported early or late
+        words = [sys.executable, "-m", f"scripts.{command}", "--help"]
+        assert b"\x1b" not in subprocess.run(words, capture_output=True, env=variables).stderr
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])

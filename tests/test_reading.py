@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import random
+import tarfile
 import zipfile
 
 import pyarrow
@@ -152,6 +153,22 @@ def test_what_is_not_read_of_archives_and_behind_links_is_named_too(tmp_path, ca
         assert files == f"hub:{tmp_path / name}: not read are the files: more.jsonl"
         assert members.startswith(f"hub:{tmp_path / name}: of archives are not read names and folders that")
         assert members.endswith(": train.zip")
+
+
+def test_what_datasets_would_lose_a_part_of_in_silence_is_refused(tmp_path):
+    write(tmp_path / "cut" / "train.csv.zst", zstd(b"text\n" + b"one\n" * 9)[:-3])
+    with pytest.raises(UserError, match="whether .*train.csv.zst is whole would not be seen; unpack it"):
+        values(f"hub:{tmp_path / 'cut'}")
+    (tmp_path / "samples").mkdir()
+    with tarfile.open(tmp_path / "samples" / "train.tar", "w") as archive:
+        for name in ("1.txt", "2.txt"):
+            archive.add(write(tmp_path / name, b"one"), name)
+    with pytest.raises(
+        UserError, match="would be read as webdataset; expected json, csv, text, parquet, arrow"
+    ):
+        values(f"hub:{tmp_path / 'samples'}")
+    write(tmp_path / "ours" / "train.jsonl.zst", zstd(LINES))
+    assert values(f"hub:{tmp_path / 'ours'}") == ROWS
 
 
 def test_a_data_set_of_the_hub_that_has_changed_is_another_source(tmp_path):

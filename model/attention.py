@@ -5,16 +5,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layers import Angles, RMSNorm, rotate, soft_cap
-
-if TYPE_CHECKING:
-    from model.backends import Bands, DocumentRows, FlexRows
 
 MaskKind = Literal["none", "causal", "dense", "documents", "bands", "flex"]
 
@@ -29,8 +26,8 @@ class Visibility(NamedTuple):
     """bool (B, 1, Tq, Tk), True = may attend"""
     is_causal: bool = False
     """the lower triangle of a square, with no mask tensor"""
-    rows: "Bands | DocumentRows | FlexRows | None" = None
-    """whole rows, cut so that pairs which are not visible are skipped"""
+    rows: Any = None
+    """whole rows, cut so that pairs which are not visible are skipped: `DocumentRows`, `Bands`, `FlexRows`"""
 
     @property
     def kind(self) -> MaskKind:

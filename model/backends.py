@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import Attend, MaskKind, Scoring, Visibility, eager_attention
-from model.bands import Bands, in_bands
+from model.bands import in_bands, in_one
 from model.errors import UserError
-from model.flex_rows import FlexRows, flex_attention, flex_rows, has_flex
+from model.flex_rows import flex_attention, flex_rows, has_flex
 from model.layers import soft_cap
 from model.masks import Layout, visible_mask
 from model.pattern import ALL, Pattern
-from model.runs import Span, document_spans
+from model.runs import Span, document_spans, last_seen
+from model.strategies import NO_PART
 
 QUERY_BLOCKS = 4
 """parts in which `blockwise_attention` takes queries; more compute less in vain but compile for longer"""
@@ -48,7 +49,7 @@ class Backend:
     """says of queries (B, H, T, D) whether it can take them and is worth it"""
     bends: bool = True
     """whether it can bend scores to stay below a bound"""
-    cut: Callable[[Layout, Pattern], FlexRows] | None = None
+    cut: Callable[[Layout, Pattern], Visibility] | None = None
     """how whole rows are cut for it, where it is taken by name; None = as is best"""
 
     def serves(self, q: Tensor, seen: Visibility, scoring: Scoring) -> bool:
@@ -167,9 +168,8 @@ class DocumentRows:
 
     def __init__(self, layout: Layout, spans: list[Span]) -> None:
         self._layout, self._lengths = layout, [span.end - span.begin for span in spans]
-        longest = max((span.end - span.begin for span in spans if span.blocks), default=0)
-        triangle = np.tri(longest, dtype=bool)
-        self._seen = [None if span.is_padding else _seen_in(span, layout, triangle) for span in spans]
+        last = last_seen(layout)
+        self._seen = [None if span.is_padding else _seen_in(span, layout, last) for span in spans]
 
     def dense(self, ahead: int = 0) -> Tensor:
         """Return the same as one mask (B, 1, T, ahead + T), where so many keys that all see come first."""
@@ -190,18 +190,14 @@ class DocumentRows:
         return torch.cat(outputs).view(B, T, H, D).transpose(1, 2)
 
 
-def _seen_in(span: Span, layout: Layout, triangle: np.ndarray) -> Visibility:
-    """Return what tokens of a document see of each other: a triangle, and a square for each block."""
-    if not (span.blocks or span.has_parts):
+def _seen_in(span: Span, layout: Layout, last: np.ndarray) -> Visibility:
+    """Return what tokens of a document see of each other; `last` (B, T) is the last place that each sees."""
+    own, places = np.s_[span.row, span.begin : span.end], np.arange(span.begin, span.end, dtype=last.dtype)
+    if layout.part_ids is not None and (layout.part_ids[own] != NO_PART).any():
+        return Visibility(visible_mask(Layout(*(ids[own][None] for ids in layout)))[None])
+    if (last[own] == places).all():
         return Visibility(is_causal=True)
-    if span.has_parts:
-        own = (ids[span.row, None, span.begin : span.end] for ids in layout)
-        return Visibility(visible_mask(Layout(*own))[None])
-    length = span.end - span.begin
-    mask = triangle[:length, :length].copy()
-    for begin, end in span.blocks:
-        mask[begin:end, begin:end] = True
-    return Visibility(torch.from_numpy(mask[None, None]))
+    return Visibility(torch.from_numpy(places <= last[own][:, None])[None, None])
 
 
 def _attend_span(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
@@ -210,30 +206,25 @@ def _attend_span(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Sco
     return attend(q, k, v, seen, scoring)[0].transpose(0, 1)
 
 
-def cut_rows(layout: Layout, pattern: Pattern) -> Bands | DocumentRows | None:
-    """Return whole rows as documents or bands, where that is exact and pays; else they need a dense mask."""
-    return by_documents(layout) if pattern == ALL else by_bands(layout, pattern)
+def cut_rows(layout: Layout, pattern: Pattern) -> Visibility | None:
+    """Return what is seen in whole rows on CPUs, in pieces or by places; None if pairs must be compared."""
+    if layout.block_ids.device.type not in BACKENDS["bands"].devices:
+        return None
+    return (by_documents(layout) if pattern == ALL else in_bands(layout, pattern)) or in_one(layout, pattern)
 
 
-def by_documents(layout: Layout) -> DocumentRows | None:
+def by_documents(layout: Layout) -> Visibility | None:
     """Return rows whose documents attend one by one, where that is exact (none is torn) and pays."""
-    is_for_device = layout.block_ids.device.type in BACKENDS["documents"].devices
-    if not is_for_device or layout.block_ids.shape[1] < SHORTEST_SHARED_ROW:
+    if layout.block_ids.shape[1] < SHORTEST_SHARED_ROW:
         return None
     spans = document_spans(layout)
     pays = spans is not None and len(spans) * SHORTEST_SPAN <= layout.document_ids.numel()
-    return DocumentRows(layout, spans) if pays else None
+    return Visibility(rows=DocumentRows(layout, spans)) if pays else None
 
 
 def document_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:
     """Attend document by document."""
     return seen.rows.attend(q, k, v, scoring)
-
-
-def by_bands(layout: Layout, pattern: Pattern) -> Bands | None:
-    """Return whole rows cut into bands, where that is exact and pays on their device."""
-    is_for_device = layout.block_ids.device.type in BACKENDS["bands"].devices
-    return in_bands(layout, pattern) if is_for_device else None
 
 
 def band_attention(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scoring: Scoring) -> Tensor:

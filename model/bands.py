@@ -87,8 +87,8 @@ class Bands(NamedTuple):
         return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
 
 
-def in_bands(layout: Layout, pattern: Pattern) -> Bands | None:
-    """Return whole rows (B, T) cut into bands, where that is exact and pays; else they need a dense mask."""
+def in_bands(layout: Layout, pattern: Pattern) -> Visibility | None:
+    """Return whole rows (B, T) cut into bands, where that is exact and pays."""
     if pattern.reach is None:
         return None
     size, length = max(SMALLEST_BLOCK, pattern.reach // 2), layout.block_ids.shape[1]
@@ -99,7 +99,19 @@ def in_bands(layout: Layout, pattern: Pattern) -> Bands | None:
     wanted = _number(tokens_ahead(seen[1], pattern), size)
     after = next((blocks for blocks in BLOCKS_AFTER if blocks >= wanted), room + 1)
     blocks = [places.reshape(-1, number, size) for places in seen]
-    return cut(layout, blocks, pattern, before, after) if after <= room else None
+    return Visibility(rows=cut(layout, blocks, pattern, before, after)) if after <= room else None
+
+
+def in_one(layout: Layout, pattern: Pattern) -> Visibility | None:
+    """Return whole rows (B, T) under one mask by places, where that is exact."""
+    length = layout.block_ids.shape[1]
+    if (seen := sights(layout, length)) is None:
+        return None
+    first, last = seen
+    mask = _between(*pattern.bounded(np.arange(length), first, last), 0, length)  # (B, T, T)
+    if pattern.sinks:
+        mask |= _between(first, np.minimum(first + pattern.sinks - 1, last), 0, length)
+    return Visibility(torch.from_numpy(mask)[:, None])
 
 
 def _number(tokens: int, size: int) -> int:

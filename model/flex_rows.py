@@ -37,12 +37,12 @@ class FlexRows(NamedTuple):
 
     def behind(self, count: int) -> Visibility:
         """Return what queries see where `count` more keys that all of them see come first."""
-        return Visibility(rows=flex_rows(self.layout, self.pattern, self.ahead + count))
+        return flex_rows(self.layout, self.pattern, self.ahead + count)
 
     dense = Bands.dense
 
 
-def flex_rows(layout: Layout, pattern: Pattern, ahead: int = 0) -> FlexRows:
+def flex_rows(layout: Layout, pattern: Pattern, ahead: int = 0) -> Visibility:
     """Return rows with the squares of their mask, in all patterns and with all parts."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -60,7 +60,7 @@ def flex_rows(layout: Layout, pattern: Pattern, ahead: int = 0) -> FlexRows:
     device = layout.block_ids.device
     is_compiled = device.type != "cpu"  # there, it takes longer than it saves
     squares = create_block_mask(shows, batch, None, queries, keys, device, SIDE, _compile=is_compiled)
-    return FlexRows(squares, layout, pattern, ahead)
+    return Visibility(rows=FlexRows(squares, layout, pattern, ahead))
 
 
 def padded(length: int) -> int:

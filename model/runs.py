@@ -4,14 +4,11 @@ By the one rule (`model/masks.py`) a token in no part sees its document up to th
 as far as it is near. A row has few documents and blocks: finding their ends is cheaper than comparing pairs.
 """
 
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from model.masks import Layout
-from model.strategies import CAUSAL, NO_PART
 
 
 class Span(NamedTuple):
@@ -21,9 +18,6 @@ class Span(NamedTuple):
     begin: int
     end: int
     is_padding: bool
-    blocks: tuple[tuple[int, int], ...] = ()
-    """where each block begins and ends, counted from the first token"""
-    has_parts: bool = False
 
 
 def document_spans(layout: Layout) -> list[Span] | None:
@@ -37,46 +31,51 @@ def document_spans(layout: Layout) -> list[Span] | None:
         . . . 1 .
         . . . 1 1
     """
-    documents, blocks = layout.document_ids.numpy(), layout.block_ids.numpy()
-
-    # Runs are of tokens in one block, or in none; those of a document that stand together are its span.
-    opens = np.ones(documents.shape, dtype=bool)
-    opens[:, 1:] = (documents[:, 1:] != documents[:, :-1]) | (blocks[:, 1:] != blocks[:, :-1])
+    documents = layout.document_ids.numpy()
+    opens = _opens(documents)
     rows, begins = (places.tolist() for places in opens.nonzero())
     ends = [end or documents.shape[1] for end in (*begins[1:], 0)]  # where the next row begins, it is at 0
-    runs = zip(rows, documents[opens].tolist(), begins, ends, blocks[opens].tolist(), strict=True)
-    groups = [[*group] for _, group in groupby(runs, lambda run: run[:2])]
-    names = [group[0][:2] for group in groups if group[0][1] >= 0]
-    is_torn = len({*names}) < len(names)
-    return None if is_torn else [_span(group, layout.part_ids) for group in groups]
+    names = documents[opens].tolist()
+    whole = [name for name in zip(rows, names, strict=True) if name[1] >= 0]
+    if len({*whole}) < len(whole):
+        return None
+    return [Span(*span, name < 0) for *span, name in zip(rows, begins, ends, names, strict=True)]
 
 
-def _span(runs: list[tuple[int, int, int, int, int]], parts: Tensor | None) -> Span:
-    """Return the span of runs, of which row, document, begin, end and block are given."""
-    (row, document, begin, *_), end = runs[0], runs[-1][3]
-    blocks = tuple((first - begin, last - begin) for *_, first, last, block in runs if block != CAUSAL)
-    has_parts = parts is not None and bool((parts[row, begin:end] != NO_PART).any())
-    return Span(row, begin, end, document < 0, blocks, has_parts)
+def last_seen(layout: Layout) -> np.ndarray:
+    """Return the last place (B, T) in its row that each token sees: the end of its block, or itself."""
+    blocks = layout.block_ids.numpy()
+    ends = np.ones(blocks.shape, dtype=bool)
+    ends[:, :-1] = (_opens(layout.document_ids.numpy()) | _opens(blocks) | (blocks < 0))[:, 1:]
+    places = np.arange(
+        blocks.shape[1], dtype=np.min_scalar_type(-blocks.shape[1])
+    )  # compared faster if short
+    return np.minimum.accumulate(np.where(ends, places, places[-1])[:, ::-1], axis=1)[:, ::-1]
+
+
+def _opens(ids: np.ndarray) -> np.ndarray:
+    """Return True (B, T) where another id begins in a row."""
+    opens = np.ones(ids.shape, dtype=bool)
+    np.not_equal(ids[:, 1:], ids[:, :-1], out=opens[:, 1:])
+    return opens
 
 
 def sights(layout: Layout, length: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the first and last place that tokens see without bounds, both (B, length), of rows padded to it.
 
-    None where documents are torn, have parts or do not count from 0. Padding sees itself:
+    None where documents are torn, have parts, or do not count from 0 or upwards. Padding sees itself:
 
         documents 0 0 0 0 1 1 -       first 0 0 0 0 4 4 6
         blocks    0 0 - - - - -       last  1 1 2 3 4 5 6
     """
-    spans = None if layout.part_ids is not None else document_spans(layout)
-    if spans is None:
+    if layout.part_ids is not None:
         return None
-    documents, positions = layout.document_ids.numpy(), layout.position_ids.numpy()
-    places = np.arange(length)
+    documents, positions, places = layout.document_ids.numpy(), layout.position_ids.numpy(), np.arange(length)
+    own, real, opens = np.s_[:, : documents.shape[1]], documents >= 0, _opens(documents)
     first, last = (np.full((len(documents), length), places) for _ in range(2))
-    for span in spans:
-        if not span.is_padding:
-            first[span.row, span.begin : span.end] = span.begin
-        for begin, end in span.blocks:
-            last[span.row, span.begin + begin : span.begin + end] = span.begin + end - 1
-    counts = (places - first)[:, : documents.shape[1]]
-    return (first, last) if ((counts == positions) | (documents < 0)).all() else None
+    begins = np.maximum.accumulate(np.where(opens, places[own[1]], 0), axis=1)
+    np.copyto(first[own], begins, where=real)
+    last[own] = last_seen(layout)
+    highest = np.maximum.accumulate(documents, axis=1)  # a document that comes again is not above it
+    is_whole = (documents[:, 1:] > highest[:, :-1])[(opens & real)[:, 1:]].all()
+    return (first, last) if is_whole and ((places - first)[own] == positions)[real].all() else None

@@ -172,9 +172,9 @@ class Decoder(nn.Module):
         def form(pattern: Pattern) -> Visibility:
             if pattern == ALL and (layout is None or is_plain_causal(layout)):
                 return Visibility(is_causal=True)
-            if (cut := self.cut_rows(rows, pattern)) is not None:
-                return Visibility(rows=cut)
-            return Visibility(dense_mask(self._triangle(ids.shape[1]), rows, pattern)[:, None])
+            return self.cut_rows(rows, pattern) or Visibility(
+                dense_mask(self._triangle(ids.shape[1]), rows, pattern)[:, None]
+            )
 
         return self.each_layer(form, ids.shape[1])
 

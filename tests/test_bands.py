@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import pad
 
 from model.attention import Scoring, Visibility, eager_attention
-from model.backends import attend, by_bands
+from model.backends import attend
+from model.bands import in_bands, in_one
 from model.layouts import prompt_blocks
 from model.masks import Layout, causal_layout
-from model.pattern import Pattern
+from model.pattern import ALL, Pattern
 from tests.conftest import STRATEGIES, one_document, tiny_model, turns, windowed
 from tests.test_masks import by_hand
 
@@ -73,9 +74,12 @@ def test_bands_see_what_loops_find_and_attend_as_a_dense_mask_does(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("model.bands.SMALLEST_BLOCK", smallest)
         patch.setattr("model.bands.WIDEST_SHARE", 1000)
-        bands = by_bands(layout, pattern)
+        bands = in_bands(layout, pattern).rows
     batch, length = layout.block_ids.shape
-    mask = by_hand(layout._replace(part_ids=torch.full_like(layout.block_ids, -1)), pattern)
+    in_no_part = layout._replace(part_ids=torch.full_like(layout.block_ids, -1))
+    mask = by_hand(in_no_part, pattern)
+    assert torch.equal(in_one(layout, pattern).mask[:, 0], mask)
+    assert torch.equal(in_one(layout, ALL).mask[:, 0], by_hand(in_no_part, ALL))
     assert torch.equal(whole(bands, length), mask) and torch.equal(bands.dense()[:, 0], mask)
 
     heads, results = (4, 2, 2), []
@@ -84,8 +88,8 @@ def test_bands_see_what_loops_find_and_attend_as_a_dense_mask_does(
     for way, seen in ((attend, Visibility(rows=bands)), (eager_attention, Visibility(mask[:, None]))):
         y = way(*inputs, seen, Scoring(0.3, softcap))
         results.append([y, *torch.autograd.grad(y, inputs, noise)])
-    for in_bands, dense in zip(*results, strict=True):
-        assert (in_bands - dense).abs().max() < 1e-12
+    for banded, dense in zip(*results, strict=True):
+        assert (banded - dense).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 4])
@@ -116,22 +120,35 @@ def test_models_learn_the_same_in_bands_as_under_dense_masks(bounds, memory_toke
         logits = model(ids, layout)[layout.document_ids >= 0]
         logits.square().sum().backward()
         results.append((logits, [parameter.grad.clone() for parameter in model.parameters()]))
-    (dense, dense_grads), (in_bands, grads) = results
-    assert (dense - in_bands).abs().max() < 1e-9
+    (dense, dense_grads), (banded, grads) = results
+    assert (dense - banded).abs().max() < 1e-9
     for a, b in zip(dense_grads, grads, strict=True):
         assert (a - b).abs().max() < 1e-9 * (1 + a.abs().max())
 
 
+def test_what_places_cannot_say_is_left_to_pairs_of_tokens():
+    documents = torch.tensor([[0, 0, 1, 1, 1]])
+    layout = Layout(documents, torch.tensor([[0, 1, 0, 1, 2]]), torch.full_like(documents, -1))
+    assert in_one(layout, ALL) is not None
+    for torn in ([0, 0, 1, 0, 0], [0, 0, -1, 0, 0]):
+        again = layout._replace(document_ids=torch.tensor([torn]))
+        assert in_one(again._replace(position_ids=torch.tensor([[0, 1, 0, 0, 1]])), ALL) is None
+    assert in_one(layout._replace(position_ids=torch.arange(5)[None]), Pattern(2)) is None
+    assert in_one(layout._replace(part_ids=documents), ALL) is None
+    seen = tiny_model().model.visibilities(documents, layout._replace(part_ids=documents))[0]
+    assert torch.equal(seen.mask[:, 0], by_hand(layout._replace(part_ids=documents), ALL))
+
+
 def test_what_rows_take_under_a_window_grows_as_their_length():
     def pairs(length: int) -> int:
-        return by_bands(causal_layout(2, length), Pattern(100, sinks=3)).mask.numel()
+        return in_bands(causal_layout(2, length), Pattern(100, sinks=3)).rows.mask.numel()
 
     assert pairs(4000) == 4 * pairs(1000) and pairs(1000) < 0.2 * 2 * 1000 * 1000
 
 
 def test_only_long_rows_in_order_are_cut_into_bands():
     def is_cut(layout: Layout, **bounds: int) -> bool:
-        return by_bands(layout, Pattern(**bounds or {"window": 64})) is not None
+        return in_bands(layout, Pattern(**bounds or {"window": 64})) is not None
 
     row = causal_layout(1, 400)
     documents, positions, blocks, _ = row

@@ -20,7 +20,7 @@ from model.masks import (
     visible_mask,
 )
 from model.pattern import ALL, Pattern
-from model.runs import Span, document_spans
+from model.runs import Span, document_spans, last_seen
 from tests.conftest import STRATEGIES, one_document, turns
 
 CONVERSATION = "Ss Uu Aa Uu A"
@@ -362,13 +362,15 @@ def test_the_cache_survives_a_new_turn_where_the_strategy_says_so(strategy):
 
 def test_spans_are_the_documents_and_the_padding_of_all_rows_in_order():
     documents = torch.tensor([[0, 0, 1, 1, 1, -1], [0, 0, 0, 0, 0, 0]])
-    blocks = torch.tensor([[-1, -1, 3, 3, -1, -1], [-1, -1, -1, -1, -1, -1]])
-    assert document_spans(Layout(documents, torch.zeros_like(documents), blocks)) == [
-        Span(0, 0, 2, is_padding=False, blocks=()),
-        Span(0, 2, 5, is_padding=False, blocks=((0, 2),)),
-        Span(0, 5, 6, is_padding=True, blocks=()),
-        Span(1, 0, 6, is_padding=False, blocks=()),
+    blocks = torch.tensor([[-1, 3, 3, 3, -1, -1], [-1, -1, -1, -1, -1, -1]])
+    layout = Layout(documents, torch.zeros_like(documents), blocks)
+    assert document_spans(layout) == [
+        Span(0, 0, 2, is_padding=False),
+        Span(0, 2, 5, is_padding=False),
+        Span(0, 5, 6, is_padding=True),
+        Span(1, 0, 6, is_padding=False),
     ]
+    assert last_seen(layout).tolist() == [[0, 1, 3, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
 
 
 def test_no_key_outside_of_its_span_is_visible_to_a_real_token():

@@ -9,15 +9,8 @@ from torch.nn.functional import cross_entropy
 from eval.look import attention_maps
 from model.architectures import model_of
 from model.attention import Scoring, Visibility, eager_attention
-from model.backends import (
-    BACKENDS,
-    ClassicAttention,
-    attend,
-    blockwise_attention,
-    by_bands,
-    by_documents,
-    choose,
-)
+from model.backends import BACKENDS, ClassicAttention, attend, blockwise_attention, by_documents, choose
+from model.bands import in_bands
 from model.config import from_preset
 from model.errors import UserError
 from model.flex_rows import flex_rows
@@ -90,11 +83,11 @@ def seen_as(kind: str, length: int) -> tuple[Visibility, torch.Tensor, torch.Ten
         return Visibility(is_causal=True), everything.tril(), real
     if kind == "bands":
         layout, near = causal_layout(3, length), Pattern(max(1, length // 4), sinks=1)
-        return Visibility(rows=by_bands(layout, near)), visible_mask(layout, near)[:, None], real
+        return in_bands(layout, near), visible_mask(layout, near)[:, None], real
     if kind == "flex":
         near = Pattern(5, sinks=1)
-        return Visibility(rows=flex_rows(layout, near)), visible_mask(layout, near)[:, None], real
-    seen = Visibility(rows=by_documents(layout)) if kind == "documents" else Visibility(mask)
+        return flex_rows(layout, near), visible_mask(layout, near)[:, None], real
+    seen = by_documents(layout) if kind == "documents" else Visibility(mask)
     return seen, mask, layout.document_ids >= 0
 
 
@@ -378,7 +371,8 @@ def test_prompt_logits_get_no_gradient():
 
 def test_rows_longer_than_the_registered_triangle_are_covered():
     model, ids = tiny_model(max_position_embeddings=8), torch.randint(97, (1, 20))
-    layout = prefix_layout(20, 12)
+    parts = torch.arange(20)[None].clip(max=3) - 1  # without them, no mask is sliced from it
+    layout = prefix_layout(20, 12)._replace(part_ids=parts)
     grown = model(ids, layout)
     assert len(model.model.causal_mask) == 32
     assert (grown - tiny_model(max_position_embeddings=64)(ids, layout)).abs().max() < 1e-12

@@ -1,30 +1,39 @@
 """What is read of a source: blocks of lines that end where a record ends.
 
-Local text is read as bytes, out of gzip or zstd where the name says so: what is broken costs a record, never
+Local text is read as bytes, unpacked where the name says so: what is broken costs a record, never
 the file, and no file is held whole but one of JSON in one piece. Parquet and the hub are in
 `dataset/tables.py`; what stands in a block is read by `dataset/records.py`.
 """
 
+import bz2
 import json
+import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from zstandard import ZstdDecompressor, ZstdError
 
 from dataset.tables import CHUNK_BYTES, HUB, MOST_JSON_BYTES, hub_parts, parquet_rows
 from dataset.text_files import DEFAULT_RULES, TextRules, not_utf8
 from model.errors import UserError
 from model.files import opened
 
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = {
+    ".gz": (lambda: zlib.decompressobj(wbits=31), zlib.error),
+    ".zst": (lambda: ZstdDecompressor(max_window_size=2**31).decompressobj(), ZstdError),  # zstd --long=31
+    ".bz2": (bz2.BZ2Decompressor, OSError),
+    ".xz": (lzma.LZMADecompressor, lzma.LZMAError),
+}
+"""what unpacks a file by its ending, and what that raises where it is damaged"""
 FORMS = (".jsonl", ".json", ".txt", ".parquet")
 ENDINGS = (*FORMS, *(form + packed for form in FORMS[:3] for packed in COMPRESSIONS))
 PACKED_BYTES = 2**10  # what is unpacked at a time: so much may be lost before a damaged place
 BROKEN_OFF = "compressed data"  # begins what is said of a file that cannot be read to its end
-LARGEST_WINDOW = 2**31  # of `zstd --long=31`
 BLOCK_BYTES = 2**22
 LONGEST_RECORD_BYTES = 2**26
 SEPARATOR_BYTES = 2**10  # what ends a record may come in two chunks
@@ -51,7 +60,7 @@ def form_of(path: str | Path) -> str:
     name = Path(path).name
     for ending in () if str(path).startswith(HUB) else ENDINGS:
         if name.endswith(ending):
-            return Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
+            return next(form for form in FORMS if ending.startswith(form))
     return ""
 
 
@@ -178,12 +187,12 @@ def read_chunks(path: str) -> Iterator[bytes]:
 
 
 def _unpacked(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Yield what is in a file; in gzip or zstd streams one after the other, perhaps padded with zeros."""
-    if not name.endswith(COMPRESSIONS):
+    """Yield what is in a file; in packed streams one after the other, perhaps padded with zeros."""
+    if (ending := Path(name).suffix) not in COMPRESSIONS:
         yield from chunks
         return
     pieces = (chunk[at : at + PACKED_BYTES] for chunk in chunks for at in range(0, len(chunk), PACKED_BYTES))
-    start, fault = _unpacker(name)
+    start, fault = COMPRESSIONS[ending]
     unpacker = start()
     for data in pieces:
         while data := data.lstrip(b"\0") if unpacker.eof else data:
@@ -195,14 +204,6 @@ def _unpacked(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
             data = unpacker.unused_data
     if not unpacker.eof:
         raise BrokenOffError(f"{BROKEN_OFF} ends early")
-
-
-def _unpacker(name: str) -> tuple[Callable[[], Any], type[Exception]]:
-    if name.endswith(".gz"):
-        return lambda: zlib.decompressobj(wbits=31), zlib.error
-    import zstandard
-
-    return zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj, zstandard.ZstdError
 
 
 def check_whole(place: str, fault: str, max_reject_fraction: float) -> None:

@@ -47,8 +47,8 @@ class PreparationSettings(ReadingSettings):
     kind: Kind
     """pretrain: texts; sft: conversations; preference: pairs of a chosen and a rejected answer"""
     data: tuple[str, ...]
-    """files (.jsonl .json .txt, each also .gz or .zst, .parquet), folders, globs, hub:name[:config][:split]
-    """
+    """files (.jsonl .json .txt, each also packed as .gz .zst .bz2 .xz, .parquet), folders, globs,
+    hub:name[:config][:split]"""
     tokenizer: str
     """tokenizer directory"""
     out: str

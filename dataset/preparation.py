@@ -82,7 +82,7 @@ def write_store(
     with resumable_folder(settings.out, overwrite=is_store) as folder:
         # A preparation may have been killed between its last file and the renaming of the folder.
         if not ((folder / "manifest.json").is_file() and read_notes(folder)["request"] == request):
-            output = _Output(settings, tokenizer, _Journal(folder, request))
+            output = _Output(settings, tokenizer, _Journal(folder, request, [path for path, _ in sources]))
             blocks = partial(encode, settings, sources, request)
             _write(output, blocks, {"sources": described, "request": request})
         check_unchanged(states)
@@ -126,14 +126,14 @@ def read_notes(path: str | Path) -> dict[str, Any]:
 class _Journal:
     """Says how far a preparation has come; one that is damaged, or of another request, is void."""
 
-    def __init__(self, folder: Path, request: dict[str, Any]) -> None:
-        self.folder, self.path = folder, folder / JOURNAL
+    def __init__(self, folder: Path, request: dict[str, Any], sources: list[str]) -> None:
+        self.folder, self.path, self.sources = folder, folder / JOURNAL, sources
         self._request, self.due = request, monotonic() + JOURNAL_EVERY_SECONDS
         self.position: dict[str, Any] = {}
         try:
             content, digest = self.path.read_text(encoding="utf-8").rsplit("\n", 1)
             if digest == _digest(content) and (written := json.loads(content))["request"] == request:
-                self.position = dict(written["position"])
+                self.position = dict(written["done"])
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             pass  # nothing was done yet
         if not self.position:
@@ -143,7 +143,7 @@ class _Journal:
                     file.unlink()
 
     def write(self, position: dict[str, Any]) -> None:
-        content = json.dumps({"request": self._request, "position": position})
+        content = json.dumps({"request": self._request, "done": position})
         write_text(self.path, f"{content}\n{_digest(content)}")
         self.due = monotonic() + JOURNAL_EVERY_SECONDS
 
@@ -184,11 +184,10 @@ class _Output:
         position = journal.position or {"blocks": 0, "listing": 0, "account": Rejects().account()}
         self._journal = journal
         self.num_blocks: int = position["blocks"]
-        self._documents: dict[str, int] = position.get("documents", {})
+        told = position.get("told") or [[0, []] for _ in journal.sources]  # which may be named otherwise now
+        self._told = dict(zip(dict.fromkeys(journal.sources), told, strict=False))  # documents, unread keys
         self._marks = Marks()
-        if "marks" in position:
-            self._marks.add(**position["marks"])
-        self._unread: dict[str, list[str]] = position.get("unread", {})
+        self._marks.add(**position.get("marks", vars(Marks())))
         self._named, self._columns = read_columns(settings.columns), {*position.get("columns", ())}
         self._num_bytes = np.array(position.get("bytes", [[0, 0], [0, 0]]))
         self._listing = open(journal.folder / "rejects.jsonl", "ab")  # noqa: SIM115
@@ -203,17 +202,16 @@ class _Output:
 
     def append(self, encoded: Encoded) -> None:
         """Add a block's documents and rejects."""
+        told = self._told[encoded.source]
         for writer, part in zip(self._writers, encoded.parts, strict=False):
             if part is not None:
                 writer.append(part)
-                self._documents[encoded.source] = self._documents.get(encoded.source, 0) + len(part.lengths)
-        unread = {*self._unread.get(encoded.source, ()), *encoded.unread}
-        self._unread[encoded.source] = sorted(unread)[:MOST_KEYS]
+                told[0] += len(part.lengths)
+        told[1] = sorted({*told[1], *encoded.unread})[:MOST_KEYS]
         self._columns.update(encoded.columns)
         self._num_bytes += encoded.num_bytes
         self._rejects.merge(*encoded.account)
-        if encoded.marks.found or encoded.marks.kept:
-            self._marks.add(**vars(encoded.marks))
+        self._marks.add(**vars(encoded.marks))
         self._listing.write(encoded.rejects.encode())
         self.num_blocks += 1
         if monotonic() >= self._journal.due:
@@ -223,8 +221,7 @@ class _Output:
         flush_written(self._listing)
         return {
             "blocks": self.num_blocks,
-            "documents": self._documents,
-            "unread": self._unread,
+            "told": [*self._told.values()],
             "columns": sorted(self._columns),
             "bytes": self._num_bytes.tolist(),
             "listing": self._listing.tell(),
@@ -239,8 +236,7 @@ class _Output:
         self._journal.write(self._position())
         records, reasons, *_ = self._rejects.account()
         for source in notes["sources"]:
-            source["documents"] = self._documents.get(source["path"], 0)
-            source["unread_keys"] = self._unread.get(source["path"], [])
+            source["documents"], source["unread_keys"] = self._told[source["path"]]
         counts = {"records": records, "rejects": reasons, "marks": vars(self._marks)}
         counts["absent_columns"] = sorted({*self._named.values()} - self._columns)
         counts["stores"] = list(STORES[: len(self._writers)])

@@ -105,7 +105,7 @@ def _data_among(files: list[str], root: Path, name: str) -> list[str]:
 
 def _ending(file: str) -> str:
     """Return the last ending of a name, with the one before it where it tells of compression."""
-    packed = Path(file).suffix if file.endswith(COMPRESSIONS) else ""
+    packed = Path(file).suffix if Path(file).suffix in COMPRESSIONS else ""
     return Path(file.removesuffix(packed)).suffix + packed or "no ending"
 
 

@@ -9,7 +9,7 @@ from functools import cache, partial
 from hashlib import sha256
 from typing import Any
 
-from dataset.messages import shown
+from dataset.messages import read_json, shown
 from dataset.printing import tell
 from model.errors import UnfinishedError, UserError
 from model.files import opened
@@ -17,7 +17,7 @@ from model.files import opened
 HUB = "hub:"
 CHUNK_BYTES = 2**20
 MOST_JSON_BYTES = 2**27  # of JSON in one piece, which is held whole
-LIKE_OURS = re.compile(r"\.jsonl(\.gz|\.zst)?$|\.json$")  # files of the hub that are read as local ones are
+LIKE_OURS = re.compile(r"\.(jsonl?|ndjson)(\.(gz|zst|bz2|xz))?$")  # of the hub, read as local ones are
 NO_DATA = ("README.md", "LICENSE", ".gitattributes", ".gitignore", "dataset_infos.json")
 READERS = ("json", "csv", "text", "parquet", "arrow")
 """of `datasets`, those that account for all they read; that of samples in .tar leaves out fields and links"""
@@ -26,7 +26,6 @@ CUT_UNSEEN = re.compile(r"\.(zstd?|tar|tgz|tbz2?|txz)(\.\w+)?$", re.IGNORECASE)
 TOLD_APART = {"name", "version", "data_dir", "data_files", "description", "features"}
 """what a card says beside how its files are read"""
 tell_once = cache(tell)  # evaluations check their sources twice
-ROWS_AT_ONCE = 1000  # of a parquet file; else whole row groups are held
 
 
 def on_hub(source: str) -> dict[str, Any]:
@@ -46,8 +45,8 @@ def parquet_rows(path: str) -> Iterator[bytes]:
         table = ParquetFile(file)
         if len({*table.schema_arrow.names}) < len(table.schema_arrow.names):
             raise ValueError("a column stands twice, of which one would be lost")
-        for batch in table.iter_batches(ROWS_AT_ONCE):
-            yield from map(_line, batch.to_pylist(maps_as_pydicts="strict"))  # else arguments are pairs
+        for batch in table.iter_batches(1000):  # else whole row groups are held, and arguments are pairs
+            yield from (_line(row, batch.schema) for row in batch.to_pylist(maps_as_pydicts="strict"))
 
 
 def hub_parts(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -74,7 +73,8 @@ def hub_parts(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
                     yield name, _within(explaining, iter(partial(file.read, CHUNK_BYTES), b""))
         else:
             table = found.decode(False) if found.features else found  # pictures stay what a row says of them
-            yield "", _within(explaining, map(_line, table))
+            schema = found.features and found.features.arrow_schema
+            yield "", _within(explaining, (_line(row, schema) for row in table))
 
 
 def hub_state(source: str) -> str:
@@ -105,8 +105,8 @@ def _builder(source: str) -> Any:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it raises says the same
     request = on_hub(source)
     builder = datasets.load_dataset_builder(request["path"], request["name"])
-    for name in {"on_bad_lines", "on_bad_files"} & vars(builder.config).keys():
-        setattr(builder.config, name, "error")
+    for name in {"on_bad_lines", "on_bad_files", "on_mixed_types"} & vars(builder.config).keys():
+        setattr(builder.config, name, "error")  # else texts among other values become JSON of themselves
     return builder
 
 
@@ -118,9 +118,8 @@ def _files_of_json(builder: Any) -> dict[str, list[str]]:
         return {}
     splits = {str(split): names for split, names in builder.config.data_files.items()}
     names = [name for split in splits.values() for name in split]
-    whole = [name for name in names if name.endswith(".json")]
-    is_read = all(map(LIKE_OURS.search, names)) and all(xgetsize(name) <= MOST_JSON_BYTES for name in whole)
-    return splits if is_read else {}
+    is_small = all(xgetsize(name) <= MOST_JSON_BYTES for name in names if name.endswith(".json"))
+    return splits if is_small and all(map(LIKE_OURS.search, names)) else {}
 
 
 def _accounted(builder: Any) -> Any:
@@ -131,9 +130,7 @@ def _accounted(builder: Any) -> Any:
     if builder.name not in READERS:
         raise ValueError(f"its files would be read as {builder.name}; expected {', '.join(READERS)}")
     if cut := next(filter(CUT_UNSEEN.search, names), ""):
-        raise ValueError(
-            f"whether {cut} is whole would not be seen; unpack it, or name files of .jsonl.zst alone"
-        )
+        raise ValueError(f"whether {cut} is whole would not be seen; unpack it, or name .jsonl.zst alone")
     return builder
 
 
@@ -185,16 +182,23 @@ def _explaining(what: str, kind: type[UserError]) -> Iterator[None]:
         raise kind(f"{what} cannot be read: {reason}") from None
 
 
-def _line(row: dict[str, Any]) -> bytes:
-    row = {column: _without_nulls(value) for column, value in row.items()}
+def _line(row: dict[str, Any], schema: Any) -> bytes:
+    row = {name: _given(value, schema and schema.field(name).type) for name, value in row.items()}
     return json.dumps(row, ensure_ascii=False, default=_plain).encode() + b"\n"
 
 
-def _without_nulls(value: Any) -> Any:
-    """Return a value without the keys that hold null: Arrow gives every object the keys of all the others."""
+def _given(value: Any, kind: Any) -> Any:
+    """Return a value as it was before Arrow gave it a type: objects without the keys of all the others."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.JsonType) and value is not None:
+        return read_json(value)
+    if isinstance(value, dict) and pa.types.is_map(kind):
+        return {key: _given(each, kind.item_type) for key, each in value.items()}
     if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+        return {key: _given(each, kind.field(key).type) for key, each in value.items() if each is not None}
+    is_list = isinstance(value, list) and pa.types.is_nested(kind)
+    return [_given(each, kind.value_type) for each in value] if is_list else value
 
 
 def _plain(value: Any) -> str | dict[str, int]:

@@ -38,8 +38,7 @@ class Tokenizer:
 
     It is byte-level, or has pieces of characters and of the bytes of others, as those of Llama 2 and Gemma.
 
-    What a tokenizer from elsewhere lacks of them gets ids beyond its own: a model needs a row for those only
-    where a message has one.
+    What one from elsewhere lacks of them gets ids beyond its own; a model needs rows for those of messages.
     """
 
     def __init__(

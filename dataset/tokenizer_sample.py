@@ -7,7 +7,7 @@ from hashlib import blake2b
 from itertools import chain
 from typing import Any
 
-from dataset.blocks import read_blocks
+from dataset.blocks import COMPRESSIONS, read_blocks
 from dataset.chat_form import MOST_COPIES
 from dataset.formats import format_of
 from dataset.messages import held_keys
@@ -21,7 +21,7 @@ from dataset.unread_keys import note, noting, unread_keys
 from model.errors import UserError
 
 HELD_OUT_SHARE, HELD_OUT_CHARACTERS = 0.02, 1_000_000  # of the documents; about the most of a language
-PACKED, PACKED_RATIO = (".gz", ".zst", ".parquet"), 4  # a guess of how much text is in a compressed file
+PACKED, PACKED_RATIO = (*COMPRESSIONS, ".parquet"), 4  # a guess of how much text is in a compressed file
 
 Texts = dict[str, list[str]]
 

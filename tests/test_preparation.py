@@ -141,7 +141,7 @@ def start(settings_of, data, out, workers):
 
 
 def blocks_in(journal):
-    return json.loads(journal.read_text().rsplit("\n", 1)[0])["position"]["blocks"]
+    return json.loads(journal.read_text().rsplit("\n", 1)[0])["done"]["blocks"]
 
 
 @pytest.mark.parametrize(
@@ -149,17 +149,17 @@ def blocks_in(journal):
 )
 def test_a_damaged_journal_is_void(tmp_path, damage):
     position = {"blocks": 2, "listing": 0, "account": [2, {}, ""]}
-    preparation._Journal(tmp_path, {"kind": "sft"}).write(position)
-    assert preparation._Journal(tmp_path, {"kind": "sft"}).position == position
+    preparation._Journal(tmp_path, {"kind": "sft"}, []).write(position)
+    assert preparation._Journal(tmp_path, {"kind": "sft"}, []).position == position
     file = tmp_path / preparation.JOURNAL
     file.write_text(damage(file.read_text()))
-    assert preparation._Journal(tmp_path, {"kind": "sft"}).position == {}
+    assert preparation._Journal(tmp_path, {"kind": "sft"}, []).position == {}
 
 
-@pytest.mark.parametrize("content", ["[]", "[" * 3000, '{"request": {}}', '{"request": {}, "position": 5}'])
+@pytest.mark.parametrize("content", ["[]", "[" * 3000, '{"request": {}}', '{"request": {}, "done": 5}'])
 def test_a_journal_of_another_form_is_void(tmp_path, content):
     (tmp_path / "journal.json").write_text(f"{content}\n{preparation._digest(content)}")
-    assert preparation._Journal(tmp_path, {}).position == {}
+    assert preparation._Journal(tmp_path, {}, []).position == {}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -387,11 +387,39 @@ def test_work_that_a_lost_process_stops_goes_on(settings_of, tmp_path, monkeypat
     assert len(TokenStore(settings.out)) == 9
 
 
+def test_what_is_told_of_sources_survives_an_interruption_and_another_name(
+    settings_of, tmp_path, monkeypatch
+):
+    records = [*(record | {"title": "T"} for record in chats(3)), *chats(200)]
+    data = [write_lines(tmp_path / name, records) for name in ("a.jsonl", "b.jsonl")]
+    wanted = write_store(settings_of(*data, out="whole"))[0]["sources"]
+    assert [(each["documents"], each["unread_keys"]) for each in wanted] == [(203, ["title"])] * 2
+    monkeypatch.setattr("dataset.blocks.BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(preparation, "JOURNAL_EVERY_SECONDS", 0)
+    append, died = preparation._Output.append, UnfinishedError("a process died")
+    with monkeypatch.context() as context:
+        appended = []
+
+        def dying(self, encoded):
+            if len(appended) == 6:
+                raise died
+            appended.append(append(self, encoded))
+
+        context.setattr(preparation._Output, "append", dying)
+        with pytest.raises(UserError, match="a process died"):
+            write_store(settings_of(*data))
+    moved = [str(Path(path).rename(tmp_path / f"moved_{Path(path).name}")) for path in data]
+    resumed = write_store(settings_of(*moved))[0]["sources"]
+    assert [each["path"] for each in resumed] == moved
+    assert [each | {"path": ""} for each in resumed] == [each | {"path": ""} for each in wanted]
+
+
 def test_rejects_listed_across_two_interruptions_are_whole(settings_of, tmp_path):
     listing = tmp_path / "rejects.jsonl"
     listing.write_bytes(b"kept\n" + b"x" * 50)  # a line that no journal holds
     journal = preparation._Journal.__new__(preparation._Journal)
     journal.folder, journal.position = tmp_path, {"blocks": 1, "listing": 5, "account": (0, {}, "")}
+    journal.sources = ["a.jsonl"]
     settings = settings_of("a.jsonl")
     output = preparation._Output(settings, Tokenizer.load(settings.tokenizer), journal)
     assert output._position()["listing"] == 5

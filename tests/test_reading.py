@@ -1,9 +1,11 @@
 """Files of every form, whole and broken, through the same reader."""
 
+import bz2
 import gzip
 import io
 import json
 import logging
+import lzma
 import random
 import tarfile
 import zipfile
@@ -60,6 +62,10 @@ def parquet(path, rows=ROWS):
         ("a.jsonl.gz", gzip.compress(LINES[:1000]) + gzip.compress(LINES[1000:])),
         ("a.jsonl.zst", zstd(LINES)),
         ("a.jsonl.zst", zstd(LINES[:1000]) + zstd(LINES[1000:])),
+        ("a.jsonl.bz2", bz2.compress(LINES)),
+        ("a.jsonl.bz2", bz2.compress(LINES[:1000]) + bz2.compress(LINES[1000:])),
+        ("a.jsonl.xz", lzma.compress(LINES[:1000]) + lzma.compress(LINES[1000:])),
+        ("a.json.xz", lzma.compress(json.dumps(ROWS).encode())),
         ("a.json", json.dumps(ROWS).encode()),
         ("a.json", b"\xef\xbb\xbf" + json.dumps(ROWS, indent=2).encode()),
         ("a.json", json.dumps(ROWS, indent=0).encode()),
@@ -94,6 +100,45 @@ def test_values_of_the_hub_are_those_that_its_files_of_json_hold(tmp_path):
     write(tmp_path / "data" / "c.jsonl.gz", gzip.compress(lines)[:-9])
     with pytest.raises(UserError, match="compressed data ends early"):
         values(f"hub:{tmp_path}")
+
+
+MIXED = [{"text": 'It is "x".\nFine.'}, {"text": 42}, {"text": [{"type": "text", "text": "a"}, {"n": None}]}]
+
+
+@pytest.mark.parametrize("name", ["a.json.gz", "a.ndjson", "a.jsonl.xz", "a.json.bz2", "a.json.zst"])
+def test_texts_of_the_hub_among_other_values_stay_as_they_are(tmp_path, name):
+    pack = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress, "zst": zstd}.get(
+        name.split(".")[-1]
+    )
+    lines = "\n".join(map(json.dumps, MIXED)).encode()
+    write(tmp_path / name, pack(lines) if pack else lines)
+    assert values(f"hub:{tmp_path}") == MIXED
+
+
+def test_texts_among_other_values_are_refused_where_datasets_has_to_read_them(tmp_path):
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.writestr("a.jsonl", "\n".join(map(json.dumps, MIXED)))
+    with pytest.raises(UserError, match="cannot be read: .*changed from string to number"):
+        values(f"hub:{tmp_path}")
+
+
+@pytest.mark.parametrize("on_hub", [False, True])
+def test_json_in_a_table_is_what_it_says(tmp_path, on_hub):
+    said = pyarrow.array([json.dumps(row["text"]) for row in MIXED])
+    typed = pyarrow.ExtensionArray.from_storage(pyarrow.json_(), said)
+    listed = pyarrow.ListArray.from_arrays([0, 1, 2, 3], typed)
+    parts = pyarrow.StructArray.from_arrays([typed, pyarrow.nulls(3, pyarrow.string())], ["said", "none"])
+    table = pyarrow.table({"text": typed, "all": listed, "part": parts})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    rows = [row | {"all": [row["text"]], "part": {"said": row["text"]}} for row in MIXED]
+    assert values(f"hub:{tmp_path}" if on_hub else str(tmp_path / "train.parquet")) == rows
+
+
+def test_nothing_in_a_map_of_a_table_stays(tmp_path):
+    texts = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    calls = pyarrow.array([[("city", "Lima"), ("unit", None)]], texts)
+    pyarrow.parquet.write_table(pyarrow.table({"calls": calls}), tmp_path / "a.parquet")
+    assert values(str(tmp_path / "a.parquet")) == [{"calls": {"city": "Lima", "unit": None}}]
 
 
 def test_json_of_the_hub_that_is_too_large_to_hold_is_still_read(tmp_path, monkeypatch):

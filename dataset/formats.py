@@ -77,7 +77,7 @@ def format_of(record: dict[str, Any]) -> ChatFormat | None:
     """
     has_both = record.get("chosen") is not None and record.get("rejected") is not None
     has_bad = any(record.get(name) is not None for name in BESIDE_MESSAGES)
-    if has_both or has_bad or _label(record) is not None:
+    if has_both or has_bad or label_of(record) is not None:
         return "preference"
     turns = record.get("conversations")
     if isinstance(turns, str) and turns.strip():
@@ -124,7 +124,7 @@ def rename(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
     return kept | {ours: record[name] for ours, name in columns.items() if name in record}
 
 
-def _label(record: dict[str, Any]) -> bool | None:
+def label_of(record: dict[str, Any]) -> bool | None:
     """Return whether an answer is called good; 0 and 1 say so beside a prompt or messages, as in tables."""
     for name in LABELS:
         value = record.get(name)
@@ -278,7 +278,7 @@ def _good_answer(
     """Return the conversation whose last answer is the good one, which alone carries loss."""
     if preference is None:
         raise RecordError("preference data; --preference chosen trains good answers, --kind preference both")
-    if _label(record) is False:
+    if label_of(record) is False:
         raise LeftOutError("a bad answer of preference data")
     messages = ending_with(with_prompt(record, "rejected"), "chosen", question_position)
     *earlier, _ = (number for number, message in enumerate(messages) if message.role == "assistant")

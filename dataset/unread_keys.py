@@ -162,17 +162,17 @@ def _read_keys(record: dict[str, Any], chat_format: formats.ChatFormat | None) -
         thoughts = () if are_turns(record.get(answer)) else THOUGHTS
         return formats.COMMON | {prompt, answer, *formats.DETAILS.get(chat_format, ()), *thoughts}
     if chat_format != "preference":
-        held = (name for name in formats.LISTS if record.get(name))
-        return formats.COMMON - BESIDE_PAIRS | {next(held, "messages")}
+        return formats.COMMON - BESIDE_PAIRS | {next(filter(record.get, formats.LISTS), "messages")}
     rest = {key: value for key, value in record.items() if key not in formats.PREFERENCE}
     if record.get("chosen") is None:
         return formats.PREFERENCE | _read_keys(rest, formats.format_of(rest))
+    of_two = formats.PREFERENCE - {*(formats.LABELS if formats.label_of(record) is None else ())}
     if not held_keys(rest):  # two texts alone
-        return formats.PREFERENCE
+        return of_two
     if formats.is_in_full(answer := formats.read_side_of(record, "chosen")):
         said = [message.content for message in answer]
         repeated = {key for key, value in rest.items() if value in said or value == record["chosen"]}
-        return formats.PREFERENCE | formats.COMMON - BESIDE_PAIRS | repeated
+        return of_two | formats.COMMON - BESIDE_PAIRS | repeated
     name, key = formats.prompt_of(rest)
     common = formats.COMMON - (BESIDE_PAIRS if name in formats.LISTS else set())
-    return formats.PREFERENCE | common | {key, *formats.DETAILS.get(name, ())}
+    return of_two | common | {key, *formats.DETAILS.get(name, ())}

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from eval.answers import Prediction, Tally, tabulate
-from eval.evaluation import RESULTS, Evaluation, load, load_predictions
+from eval.evaluation import RESULTS, Evaluation, load, load_predictions, model_facts
 from eval.questions import Question
 from eval.served_model import tell_apart
 from eval.statistics import PairedCounts, count_pairs
@@ -72,7 +72,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     """Compare evaluations; `UserError` where one is missing or damaged, or nothing is common to all."""
     runs, notes = with_shared_questions(open_runs(paths))
     losses, missing = _losses(runs)
-    notes = (*_unanswered(runs), *notes, *missing)
+    notes = (*_doubts(runs), *notes, *missing)
     if not runs[0].predictions and not losses:
         raise UserError(f"nothing to compare: {'; '.join(notes)}")
     return Comparison(runs, tuple(_pairings(runs)), losses, notes)
@@ -108,8 +108,10 @@ def _model_of(folder: Path, evaluation: Evaluation) -> Path:
     return around if is_run else Path(evaluation.model)
 
 
-def _unanswered(runs: Sequence[Evaluated]) -> Iterator[str]:
+def _doubts(runs: Sequence[Evaluated]) -> Iterator[str]:
     for run in runs:
+        if (run.model / "config.json").is_file() and model_facts(run.model) != run.evaluation.facts.model:
+            yield f"{run.label}: {run.model} is another model now than was evaluated; evaluate it again"
         if run.unanswered:
             asked = f"{run.unanswered:,} questions without a generated answer (--answers none)"
             yield f"{run.label}: {asked} are not compared"

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from eval.comparison import Comparison, Evaluated, Pairing
+from eval.comparison import Comparison, Pairing
 from eval.tables import Table, as_markdown, literal, score_table
 from model.files import write_json, write_text
 
@@ -33,13 +33,10 @@ def _lower_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
         if first.text_bytes:
             bits = (f"{loss.bits_per_byte:.4f}" for loss in losses)
             yield f"{name}, bits/byte", str(first.text_bytes), *bits
-    times = [_time(run) for run in found.runs]
+    seconds = [run.seconds for run in found.runs]
+    times = ["" if each is None else str(timedelta(seconds=round(min(each, 1e9)))) for each in seconds]
     if any(times):
         yield "training time", "", *times
-
-
-def _time(run: Evaluated) -> str:
-    return "" if run.seconds is None else str(timedelta(seconds=round(min(run.seconds, 1e9))))
 
 
 def paired_tables(found: Comparison) -> list[Table]:

@@ -99,8 +99,9 @@ def evaluate(
     """Answer the questions and measure the stores.
 
     `report` gets what was done, and how many of it; `tell` lines about what is going to be done. Raises
-    `UserError` for unusable questions or stores before anything is computed.
+    `UserError` for unusable questions or stores before anything is computed, and for what changes meanwhile.
     """
+    facts = facts_of(served, settings)
     stores = {path: TokenStore(path, served.tokenizer) for path in settings.loss_data}
     length = min(settings.max_seq_len, served.model.config.max_position_embeddings)
     batches = BatchSettings(length, prompt_mask=served.prompt_mask, supervise=settings.supervise)
@@ -134,11 +135,13 @@ def evaluate(
         )
         for path, store in stores.items()
     }
+    if changes := differences(facts, facts_of(served, settings)):
+        raise UserError(f"{'; '.join(changes)} while it was measured; evaluate again what no longer changes")
     broken = sum(record.is_broken for record in asked.left_out)
     evaluation = Evaluation(
         str(served.path),
         served.prompt_mask,
-        facts_of(served, settings),
+        facts,
         tuple(tabulate(predictions)),
         losses,
         len(asked.left_out) - broken,
@@ -216,15 +219,20 @@ def facts_of(served: ServedModel, settings: EvaluationSettings) -> Facts:
     check_sources(settings.data)
     values = {name: value for name, value in asdict(settings).items() if name not in NO_FACTS}
     values["prompt_mask"] = served.prompt_mask
-    files = {file.name: file for file in _deciding(served.path)}
-    files |= {f"base/{file.name}": file for each in base_folders(served.path) for file in _deciding(each)}
     stores = {path: json.dumps(read_manifest(path)["files"], sort_keys=True) for path in settings.loss_data}
     return Facts(
-        {name: describe_source(str(file))["sha256"] for name, file in files.items()},
+        model_facts(served.path),
         {path: describe_source(path)["sha256"] for path in settings.data},
         {path: sha256(listed.encode()).hexdigest() for path, listed in stores.items()},
         json.loads(json.dumps(values)),
     )
+
+
+def model_facts(path: Path) -> dict[str, str]:
+    """Return digests of the files of a model directory, and of those that it adapts."""
+    files = {file.name: file for file in _deciding(path)}
+    files |= {f"base/{file.name}": file for each in base_folders(path) for file in _deciding(each)}
+    return {name: describe_source(str(file))["sha256"] for name, file in files.items()}
 
 
 def _deciding(folder: Path) -> list[Path]:
@@ -262,10 +270,10 @@ def check_out(folder: str | Path, *own: str) -> None:
         raise UserError(f"--out {folder} holds something else ({min(others)}); choose a new folder")
 
 
-def save(folder: str | Path, found: Found) -> None:
+def save(folder: str | Path, found: Found, overwrite: bool = True) -> None:
     """Write results, predictions, items and, for what was left out, `rejects.jsonl`: all or none."""
     check_out(folder, *FILES)
-    with whole_folder(folder, overwrite=True) as written:
+    with whole_folder(folder, overwrite or not (Path(folder) / RESULTS).is_file()) as written:
         _write_lines(written / PREDICTIONS, [prediction.record() for prediction in found.predictions])
         if found.left_out:
             _write_lines(written / REJECTS, [asdict(record) for record in found.left_out])
@@ -282,8 +290,7 @@ def save(folder: str | Path, found: Found) -> None:
 
 
 def _write_lines(file: Path, records: Sequence[dict[str, Any]]) -> None:
-    lines = (as_json(record) + "\n" for record in records)
-    file.write_text("".join(lines), encoding="utf-8")
+    file.write_text("".join(as_json(record) + "\n" for record in records), encoding="utf-8")
 
 
 def find(served: ServedModel, settings: EvaluationSettings) -> Evaluation | None:

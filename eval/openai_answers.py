@@ -157,10 +157,9 @@ class ChatReply(Reply):
 
     def scores(self, tokens: Sequence[Token]) -> Record:
         """Return the log-probabilities of tokens."""
-        return {"content": [self._score(t.id, t.log_probability) | self._top(t) for t in tokens]}
-
-    def _top(self, token: Token) -> Record:
-        return {"top_logprobs": [self._score(*each) for each in token.top]}
+        tops = [[self._score(*each) for each in token.top] for token in tokens]
+        own = [self._score(token.id, token.log_probability) for token in tokens]
+        return {"content": [one | {"top_logprobs": top} for one, top in zip(own, tops, strict=True)]}
 
     def _score(self, token_id: int, log_probability: float) -> Record:
         text = self.tokenizer.token_bytes(token_id)

@@ -77,7 +77,8 @@ def _matrix(
     parts = [_box(margin, margin, side, side, 0.07)]
     for n, name in enumerate(names):
         middle = margin + CELL * (n + 0.5)
-        parts += [_text(margin - 5, middle + 4, name, "end"), _turned(middle + 4, margin - 5, name)]
+        turned = Markup('<text transform="translate({:.1f} {:.1f}) rotate(-90)">{}</text>')
+        parts += [_text(margin - 5, middle + 4, name, "end"), turned.format(middle + 4, margin - 5, name)]
     for (colour, opacity), places in cells.items():
         path = "".join(f"M{j} {i}h.92v.92h-.92z" for i, j in places)
         look = f'fill="{colour}" fill-opacity="{opacity:g}"'
@@ -133,7 +134,9 @@ def draw_curves(title: str, curves: Sequence[dict], arms: Sequence[str], height:
         n = arms.index(curve["arm"])
         colour, dash = COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)]
         low, mean, high = ([(x.at(point[0]), y.at(point[n])) for point in each] for n in (1, 2, 3))
-        parts += [_band([*low, *reversed(high)], colour), _line(mean, colour, dash)]
+        band = _path([*low, *reversed(high)])
+        parts.append(Markup(f'<polygon fill="{colour}" fill-opacity="0.2" points="{band}"/>'))
+        parts.append(_line(mean, colour, dash))
         parts.append(_line([(0, below - 4), (30, below - 4)], colour, dash))
         for name in wrapped(printable(f"{curve['arm']}, seeds: {curve['seeds']}"), 58):
             parts.append(_text(38, below, name))
@@ -172,10 +175,6 @@ def _text(x: float, y: float, text: str, anchor: str = "start") -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
 
 
-def _turned(x: float, y: float, text: str) -> Markup:
-    return Markup('<text transform="translate({:.1f} {:.1f}) rotate(-90)">{}</text>').format(x, y, text)
-
-
 def _box(x: float, y: float, width: float, height: float, opacity: float) -> Markup:
     size = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
     return Markup(f'<rect {size} fill-opacity="{opacity:g}"/>')
@@ -184,10 +183,6 @@ def _box(x: float, y: float, width: float, height: float, opacity: float) -> Mar
 def _line(points: Points, colour: str = "currentColor", dash: str = "none", opacity: float = 1.0) -> Markup:
     stroke = f'stroke="{colour}" stroke-dasharray="{dash}" stroke-opacity="{opacity:g}" stroke-width="1.6"'
     return Markup(f'<polyline fill="none" {stroke} points="{_path(points)}"/>')
-
-
-def _band(points: Points, colour: str) -> Markup:
-    return Markup(f'<polygon fill="{colour}" fill-opacity="0.2" points="{_path(points)}"/>')
 
 
 def _path(points: Points) -> str:

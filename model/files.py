@@ -134,7 +134,8 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         flush(path.parent)
     except OSError as error:
-        error.filename = str(path) if error.filename in (partial, str(partial)) else error.filename
+        if error.errno and error.filename in (None, partial, str(partial)):  # else it says all in words
+            error.filename = str(path)
         raise
 
 

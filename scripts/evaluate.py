@@ -43,7 +43,7 @@ def main() -> None:
         found = evaluate(served, settings, counting(), tell)
         evaluation = found.evaluation
         if settings.out:
-            save(settings.out, found)
+            save(settings.out, found, settings.overwrite)
         tell(served.speed)
     show(evaluation)
 

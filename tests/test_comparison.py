@@ -118,6 +118,14 @@ def test_only_questions_that_all_were_asked_are_compared_and_that_is_said(runs, 
         compare(runs)
 
 
+def test_a_model_that_has_changed_since_it_was_evaluated_is_said(runs):
+    assert not any("another model" in note for note in compare(runs).notes)
+    weights = runs[1] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    said = f"prefix: {runs[1]} is another model now than was evaluated; evaluate it again"
+    assert said in compare(runs).notes
+
+
 def test_a_question_that_is_asked_twice_pairs_with_itself_in_order(runs, tmp_path):
     twice = write_lines(tmp_path / "q.jsonl", QUESTIONS[0], QUESTIONS[0])
     for run, right in zip(runs, ((0,), (1,)), strict=True):

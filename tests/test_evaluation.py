@@ -114,6 +114,35 @@ def test_an_evaluation_is_found_again_and_another_one_is_refused_by_what_differs
     assert before == {file.name: file.read_bytes() for file in Path(asked.out).iterdir()}
 
 
+def test_what_changes_while_it_is_measured_makes_no_result(tmp_path, store):
+    model, data = (
+        save_model(tmp_path / "model", "prefix"),
+        write_lines(tmp_path / "q.jsonl", chat_question("Q", "A")),
+    )
+    asked, served = request(tmp_path / "out", data), open_model(model)
+    weights = model / "model.safetensors"
+    for file, change in (
+        (Path(data), b'{"question": "R", "answer": "B"}\n'),
+        (weights, weights.read_bytes()),
+    ):
+
+        def meanwhile(what: str, count: int, file=file, change=change) -> None:
+            file.write_bytes(change[:-1] + b"\n")
+
+        with pytest.raises(UserError, match=f"{file.name} has changed while it was measured; evaluate again"):
+            evaluation.evaluate(served, asked, meanwhile)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_evaluation_that_came_meanwhile_is_not_replaced(tmp_path, store):
+    _, asked, found = kept_evaluation(tmp_path, store, chat_question("Q", "A"))
+    before = (Path(asked.out) / "results.json").read_bytes()
+    with pytest.raises(UserError, match="exists already.*--overwrite"):
+        evaluation.save(asked.out, found, asked.overwrite)
+    assert (Path(asked.out) / "results.json").read_bytes() == before
+    evaluation.save(asked.out, found, overwrite=True)
+
+
 def test_a_template_among_the_settings_of_a_tokenizer_decides_a_result_too(tmp_path):
     model = save_model(tmp_path / "model", "causal")
     asked = EvaluationSettings(

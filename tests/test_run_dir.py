@@ -71,12 +71,16 @@ def test_damaged_records_are_one_line(run_dir, line):
         run_dir.read_records(METRICS)
 
 
-def test_a_save_that_never_became_the_last_one_takes_no_place(run_dir):
+def test_a_save_that_never_became_the_last_one_takes_no_place(run_dir, capsys):
     for step in (3, 6, 9):
         save(run_dir, step, keep=3)
+    assert not capsys.readouterr().err
     (run_dir.path / "latest").write_text("step-00000003")
     save(run_dir, 4)
     assert kept(run_dir) == [4]
+    names = "step-00000006, step-00000009"
+    said = f"{run_dir.path}: removed, as the training goes on before them: {names}\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_save_of_a_training_that_has_ended_is_not_taken_for_one_that_a_kill_left(run_dir):

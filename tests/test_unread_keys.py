@@ -255,3 +255,9 @@ def test_what_a_question_has_beside_its_answer_and_its_kind_is_told():
     }
     asked = {"question": "q", "answer": "a", "task": "sum"}
     assert unread_of(asked) == set() and unread_of(asked | {"kind": "math"}) == {"task"}
+
+
+@pytest.mark.parametrize(("label", "unread"), [("harmless", {"label"}), (True, set()), ("true", set())])
+def test_a_label_that_is_not_understood_is_named(label, unread):
+    record = {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green.", "label": label}
+    assert unread_keys(record, "preference") == unread

@@ -55,7 +55,11 @@ class AdaptedModel:
             r=self._rank, lora_alpha=self._alpha, lora_dropout=self._dropout, target_modules=names
         )
         inject_adapter_in_model(config, model)
-        self._factors = {name: _factors_of(model.get_submodule(name)) for name in names}
+        layers = {name: model.get_submodule(name) for name in names}
+        self._factors = {
+            name: Factors(each.lora_A["default"].weight, each.lora_B["default"].weight)
+            for name, each in layers.items()
+        }
 
     @property
     def num_parameters(self) -> int:
@@ -156,12 +160,5 @@ def chosen(linears: dict[str, nn.Linear], ends: Sequence[str] | None) -> list[st
     return [name for name in linears if ends is None or name.rpartition(".")[2] in ends]
 
 
-def _factors_of(layer: nn.Module) -> Factors:
-    """Return the factors that `peft` has put beside a linear layer."""
-    return Factors(layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-
-
 def _none_of(linear: nn.Linear) -> Factors:
-    return Factors(
-        linear.weight.new_empty(0, linear.in_features), linear.weight.new_empty(linear.out_features, 0)
-    )
+    return Factors(linear.weight[:0].detach(), linear.weight[:, :0].detach())

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dataset.printing import tell
 from model.errors import UserError
 from model.files import (
     LOCK,
@@ -171,6 +172,8 @@ class RunDirectory:
             write_text(self.path / "best", best.name)
         if self.best in named:
             kept.append(self.best)
+        if given_up := [folder.name for folder in folders if folder not in named]:
+            tell(f"{self.path}: removed, as the training goes on before them: {', '.join(given_up)}")
         for folder in folders:
             if folder not in kept:
                 shutil.rmtree(self.partial, ignore_errors=True)

@@ -206,7 +206,10 @@ class Encoder:
 @cache
 def _renderer(tokenizer: str, fingerprint: str) -> Renderer:
     """Return a renderer that is opened once in a process for each state of a tokenizer directory."""
-    return Renderer(Tokenizer.load(tokenizer))
+    loaded = Tokenizer.load(tokenizer)
+    if loaded.fingerprint != fingerprint:
+        raise UserError(f"{tokenizer} has changed since this began; run the command again")
+    return Renderer(loaded)
 
 
 def _count_bytes(messages: list[Message]) -> tuple[int, int]:

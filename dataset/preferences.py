@@ -35,7 +35,8 @@ def parse_pair(record: dict[str, Any], question_position: QuestionPosition = "la
         bad = [*good[:-1], *said]  # the good answer ends the messages
     else:
         bad = ending_with(record, name, question_position)
-    if good == bad or any(_are_equal(record, key) for key in SCORES):
+    scores = ((record.get(key), record.get(key.replace("chosen", "rejected"))) for key in SCORES)
+    if good == bad or any(not is_absent(one) and one == other for one, other in scores):
         raise LeftOutError("neither answer of a pair is better")
     return _parted(good, bad)
 
@@ -46,10 +47,6 @@ def unread_of_bad(record: dict[str, Any]) -> set[str]:
     name = next(iter(given))
     inside = of_turns(name, given[name]) | of_texts(name, given[name])
     return others(given, {name}) | inside | idle_flags(f"{name}.", given[name])
-
-
-def _are_equal(record: dict[str, Any], key: str) -> bool:
-    return not is_absent(record.get(key)) and record[key] == record.get(key.replace("chosen", "rejected"))
 
 
 def _parted(good: list[Message], bad: list[Message]) -> Pair:

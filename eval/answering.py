@@ -163,7 +163,7 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         """Leave off, whoever waits, and end the thread."""
-        self._inbox.put(self._close)
+        self._inbox.put(lambda: setattr(self, "_is_open", False))
         self._thread.join()
 
     def submit(self, model: str, jobs: Sequence[Job]) -> None:
@@ -201,9 +201,6 @@ class Engine:
             yield self._inbox.get()
         while not self._inbox.empty():
             yield self._inbox.get()
-
-    def _close(self) -> None:
-        self._is_open = False
 
 
 def _tell(jobs: Iterable[Job]) -> None:

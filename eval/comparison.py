@@ -109,6 +109,10 @@ def _model_of(folder: Path, evaluation: Evaluation) -> Path:
 
 
 def _doubts(runs: Sequence[Evaluated]) -> Iterator[str]:
+    ways = [run.evaluation.facts.settings for run in runs]
+    for name in sorted(set().union(*ways) - {"prompt_mask", "max_seq_len", "supervise"}):
+        if len({*(values := [str(way.get(name)) for way in ways])}) > 1:
+            yield f"they were evaluated with different --{name} ({', '.join(values)})"
     for run in runs:
         if (run.model / "config.json").is_file() and model_facts(run.model) != run.evaluation.facts.model:
             yield f"{run.label}: {run.model} is another model now than was evaluated; evaluate it again"

@@ -17,6 +17,7 @@ from eval.tables import padded
 from model.config import WITH_ENCODER, ModelConfig
 from model.encoder_decoder import is_source
 from model.errors import UserError
+from model.files import replacing
 from model.layouts import FIRST_ISOLATED, conversation_layout
 from model.masks import Layout, draw_text, visible_mask
 from model.pattern import ALL, Pattern
@@ -220,11 +221,9 @@ def check_picture(path: str | Path) -> None:
 
 
 def _write(figure: "Figure", path: str | Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
 
 
 def _cell_kinds(panel: MaskPanel) -> Tensor:

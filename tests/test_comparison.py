@@ -126,6 +126,14 @@ def test_a_model_that_has_changed_since_it_was_evaluated_is_said(runs):
     assert said in compare(runs).notes
 
 
+def test_evaluations_under_other_settings_are_said_to_be_so(runs):
+    folder = runs[1] / "evaluation"
+    there = evaluation.load(folder)
+    facts = replace(there.facts, settings=there.facts.settings | {"max_new_tokens": 9})
+    evaluation.save(folder, Found(replace(there, facts=facts), evaluation.load_predictions(folder)))
+    assert "they were evaluated with different --max_new_tokens (2, 9)" in compare(runs).notes
+
+
 def test_a_question_that_is_asked_twice_pairs_with_itself_in_order(runs, tmp_path):
     twice = write_lines(tmp_path / "q.jsonl", QUESTIONS[0], QUESTIONS[0])
     for run, right in zip(runs, ((0,), (1,)), strict=True):

@@ -22,6 +22,7 @@ from dataset.token_store import TokenStore
 from dataset.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
 from dataset.tokenizer_sample import Sample, TokenizerSettings
 from model.errors import UnfinishedError, UserError
+from tests.serving import small_tokenizer
 
 TOKENIZER = train_tokenizer(["法国的首都是巴黎 Paris is the capital"], 320)
 WORDS = [
@@ -385,6 +386,21 @@ def test_work_that_a_lost_process_stops_goes_on(settings_of, tmp_path, monkeypat
     assert (tmp_path / ".out.partial" / "rejects.jsonl").exists()
     write_store(settings)
     assert len(TokenStore(settings.out)) == 9
+
+
+def test_a_tokenizer_that_changes_meanwhile_makes_no_store(settings_of, tmp_path, monkeypatch):
+    settings = settings_of(write_lines(tmp_path / "a.jsonl", chats(9)))
+    request = preparation._request
+
+    def changing(*given):
+        found = request(*given)
+        shutil.rmtree(settings.tokenizer)
+        small_tokenizer().save(settings.tokenizer)
+        return found
+
+    monkeypatch.setattr(preparation, "_request", changing)
+    with pytest.raises(UserError, match="tokenizer has changed since this began; run the command again"):
+        write_store(settings)
 
 
 def test_what_is_told_of_sources_survives_an_interruption_and_another_name(

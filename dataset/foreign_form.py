@@ -119,26 +119,27 @@ def _read_whole(probe: _Probe, marks: set[str]) -> WholeForm:
     if end not in marks:
         raise _UnreadableError("its answers end with no token of their own")
     unknown = ("thoughts", "tool calls", "tool messages", "lists of tools", "passages")
+    start = []
     with suppress(_UnreadableError):  # it refuses them by itself
-        if SYSTEM["content"] not in probe.text(SYSTEM, ASKED, asks=True):
-            unknown = ("system messages", *unknown)
+        start = [SYSTEM] * (SYSTEM["content"] in probe.text(SYSTEM, ASKED, asks=True))
+        unknown = unknown if start else ("system messages", *unknown)
     head = said.partition(SAID["content"])[0]
     lead = head.removeprefix(commonprefix((head, asked)))  # a prompt may open what the past does not
-    names = {"unknown": unknown, "lead": lead, "forgets": _forgotten(probe)}
+    names = {"unknown": unknown, "lead": lead, "forgets": _forgotten(probe, start)}
     return WholeForm({}, {"user": ""}, end, "", probe=probe, any_mark=any_mark, **names)
 
 
-def _forgotten(probe: _Probe) -> str:
+def _forgotten(probe: _Probe, start: list[dict[str, str]]) -> str:
     """Return in words which messages of a long conversation a template leaves out of the prompt."""
-    roles = (["user", "assistant"] * 10)[:-1]
-    turns = [{"role": role, "content": f"P{number}."} for number, role in enumerate(roles)]
+    turns = start + [{"role": ("user", "assistant")[n % 2], "content": f"P{n}."} for n in range(19)]
     try:
         text = probe.text(*turns, asks=True)
     except _UnreadableError:  # it refuses them by itself
         return ""
     lost = [turn["role"] for turn in turns if turn["content"] not in text]
-    names = " and ".join({"user": "questions", "assistant": "answers"}[role] for role in dict.fromkeys(lost))
-    return f"earlier {names} ({len(lost)} of {len(turns)} messages)" if lost else ""
+    names = {"system": "system messages", "user": "earlier questions", "assistant": "earlier answers"}
+    named = " and ".join(names[role] for role in dict.fromkeys(lost))
+    return f"{named} ({len(lost)} of {len(turns)} messages)" if lost else ""
 
 
 def _read_turns(probe: _Probe, marks: set[str]) -> ChatForm:

@@ -36,6 +36,10 @@ def _shown(character: str) -> str:
     return character if is_seen(character) else character.encode("unicode_escape").decode()
 
 
+NOTE = "note: "
+"""begins a line that says what of data does not count, or what else a user is to know of a result"""
+
+
 def tell(line: str) -> None:
     """Print a line, in which foreign names may stand, on standard error."""
     print(printable(line), file=sys.stderr)

@@ -124,9 +124,7 @@ def _files_of_json(builder: Any) -> dict[str, list[str]]:
 
 def _accounted(builder: Any) -> Any:
     """Return a builder; raises `ValueError` for what it may lose a part of without a word."""
-    names = [
-        part for names in builder.config.data_files.values() for name in names for part in name.split("::")
-    ]
+    names = [part for of in builder.config.data_files.values() for name in of for part in name.split("::")]
     if builder.name not in READERS:
         raise ValueError(f"its files would be read as {builder.name}; expected {', '.join(READERS)}")
     if cut := next(filter(CUT_UNSEEN.search, names), ""):

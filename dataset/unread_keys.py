@@ -57,7 +57,8 @@ def unread_keys(record: dict[str, Any], chat_format: formats.ChatFormat | None) 
     answers = {name for name in held & {*formats.OF_SEVERAL} if not are_turns(record[name])}
     inside = [of_turns(name, record[name]) for name in held - answers]
     inside += [of_objects(name, record[name], {"text"}) for name in answers]
-    inside += [{f"{name} after the first"} for name in answers if _differ(formats.read_answers(record[name]))]
+    said = {name: {*map(str, formats.read_answers(record[name]))} for name in answers}
+    inside += [{f"{name} after the first"} for name, texts in said.items() if len(texts) > 1]
     texts = held - PROMPTS - {*formats.LISTS}
     texts |= {n for n in held & PROMPTS if chat_format == "preference" and is_transcript(record[n])}
     inside += [of_texts(name, record[name]) for name in texts]
@@ -65,10 +66,6 @@ def unread_keys(record: dict[str, Any], chat_format: formats.ChatFormat | None) 
     flagged = (_flagged(record[name], record.get("loss_mask")) for name in held & {*formats.LISTS})
     inside += [idle_flags("", each) for each in flagged]
     return others(record, read).union(*inside)
-
-
-def _differ(values: list[Any]) -> bool:
-    return values != values[:1] * len(values)
 
 
 def others(record: dict[str, Any], read: Collection[str]) -> set[str]:

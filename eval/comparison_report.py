@@ -65,7 +65,6 @@ def _paired_row(each: Pairing) -> tuple[str, ...]:
 
 def save_report(folder: Path, found: Comparison) -> None:
     """Write `comparison.json` and `comparison.md` into a folder, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{REPORT}.json", as_json(found))
     names = [f"* {literal(run.label)}: {literal(str(run.path))}" for run in found.runs]
     notes = [f"* {literal(note)}" for note in found.notes]

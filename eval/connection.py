@@ -57,11 +57,8 @@ class Connection(H11Protocol):
     def _refuse(self, error: RefusedError) -> None:
         """Send an error as all others are sent, where no answer has begun, and close."""
         body = json.dumps(error.body()).encode()
-        headers = {
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            "connection": "close",
-        }
+        size = str(len(body))
+        headers = {"content-type": "application/json", "content-length": size, "connection": "close"}
         reason = HTTPStatus(error.status).phrase.encode()
         response = h11.Response(status_code=error.status, headers=[*headers.items()], reason=reason)
         is_open = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)

@@ -14,6 +14,7 @@ from dataset.batches import Batch, BatchStream
 from dataset.documents import documents_of
 from dataset.formats import read_columns
 from dataset.messages import shown
+from dataset.printing import NOTE
 from dataset.sources import check_sources, describe_source
 from dataset.token_store import TokenStore, read_manifest
 from eval.answers import Prediction, Tally, answer_questions, read_prediction, score_answers, tabulate
@@ -109,25 +110,20 @@ def evaluate(
         batches.resolved(store.kind)
         if store.kind == "preference":
             raise UserError(f"{store.path} holds pairs of answers; expected texts or chats in --loss_data")
-    asked = load_questions(
-        settings.data,
-        settings.question_position,
-        settings.max_reject_fraction,
-        settings.max_questions,
-        read_columns(settings.columns, QUESTION_KEYS),
-    )
+    most, columns = settings.max_reject_fraction, read_columns(settings.columns, QUESTION_KEYS)
+    asked = load_questions(settings.data, settings.question_position, most, settings.max_questions, columns)
     notes: list[str] = []
 
     def note(line: str) -> None:
         notes.append(line)
-        tell(line)
+        tell(f"{NOTE}{line}")
 
     if (free := sum(not question.choices for question in asked.questions)) and settings.answers == "generate":
         tell(f"answers to generate: {free:,}, of up to {settings.max_new_tokens} tokens each")
     for line in announcements(asked):
         note(line)
     if any(len(question.messages) > 2 for question in asked.questions) and served.forgets:
-        tell(served.forgets)
+        note(served.forgets)
     predictions = _predict(served, asked.questions, settings, report)
     losses = {
         path: store_likelihood(
@@ -187,7 +183,7 @@ def store_likelihood(
     too long to be measured. Raises `UserError` for a store that does not go with the settings.
     """
     stream = BatchStream(documents_of([store], settings))
-    if words := left_out(stream):
+    if words := left_out(stream.describe()):
         tell(f"{store.path}: {words}; rows have {stream.settings.max_seq_len} tokens")
 
     def reported() -> Iterator[Batch]:
@@ -277,13 +273,8 @@ def save(folder: str | Path, found: Found, overwrite: bool = True) -> None:
         _write_lines(written / PREDICTIONS, [prediction.record() for prediction in found.predictions])
         if found.left_out:
             _write_lines(written / REJECTS, [asdict(record) for record in found.left_out])
-        losses = found.evaluation.losses
-        items = {
-            "tasks": tasks_of(found.predictions),
-            "losses": losses_of(losses),
-            "targets": targets_of(losses),
-            "left_out": len(found.left_out),
-        }
+        tasks, losses = tasks_of(found.predictions), found.evaluation.losses
+        items = {"tasks": tasks, "losses": losses_of(losses), "targets": targets_of(losses)}
         (written / ITEMS).write_text(as_json(items) + "\n", encoding="utf-8")
         text = as_json(asdict(found.evaluation), indent=2) + "\n"
         (written / RESULTS).write_text(text, encoding="utf-8")

@@ -163,19 +163,6 @@ def mixtures(evidence: Evidence) -> list[str]:
     return found
 
 
-def left_out(evidence: Evidence) -> list[str]:
-    """Return in words how many records of the questions were not asked, by stage."""
-    found: dict[str, int] = {}
-    for record in evidence.records.values():
-        count = record["result"].get("items", {}).get("left_out", 0)
-        found[record["stage"]] = max(count, found.get(record["stage"], 0))
-    return [
-        f"stage {stage} left out {count:,} records without an answer or broken (rejects.jsonl in work/)"
-        for stage, count in found.items()
-        if count
-    ]
-
-
 def devices(records: Iterable[dict[str, Any]]) -> list[str]:
     """Return what computed trainings, as their records tell it."""
     told = ((record["result"].get("training") or {}).get("device") for record in records)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from eval.effects import compare_paired, holm, look_level
-from eval.evidence import Evidence, devices, differences, left_out, mixtures, prove, scores_of, shared
+from eval.evidence import Evidence, devices, differences, mixtures, prove, scores_of, shared
 from eval.experiment import A_A
+from eval.records import notes_of
 from eval.tables import grouped
 from eval.verdicts import INCOMPLETE, UNITS, sentence, verdict
 from model.errors import UserError
@@ -64,7 +65,7 @@ def analyse(
     for each in a_a:
         each["is_primary"] = False
     said = [sentence(each, experiment) for each in comparisons if each["is_primary"]]
-    remarks = [*notes, *mixtures(evidence), *left_out(evidence), *_remarks(evidence, scores, former)]
+    remarks = [*notes, *mixtures(evidence), *_remarks(evidence, scores, former)]
     made_by = next(iter(evidence.records.values()))
     return {
         "experiment": {
@@ -78,6 +79,7 @@ def analyse(
             "primary": asdict(experiment.primary),
             "tuned": evidence.tuned,
             "remarks": remarks,
+            "notes": notes_of(evidence.records.values()),
         },
         "answer": " ".join([*said, *(f"Note: {remark}." for remark in remarks)]),
         "arms": [_arm(evidence, name, named) for name, named in experiment.named.items()],
@@ -105,6 +107,8 @@ def _remarks(evidence: Evidence, scores: dict[tuple[str, str], Scores], old: Seq
         yield f"not every arm was measured, or on other targets, on {', '.join(tasks)}"
     if others := [each for each in old if each != evidence.experiment.hash]:
         yield f"{len(others)} other experiments were run here before ({', '.join(others)})"
+    if noted := notes_of(evidence.records.values()):
+        yield f"of their data, commands noted what the report lists as left out or cut ({len(noted)} lines)"
     for stage in shared(evidence):
         yield f"all seeds share one training {stage}"
 

@@ -18,6 +18,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 
+from dataset.printing import NOTE
 from eval.evaluation import check_out
 from eval.harness import Report, SightlineLM
 from eval.served_model import ServedModel, Tell
@@ -89,7 +90,7 @@ def load_tasks(settings: EvaluationSettings, tell: Tell) -> dict[str, Any]:
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
         examples = task.get_config("num_fewshot")
         if examples == 0 and settings.num_fewshot:
-            tell(f"{name} stays without examples, as its file says")
+            tell(f"{NOTE}{name} stays without examples, as its file says")
         elif examples is None or settings.num_fewshot is not None:
             task.set_config(key="num_fewshot", value=settings.num_fewshot or 0)
     return loaded
@@ -115,7 +116,8 @@ def run_tasks(
             log_samples=bool(settings.out),
         )
     if model.cut:
-        tell(f"requests longer than {model.max_length} tokens, which lost their beginning: {model.cut:,}")
+        what = f"requests longer than {model.max_length} tokens, which lost their beginning"
+        tell(f"{NOTE}{what}: {model.cut:,}")
     return found
 
 

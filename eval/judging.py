@@ -5,7 +5,7 @@ recipes share what they do alike, and a cell that any judgement has run is never
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +19,7 @@ from eval.evidence import primary_of
 from eval.experiment import ENOUGH_SEEDS, Primary, Recipe
 from eval.findings import Scores
 from eval.places import Places
+from eval.records import notes_of
 from eval.tables import figure
 from eval.verdicts import UNITS, factor, verdict
 from model.errors import UserError
@@ -40,6 +41,8 @@ class Measured(NamedTuple):
     """(items,)"""
     left_out: int = 0
     """items without a score"""
+    notes: Sequence[str] = ()
+    """what commands noted of data that they cut or left out"""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Judgement:
     """paired seeds that find a difference as large as the measured one 8 times in 10; None where none do"""
     items_left_out: int = 0
     """which some training has no score for"""
+    notes: Sequence[str] = ()
 
 
 def judge(rule: Rule, measure: Callable[[int], Measured]) -> Judgement:
@@ -101,7 +105,7 @@ def judge(rule: Rule, measure: Callable[[int], Measured]) -> Judgement:
     more than alpha of nulls for differences.
     """
     for seeds in rule.looks:
-        a, b, clusters, left_out = measure(seeds)
+        a, b, clusters, *left_out = measure(seeds)
         effect = compare_paired(a, b, clusters, rule.level)
         equivalence_p = effect.equivalence(rule.bound) if rule.bound else None
         found = {"p_holm": None, "equivalence_p": equivalence_p, "is_identical": bool((a == b).all())}
@@ -109,7 +113,7 @@ def judge(rule: Rule, measure: Callable[[int], Measured]) -> Judgement:
         if said != "undecided":
             break
     needed = seeds_needed(effect.seed_spread, effect.difference, rule.level)
-    return Judgement(said, effect, float(a.mean(axis=1).std(ddof=1)), equivalence_p, needed, left_out)
+    return Judgement(said, effect, float(a.mean(axis=1).std(ddof=1)), equivalence_p, needed, *left_out)
 
 
 def trials_of(recipes: Mapping[str, Recipe], seeds: range) -> list[Trial]:
@@ -186,7 +190,7 @@ def scores_of_pair(trials: list[Trial], places: Places, primary: Primary) -> Mea
         raise UserError(f"{primary.task}: expected the same questions for A and B, got others")
     scores = Scores(asked[0][0], {name: each["scores"] for name, each in found.items()})
     (a, b), clusters = scores.of((A, B), list(dict.fromkeys(trial.seed for trial in trials)))
-    return Measured(a, b, clusters, len(scores.clusters) - len(clusters))
+    return Measured(a, b, clusters, len(scores.clusters) - len(clusters), notes_of(records.values()))
 
 
 def sentence(found: Judgement, rule: Rule, primary: Primary) -> str:

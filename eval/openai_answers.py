@@ -179,12 +179,8 @@ class ChatReply(Reply):
         read = json.loads(call)
         arguments = json.dumps(read["arguments"], ensure_ascii=False)
         name = f"call_{self.id[:16]}_{choice.index}_{number}"
-        return {
-            "index": number,
-            "id": name,
-            "type": "function",
-            "function": {"name": read["name"], "arguments": arguments},
-        }
+        function = {"name": read["name"], "arguments": arguments}
+        return {"index": number, "id": name, "type": "function", "function": function}
 
 
 class TextReply(Reply):

@@ -3,7 +3,8 @@
 Made by `eval/running.py` from the files that a command leaves; records and files may have other keys, too.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from model.typed_json import Number
@@ -11,7 +12,7 @@ from model.typed_json import Number
 MEASURED = {"clusters": list[int], "metrics": dict[str, list[Number | None]], "questions?": str}
 """the scores of the items of a task, null where an item has none"""
 LOSSES = {"losses": dict[str, dict[str, float | None]], "targets?": dict[str, list[int]]}
-ITEMS = {"tasks": dict[str, MEASURED], **LOSSES, "left_out?": int}
+ITEMS = {"tasks": dict[str, MEASURED], **LOSSES}
 """items.json"""
 PROOF = {"initial_weights": str, "rows": str, "targets": str}
 """hashes of what a training began with and was given"""
@@ -24,14 +25,22 @@ POINT = {"step": int, "loss?": Number, "validation?": str, "nats_per_token?": Nu
 """a line of metrics.jsonl"""
 SAID = {"task": str, "question": str, "expected": list[str], "answer": str}
 """an answer to a question"""
-RESULT = {"training?": TRAINING, "curve?": list[POINT], "items?": ITEMS, "said?": list[SAID]}
-"""what came of a cell that trains, measures, or both"""
+MEASURES = {"items?": ITEMS, "said?": list[SAID]}
+RESULT = {"training?": TRAINING, "curve?": list[POINT], **MEASURES, "notes?": list[str]}
+"""what came of a cell that trains, measures, or both; and what any noted of its data"""
 NAMED = {"address": str, "stage": str, "run": str, "settings": dict[str, Any]}
 MADE_BY = {"machine": str, "processor?": str, "python?": str, "versions": dict[str, str], "commit?": str}
 RECORD = {**NAMED, **MADE_BY, "command": str, "threads?": int, "seconds": float, "result": RESULT}
 Values = dict[str, Any]
 LARGEST = 1e100
 """what no score reaches of which sums and squares are finite, too"""
+
+
+def notes_of(records: Collection[Values]) -> list[str]:
+    """Return what commands noted of their data, by stage, and how many of its cells did."""
+    cells = Counter(record["stage"] for record in records)
+    noted = Counter((each["stage"], note) for each in records for note in each["result"].get("notes", ()))
+    return [f"{stage}, {n:,} of {cells[stage]:,} cells: {note}" for (stage, note), n in noted.items()]
 
 
 def not_finite(items: Values) -> str | None:

@@ -26,6 +26,8 @@ def closing_sections(results: Values) -> Iterator[tuple[str, Iterable[Part]]]:
     ours = {cell["address"] for cell in results["cells"]}
     tuning = [cell for cell in results["tuning"]["cells"] if cell["address"] not in ours]
     yield "Failures", _failures([*results["cells"], *tuning])
+    noted = "\n".join(results["experiment"]["notes"])
+    yield "What commands noted of their data", [Listing(printable(noted, keep="\n"))] if noted else []
     yield "Every cell and its command", _cells(results["cells"], tuning)
     yield "How to get any number again", _again(results, where.splitlines())
 

@@ -20,7 +20,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, TextIO
 
-from dataset.printing import prepare_streams, printable
+from dataset.printing import NOTE, prepare_streams, printable
 from dataset.sources import check_unchanged
 from eval.forks import Fork
 from eval.records import ITEMS, NAMED, POINT, TRAINING, not_finite
@@ -67,7 +67,7 @@ def run_cell(folder: str, is_left: Callable[[], bool] = lambda: False, forks: bo
             if status := _run(job, log, lock, is_left, forks):
                 raise UserError(_last_words(log) or f"exit code {status}")
             _check_files(job)
-            result = _result(job, Path(job["output"]))
+            result = _result(job, Path(job["output"]), log)
         except (UserError, OSError) as error:
             raise _failed(place, str(error)) from None
         if "items" in result and (broken := not_finite(result["items"])):
@@ -109,15 +109,9 @@ def _started(job: dict[str, Any], output: TextIO, lock: int, forks: bool) -> sub
     needed = needed | {"OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false"}
     if forks:
         return Fork(words[1:], output, needed)
-    return subprocess.Popen(
-        [sys.executable, *words],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        env=os.environ | needed,
-        start_new_session=True,
-        pass_fds=(lock,),
-    )
+    streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+    session = {"env": os.environ | needed, "start_new_session": True, "pass_fds": (lock,)}
+    return subprocess.Popen([sys.executable, *words], **streams, **session)
 
 
 def _runnable(command: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -162,9 +156,9 @@ def _record(job: dict[str, Any]) -> dict[str, Any]:
     return named | {"command": shlex.join(job["command"]), "threads": job["threads"]}
 
 
-def _result(job: dict[str, Any], output: Path) -> dict[str, Any]:
+def _result(job: dict[str, Any], output: Path, log: Path) -> dict[str, Any]:
     """Return what a command left, in small: scores of items, and what a training says of itself."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"notes": notes} if (notes := _notes(log)) else {}
     if job["trains"]:
         found["training"] = read_file(TRAINING, output / "summary.json", AGAIN)
         points = read_lines(partial(read_as, POINT), output / "metrics.jsonl", AGAIN)
@@ -174,6 +168,11 @@ def _result(job: dict[str, Any], output: Path) -> dict[str, Any]:
         found["items"] = read_file(ITEMS, output / "items.json", AGAIN)
         found["said"] = list(_said(output / "predictions.jsonl"))
     return found
+
+
+def _notes(log: Path) -> list[str]:
+    lines = dict.fromkeys(log.read_text(encoding="utf-8", errors="replace").split("\n"))
+    return [line.removeprefix(NOTE) for line in lines if line.startswith(NOTE)]
 
 
 def _said(file: Path) -> Iterator[dict[str, Any]]:

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from dataset.conversation import renderer_of
+from dataset.messages import shown
 from dataset.tokenizer import Tokenizer
 from model.adapter import tokenizer_folder
 from model.checkpoint import load_checkpoint
 from model.config import DeviceName, Weights
 from model.decoding import Steps
 from model.errors import UserError
+from model.files import read_object
 from model.generator import Generator
 from model.passage_states import PassageGenerator
 from model.serving import choose_device, describe_device, store_weights
@@ -20,6 +22,7 @@ from model.strategies import strategy_named
 from model.systems import compiler_fault
 from model.transformer import LanguageModel
 
+OF_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
 Tell = Callable[[str], None]
 """takes a line about what is going on"""
 
@@ -59,12 +62,16 @@ class ServedModel:
         forgotten = renderer_of(self.tokenizer).form.forgets
         return f"{self.path}: the chat template leaves out {forgotten}" if forgotten else ""
 
-    def notes(self) -> Iterator[str]:
-        """Yield what whoever chats with the model is to know."""
+    def notes(self, texts: str) -> Iterator[str]:
+        """Yield what whoever chats with the model is to know; `texts` names what continues texts with it."""
         if self.trained_on == "texts":
-            yield f"{self.path} was never fine-tuned on chats; --raw continues text"
+            yield f"{self.path} was never fine-tuned on chats; {texts} continues text"
         if self.forgets:
             yield self.forgets
+        file = self.path / "generation_config.json"
+        drawing = read_object(file, "copy the model again") if file.is_file() else {}
+        if unread := [key for key in drawing if key not in OF_TOKENS and not key.startswith("_")]:
+            yield f"{file}: not read are {shown(unread)}; flags and requests say how answers are drawn"
 
     def generator(self) -> Generator:
         """Return a generator that ends at any stop id of the checkpoint."""

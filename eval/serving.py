@@ -36,6 +36,8 @@ def open_chats(settings: ServerSettings, tell: Tell) -> dict[str, ServedChat]:
             f"{name}: prompt mask {served.prompt_mask}, {served.speed}; prompts of up to {most} tokens, "
             f"a block of which takes {most * most / MIB:.1f} MiB for its mask"
         )
+        for note in served.notes("/v1/completions"):
+            tell(f"note: {note}")
     return chats
 
 

@@ -113,7 +113,7 @@ def _sessions(settings: ChatSettings) -> "list[TextSession]":
     if settings.compare is not None:
         served.append(opened(settings.compare))
     for each in () if settings.raw else served:
-        for note in each.notes():
+        for note in each.notes("--raw"):
             tell(f"note: {note}")
     served = [each.in_form(settings.dtype, settings.compile, True, tell) for each in served]
     if settings.raw:

@@ -17,10 +17,13 @@ from dataset.command_line import parse, run
 from dataset.printing import printable
 from model.config import DeviceName
 from model.errors import UserError
-from model.files import check_place
+from model.files import whole_folder
 
 if TYPE_CHECKING:
     from eval.comparison import Evaluated
+
+
+FILES = ("comparison.json", "comparison.md", "losses.png", "masks.png", "attention.png")
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,15 @@ class CompareSettings:
     runs: tuple[str, ...]
     """run directories with the folder evaluation/ that scripts.evaluate wrote, or such folders themselves"""
     out: str
-    """folder for comparison.json, comparison.md, losses.png, masks.png and attention.png"""
+    """folder for the tables (comparison.md, .json) and pictures (losses.png, masks.png, attention.png)"""
     device: DeviceName = "auto"
     """where attention.png is computed; auto: on the accelerator where there is one, else on the CPU"""
     num_answers: int = 0
     """questions whose answers are shown side by side, first those on which the runs differ"""
     show_masks: bool = False
     """print the masks over the shortest question, too"""
+    overwrite: bool = False
+    """replace a comparison that lies at out already"""
 
     def __post_init__(self) -> None:
         """Refuse what compares nothing."""
@@ -49,19 +54,20 @@ class CompareSettings:
 def main() -> None:
     """Print the comparison, write it down, and draw its pictures."""
     settings = parse(CompareSettings, "Compare runs: scores over the same questions, losses, masks, answers.")
-    out = Path(settings.out)
-    check_place(out)
     from eval.comparison import compare
     from eval.comparison_report import paired_tables, save_report, scores
+    from eval.evaluation import check_out
     from eval.tables import as_text
 
-    found, width = compare(settings.runs), get_terminal_size().columns
-    if settings.num_answers:
-        print_answers(found.runs, settings.num_answers)
-    draw_losses(found.runs, out)
-    draw_masks(found.runs, settings, width)
-    save_report(out, found)
-    print(printable(f"{out / 'comparison.md'}, {out / 'comparison.json'}: what follows, and more"))
+    check_out(settings.out, *FILES)
+    with whole_folder(settings.out, settings.overwrite) as out:
+        found, width = compare(settings.runs), get_terminal_size().columns
+        if settings.num_answers:
+            print_answers(found.runs, settings.num_answers)
+        draw_losses(found.runs, out)
+        draw_masks(found.runs, settings, out, width)
+        save_report(out, found)
+    print(printable(f"comparison.md, comparison.json: what follows, and more; all in {settings.out}"))
     print("\nTalk with a model:")
     for each in found.runs:
         print(printable(f"  python -m scripts.chat --model {shlex.quote(str(each.model))}"))
@@ -105,10 +111,10 @@ def draw_losses(runs: Sequence["Evaluated"], out: Path) -> None:
             print(printable(f"losses.png is without {each.label}: no losses in {each.model / METRICS}"))
     if curves:
         save_losses(out / "losses.png", metrics)
-        print(printable(f"{out / 'losses.png'}: how the losses fell"))
+        print("losses.png: how the losses fell")
 
 
-def draw_masks(runs: Sequence["Evaluated"], settings: CompareSettings, width: int) -> None:
+def draw_masks(runs: Sequence["Evaluated"], settings: CompareSettings, out: Path, width: int) -> None:
     """Draw the masks over the shortest question, and what the models make of them; or say why not."""
     from dataset.tokenizer import Tokenizer
     from eval.comparison import shortest_question
@@ -129,11 +135,9 @@ def draw_masks(runs: Sequence["Evaluated"], settings: CompareSettings, width: in
     if settings.show_masks:
         drawing = draw_masks({panel.title: panel.mask for panel in panels}, tokens, width)
         print(f"Who sees whom: a line per token, 1 = may attend\n\n{printable(drawing, keep=chr(10))}\n")
-    out = Path(settings.out)
     save_masks(out / "masks.png", panels, tokens)
     save_attention(out / "attention.png", {label: look.maps for label, look in looks.items()}, tokens)
-    drawn = f"{out / 'masks.png'}, {out / 'attention.png'}"
-    print(printable(f"{drawn}: who sees whom, and where the models look"))
+    print("masks.png, attention.png: who sees whom, and where the models look")
 
 
 if __name__ == "__main__":

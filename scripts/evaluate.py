@@ -14,7 +14,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from dataset.command_line import parse, run
-from dataset.printing import printable, tell
+from dataset.printing import NOTE, printable, tell
 from eval.serving_settings import EvaluationSettings
 from model.errors import UserError
 
@@ -36,7 +36,7 @@ def main() -> None:
     if evaluation := find(served, settings):
         print(printable(f"{settings.out} holds this evaluation already"))
         for note in evaluation.notes:
-            tell(note)
+            tell(f"{NOTE}{note}")
     else:
         has_one_row = settings.batch_size == 1 or settings.prompt_lookup > 0
         served = served.in_form(settings.dtype, settings.compile, has_one_row, tell)
@@ -58,6 +58,8 @@ def measure_tasks(served: "ServedModel", settings: EvaluationSettings) -> None:
     served = served.in_form(settings.dtype, settings.compile, settings.batch_size == 1, tell)
     if served.trained_on == "chats" and not settings.apply_chat_template:
         tell(f"{served.path} was fine-tuned on chats; --apply_chat_template true asks it in their form")
+    for note in served.notes("--apply_chat_template false") if settings.apply_chat_template else ():
+        tell(f"{NOTE}{note}")
     found = run_tasks(served, settings, counting(), tell)
     if settings.out:
         save_tasks(served, settings, found)
@@ -106,10 +108,8 @@ def remarks(found: "Evaluation", totals: Sequence["Tally"]) -> Iterator[str]:
         "wrong, as they end inside their thought (--max_new_tokens allows more)": unfinished,
         "wrong, as they do not fit the model's context": too_long,
         "without a log-likelihood, as their right answer does not fit there with them": found.unscored,
-        "left out, as they have no answer": found.unanswerable,
-        "left out, as their record is broken": found.broken,
     }
-    yield from (f"questions {what}: {count:,}" for what, count in counts.items() if count)
+    yield from (f"{NOTE}questions {what}: {count:,}" for what, count in counts.items() if count)
     for store, loss in found.losses.items():
         in_bytes = f", {loss.bits_per_byte:.4f} bits/byte" if loss.bits_per_byte else ""
         yield f"{store}: {loss.nats_per_token:.4f} nats/token{in_bytes} ({loss.targets:,} targets)"

@@ -10,25 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.command_line import parse, run
-from dataset.printing import printable
+from dataset.printing import NOTE, printable
+from eval import judging
 from eval.cells import Cell
 from eval.experiment import load_recipe
 from eval.grid import Grid, Workers, showing
-from eval.judging import (
-    A,
-    B,
-    Measured,
-    Rule,
-    check_recipes,
-    details,
-    fix,
-    judge,
-    place_of,
-    save,
-    scores_of_pair,
-    sentence,
-    trials_of,
-)
 from eval.places import Places, check_out
 from model.errors import UserError
 
@@ -43,7 +29,7 @@ class JudgeSettings:
     """recipe that may be better; both name the same primary metric"""
     out: str
     """folder for judgements/, cells/ and work/; judgements that share it share cells, so A runs once"""
-    rule: Rule = Rule()
+    rule: judging.Rule = judging.Rule()
     first_seed: int = 0
     """first of the paired seeds; seeds that no search has seen confirm what it found"""
     threads: int = 0
@@ -61,15 +47,15 @@ def main() -> None:
     out, rule = Path(settings.out), settings.rule
     folder = out / "judgements"
     check_out(out, folder.name)
-    recipes = {A: load_recipe(settings.a), B: load_recipe(settings.b)}
-    primary, first = recipes[A].primary, settings.first_seed
-    file = place_of(folder, check_recipes(recipes), rule, first)
-    fixed = fix(file, rule, primary)
+    recipes = {judging.A: load_recipe(settings.a), judging.B: load_recipe(settings.b)}
+    primary, first = recipes[judging.A].primary, settings.first_seed
+    file = judging.place_of(folder, judging.check_recipes(recipes), rule, first)
+    fixed = judging.fix(file, rule, primary)
     places = Places(out / "cells", out / "work")
     workers = Workers(settings.threads)
 
-    def measure(seeds: int) -> Measured:
-        trials = trials_of(recipes, range(first, first + seeds))
+    def measure(seeds: int) -> judging.Measured:
+        trials = judging.trials_of(recipes, range(first, first + seeds))
         with showing() as show:
 
             def shown(grid: Grid, ended: Cell | None) -> None:
@@ -79,14 +65,16 @@ def main() -> None:
                     raise UserError(f"{address} failed: {words}; {log} says more")
 
             Grid(trials, places, workers).run(shown)
-        return scores_of_pair(trials, places, primary)
+        return judging.scores_of_pair(trials, places, primary)
 
-    found = judge(rule, measure)
-    save(file, fixed, found)
-    print(printable(sentence(found, rule, primary)) + "\n")
-    for name, value in details(found, rule, primary):
+    found = judging.judge(rule, measure)
+    judging.save(file, fixed, found)
+    print(printable(judging.sentence(found, rule, primary)) + "\n")
+    for name, value in judging.details(found, rule, primary):
         print(printable(f"  {name:<40}{value}"))
     print(printable(f"  {'in full':<40}{file}"))
+    for note in found.notes:
+        print(printable(f"{NOTE}{note}"))
     if (number := len(list(file.parent.glob("*.json")))) > 1:
         by_chance = f"{number * rule.alpha:.2g} of {number} recipes that are as good"
         print(f"\n{number} judgements lie there, and chance calls {by_chance} better or worse:")

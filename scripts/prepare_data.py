@@ -17,7 +17,7 @@ from dataset.blocks import form_of
 from dataset.command_line import parse, run
 from dataset.messages import shown
 from dataset.preparation import PreparationSettings, read_notes, write_store
-from dataset.printing import printable, tell
+from dataset.printing import NOTE, printable, tell
 from dataset.text_files import Marks, counts
 from eval.cluster import ClusterSettings
 from eval.tables import grouped
@@ -56,12 +56,8 @@ def main() -> None:
         for name, value in summary(read_notes(Path(settings.out) / store)).items():
             lines = textwrap.wrap(printable(value), 80 - 22)
             print(f"  {name:<20}" + ("\n" + " " * 22).join(lines))
-    for files, keys in unread_keys(manifest["sources"]):
-        tell(f"{files}: keys not read: {keys}")
-    if absent := manifest.get("absent_columns"):
-        tell(f"keys of --columns that no record has: {shown(absent)}")
-    for source in (each for each in manifest["sources"] if not each["documents"]):
-        tell(f"{source['path']}: no document was made of it")
+    for line in notes(manifest):
+        tell(f"{NOTE}{line}")
 
 
 def _written(settings: PrepareSettings) -> tuple[dict[str, Any], bool]:
@@ -74,25 +70,31 @@ def _written(settings: PrepareSettings) -> tuple[dict[str, Any], bool]:
     return write_store_by_tasks(preparation, settings, settings.tasks)
 
 
-def unread_keys(sources: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Yield each set of keys that were not looked at, and the files whose records have it."""
-    unread = [source for source in sources if source.get("unread_keys")]
+def notes(manifest: dict[str, Any]) -> Iterator[str]:
+    """Yield what of the sources is not in the stores."""
+    if rejects := manifest["rejects"]:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in rejects.items())
+        yield f"records rejected: {sum(rejects.values()):,} ({reasons}; rejects.jsonl lists them)"
+    unread = [source for source in manifest["sources"] if source.get("unread_keys")]
     for keys, files in grouped(unread, lambda source: shown(source["unread_keys"], most=20)).items():
         others = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        yield printable(files[0]["path"]) + others, keys
+        yield f"{files[0]['path']}{others}: keys not read: {keys}"
+    if absent := manifest.get("absent_columns"):
+        yield f"keys of --columns that no record has: {shown(absent)}"
+    for source in (each for each in manifest["sources"] if not each["documents"]):
+        yield f"{source['path']}: no document was made of it"
 
 
 def summary(manifest: dict[str, Any]) -> dict[str, str]:
     """Return the figures of a store by name."""
-    lengths, tokens, rejects = manifest["lengths"], manifest["tokens"], manifest["rejects"]
-    reasons = "; ".join(f"{count} {reason}" for reason, count in rejects.items())
+    lengths, tokens = manifest["lengths"], manifest["tokens"]
     marks, sizes = Marks(**manifest["marks"]), {name: lengths[name] for name in lengths if name != "mean"}
     became = f"{marks.records:,} records became {marks.documents:,} documents"
     unknown = "which look like marks and are none that are known"
     pairs = f", two in each of {manifest['documents'] // 2:,} pairs" * (manifest["kind"] == "preference")
     figures = {
         "records": f"{manifest['records']:,}",
-        "rejected": f"{sum(rejects.values()):,}" + (f" ({reasons}; see rejects.jsonl)" if rejects else ""),
+        "rejected": f"{sum(manifest['rejects'].values()):,}",
         "marks in texts": marks.found and f"{counts(marks.found)}; {became}",
         "trained as text": marks.kept and f"{counts(marks.kept)}, {unknown}",
         "documents": f"{manifest['documents']:,}" + pairs + _doubt(manifest),

@@ -8,14 +8,14 @@ if not __package__:
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dataset.blocks import form_of
 from dataset.command_line import parse, run
 from dataset.messages import shown
-from dataset.printing import printable
+from dataset.printing import NOTE, printable
 from dataset.sources import describe_source
 from dataset.text_files import counts
 from dataset.tokenizer import FILES, Tokenizer, train_tokenizer
@@ -34,7 +34,7 @@ def main() -> None:
     sample = Sample(settings)
     others = {name: Tokenizer.load(name) for name in settings.compare if not name.isdecimal()}
     if (told := _finished(settings, sample.sources)) is not None:
-        print("\n".join((f"{printable(settings.out)}: trained already, nothing to do", *told)))
+        _say(settings, "trained already, nothing to do", told)
         if not settings.compare:
             return
         tokenizer = Tokenizer.load(settings.out)
@@ -56,8 +56,12 @@ def _write(settings: TokenizerSettings, sample: Sample) -> Tokenizer:
         tokenizer.save(folder)
         write_json(folder / REQUEST, request | {"told": told})
     size = f"{tokenizer.vocab_size:,} tokens, {time.monotonic() - started:.1f} s"
-    print("\n".join((f"{printable(settings.out)}: {size}", *told)))
+    _say(settings, size, told)
     return tokenizer
+
+
+def _say(settings: TokenizerSettings, what: str, told: Iterable[str]) -> None:
+    print("\n".join((f"{printable(settings.out)}: {what}", *(NOTE + line for line in told))))
 
 
 def _told(sample: Sample, max_bytes: int) -> Iterator[str]:

@@ -27,6 +27,7 @@ def pretend_results(arms: int = 2, tasks: int = 4, seeds: int = 8, hostile: str 
             "hash": "5e1f00d5",
             "command": "python -m scripts.ablate --config configs/ablation/masks.yaml --out out/masks",
             "seeds": list(range(seeds)),
+            "notes": [f"sft, 2 of 4 cells: documents shortened 3{hostile}"],
             "decision": {"alpha": 0.05, "alpha_of_look": 0.05, "equivalence": 0.02, "looks": []},
             "primary": {"task": TASKS[0], "metric": "log_likelihood"},
             "tuned": {name: {"sft.learning_rate": 0.001} for name in names},

@@ -32,6 +32,8 @@ class QuickSettings:
     """whether its first score is no number"""
     data: str = "hub:same"
     """stands for what was trained on"""
+    noted: str = ""
+    """what it notes of its data, twice"""
 
 
 def settings_of(words: list[str]) -> QuickSettings:
@@ -46,6 +48,7 @@ def main() -> None:
     settings = settings_of(sys.argv[1:])
     if settings.model:
         assert (Path(settings.model) / "items.json").exists()
+    print(f"note: {settings.noted}\nstep 1\nnote: {settings.noted}" if settings.noted else "step 1")
     time.sleep(settings.seconds)
     if settings.fails:
         sys.exit("error: it was told to fail")

@@ -280,6 +280,24 @@ def test_a_comparison_is_written_as_json_and_as_a_page(runs, tmp_path, monkeypat
     }
 
 
+def test_a_comparison_is_only_replaced_where_that_is_asked_for_and_then_as_a_whole(
+    runs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(plots, "_write", lambda figure, path: None)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "comparison.md").touch()
+    (out / "attention.png").touch()
+    flags = "--runs", *runs, "--out", out
+    with pytest.raises(UserError, match="out exists already; .*--overwrite"):
+        run_command(monkeypatch, capsys, *flags)
+    run_command(monkeypatch, capsys, *flags, "--overwrite")
+    assert not (out / "attention.png").exists() and "prefix" in (out / "comparison.md").read_text()
+    (out / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds something else"):
+        run_command(monkeypatch, capsys, *flags, "--overwrite")
+
+
 def test_losses_of_all_runs_are_drawn_into_one_picture_and_a_run_without_any_is_named(runs, tmp_path, capsys):
     command.draw_losses(open_runs(runs), tmp_path)
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")

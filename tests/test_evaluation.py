@@ -162,14 +162,14 @@ def test_what_is_left_out_is_counted_and_listed_beside_the_results(tmp_path, sto
     told = []
     evaluation.evaluate(served, asked, tell=told.append)
     assert told[0] == "answers to generate: 2, of up to 4 tokens each"
-    assert told[1] == "chats whose last answer is taken as the right one: 1"
+    assert told[1] == "note: chats whose last answer is taken as the right one: 1"
     assert "without an answer: 1 (first: " in told[2] and "q.jsonl line 2: its question" in told[2]
     assert (
         "broken: 1 (first: " in told[3]
         and "line 3: no question and answers under the keys nothing" in told[3]
     )
     assert (found.evaluation.unanswerable, found.evaluation.broken) == (1, 1)
-    assert list(evaluation.load(asked.out).notes) == told[1:4]
+    assert [f"note: {line}" for line in evaluation.load(asked.out).notes] == told[1:4]
     lines = (Path(asked.out) / "rejects.jsonl").read_text().splitlines()
     assert [(record["line"], record["is_broken"]) for record in map(json.loads, lines)] == [
         (2, False),

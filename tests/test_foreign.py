@@ -221,8 +221,9 @@ def test_a_template_that_forgets_says_what_it_leaves_out(folder_of, ours):
     template = CHATML.replace("in messages", "in messages[-3:]")
     config = json.dumps({"eos_token": "<|im_end|>", "chat_template": template}).encode()
     last = Tokenizer(backend, {"tokenizer_config.json": config})
-    assert Renderer(last).form.forgets == "earlier questions and answers (16 of 19 messages)"
-    assert Renderer(ours["forgetful"]).form.forgets == "earlier answers (9 of 19 messages)"
+    lost = "system messages and earlier questions and earlier answers (17 of 20 messages)"
+    assert Renderer(last).form.forgets == lost
+    assert Renderer(ours["forgetful"]).form.forgets == "earlier answers (9 of 20 messages)"
     assert not any(Renderer(ours[name]).form.forgets for name in MODELS if name != "forgetful")
 
 

@@ -229,13 +229,13 @@ def test_losses_of_other_targets_are_not_compared_and_that_is_told(tmp_path, sto
     assert "second: loss store" not in {each["task"] for each in results["comparisons"]}
 
 
-def test_how_many_records_of_the_questions_were_left_out_is_told(tmp_path, store):
-    experiment = experiment_in(tmp_path, seeds=2)
-    given_in(tmp_path, experiment, store)
-    trials = changed_items(tmp_path, experiment, "plain", lambda items: items.update(left_out=1200))
-    records = Places(tmp_path / "cells", tmp_path / "w").records_of(trials)
-    results = analyse(Evidence(experiment, trials, records, {}, {}), "")
-    assert "Note: stage second left out 1,200 records without an answer or broken" in results["answer"]
+def test_what_commands_note_of_their_data_is_kept_and_told(tmp_path):
+    second = {"run": "quick", "model": "@first", "noted": "questions not asked: 12"}
+    arms = {"plain": {}, "better": {"second.gain": 0.5, "second.noted": ""}}
+    stages = {"first": {"run": "quick"}, "second": second}
+    results, _ = run_in(tmp_path, experiment_in(tmp_path, seeds=2, stages=stages, arms=arms))
+    assert results["experiment"]["notes"] == ["second, 4 of 6 cells: questions not asked: 12"]
+    assert "Note: of their data, commands noted what the report lists as left out" in results["answer"]
 
 
 def test_a_split_that_is_named_like_a_loss_is_refused(tmp_path):

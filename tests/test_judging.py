@@ -121,11 +121,12 @@ def test_items_without_a_score_are_told(tmp_path, monkeypatch):
     }
     trials, places = trials_of(recipes, range(2)), Places(tmp_path, tmp_path)
     scores = {"clusters": [0, 1, 2], "metrics": {"log_likelihood": [-1.0, None, -2.0]}}
-    result = RESULT | {"items": {"tasks": {PRIMARY.task: scores}, "losses": {}}}
+    result = RESULT | {"items": {"tasks": {PRIMARY.task: scores}, "losses": {}}, "notes": ["rejected: 2"]}
     for cell in (cell for trial in trials for cell in trial.measured):
         write_json(places.record(cell.address), record_of(cell, result))
     measured = scores_of_pair(trials, places, PRIMARY)
-    assert measured.left_out == 1 and measured.a.tolist() == [[-1.0, -2.0]] * 2
+    assert measured.left_out == 1 and measured.notes == ["only, 4 of 4 cells: rejected: 2"]
+    assert measured.a.tolist() == [[-1.0, -2.0]] * 2
     found = judge(RULE, measuring([0.0] * 8, left_out=1))
     assert dict(details(found, RULE, PRIMARY))["items without a score, left out"] == "1"
 

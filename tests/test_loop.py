@@ -50,6 +50,8 @@ def test_a_training_lowers_the_loss_and_leaves_a_model_and_its_story(
     assert validations[1]["bits_per_byte"] < validations[0]["bits_per_byte"] < 8
     shown = capsys.readouterr().out
     for part in (
+        "\nnote: of the data, tokens after cuts ",
+        "\nnote: of pretrain, tokens after cuts ",
         "24 documents",
         "real",
         "with loss",

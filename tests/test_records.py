@@ -16,7 +16,7 @@ from dataset.records import Rejects, accept, are_too_many, expand, read_records
 from dataset.token_store import TokenStore
 from dataset.tokenizer import train_tokenizer
 from model.errors import UserError
-from scripts.prepare_data import main, unread_keys
+from scripts.prepare_data import main, notes
 
 TOKENIZER = train_tokenizer(["Lima is the capital of Peru"], 300)
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -239,9 +239,9 @@ def test_columns_that_name_nothing_of_ours_are_refused(columns):
 
 
 def test_keys_beyond_those_that_are_named_are_counted():
-    source = {"path": "a.jsonl", "unread_keys": [f"key{number:02}" for number in range(30)]}
-    [(_, said)] = unread_keys([source])
-    assert said.startswith("key00, key01, ") and said.endswith(", key19 and 10 more")
+    source = {"path": "a.jsonl", "documents": 1, "unread_keys": [f"key{n:02}" for n in range(30)]}
+    [said] = notes({"rejects": {}, "sources": [source]})
+    assert said.startswith("a.jsonl: keys not read: key00, key01, ") and said.endswith(", key19 and 10 more")
 
 
 def test_keys_that_are_not_read_are_said_once_a_file(prepare, tmp_path, monkeypatch, capsys):
@@ -264,8 +264,8 @@ def test_keys_that_are_not_read_are_said_once_a_file(prepare, tmp_path, monkeypa
         main()
         said = capsys.readouterr()
         assert said.err.splitlines()[-2:] == [
-            f"{files[0]} and 1 more: keys not read: id, topic\\x1b",
-            f"{files[2]}: no document was made of it",
+            f"note: {files[0]} and 1 more: keys not read: id, topic\\x1b",
+            f"note: {files[2]}: no document was made of it",
         ]
         assert max(map(len, said.out.splitlines()[1:])) <= 80
         sys.argv[:] = [flag for flag in sys.argv if flag != "--overwrite"]
@@ -285,7 +285,11 @@ def test_a_file_that_gives_no_document_is_named(prepare, tmp_path, monkeypatch, 
     data = ["--data", str(tmp_path / "a.jsonl"), str(array)]
     monkeypatch.setattr("sys.argv", ["x", *flags, "--out", str(tmp_path / "out"), *data])
     main()
-    assert capsys.readouterr().err == f"{array}: no document was made of it\n"
+    assert capsys.readouterr().err == (
+        "note: records rejected: 1 (1 this .jsonl holds one JSON array; name it .json; rejects.jsonl "
+        "lists them)\n"
+        f"note: {array}: no document was made of it\n"
+    )
 
 
 def test_keys_that_arrow_filled_with_null_are_left_out(tmp_path):

@@ -133,7 +133,7 @@ def test_failures_and_the_command_of_every_cell_are_listed(tmp_path):
     results["tuning"]["cells"][0] |= {"status": "failed", "error": "the learning rate is none"}
     for text in map(unescape, written(tmp_path, results)):
         assert "3 of 34 cells did not finish." in text and "answers of prefix, seed 1 (" in text
-        assert "the learning rate is none" in text
+        assert "the learning rate is none" in text and "2 of 4 cells: documents shortened 3" in text
         assert all(cell["command"] in text and cell["address"] in text for cell in results["cells"])
         assert results["experiment"]["command"] in text and "5e1f00d5" in text
 

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -378,6 +379,15 @@ def test_a_model_has_the_name_of_the_link_that_leads_to_it(models, tmp_path):
         link.symlink_to(models[0])
     chats = open_chats(ServerSettings(model=(f"{links[0]}/", str(links[1]))), str)
     assert [chat.name for chat in chats.values()] == ["first", "second"]
+
+
+def test_a_server_says_what_chats_are_to_know_of_a_model(models, monkeypatch):
+    served = replace(open_model(models[0]), trained_on="texts")
+    monkeypatch.setattr("eval.serving.open_model", lambda *_, **__: served)
+    told = []
+    open_chats(ServerSettings(model=models[:1]), told.append)
+    fault = "was never fine-tuned on chats; /v1/completions continues text"
+    assert told[1:] == [f"note: {models[0]} {fault}"]
 
 
 def test_what_cannot_be_served_is_refused_by_name(models, address, tmp_path):

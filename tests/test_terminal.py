@@ -183,9 +183,12 @@ def test_a_model_that_was_only_trained_on_texts_is_said_to_be_no_chat(models, tm
     (folder / "config.json").write_text(json.dumps(config | {"trained_on": "texts"}))
     asked = [*flags(tmp_path, "texts"), "--prompt", "?"]
     (folder / "chat_template.jinja").write_text(FORGETFUL)
+    stops = json.loads((file := folder / "generation_config.json").read_text())
+    file.write_text(json.dumps(stops | {"do_sample": True, "temperature": 0.7}))
     notes = (
         f"note: {folder} was never fine-tuned on chats; --raw continues text\n"
-        f"note: {folder}: the chat template leaves out earlier answers (9 of 19 messages)\n"
+        f"note: {folder}: the chat template leaves out earlier answers (9 of 20 messages)\n"
+        f"note: {file}: not read are do_sample, temperature; flags and requests say how answers are drawn\n"
     )
     assert call(asked).stderr == notes
     assert call([*asked, "--raw"]).stderr == ""

@@ -367,7 +367,7 @@ def test_training_from_the_command_line_writes_a_tokenizer(tmp_path, monkeypatch
     written = {path.name: path.read_bytes() for path in (tmp_path / "tok").iterdir()}
     (tmp_path / ".tok.partial").mkdir()  # what a killed run left
     main()
-    said = "of 3 records not used: 1 not a JSON object\nkeys not read: n\n"
+    said = "note: of 3 records not used: 1 not a JSON object\nnote: keys not read: n\n"
     assert capsys.readouterr().out == f"{tmp_path}/tok: trained already, nothing to do\n{said}"
     shutil.rmtree(tmp_path / "tok")
     main()
@@ -449,8 +449,8 @@ def test_what_a_tokenizer_is_not_trained_on_is_told(tmp_path, monkeypatch, capsy
     monkeypatch.setattr("sys.argv", ["x", "--data", str(tmp_path / "a.jsonl"), *flags])
     main()
     said = capsys.readouterr().out.splitlines()
-    assert f"keys not read: {unread}" in said
-    [drawn] = [line for line in said if line.startswith("drawn by --max_bytes: ")]
+    assert f"note: keys not read: {unread}" in said
+    [drawn] = [line.removeprefix("note: ") for line in said if "drawn by --max_bytes: " in line]
     assert drawn.endswith(" bytes of text") and 100 < int(drawn.split()[3].replace(",", "")) < 1500
 
 

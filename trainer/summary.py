@@ -4,6 +4,7 @@ import math
 import os
 from typing import Any
 
+from dataset.printing import NOTE
 from model.config import ModelConfig
 from model.pattern import ALL
 from model.systems import num_cores
@@ -27,15 +28,13 @@ def describe_inputs(
     settings, start, config = inputs.settings, inputs.start, inputs.start.model.config
     sliding = [number for number, pattern in enumerate(config.layer_patterns) if pattern != ALL]
     noun = inputs.stream.documents.noun
-    names = ("documents_left_out", "documents_shortened", "rows_without_target", "tokens_after_cuts")
+    streams = {"the data": figures} | {name: each.describe() for name, each in inputs.validation.items()}
     return [
         f"data       {figures['documents']:,} {noun}, {figures['tokens']:,} tokens in "
         f"{figures['rows']:,} rows of {settings.max_seq_len}",
-        f"           {figures['real_share']:.1%} real, {figures['target_share']:.1%} with loss",
-        "           " + ", ".join(f"{name.replace('_', ' ')} {figures[name]:,}" for name in names),
-        f"           answers too long {figures['answers_too_long']:,}, answers cut out of their context "
-        f"{figures['answers_cut_out']:,}, of oldest rounds {figures['answers_of_oldest_rounds']:,}",
-        *(f"           {name}: {words}" for name, s in inputs.validation.items() if (words := left_out(s))),
+        f"           {figures['real_share']:.1%} real, {figures['target_share']:.1%} with loss, "
+        f"rows without target {figures['rows_without_target']:,}",
+        *(f"{NOTE}of {name}, {words}" for name, each in streams.items() if (words := left_out(each))),
         f"model      {start.model.num_parameters():,} parameters ({start.origin}), mask {start.prompt_mask}"
         + (_windows(config, sliding) if sliding else "")
         + (f", {config.num_experts_per_tok} of {config.num_experts} experts" if config.num_experts else ""),

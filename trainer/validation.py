@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.cells import cell_len, set_cell_size
 
-from dataset.batches import Batch, BatchStream
+from dataset.batches import Batch
 from dataset.chat_form import THOUGHT
 from dataset.conversation import Message, Rendered, Renderer
 from dataset.prompts import prompt_of, raw_prompt
@@ -94,14 +94,13 @@ class TextBytes:
         return int(counted.sum())
 
 
-def left_out(stream: BatchStream) -> str:
-    """Say what of a store no row holds, as it is too long; "" where that is nothing."""
-    figures = stream.describe()
-    plain = ("documents_left_out", "documents_shortened", "answers_too_long", "tokens_after_cuts")
-    names = {name: name.replace("_", " ") for name in plain}
-    names |= {"answers_cut_out": "answers cut out of their context"}
-    names |= {"answers_of_oldest_rounds": "answers of oldest rounds"}
-    return ", ".join(f"{words} {figures[name]:,}" for name, words in names.items() if figures[name])
+def left_out(figures: dict[str, Any]) -> str:
+    """Say what of a store no row holds or trains, as it is too long; "" where the figures have nothing."""
+    names = ("documents left out", "documents shortened", "answers too long", "tokens after cuts")
+    words = {name.replace(" ", "_"): name for name in names}
+    words |= {"answers_cut_out": "answers cut out of their context"}
+    words |= {"answers_of_oldest_rounds": "answers of oldest rounds"}
+    return ", ".join(f"{name} {figures[key]:,}" for key, name in words.items() if figures[key])
 
 
 def _written(tokenizer: Tokenizer) -> list[str]:

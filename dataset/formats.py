@@ -227,7 +227,7 @@ def _read_pair(
     record: dict[str, Any], chat_format: ChatFormat, question_position: QuestionPosition
 ) -> list[Message]:
     prompt_key, answer_key = pair_of(record, chat_format)
-    if record.get("is_impossible") in (True, "true", "True"):  # 1, too
+    if str(record.get("is_impossible")).lower() in ("true", "yes", "1", "1.0"):
         raise LeftOutError("no answer")
     answer = record.get(answer_key)
     if answer_key in OF_SEVERAL and not are_turns(answer):

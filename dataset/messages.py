@@ -305,7 +305,7 @@ def _json_text(value: Any, name: str) -> str:
         raise error if isinstance(error, RecordError) else RecordError(f"{name} are not JSON") from None
 
 
-def parse_json(text: str, name: str) -> Any:
+def parse_json(text: str | bytes, name: str) -> Any:
     """Return what JSON says; raises `RecordError` with the reason."""
     try:
         return read_json(text)
@@ -315,7 +315,7 @@ def parse_json(text: str, name: str) -> Any:
         raise error if isinstance(error, RecordError) else RecordError(f"{name} are not JSON") from None
 
 
-def read_json(text: str) -> Any:
+def read_json(text: str | bytes) -> Any:
     """Return what JSON says; raises `RecordError` for a key that stands twice, of which one would be lost."""
     return json.loads(text, object_pairs_hook=_unique)
 

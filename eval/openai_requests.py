@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dataset.chat_form import Message
 from dataset.formats import with_tools
-from dataset.messages import FLAGS, RecordError, held_keys, read_turns
+from dataset.messages import FLAGS, RecordError, held_keys, parse_json, read_turns
 from dataset.unread_keys import of_turns
 from eval.serving_settings import TextSampling
 from model.errors import UserError, brief
@@ -196,8 +196,11 @@ def read_body(kind: type[Body], body: bytes) -> Body:
     """Return the body of a request; raises `RefusedError` for the first thing that is wrong with it."""
     try:
         asked = kind.model_validate_json(body)
+        parse_json(body, "its parts")
     except ValidationError as error:
         raise _refusal(error) from None
+    except RecordError as error:
+        raise RefusedError(f"the body: {error}") from None
     for key, value in (asked.model_extra or {}).items():
         if key not in NAMES and value is not None and value not in IDLE.get(key, ()):
             advice = "leave it out" if key in IDLE else f"known are {', '.join(kind.model_fields)}"

@@ -8,10 +8,12 @@ from string import Template
 from typing import Any
 
 from dataset.conversation import render
-from dataset.formats import parse_messages
-from dataset.messages import RecordError
+from dataset.formats import format_of, parse_messages
+from dataset.messages import RecordError, shown
+from dataset.printing import NOTE, tell
 from dataset.records import read_records
 from dataset.sources import check_sources
+from dataset.unread_keys import unread_keys
 from eval.look import mask_view, view
 from eval.plots import EXAMPLE, strategy_panels
 from eval.served_model import open_model
@@ -52,11 +54,8 @@ def save_page(path: str, model: str | None = None, data: str | None = None) -> N
 
 def _example_views() -> list[dict[str, Any]]:
     panels, labels = strategy_panels()
-    roles = [
-        "assistant" if is_answer else text.split()[0].strip("[]")
-        for is_answer, text in EXAMPLE
-        for _ in text.split()
-    ]
+    said = [("assistant" if is_answer else text.split()[0].strip("[]"), text) for is_answer, text in EXAMPLE]
+    roles = [role for role, text in said for _ in text.split()]
     return [mask_view(panel.title, [panel], labels, roles) for panel in panels]
 
 
@@ -68,6 +67,8 @@ def _views_of(model: str, data: str) -> list[dict[str, Any]]:
         messages = parse_messages((record and record.value) or {})
     except RecordError as error:
         raise UserError(f"{data}: the first record is no chat ({error})") from None
+    if unread := unread_keys(record.value, format_of(record.value)):
+        tell(f"{NOTE}{data}: keys not read: {shown(sorted(unread))}")
     served = open_model(model)
     rendered = render(messages, served.tokenizer)
     if len(rendered) > (takes := served.model.config.max_position_embeddings):

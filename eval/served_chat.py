@@ -57,11 +57,8 @@ class ServedChat:
         """Return the prompt mask that a request is answered under: by default the one of the training."""
         mask = asked.prompt_mask or self.served.prompt_mask
         if mask not in self.masks:
-            raise RefusedError(
-                f"prompt_mask: {self.name} cannot keep passages apart as {mask} does; expected one of "
-                + ", ".join(self.masks),
-                param="prompt_mask",
-            )
+            fault = f"{self.name} cannot keep passages apart as {mask} does; expected one of"
+            raise RefusedError(f"prompt_mask: {fault} {', '.join(self.masks)}", param="prompt_mask")
         return mask
 
     def choices(self, asked: Asked, on_change: Callable[[], None]) -> list[Choice]:

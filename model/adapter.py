@@ -100,6 +100,8 @@ def read_adapter(folder: Path) -> Adapter:
     Raises `UserError` for one that is damaged, or of another kind than plain factors.
     """
     source = folder / CONFIG
+    if whole := [file.name for file in folder.glob("model*.safetensors")]:
+        raise UserError(f"{source} adapts another model, but {whole[0]} lies there, too; take one away")
     values = read_object(source, "copy the adapter again")
     for key, demanded in DEMANDS.items():
         if values.get(key, demanded) not in (demanded, None):

@@ -171,9 +171,7 @@ def build(
     """
     _check_sizes(config, shapes, path)
     if (depth := num_layers(shapes, ENCODER)) != (config.num_encoder_layers or 0):
-        raise UserError(
-            f"{path} says {config.num_encoder_layers} num_encoder_layers but the weights have {depth}"
-        )
+        raise UserError(f"{path}: num_encoder_layers is {config.num_encoder_layers}, in the weights {depth}")
     model = model_without_memory(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings and HEAD not in shapes:

@@ -90,7 +90,7 @@ def _question(settings: ChatSettings) -> str | None:
     if settings.prompt is None and sys.stdin.isatty():
         return None
     try:
-        text = sys.stdin.read().rstrip("\n") if settings.prompt is None else " ".join(settings.prompt)
+        text = sys.stdin.read().removesuffix("\n") if settings.prompt is None else " ".join(settings.prompt)
         text.encode()
     except UnicodeError:
         raise UserError("the prompt is not valid UTF-8 text") from None

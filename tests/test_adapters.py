@@ -272,6 +272,13 @@ def test_adapters_of_other_kinds_are_refused_by_name(run, tmp_path, values, mess
         load_checkpoint(tmp_path / "run")
 
 
+def test_whole_weights_beside_an_adapter_are_not_left_out_in_silence(run, base, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copy(base / "model.safetensors", tmp_path / "run")
+    with pytest.raises(UserError, match="adapts another model, but model.safetensors lies there, too"):
+        load_checkpoint(tmp_path / "run")
+
+
 def test_factors_that_do_not_fit_the_base_are_named(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     file = tmp_path / "run/adapter_model.safetensors"

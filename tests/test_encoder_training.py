@@ -53,5 +53,5 @@ def test_another_number_of_encoder_layers_than_the_weights_have_is_named(tmp_pat
     pretrain(tmp_path / "run", "--model.architecture", "merged", "--prompt_mask", "prefix", "--max_steps", 1)
     file = tmp_path / "run" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_encoder_layers": 10**9}))
-    with pytest.raises(UserError, match="says 1000000000 num_encoder_layers but the weights have 2"):
+    with pytest.raises(UserError, match="num_encoder_layers is 1000000000, in the weights 2"):
         load_checkpoint(tmp_path / "run")

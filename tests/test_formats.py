@@ -198,7 +198,7 @@ ANSWER = {"role": "assistant", "content": "b"}
         ({"question": "Q", "answers": [3]}, "answer is not a string"),
         ({"question": "Q", "answers": ["A"], "is_impossible": True}, "no answer"),
         ({"question": "Q", "answers": ["A"], "is_impossible": 1}, "no answer"),
-        ({"question": "Q", "answers": ["A"], "is_impossible": "True"}, "no answer"),
+        ({"question": "Q", "answers": ["A"], "is_impossible": "YES"}, "no answer"),
     ],
 )
 def test_a_bad_record_has_a_reason(record, reason):

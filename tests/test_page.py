@@ -209,10 +209,11 @@ def test_text_of_a_model_is_text_in_the_page_and_never_a_part_of_it():
     assert hostile not in page_text(views) and "\\u003c/script>" in page_text(views)
 
 
-def test_a_file_of_a_model_shows_the_first_chat_of_a_file_under_every_mask(models, tmp_path):
+def test_a_file_of_a_model_shows_the_first_chat_of_a_file_under_every_mask(models, tmp_path, capsys):
     turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Lima"}]
-    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": turns, "topic": "x"}) + "\n")
     save_page(tmp_path / "talk.html", models[1], str(tmp_path / "talk.jsonl"))
+    assert capsys.readouterr().err == f"note: {tmp_path / 'talk.jsonl'}: keys not read: topic\n"
     text = (tmp_path / "talk.html").read_text(encoding="utf-8")
     views = json.loads(re.search(r'id="data" type="application/json">(.*)</script>', text)[1])
     assert [view["title"] for view in views] == ["prefix", *(name for name in STRATEGIES if name != "prefix")]

@@ -194,6 +194,8 @@ REFUSED = [  # a body, the status, and what the error says
     ({"messages": MESSAGES, "tool_choice": "required"}, 400, "tool_choice"),
     ({"messages": MESSAGES, "stream_options": {"include_usage": True}}, 400, "stream_options"),
     ({"messages": [{"role": "user", "content": "x" * 3000}]}, 400, "256"),
+    (b'{"prompt": "a", "messages": [{"role": "user", "content": "x"}], "seed": 1, "seed": 2}', 400, "twice"),
+    (b'{"messages": [{"role": "user", "content": "x"}], "metadata": ' + b"9" * 5000 + b"}", 400, "the body"),
     (b'{"messages": "' + b"x" * 2**21 + b'"}', 413, "1,048,576"),
 ]
 

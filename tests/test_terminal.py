@@ -1,5 +1,6 @@
 """The chat program as a process: in a pseudo-terminal, and with piped input."""
 
+import io
 import json
 import os
 import pty
@@ -17,7 +18,7 @@ from forked_commands import begin, call
 from eval.chat import ChatSession, TextSampling
 from eval.terminal import ChatTerminal
 from eval.transcript import save_transcript
-from scripts.chat import main
+from scripts.chat import ChatSettings, _question, main
 from tests.foreign import FORGETFUL
 from tests.serving import save_served, saying_model
 
@@ -161,6 +162,12 @@ def test_an_answer_that_a_limit_cuts_is_said_to_be_cut(models, monkeypatch, caps
 
 
 @pytest.mark.long
+def test_of_piped_text_only_the_last_line_end_is_no_part_of_it(monkeypatch):
+    for piped, asked in (("a", "a"), ("a\n", "a"), ("a\n\n", "a\n")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(piped))
+        assert _question(ChatSettings(model="m", raw=True)) == asked
+
+
 def test_piped_input_is_answered_by_each_of_two_models_below_its_name(models):
     more = [
         "--max_new_tokens",

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from dataset.blocks import COMPRESSIONS, ENDINGS, form_of
 from dataset.messages import shown
-from dataset.printing import tell
+from dataset.printing import NOTE, tell
 from dataset.tables import HUB, hub_state, on_hub, tell_unread
 from dataset.text_files import DEFAULT_RULES, ReadingSettings
 from model.errors import UserError
@@ -57,13 +57,13 @@ def _files_in(folder: Path) -> list[str]:
         entries += [Path(place, name) for name in folders + files if not name.startswith(".")]
     _tell_hidden(str(folder), hidden)
     for link in sorted(entry for entry in entries if entry.is_symlink() and os.path.isdir(entry)):
-        tell(f"{link} is a link to a folder: name it to read it")
+        tell(f"{NOTE}{link} is a link to a folder: name it to read it")
     return [str(entry) for entry in sorted(entries) if not os.path.isdir(entry)]
 
 
 def _tell_hidden(place: str, names: Iterable[str]) -> None:
     if hidden := sorted(Path(name).name for name in names):
-        tell(f"{place}: not read, as hidden, are {shown(hidden)}")
+        tell(f"{NOTE}{place}: not read, as hidden, are {shown(hidden)}")
 
 
 def _matches(pattern: Path) -> list[str]:
@@ -81,7 +81,7 @@ def _matches(pattern: Path) -> list[str]:
     read = {folder for file in files for folder in Path(file).parents}
     for folder in filter(os.path.isdir, found):
         if Path(folder) not in read and os.listdir(folder):
-            tell(f"{folder} is a folder: name it to read it")
+            tell(f"{NOTE}{folder} is a folder: name it to read it")
     return files
 
 
@@ -97,9 +97,9 @@ def _data_among(files: list[str], root: Path, name: str) -> list[str]:
         wanted = f"no data files in {name}: expected names that end in {', '.join(ENDINGS)}"
         raise UserError(f"{wanted}, outside tokenizers and token stores")
     for folder in dict.fromkeys(filter(None, products.values())):
-        tell(f"{folder} is {_product(folder)}: not read as data")
+        tell(f"{NOTE}{folder} is {_product(folder)}: not read as data")
     if others := sorted({_ending(file) for file in outside if not form_of(file)}):
-        tell(f"{name}: not read are files of {', '.join(others)}")
+        tell(f"{NOTE}{name}: not read are files of {', '.join(others)}")
     return data
 
 

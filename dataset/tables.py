@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 from dataset.messages import read_json, shown
-from dataset.printing import tell
+from dataset.printing import NOTE, tell
 from model.errors import UnfinishedError, UserError
 from model.files import opened
 
@@ -90,7 +90,7 @@ def tell_unread(source: str) -> None:
         if not on_hub(source)["split"]:
             _split_among(source, [*map(str, builder.config.data_files)])
         for what, names in ((what, names) for what, names in told.items() if names):
-            tell_once(f"{source}: {what}: {names}")
+            tell_once(f"{NOTE}{source}: {what}: {names}")
 
 
 def _explaining_hub(source: str) -> Callable[[], AbstractContextManager[None]]:
@@ -167,7 +167,7 @@ def _split_among(source: str, splits: list[str]) -> str:
         raise ValueError(f"it has no split train; name one of {', '.join(splits)}")
     read = "train" if "train" in splits else splits[0]
     if others := [split for split in splits if split != read]:
-        tell_once(f"{source}: {read} is read; not read are the splits {', '.join(others)}")
+        tell_once(f"{NOTE}{source}: {read} is read; not read are the splits {', '.join(others)}")
     return read
 
 

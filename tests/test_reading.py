@@ -163,8 +163,8 @@ def test_what_is_not_read_of_the_hub_is_named(tmp_path, capsys):
     check_sources([f"hub:{tmp_path}"])
     assert values(f"hub:{tmp_path}") == [{"text": "one"}]
     files, rows = capsys.readouterr().err.splitlines()
-    assert files == f"hub:{tmp_path}: not read are the files: b.csv, more/\\x1b.jsonl"
-    assert rows == f"hub:{tmp_path}: its card says what is read of a file, and how: {{'nrows': 1}}"
+    assert files == f"note: hub:{tmp_path}: not read are the files: b.csv, more/\\x1b.jsonl"
+    assert rows == f"note: hub:{tmp_path}: its card says what is read of a file, and how: {{'nrows': 1}}"
     parquet(tmp_path / "train.parquet", ROWS[:3])
     filtered = card.format("filters: [[n, '>', 0]]").replace("train.csv", "train.parquet")
     write(tmp_path / "README.md", filtered.encode())
@@ -195,8 +195,10 @@ def test_what_is_not_read_of_archives_and_behind_links_is_named_too(tmp_path, ca
         check_sources([f"hub:{tmp_path / name}"])
         assert values(f"hub:{tmp_path / name}") == [{"text": "one"}, {"text": "two"}]
         files, members = capsys.readouterr().err.splitlines()
-        assert files == f"hub:{tmp_path / name}: not read are the files: more.jsonl"
-        assert members.startswith(f"hub:{tmp_path / name}: of archives are not read names and folders that")
+        assert files == f"note: hub:{tmp_path / name}: not read are the files: more.jsonl"
+        assert members.startswith(
+            f"note: hub:{tmp_path / name}: of archives are not read names and folders that"
+        )
         assert members.endswith(": train.zip")
 
 
@@ -229,7 +231,7 @@ def test_a_split_and_a_configuration_of_the_hub_can_be_named(tmp_path, capsys):
     assert values(f"hub:{tmp_path}") == ROWS[:5]
     check_sources([f"hub:{tmp_path}"])  # as what lies there already does
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"hub:{tmp_path}: train is read; not read are the splits validation, test"]
+    assert said == [f"note: hub:{tmp_path}: train is read; not read are the splits validation, test"]
     assert values(f"hub:{tmp_path}:test") == ROWS[5:8]
     assert values(f"hub:{tmp_path}:default:test") == ROWS[5:8]
     with pytest.raises(UserError, match="expected hub:org/name"):
@@ -286,7 +288,9 @@ def test_a_linked_folder_that_is_not_read_is_named(tmp_path, capsys):
     write(tmp_path / "elsewhere" / "b.jsonl", LINES)
     (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
     assert find_sources([str(tmp_path / "data")]) == [data]
-    assert capsys.readouterr().err == f"{tmp_path}/data/more is a link to a folder: name it to read it\n"
+    assert (
+        capsys.readouterr().err == f"note: {tmp_path}/data/more is a link to a folder: name it to read it\n"
+    )
 
 
 def test_what_is_hidden_in_a_folder_is_not_read_and_named(tmp_path, capsys):
@@ -294,11 +298,11 @@ def test_what_is_hidden_in_a_folder_is_not_read_and_named(tmp_path, capsys):
     for name in (".b.jsonl", ".cache/c.jsonl", ".jsonl", ".DS_Store", ".git/e.jsonl"):
         write(tmp_path / name, LINES)
     assert find_sources([str(tmp_path)]) == [data]
-    assert capsys.readouterr().err == f"{tmp_path}: not read, as hidden, are .b.jsonl, .cache, .jsonl\n"
+    assert capsys.readouterr().err == f"note: {tmp_path}: not read, as hidden, are .b.jsonl, .cache, .jsonl\n"
     assert find_sources([str(tmp_path / "**")]) == [data]
     assert (
         capsys.readouterr().err
-        == f"{tmp_path}/**: not read, as hidden, are .b.jsonl, .cache, .jsonl, c.jsonl\n"
+        == f"note: {tmp_path}/**: not read, as hidden, are .b.jsonl, .cache, .jsonl, c.jsonl\n"
     )
 
 
@@ -306,7 +310,7 @@ def test_a_folder_that_a_glob_finds_is_named_unless_its_files_are_found_too(tmp_
     files = [write(tmp_path / name, LINES) for name in ("a.jsonl", "more/b.jsonl")]
     (tmp_path / "nothing").mkdir()
     assert find_sources([str(tmp_path / "*")]) == files[:1]
-    assert capsys.readouterr().err == f"{tmp_path}/more is a folder: name it to read it\n"
+    assert capsys.readouterr().err == f"note: {tmp_path}/more is a folder: name it to read it\n"
     for pattern in ("**", "**/*"):
         assert find_sources([str(tmp_path / pattern)]) == files
         assert not capsys.readouterr().err
@@ -323,8 +327,8 @@ def test_tokenizers_and_token_stores_among_the_data_are_left_out_and_named(tmp_p
     for names in (tmp_path / "data", tmp_path / "data" / "**" / "*.json*"):
         assert find_sources([str(names)]) == [data]
         assert capsys.readouterr().err.splitlines() == [
-            f"{tmp_path}/data/deep/store is a token store: not read as data",
-            f"{tmp_path}/data/tok is a tokenizer: not read as data",
+            f"note: {tmp_path}/data/deep/store is a token store: not read as data",
+            f"note: {tmp_path}/data/tok is a tokenizer: not read as data",
         ]
     for product in ("tok", "deep/store", "deep/store/validation"):
         with pytest.raises(UserError, match=f"data/{product} is a to.*; name the files"):

@@ -86,8 +86,8 @@ def test_files_of_other_endings_in_a_folder_are_told_of(tmp_path, capsys):
     write(tmp_path / "c.csv.gz")
     assert find_sources([str(tmp_path)]) == [data, packed]
     hidden, others = capsys.readouterr().err.splitlines()
-    assert hidden == f"{tmp_path}: not read, as hidden, are .hidden.csv"
-    assert others == f"{tmp_path}: not read are files of .csv, .csv.gz, no ending"
+    assert hidden == f"note: {tmp_path}: not read, as hidden, are .hidden.csv"
+    assert others == f"note: {tmp_path}: not read are files of .csv, .csv.gz, no ending"
 
 
 def test_a_file_that_changes_while_it_is_read_is_told_of(tmp_path, monkeypatch):

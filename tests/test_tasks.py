@@ -45,13 +45,14 @@ def test_lists_hold_the_numbers_that_are_asked_once_and_the_question_stands_wher
 @pytest.mark.parametrize("options", ["last", "first"])
 def test_options_hold_the_number_that_is_asked_under_the_letter_that_is_the_answer(options):
     files = build_task(replace(SMALL, options=options))
-    for prompt, letter in conversations(files):
+    for prompt, answer in conversations(files):
         lines = prompt.split("\n")
         body, question, listed = lines if options == "last" else (*lines[1:], lines[0])
-        assert re.fullmatch(r"A \d\d, B \d\d, C \d\d, D \d\d", listed) and letter in "ABCD"
+        assert re.fullmatch(r"\d\d A, \d\d B, \d\d C, \d\d D", listed)
         assert len(set(re.findall(r"\d\d", listed))) == 4
-        assert re.findall(rf"{letter} (\d\d)", listed) == re.findall(rf"\b{question[0]} (\d\d)", body)
-    letters = [letter for _, letter in conversations(files)]
+        entry, letter = answer.rsplit(" ", 1)
+        assert entry[0] == question[0] and entry in body.split(", ") and f"{entry[2:]} {letter}" in listed
+    letters = [answer[-1] for _, answer in conversations(files)]
     assert all(70 < letters.count(letter) < 130 for letter in "ABCD")  # of 400
 
 

@@ -36,7 +36,7 @@ class BuildTaskSettings:
     question_position: QuestionPosition = "last"
     """where the question stands; reasoning takes only last, as its texts end with their questions"""
     options: Literal["none", "first", "last"] = "none"
-    """a lookup asks for the letter of one of four numbers, which stand before or after list and question"""
+    """a lookup asks for one of four options, too, which stand before or after list and question"""
     passages: bool = False
     """whether entries of a lookup are passages, a line each, which some prompt masks keep from each other"""
     seed: int = 0
@@ -125,15 +125,18 @@ def _for(entries: list[str]) -> Asked:
 
 
 def with_options(text: Text) -> Text:
-    """Ask for letters of options, "A 37, B 12, C 85, D 40", instead of the numbers of a list."""
+    """Ask which of four options, "37 A, 12 B, 85 C, 40 D", is the number of a letter, and for both before it.
+
+    An answer of one letter alone is learnt from no drill; said after its entry, it is one more lookup.
+    """
     rng, numbers = Random(text.body), text.body.replace(",", "").split()[1::2]
     asked = []
     for each in text.asked:
         number = each.answer[2:]
         options = [number, *rng.sample([n for n in numbers if n != number], 3)]
         rng.shuffle(options)
-        listed = ", ".join(map(" ".join, zip(LETTERS, options, strict=True)))
-        asked.append(Asked(each.question, LETTERS[options.index(number)], listed))
+        listed = ", ".join(map(" ".join, zip(options, LETTERS, strict=True)))
+        asked.append(Asked(each.question, f"{each.answer} {LETTERS[options.index(number)]}", listed))
     return replace(text, asked=tuple(asked), taught=None)
 
 
